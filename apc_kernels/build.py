@@ -1,0 +1,298 @@
+"""Builds the native libraries: finds out what can be built here, writes a ninja file, runs it, records the outcome.
+
+`setup.py` does this during installation; `python -m apc_kernels.build` does it afterwards. It needs nothing but a
+compiler, ninja and an installed torch (for its headers), and never imports the rest of the package.
+
+Environment: APC_KERNELS_SKIP_NATIVE=1 builds nothing, APC_KERNELS_FORCE_CUDA=1 fails where the CUDA library cannot be
+built, TORCH_CUDA_ARCH_LIST ("8.0;9.0;10.0+PTX") names the GPU architectures, MAX_JOBS limits parallel compilations,
+CXX, CUDA_HOME and NVCC name the compilers.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "csrc").is_dir() and (PACKAGE.parent / "setup.py").is_file() else None
+SOURCES = CHECKOUT / "csrc" if CHECKOUT else PACKAGE / "csrc"
+RECORD = "native.json"
+CPU_LIBRARY, CUDA_LIBRARY = "_C.abi3.so", "_C_cuda.abi3.so"
+
+TARGET = "2.11"  # the oldest torch that the libraries run on
+FLAGS = ["-O3", "-fPIC", "-std=c++20", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+INSTRUCTION_SETS = {"baseline": "x86-64", "x86_64_v3": "x86-64-v3", "x86_64_v4": "x86-64-v4"}
+ARCHITECTURES = "8.0;9.0;10.0+PTX"
+
+
+class BuildError(RuntimeError):
+    """A library that was asked for cannot be built; the message says why."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What the decision depends on. No GPU in it: whether one is visible here says nothing about where the code runs."""
+
+    torch: str | None  # its version
+    torch_cuda: str | None  # the CUDA version it was built for
+    torch_path: str | None
+    compiler: str | None
+    ninja: str | None
+    nvcc: str | None
+    nvcc_cuda: str | None  # the CUDA version of nvcc
+
+
+@dataclass(frozen=True)
+class Decision:
+    build: bool
+    reason: str
+
+
+def observe(environ: Mapping[str, str] = os.environ) -> World:
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    nvcc = find_nvcc(environ)
+    version = re.search(r"release (\d+\.\d+)", _output([nvcc, "--version"])) if nvcc else None
+    return World(
+        torch=torch.__version__ if torch else None,
+        torch_cuda=torch.version.cuda if torch else None,
+        torch_path=str(Path(torch.__file__).parent) if torch else None,
+        compiler=shutil.which(environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++"),
+        ninja=find_ninja(),
+        nvcc=nvcc if version else None,
+        nvcc_cuda=version[1] if version else None,
+    )
+
+
+def find_nvcc(environ: Mapping[str, str] = os.environ) -> str | None:
+    if environ.get("NVCC"):
+        return shutil.which(environ["NVCC"])
+    for home in (environ.get("CUDA_HOME"), environ.get("CUDA_PATH"), "/usr/local/cuda"):
+        if home and (nvcc := shutil.which("nvcc", path=str(Path(home) / "bin"))):
+            return nvcc
+    return shutil.which("nvcc")
+
+
+def find_ninja() -> str | None:
+    beside_python = str(Path(sysconfig.get_path("scripts")))
+    return shutil.which("ninja", path=beside_python) or shutil.which("ninja")
+
+
+def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, Decision]:
+    """Whether to build the CPU and the CUDA library, and why. The first reason against it is the one given."""
+
+    def first(*reasons_against: tuple[bool, str], otherwise: str) -> Decision:
+        reason = next((reason for holds, reason in reasons_against if holds), None)
+        return Decision(reason is None, reason or otherwise)
+
+    force_cuda = _is_set(environ, "APC_KERNELS_FORCE_CUDA")
+    common = (
+        (_is_set(environ, "APC_KERNELS_SKIP_NATIVE"), "APC_KERNELS_SKIP_NATIVE is set"),
+        (sys.platform != "linux", f"native code is built on Linux only, this is {sys.platform}"),
+        (world.torch is None, "torch is not in the build environment (pip isolates it: --no-build-isolation shows it)"),
+        (world.torch is not None and not _at_least(world.torch, TARGET), f"torch {world.torch} is older than {TARGET}"),
+        (world.compiler is None, "no C++ compiler was found (g++ or clang++ on PATH, or CXX)"),
+        (world.ninja is None, "ninja was not found (pip install ninja)"),
+    )
+    cpu = first(*common, otherwise=f"torch {world.torch} and {world.compiler}")
+    cuda = first(
+        *common,
+        (world.torch_cuda is None, f"torch {world.torch} is a build without CUDA"),
+        (world.nvcc is None, "nvcc was not found (on PATH, in CUDA_HOME or /usr/local/cuda)"),
+        (
+            _major(world.torch_cuda) != _major(world.nvcc_cuda),
+            f"nvcc is CUDA {world.nvcc_cuda}, torch was built for CUDA {world.torch_cuda}",
+        ),
+        otherwise=f"torch {world.torch} for CUDA {world.torch_cuda}, nvcc {world.nvcc_cuda}",
+    )
+    if force_cuda and not cuda.build:
+        raise BuildError(f"APC_KERNELS_FORCE_CUDA is set, but the CUDA library cannot be built: {cuda.reason}")
+    return {"cpu": cpu, "cuda": cuda}
+
+
+def architectures(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """TORCH_CUDA_ARCH_LIST as nvcc's -gencode options."""
+    options = []
+    for entry in re.split(r"[;,\s]+", environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES):
+        match = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", entry)
+        if not match:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected entries like 9.0 or 10.0+PTX, got {entry!r}")
+        number = match[1] + match[2]
+        options.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[3]:
+            options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return options
+
+
+def source_files() -> list[Path]:
+    return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cpp", ".cuh", ".cu"})
+
+
+def source_hash() -> str:
+    digest = hashlib.sha256(TARGET.encode())
+    for path in source_files():
+        digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def user_cache() -> Path:
+    """Where libraries go that were built after installation into a folder this user cannot write."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "apc_kernels" / f"{platform.machine()}-{source_hash()}"
+
+
+def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[str, str] = os.environ) -> str:
+    """The build as ninja reads it. *_cpu.cpp is compiled once for each instruction set, everything else once."""
+    include = f"-isystem {_escape(Path(world.torch_path or '') / 'include')}"
+    lines = [
+        f"cxx = {_escape(world.compiler or '')}",
+        f"nvcc = {_escape(world.nvcc or '')}",
+        f"flags = {' '.join(FLAGS)} -Wall -Wextra {include}",
+        f"cuda_flags = {' '.join(nvcc_flags())} {' '.join(architectures(environ))} {include}",
+        f"link = -shared -L{_escape(Path(world.torch_path or '') / 'lib')} -Wl,--no-as-needed",
+        "rule cxx\n  command = $cxx $flags $set -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        "rule cuda\n  command = $nvcc $cuda_flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        "rule library\n  command = $cxx $in -o $out $link $libraries",
+        "rule cuda_library\n  command = $nvcc -shared -Xlinker --no-as-needed -L"
+        f"{_escape(Path(world.torch_path or '') / 'lib')} $in -o $out $libraries",
+    ]
+    objects = []
+    for source in SOURCES.rglob("*.cpp"):
+        is_kernel, stem = source.stem.endswith("_cpu"), source.relative_to(SOURCES).with_suffix("").as_posix()
+        for name, march in _instruction_sets().items() if is_kernel else [("", "")]:
+            target = f"objects/{stem}{name and '.'}{name}.o"
+            lines.append(f"build {target}: cxx {_escape(source)}")
+            if is_kernel:
+                lines.append(f"  set = -DAPC_ISA={name} {march}")
+            objects.append(target)
+    lines.append(f"build {CPU_LIBRARY}: library {' '.join(sorted(objects))}\n  libraries = -ltorch_cpu -ltorch")
+    if decisions["cuda"].build:
+        objects = []
+        for source in SOURCES.rglob("*.cu"):
+            objects.append(f"objects/{source.relative_to(SOURCES).as_posix()}.o")
+            lines.append(f"build {objects[-1]}: cuda {_escape(source)}")
+        lines.append(
+            f"build {CUDA_LIBRARY}: cuda_library {' '.join(sorted(objects))}\n"
+            "  libraries = -ltorch_cpu -ltorch_cuda -ltorch"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def nvcc_flags() -> list[str]:
+    return ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-DUSE_CUDA", "-lineinfo", "--expt-relaxed-constexpr", FLAGS[-1]]
+
+
+def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict:
+    """Builds what can be built into `folder`, writes the record there and returns it. Raises only where forced."""
+    world = observe(environ)
+    decisions = decide(world, environ)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "sources": source_hash(),
+        "target": TARGET,
+        "world": {key: value for key, value in vars(world).items() if key != "torch_path"},
+    }
+    if decisions["cpu"].build:
+        (folder / "build.ninja").write_text(ninja_file(world, decisions, environ))
+    for device, library in (("cpu", CPU_LIBRARY), ("cuda", CUDA_LIBRARY)):
+        decision = decisions[device]
+        if decision.build:
+            failure = _run_ninja(world.ninja, folder, library, environ)
+            if failure and device == "cuda" and _is_set(environ, "APC_KERNELS_FORCE_CUDA"):
+                raise BuildError(f"APC_KERNELS_FORCE_CUDA is set, but the CUDA library failed to compile:\n{failure}")
+            if failure:
+                decision = Decision(False, f"compilation failed: {failure}")
+        if not decision.build:
+            (folder / library).unlink(missing_ok=True)
+        record[device] = {"built": decision.build, "reason": decision.reason}
+    if record["cuda"]["built"]:
+        record["cuda"]["architectures"] = environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def install(record: dict, folder: Path, destination: Path) -> None:
+    """Copies the record and the libraries that were built to where the package looks for them."""
+    destination.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(folder / RECORD, destination / RECORD)
+    for device, library in (("cpu", CPU_LIBRARY), ("cuda", CUDA_LIBRARY)):
+        if record[device]["built"]:
+            partial = destination / f"{library}.{os.getpid()}"
+            shutil.copy2(folder / library, partial)
+            partial.replace(destination / library)  # whole or not at all, also for a process that is loading it
+
+
+def summary(record: dict) -> str:
+    return "\n".join(
+        f"{device + ' library':<13} {'built' if record[device]['built'] else 'not built'}: {record[device]['reason']}"
+        for device in ("cpu", "cuda")
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m apc_kernels.build", description=__doc__.split("\n")[0])
+    parser.parse_args()
+    if CHECKOUT:
+        folder = CHECKOUT / "build" / "native"
+        record = build(folder)
+    else:
+        destination = PACKAGE / "native" if os.access(PACKAGE, os.W_OK) else user_cache()
+        folder = user_cache() / "objects"
+        record = build(folder)
+        install(record, folder, destination)
+        folder = destination
+    print(f"{summary(record)}\n{'in':<13} {folder}")
+    return 0 if record["cpu"]["built"] else 1
+
+
+def _instruction_sets() -> dict[str, str]:
+    if platform.machine() in {"x86_64", "AMD64"}:
+        return {name: f"-march={march}" for name, march in INSTRUCTION_SETS.items()}
+    return {"baseline": ""}
+
+
+def _run_ninja(ninja: str, folder: Path, target: str, environ: Mapping[str, str]) -> str | None:
+    jobs = ["-j", environ["MAX_JOBS"]] if environ.get("MAX_JOBS") else []
+    result = subprocess.run([ninja, *jobs, "-C", str(folder), target], capture_output=True, text=True)
+    return None if result.returncode == 0 else result.stdout[-4000:] + result.stderr[-1000:]
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _is_set(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").lower() not in {"", "0", "false", "no"}
+
+
+def _at_least(version: str, minimum: str) -> bool:
+    return [int(part) for part in re.findall(r"\d+", version)[:2]] >= [int(part) for part in minimum.split(".")]
+
+
+def _major(version: str | None) -> str:
+    return (version or "").split(".")[0]
+
+
+def _escape(path: Path | str) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BuildError as error:
+        sys.exit(f"apc_kernels: {error}")

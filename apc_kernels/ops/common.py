@@ -1,0 +1,30 @@
+"""What several operations share."""
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def working(x: Tensor) -> Tensor:
+    """x in the precision that sums are kept in: float64 as it is, everything else as float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Keeps autocast from rounding a reference's products; leaves no trace in a graph where autocast is off."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def reads_in_place(x: Tensor) -> bool:
+    """Whether kernels take this map's layout: columns (NCHW) or channels (NHWC) side by side."""
+    return x.stride(3) == 1 or x.stride(1) == 1 or x.shape[3] == 1 or x.shape[1] == 1
+
+
+def run(launches: list[tuple], x: Tensor) -> None:
+    """Runs Triton launches (kernel, grid, arguments) on x's device."""
+    with torch.cuda.device_of(x):
+        for kernel, grid, arguments in launches:
+            kernel[grid](**arguments)

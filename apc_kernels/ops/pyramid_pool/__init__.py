@@ -1,0 +1,133 @@
+"""pyramid_pool: adaptive average pooling at several scales in one read of the map."""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apc_kernels import dispatch
+from apc_kernels.ops.common import reads_in_place
+from apc_kernels.ops.pyramid_pool import reference
+
+MAX_SCALES = 64
+DTYPES = dispatch.DTYPES["reference"]
+
+
+def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
+    """Averages a map over the s×s bins of every scale s.
+
+        out[b, c, offset(s) + i·s + j] = mean of x[b, c, y, x] over y in bin i of h, x in bin j of w
+        bin i of n positions: floor(i·n/s) … ceil((i+1)·n/s) − 1, as in torch.nn.functional.adaptive_avg_pool2d
+
+    Args:
+        x: (B, C, h, w), float32, bfloat16, float16 or float64. NCHW and channels_last maps, and slices of them that
+            keep columns or channels side by side, are read where they lie; any other layout is copied once.
+        scales: one or more numbers of bins, in the order the result holds them; each may exceed h or w.
+
+    Returns:
+        (B, C, J), J = Σ s², scale-major, then row-major, contiguous, in x's dtype; sums are kept in float32
+        (float64 for float64). Its gradient has the strides of torch.empty_like(x).
+
+    Differentiable any number of times; deterministic to the bit. Under autocast it computes in the dtype x has.
+    """
+    scales = _check(x, scales)
+    if torch.compiler.is_exporting():
+        return reference.pyramid_pool(x, scales)
+    return _forward(x, scales)
+
+
+def _check(x: Tensor, scales: Sequence[int]) -> list[int]:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"x: expected 4 dimensions (B, C, h, w), got {x.dim()}: {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x: expected float32, bfloat16, float16 or float64, got {str(x.dtype).removeprefix('torch.')}")
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"x: expected a height and width of at least 1, got {tuple(x.shape)}")
+    return _check_scales(scales)
+
+
+def _check_scales(scales: Sequence[int]) -> list[int]:
+    try:
+        scales = [operator.index(s) for s in scales]
+    except TypeError:
+        raise TypeError(f"scales: expected a sequence of integers, got {scales!r}") from None
+    if not 1 <= len(scales) <= MAX_SCALES:
+        raise ValueError(f"scales: expected 1 to {MAX_SCALES} scales, got {len(scales)}")
+    if min(scales) < 1:
+        raise ValueError(f"scales: expected scales of at least 1, got {tuple(scales)}")
+    return scales
+
+
+def _regions(scales: Sequence[int]) -> int:
+    return sum(s * s for s in scales)
+
+
+@torch.library.custom_op("apc_kernels::pyramid_pool", mutates_args=())
+def _forward(x: Tensor, scales: Sequence[int]) -> Tensor:
+    scales = _check(x, scales)
+    name = dispatch.select("pyramid_pool", x)
+    if name == "reference":
+        return reference.pyramid_pool(x, scales)
+    out = x.new_empty(*x.shape[:2], _regions(scales))
+    if out.numel():
+        dispatch.kernels(name, "pyramid_pool").pyramid_pool(x if reads_in_place(x) else x.contiguous(), scales, out)
+    return out
+
+
+@_forward.register_fake
+def _(x, scales):
+    _check(x, scales)
+    return x.new_empty(*x.shape[:2], _regions(scales))
+
+
+@torch.library.custom_op("apc_kernels::pyramid_pool_backward", mutates_args=())
+def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """The gradient of x, a map of the given size and strides, from the gradient of the result."""
+    scales = _check_backward(grad, scales, size, stride)
+    name = dispatch.select("pyramid_pool_backward", grad)
+    grad_x = grad.new_empty_strided(size, stride)
+    if name == "reference":
+        return grad_x.copy_(reference.pyramid_pool_backward(grad, scales, size))
+    if grad_x.numel():
+        target = grad_x if reads_in_place(grad_x) else torch.empty_like(grad_x, memory_format=torch.contiguous_format)
+        dispatch.kernels(name, "pyramid_pool").pyramid_pool_backward(grad.contiguous(), scales, target)
+        if target is not grad_x:
+            grad_x.copy_(target)
+    return grad_x
+
+
+@_backward.register_fake
+def _(grad, scales, size, stride):
+    _check_backward(grad, scales, size, stride)
+    return grad.new_empty_strided(size, stride)
+
+
+def _check_backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> list[int]:
+    scales = _check_scales(scales)
+    if len(size) != 4 or len(stride) != 4:
+        raise ValueError(f"size, stride: expected 4 numbers each, got {tuple(size)} and {tuple(stride)}")
+    if size[2] == 0 or size[3] == 0:
+        raise ValueError(f"size: expected a height and width of at least 1, got {tuple(size)}")
+    expected = (size[0], size[1], _regions(scales))
+    if tuple(grad.shape) != expected:
+        raise ValueError(f"grad: expected {expected} for a map of {tuple(size)}, got {tuple(grad.shape)}")
+    return scales
+
+
+def _remember(ctx, inputs, output):
+    x, ctx.scales = inputs
+    ctx.size = x.shape
+    ctx.stride = torch.empty_like(x, device="meta").stride()
+
+
+_forward.register_autograd(
+    lambda ctx, grad: (_backward(grad, ctx.scales, ctx.size, ctx.stride), None), setup_context=_remember
+)
+# The pooling is linear: the gradient of its gradient is the pooling again.
+_backward.register_autograd(
+    lambda ctx, grad: (_forward(grad, ctx.scales), None, None, None),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "scales", inputs[1]),
+)

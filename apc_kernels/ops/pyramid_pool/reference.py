@@ -1,0 +1,38 @@
+"""pyramid_pool in plain PyTorch: two small matrix products for each scale, P_h · x · P_wᵀ.
+
+The specification, and what exported models hold: stock operators only, sizes may be symbolic.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apc_kernels.ops.common import without_autocast, working
+
+
+def pyramid_pool(x: Tensor, scales: Sequence[int]) -> Tensor:
+    with without_autocast(x):
+        pooled = []
+        for s in scales:
+            columns = working(x) @ averaging(x.shape[3], s, x).mT  # (B, C, h, s)
+            pooled.append((columns.mT @ averaging(x.shape[2], s, x).mT).mT.flatten(2))  # (B, C, s*s)
+        return torch.cat(pooled, 2).to(x.dtype)
+
+
+def pyramid_pool_backward(grad: Tensor, scales: Sequence[int], size: Sequence[int]) -> Tensor:
+    with without_autocast(grad):
+        grad_x = working(grad).new_zeros(size)
+        for s, pooled in zip(scales, working(grad).split([s * s for s in scales], 2), strict=True):
+            columns = pooled.unflatten(2, (s, s)).mT @ averaging(size[2], s, grad)  # (B, C, s, h)
+            grad_x += columns.mT @ averaging(size[3], s, grad)
+        return grad_x.to(grad.dtype)
+
+
+def averaging(size: int, s: int, like: Tensor) -> Tensor:
+    """The (s, size) matrix that averages an axis over its bins: bin i covers [floor(i*size/s), ceil((i+1)*size/s))."""
+    i = torch.arange(s, device=like.device)[:, None]
+    position = torch.arange(size, device=like.device)
+    begin, end = i * size // s, ((i + 1) * size + s - 1) // s
+    inside = (position >= begin) & (position < end)
+    return inside / (end - begin).to(torch.float64 if like.dtype == torch.float64 else torch.float32)

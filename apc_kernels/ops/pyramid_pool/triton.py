@@ -1,0 +1,282 @@
+"""pyramid_pool in Triton. One set of kernels serves NCHW and channels_last: Triton lays a tile out by its strides.
+
+Cut at every bin edge, the rows fall into segments (csrc/common/bins.h). A program sums the rows of one segment, which
+is the one read of x, and then its columns into the bins of every scale; a second kernel adds up the segments of each
+bin. The gradient is the same for all rows of a segment: a program works it out once and writes it to each of them.
+
+Bytes, forward: x once, and segments · Σs / (h · w) of its elements in float32, written and read again (3 % at 64×64).
+Backward: the gradient of x once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from apc_kernels.ops.common import run
+
+BLOCK_X, BLOCK_C = 64, 64
+
+
+@triton.jit
+def begin_of(i, size, s):
+    return i * size // s
+
+
+@triton.jit
+def end_of(i, size, s):
+    return ((i + 1) * size + s - 1) // s
+
+
+@triton.jit
+def locate(bin, SCALES: tl.constexpr):
+    """The scale of a bin counted through all scales, its place in that scale, and the scale's first region."""
+    s, place, first_region = bin * 0 + 1, bin * 0, bin * 0
+    bins, regions = 0, 0
+    for k in tl.static_range(len(SCALES)):
+        mine = (bin >= bins) & (bin < bins + SCALES[k])
+        s = tl.where(mine, SCALES[k], s)
+        place = tl.where(mine, bin - bins, place)
+        first_region = tl.where(mine, regions, first_region)
+        bins += SCALES[k]
+        regions += SCALES[k] * SCALES[k]
+    return s, place, first_region
+
+
+@triton.jit
+def edges_until(position, size, SCALES: tl.constexpr):
+    """How many bin edges lie at or before a position: it grows exactly where a segment starts."""
+    edges = position * 0
+    for k in tl.static_range(len(SCALES)):
+        edges += tl.minimum(((position + 1) * SCALES[k] + size - 1) // size, SCALES[k])  # bins that begin by then
+        edges += position * SCALES[k] // size  # bins that end by then
+    return edges
+
+
+@triton.jit
+def segments_of(size, SCALES: tl.constexpr, SIZE: tl.constexpr):
+    """The segment each position of an axis lies in; positions past its end lie behind all of them."""
+    position = tl.arange(0, SIZE)
+    before = edges_until(tl.maximum(position - 1, 0), size, SCALES)
+    starts = (position > 0) & (edges_until(position, size, SCALES) != before)
+    return tl.where(position < size, tl.cumsum(starts.to(tl.int32), 0), size)  # (SIZE,)
+
+
+@triton.jit
+def start_of(segment, segments):
+    return tl.sum((segments < segment).to(tl.int32), 0)
+
+
+@triton.jit
+def pool_rows_kernel(
+    x,  # (B, C, h, w)
+    row_sums,  # (B, segments, chunks, Σs, C) float32
+    channels,
+    height,
+    width,
+    stride_b,
+    stride_c,
+    stride_y,
+    stride_x,
+    chunks,
+    SCALES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One row segment, one chunk of its columns, one block of channels: rows first, then columns into bins."""
+    i_e, i_x = tl.program_id(0) // chunks, tl.program_id(0) % chunks
+    i_c, i_b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    segments = segments_of(height, SCALES, HEIGHT)
+
+    column = i_x * BLOCK_X + tl.arange(0, BLOCK_X)
+    m_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C) < channels
+    m_xc = (column < width)[:, None] & m_c[None, :]
+    o_xc = tl.arange(0, BLOCK_X)[:, None] * stride_x + tl.arange(0, BLOCK_C)[None, :] * stride_c
+    x += i_b * stride_b + i_c * BLOCK_C * stride_c + i_x.to(tl.int64) * BLOCK_X * stride_x
+    top, bottom = start_of(i_e, segments), start_of(i_e + 1, segments)
+    x += top.to(tl.int64) * stride_y
+    b_sum = tl.zeros((BLOCK_X, BLOCK_C), tl.float32)
+    for _ in range(top, bottom):
+        b_sum += tl.load(x + o_xc, mask=m_xc, other=0.0).to(tl.float32)
+        x += stride_y
+
+    row_sums += (i_b * tl.num_programs(0) + tl.program_id(0)) * COLUMNS * channels + i_c * BLOCK_C
+    bin = i_x * 0
+    for _ in range(COLUMNS):
+        s, j, _ = locate(bin, SCALES)
+        inside = (column >= begin_of(j, width, s)) & (column < end_of(j, width, s))
+        b_bin = tl.sum(tl.where(inside[:, None], b_sum, 0.0), 0)  # no product with 0: an infinity stays in its bin
+        tl.store(row_sums + tl.arange(0, BLOCK_C), b_bin, mask=m_c)
+        row_sums += channels
+        bin += 1
+
+
+@triton.jit
+def pool_bins_kernel(
+    row_sums,  # (B, segments, chunks, Σs, C) float32
+    out,  # (B, C, J)
+    channels,
+    height,
+    width,
+    segment_count,
+    chunks,
+    SCALES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    REGIONS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One block of regions and channels: adds up the row segments of every region and divides by its area."""
+    region = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    i_b = tl.program_id(2).to(tl.int64)
+    s, i, j, bin = region * 0 + 1, region * 0, region * 0, region * 0  # (BLOCK_J,)
+    bins, regions = 0, 0
+    for k in tl.static_range(len(SCALES)):
+        mine = (region >= regions) & (region < regions + SCALES[k] * SCALES[k])
+        s = tl.where(mine, SCALES[k], s)
+        i = tl.where(mine, (region - regions) // SCALES[k], i)
+        j = tl.where(mine, (region - regions) % SCALES[k], j)
+        bin = tl.where(mine, bins + j, bin)
+        bins += SCALES[k]
+        regions += SCALES[k] * SCALES[k]
+    top, bottom = begin_of(i, height, s), end_of(i, height, s)
+    area = (bottom - top) * (end_of(j, width, s) - begin_of(j, width, s))
+
+    segments = segments_of(height, SCALES, HEIGHT)
+    m_jc = (region < REGIONS)[:, None] & (channel < channels)[None, :]
+    o_jc = bin[:, None].to(tl.int64) * channels + channel[None, :]
+    row_sums += i_b * segment_count * chunks * COLUMNS * channels
+    b_sum = tl.zeros((BLOCK_J, BLOCK_C), tl.float32)
+    for i_e in range(segment_count):
+        start = start_of(i_e, segments)
+        inside = (start >= top) & (start < bottom)
+        for _ in range(chunks):
+            b_sum += tl.load(row_sums + o_jc, mask=inside[:, None] & m_jc, other=0.0)
+            row_sums += COLUMNS * channels
+    out += (i_b * channels + channel[None, :]) * REGIONS + region[:, None]
+    tl.store(out, (b_sum / area[:, None].to(tl.float32)).to(out.dtype.element_ty), mask=m_jc)
+
+
+@triton.jit
+def spread_rows_kernel(
+    grad,  # (B, C, J)
+    grad_x,  # (B, C, h, w)
+    channels,
+    height,
+    width,
+    stride_b,
+    stride_c,
+    stride_y,
+    stride_x,
+    chunks,
+    overlap,
+    SCALES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    REGIONS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One row segment, one chunk of its columns, one block of channels: the gradient once, written to every row."""
+    i_e, i_x = tl.program_id(0) // chunks, tl.program_id(0) % chunks
+    i_c, i_b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    segments = segments_of(height, SCALES, HEIGHT)
+    top, bottom = start_of(i_e, segments), start_of(i_e + 1, segments)
+
+    column = i_x * BLOCK_X + tl.arange(0, BLOCK_X)
+    channel = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = channel < channels
+    grad += (i_b * channels + channel)[None, :] * REGIONS
+    b_grad = tl.zeros((BLOCK_X, BLOCK_C), tl.float32)
+    for first in range(0, COLUMNS, BLOCK_N):
+        bin = first + tl.arange(0, BLOCK_N)
+        s, j, first_region = locate(bin, SCALES)
+        left, right = begin_of(j, width, s), end_of(j, width, s)
+        b_bins = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)  # this segment's share of each column bin
+        for o in range(overlap):
+            i = top * s // height + o  # the bins that hold row `top` start here
+            holds = (bin < COLUMNS) & (i < s) & (begin_of(i, height, s) <= top)
+            area = (end_of(i, height, s) - begin_of(i, height, s)) * (right - left)
+            b_region = tl.load(grad + (first_region + i * s + j)[:, None], mask=holds[:, None] & m_c[None, :], other=0.0)
+            b_bins += b_region.to(tl.float32) / area[:, None].to(tl.float32)
+        for n in range(min(BLOCK_N, COLUMNS)):
+            this = tl.arange(0, BLOCK_N) == n
+            b_bin = tl.sum(tl.where(this[:, None], b_bins, 0.0), 0)
+            inside = (column >= tl.sum(tl.where(this, left, 0), 0)) & (column < tl.sum(tl.where(this, right, 0), 0))
+            b_grad += tl.where(inside[:, None], b_bin[None, :], 0.0)
+
+    m_xc = (column < width)[:, None] & m_c[None, :]
+    o_xc = tl.arange(0, BLOCK_X)[:, None] * stride_x + tl.arange(0, BLOCK_C)[None, :] * stride_c
+    grad_x += i_b * stride_b + i_c * BLOCK_C * stride_c + i_x.to(tl.int64) * BLOCK_X * stride_x
+    grad_x += top.to(tl.int64) * stride_y
+    for _ in range(top, bottom):
+        tl.store(grad_x + o_xc, b_grad.to(grad_x.dtype.element_ty), mask=m_xc)
+        grad_x += stride_y
+
+
+def pyramid_pool(x: Tensor, scales: Sequence[int], out: Tensor) -> None:
+    run(forward_launches(x, scales, out), x)
+
+
+def pyramid_pool_backward(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -> None:
+    run(backward_launches(grad, scales, grad_x), grad_x)
+
+
+def forward_launches(x: Tensor, scales: Sequence[int], out: Tensor) -> list[tuple]:
+    batch, channels, height, width = x.shape
+    segments, chunks = segment_count(height, scales), triton.cdiv(width, BLOCK_X)
+    row_sums = x.new_empty(batch, segments, chunks, sum(scales), channels, dtype=torch.float32)
+    both = {"row_sums": row_sums, "chunks": chunks, **_sizes(x, scales)}
+    rows = {"x": x, **_strides(x), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C, **both}
+    bins = {"out": out, "segment_count": segments, "REGIONS": out.shape[2], "BLOCK_J": 64, "BLOCK_C": 32, **both}
+    return [
+        (pool_rows_kernel, (segments * chunks, triton.cdiv(channels, BLOCK_C), batch), rows),
+        (pool_bins_kernel, (triton.cdiv(out.shape[2], 64), triton.cdiv(channels, 32), batch), bins),
+    ]
+
+
+def backward_launches(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -> list[tuple]:
+    batch, channels, height, width = grad_x.shape
+    segments, chunks = segment_count(height, scales), triton.cdiv(width, BLOCK_X)
+    rows = {
+        "grad": grad,
+        "grad_x": grad_x,
+        "chunks": chunks,
+        "overlap": max((s + height - 1) // height for s in scales) + 1,
+        "REGIONS": grad.shape[2],
+        "BLOCK_N": 16,
+        "BLOCK_X": BLOCK_X,
+        "BLOCK_C": BLOCK_C,
+        **_sizes(grad_x, scales),
+        **_strides(grad_x),
+    }
+    return [(spread_rows_kernel, (segments * chunks, triton.cdiv(channels, BLOCK_C), batch), rows)]
+
+
+def segment_count(size: int, scales: Sequence[int]) -> int:
+    begins = {i * size // s for s in scales for i in range(s)}
+    ends = {-(-i * size // s) for s in scales for i in range(1, s + 1)}
+    return len((begins | ends) - {size})
+
+
+def _sizes(x: Tensor, scales: Sequence[int]) -> dict:
+    _, channels, height, width = x.shape
+    return {
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "SCALES": tuple(scales),
+        "COLUMNS": sum(scales),
+        "HEIGHT": triton.next_power_of_2(height),
+    }
+
+
+def _strides(x: Tensor) -> dict:
+    return dict(zip(("stride_b", "stride_c", "stride_y", "stride_x"), x.stride(), strict=True))

@@ -1,0 +1,233 @@
+// pyramid_pool's CPU kernels, compiled once for each instruction set. Plain loops that vectorise; no library calls
+// that could be linked from another set's object file.
+#include "pyramid_pool.h"
+
+#include "../common/scalar.h"
+
+namespace {
+
+template <typename T>
+using Acc = typename Accumulator<T>::type;
+
+// A small array on the heap, freed at the end of the scope. (std::vector's inline functions would be shared between sets.)
+template <typename T>
+struct Scratch {
+  T* data;
+  explicit Scratch(int64_t count) : data(static_cast<T*>(__builtin_malloc(count * sizeof(T) + 1))) {
+    if (data == nullptr) __builtin_abort();
+  }
+  ~Scratch() { __builtin_free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  operator T*() const { return data; }
+};
+
+// sum[i] = or += the sum over `count` vectors `stride` apart, one vector after the other: in the order of memory.
+template <typename T>
+void add_vectors(Acc<T>* __restrict sum, const T* __restrict from, int64_t count, int64_t stride, int64_t length,
+                 bool fresh) {
+  if (fresh) {
+    for (int64_t i = 0; i < length; ++i) sum[i] = load(from[i]);
+    from += stride, --count;
+  }
+  for (; count > 0; --count, from += stride)
+    for (int64_t i = 0; i < length; ++i) sum[i] += load(from[i]);
+}
+
+// 1 / (rows * columns) of every region.
+template <typename A>
+void inverse_areas(const PyramidPool& p, A* inverse) {
+  for (int k = 0; k < p.num_scales; ++k) {
+    const int64_t s = p.scales[k];
+    for (int64_t i = 0; i < s; ++i)
+      for (int64_t j = 0; j < s; ++j)
+        *inverse++ = A(1) / static_cast<A>((bin_end(i, p.height, s) - bin_begin(i, p.height, s)) *
+                                           (bin_end(j, p.width, s) - bin_begin(j, p.width, s)));
+  }
+}
+
+template <typename T>
+void pool_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const int64_t rows = p.rows.count;
+  Scratch<A> sums(p.width), cells(p.cols.count * rows), bins(p.columns * rows), inverse(p.regions);
+  inverse_areas<A>(p, inverse);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const T* x = static_cast<const T*>(p.map) + plane / p.channels * p.stride_b + plane % p.channels * p.stride_c;
+    for (int64_t e = 0; e < rows; ++e) {
+      const int y = p.rows.cuts[e];
+      add_vectors<T>(sums, x + y * p.stride_y, p.rows.cuts[e + 1] - y, p.stride_y, p.width, true);
+      for (int k = 0; k < p.cols.count; ++k) {
+        A sum = 0;
+        for (int i = p.cols.cuts[k]; i < p.cols.cuts[k + 1]; ++i) sum += sums[i];
+        cells[k * rows + e] = sum;
+      }
+    }
+    for (int bin = 0; bin < p.columns; ++bin)
+      add_vectors<A>(bins + bin * rows, cells + p.cols.first[bin] * rows, p.cols.last[bin] - p.cols.first[bin], rows,
+                     rows, true);
+    T* pooled = static_cast<T*>(p.pooled) + plane * p.regions;
+    int64_t region = 0;
+    for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
+      for (int64_t i = offset; i < offset + p.scales[k]; ++i)
+        for (int64_t j = offset; j < offset + p.scales[k]; ++j, ++region) {
+          A sum = 0;
+          for (int e = p.rows.first[i]; e < p.rows.last[i]; ++e) sum += bins[j * rows + e];
+          pooled[region] = round_to<T>(sum * inverse[region]);
+        }
+  }
+}
+
+template <typename T>
+void spread_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  Scratch<A> scaled(p.regions), bins(p.columns), inverse(p.regions);
+  Scratch<T> line(p.width);
+  inverse_areas<A>(p, inverse);
+  for (int64_t plane = begin; plane < end; ++plane) {
+    T* x = static_cast<T*>(p.map) + plane / p.channels * p.stride_b + plane % p.channels * p.stride_c;
+    const T* pooled = static_cast<const T*>(p.pooled) + plane * p.regions;
+    for (int64_t region = 0; region < p.regions; ++region) scaled[region] = load(pooled[region]) * inverse[region];
+    for (int e = 0; e < p.rows.count; ++e) {
+      const A* of_scale = scaled;
+      for (int k = 0, offset = 0; k < p.num_scales; ++k) {
+        const int s = static_cast<int>(p.scales[k]);
+        for (int j = 0; j < s; ++j) bins[offset + j] = 0;
+        for (int i = p.rows.low[k * p.rows.count + e]; i < p.rows.high[k * p.rows.count + e]; ++i)
+          for (int j = 0; j < s; ++j) bins[offset + j] += of_scale[i * s + j];
+        of_scale += s * s;
+        offset += s;
+      }
+      for (int c = 0; c < p.cols.count; ++c) {
+        A sum = 0;
+        for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
+          for (int j = p.cols.low[k * p.cols.count + c]; j < p.cols.high[k * p.cols.count + c]; ++j)
+            sum += bins[offset + j];
+        const T value = round_to<T>(sum);
+        for (int i = p.cols.cuts[c]; i < p.cols.cuts[c + 1]; ++i) line[i] = value;
+      }
+      for (int y = p.rows.cuts[e]; y < p.rows.cuts[e + 1]; ++y)
+        __builtin_memcpy(x + y * p.stride_y, line, p.width * sizeof(T));
+    }
+  }
+}
+
+// A run of channels: where it starts and how many it holds.
+struct Run {
+  int64_t start, length;
+};
+
+inline int64_t run_count(const PyramidPool& p) { return (p.channels + CHANNEL_RUN - 1) / CHANNEL_RUN; }
+inline Run run_at(const PyramidPool& p, int64_t index) {
+  const int64_t start = index * CHANNEL_RUN, rest = p.channels - start;
+  return {start, rest < CHANNEL_RUN ? rest : CHANNEL_RUN};
+}
+
+template <typename T>
+void pool_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  Scratch<A> cell(CHANNEL_RUN);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Run run = run_at(p, unit % run_count(p));
+    const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
+    const int64_t b = unit / run_count(p) / p.rows.count;
+    const T* x = static_cast<const T*>(p.map) + b * p.stride_b + run.start;
+    A* bins = static_cast<A*>(p.row_sums) + (b * p.rows.count + e) * p.columns * p.channels + run.start;
+    for (int bin = 0; bin < p.columns; ++bin)
+      for (int64_t c = 0; c < run.length; ++c) bins[bin * p.channels + c] = 0;
+    for (int k = 0; k < p.cols.count; ++k) {
+      const int left = p.cols.cuts[k], right = p.cols.cuts[k + 1];
+      for (int y = p.rows.cuts[e]; y < p.rows.cuts[e + 1]; ++y)
+        add_vectors<T>(cell, x + y * p.stride_y + left * p.stride_x, right - left, p.stride_x, run.length,
+                       y == p.rows.cuts[e]);
+      for (int s = 0, offset = 0; s < p.num_scales; offset += static_cast<int>(p.scales[s++]))
+        for (int j = p.cols.low[s * p.cols.count + k]; j < p.cols.high[s * p.cols.count + k]; ++j)
+          add_vectors<A>(bins + (offset + j) * p.channels, cell, 1, 0, run.length, false);
+    }
+  }
+}
+
+template <typename T>
+void pool_row_bins_as(const PyramidPool& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  Scratch<A> sum(CHANNEL_RUN), inverse(p.regions);
+  inverse_areas<A>(p, inverse);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Run run = run_at(p, unit % run_count(p));
+    const int64_t b = unit / run_count(p);
+    const A* bins = static_cast<const A*>(p.row_sums) + b * p.rows.count * p.columns * p.channels + run.start;
+    T* pooled = static_cast<T*>(p.pooled) + (b * p.channels + run.start) * p.regions;
+    int64_t region = 0;
+    for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
+      for (int64_t i = 0; i < p.scales[k]; ++i)
+        for (int64_t j = 0; j < p.scales[k]; ++j, ++region) {
+          const int first = p.rows.first[offset + i];
+          add_vectors<A>(sum, bins + (first * p.columns + offset + j) * p.channels, p.rows.last[offset + i] - first,
+                         p.columns * p.channels, run.length, true);
+          for (int64_t c = 0; c < run.length; ++c) pooled[c * p.regions + region] = round_to<T>(sum[c] * inverse[region]);
+        }
+  }
+}
+
+template <typename T>
+void spread_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  Scratch<A> bins(p.columns * CHANNEL_RUN), sum(CHANNEL_RUN), inverse(p.regions);
+  Scratch<T> cells(p.cols.count * CHANNEL_RUN);
+  inverse_areas<A>(p, inverse);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Run run = run_at(p, unit % run_count(p));
+    const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
+    const int64_t b = unit / run_count(p) / p.rows.count;
+    const T* pooled = static_cast<const T*>(p.pooled) + (b * p.channels + run.start) * p.regions;
+    int64_t of_scale = 0;
+    for (int k = 0, offset = 0; k < p.num_scales; ++k) {
+      const int s = static_cast<int>(p.scales[k]);
+      for (int j = 0; j < s; ++j) {
+        A* bin = bins + (offset + j) * CHANNEL_RUN;
+        for (int64_t c = 0; c < run.length; ++c) bin[c] = 0;
+        for (int i = p.rows.low[k * p.rows.count + e]; i < p.rows.high[k * p.rows.count + e]; ++i) {
+          const int64_t region = of_scale + i * s + j;
+          for (int64_t c = 0; c < run.length; ++c) bin[c] += load(pooled[c * p.regions + region]) * inverse[region];
+        }
+      }
+      of_scale += int64_t(s) * s;
+      offset += s;
+    }
+    for (int k = 0; k < p.cols.count; ++k) {
+      bool fresh = true;
+      for (int s = 0, offset = 0; s < p.num_scales; offset += static_cast<int>(p.scales[s++]))
+        for (int j = p.cols.low[s * p.cols.count + k]; j < p.cols.high[s * p.cols.count + k]; ++j, fresh = false)
+          add_vectors<A>(sum, bins + (offset + j) * CHANNEL_RUN, 1, 0, run.length, fresh);
+      T* cell = cells + k * CHANNEL_RUN;
+      for (int64_t c = 0; c < run.length; ++c) cell[c] = round_to<T>(sum[c]);
+    }
+    T* x = static_cast<T*>(p.map) + b * p.stride_b + run.start;
+    for (int y = p.rows.cuts[e]; y < p.rows.cuts[e + 1]; ++y)
+      for (int k = 0; k < p.cols.count; ++k)
+        for (int i = p.cols.cuts[k]; i < p.cols.cuts[k + 1]; ++i)
+          __builtin_memcpy(x + y * p.stride_y + i * p.stride_x, cells + k * CHANNEL_RUN, run.length * sizeof(T));
+  }
+}
+
+}  // namespace
+
+namespace APC_ISA {
+
+#define APC_FOR_EACH_SCALAR(function)                                                      \
+  void function(const PyramidPool& p, int64_t begin, int64_t end) {                        \
+    switch (p.scalar) {                                                                    \
+      case Scalar::float32: return function##_as<float>(p, begin, end);                    \
+      case Scalar::float64: return function##_as<double>(p, begin, end);                   \
+      case Scalar::bfloat16: return function##_as<BFloat16>(p, begin, end);                \
+      case Scalar::float16: return function##_as<Half>(p, begin, end);                     \
+    }                                                                                      \
+  }
+
+APC_FOR_EACH_SCALAR(pool_planes)
+APC_FOR_EACH_SCALAR(spread_planes)
+APC_FOR_EACH_SCALAR(pool_rows)
+APC_FOR_EACH_SCALAR(pool_row_bins)
+APC_FOR_EACH_SCALAR(spread_rows)
+
+}  // namespace APC_ISA
