@@ -15,8 +15,13 @@
 constexpr int MAX_SCALES = 64;
 
 // `static`: a copy for each translation unit, because the same text is compiled for several instruction sets.
-static inline APC_HOST_DEVICE int64_t bin_begin(int64_t i, int64_t size, int64_t s) { return i * size / s; }
-static inline APC_HOST_DEVICE int64_t bin_end(int64_t i, int64_t size, int64_t s) {
+// In int on the GPU, where a division of 64 bits costs a hundred instructions; in int64_t elsewhere.
+template <typename Integer>
+static inline APC_HOST_DEVICE Integer bin_begin(Integer i, Integer size, Integer s) {
+  return i * size / s;
+}
+template <typename Integer>
+static inline APC_HOST_DEVICE Integer bin_end(Integer i, Integer size, Integer s) {
   return ((i + 1) * size + s - 1) / s;
 }
 

@@ -24,12 +24,12 @@ class Segments {
       const int64_t s = scales[scale];
       int* low = low_.data() + scale * count;
       int* high = high_.data() + scale * count;
-      for (int i = static_cast<int>(s) - 1; i >= 0; --i)
-        for (int k = find(bin_begin(i, size, s)); k < find(bin_end(i, size, s)); ++k) low[k] = i;
-      for (int i = 0; i < s; ++i) {
+      for (int64_t i = s - 1; i >= 0; --i)
+        for (int k = find(bin_begin(i, size, s)); k < find(bin_end(i, size, s)); ++k) low[k] = static_cast<int>(i);
+      for (int64_t i = 0; i < s; ++i) {
         first_.push_back(find(bin_begin(i, size, s)));
         last_.push_back(find(bin_end(i, size, s)));
-        for (int k = first_.back(); k < last_.back(); ++k) high[k] = i + 1;
+        for (int k = first_.back(); k < last_.back(); ++k) high[k] = static_cast<int>(i) + 1;
       }
     }
   }

@@ -19,9 +19,6 @@ struct Work {
       : rows(map.size(2), scales), cols(map.size(3), scales), pool{} {
     int64_t columns = 0, regions = 0;
     for (int64_t s : scales) columns += s, regions += s * s;
-    check_shape(pooled, "pooled", {map.size(0), map.size(1), regions});
-    check_like(pooled, "pooled", map, "map");
-    STD_TORCH_CHECK(pooled.is_contiguous(), "pooled: expected a contiguous tensor");
     pool.scalar = scalar(map);
     pool.batch = map.size(0), pool.channels = map.size(1), pool.height = map.size(2), pool.width = map.size(3);
     pool.stride_b = map.stride(0), pool.stride_c = map.stride(1);
@@ -47,15 +44,6 @@ struct Work {
   }
 };
 
-void check_map(const Tensor& map, const std::vector<int64_t>& scales) {
-  STD_TORCH_CHECK(map.dim() == 4, "map: expected 4 dimensions, got ", map.dim());
-  STD_TORCH_CHECK(map.size(2) > 0 && map.size(3) > 0, "map: expected height and width of at least 1");
-  STD_TORCH_CHECK(map.stride(3) == 1 || map.size(3) == 1 || map.stride(1) == 1 || map.size(1) == 1,
-                  "map: expected columns or channels to lie side by side in memory");
-  STD_TORCH_CHECK(!scales.empty() && scales.size() <= MAX_SCALES, "scales: expected 1 to ", MAX_SCALES, " scales");
-  for (int64_t s : scales) STD_TORCH_CHECK(s >= 1, "scales: expected scales of at least 1, got ", s);
-}
-
 // Enough elements of a map for a thread to be worth waking.
 constexpr int64_t GRAIN = 32768;
 int64_t grain(int64_t elements) { return std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements)); }
@@ -63,7 +51,7 @@ int64_t grain(int64_t elements) { return std::max<int64_t>(1, GRAIN / std::max<i
 }  // namespace
 
 void pyramid_pool(const Tensor& x, const std::vector<int64_t>& scales, const Tensor& out) {
-  check_map(x, scales);
+  check_pyramid_pool(x, out, scales);
   Work work(x, out, scales);
   PyramidPool& p = work.pool;
   if (work.by_plane()) {
@@ -84,7 +72,7 @@ void pyramid_pool(const Tensor& x, const std::vector<int64_t>& scales, const Ten
 }
 
 void pyramid_pool_backward(const Tensor& grad, const std::vector<int64_t>& scales, const Tensor& grad_x) {
-  check_map(grad_x, scales);
+  check_pyramid_pool(grad_x, grad, scales);
   Work work(grad_x, grad, scales);
   const PyramidPool& p = work.pool;
   if (work.by_plane()) {

@@ -76,11 +76,12 @@ def pool_rows_kernel(
     channels,
     height,
     width,
+    segment_count,
+    chunks,
     stride_b,
     stride_c,
     stride_y,
     stride_x,
-    chunks,
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -88,8 +89,9 @@ def pool_rows_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One row segment, one chunk of its columns, one block of channels: rows first, then columns into bins."""
-    i_e, i_x = tl.program_id(0) // chunks, tl.program_id(0) % chunks
-    i_c, i_b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_b = (tl.program_id(0) // chunks // segment_count).to(tl.int64)
+    i_e, i_x = tl.program_id(0) // chunks % segment_count, tl.program_id(0) % chunks
+    i_c = tl.program_id(1).to(tl.int64)
     segments = segments_of(height, SCALES, HEIGHT)
 
     column = i_x * BLOCK_X + tl.arange(0, BLOCK_X)
@@ -104,7 +106,7 @@ def pool_rows_kernel(
         b_sum += tl.load(x + o_xc, mask=m_xc, other=0.0).to(tl.float32)
         x += stride_y
 
-    row_sums += (i_b * tl.num_programs(0) + tl.program_id(0)) * COLUMNS * channels + i_c * BLOCK_C
+    row_sums += tl.program_id(0).to(tl.int64) * COLUMNS * channels + i_c * BLOCK_C
     bin = i_x * 0
     for _ in range(COLUMNS):
         s, j, _ = locate(bin, SCALES)
@@ -132,9 +134,10 @@ def pool_bins_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One block of regions and channels: adds up the row segments of every region and divides by its area."""
-    region = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    i_b = tl.program_id(2).to(tl.int64)
+    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    i_b = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    region = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
     s, i, j, bin = region * 0 + 1, region * 0, region * 0, region * 0  # (BLOCK_J,)
     bins, regions = 0, 0
     for k in tl.static_range(len(SCALES)):
@@ -170,11 +173,12 @@ def spread_rows_kernel(
     channels,
     height,
     width,
+    segment_count,
+    chunks,
     stride_b,
     stride_c,
     stride_y,
     stride_x,
-    chunks,
     overlap,
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -185,8 +189,9 @@ def spread_rows_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One row segment, one chunk of its columns, one block of channels: the gradient once, written to every row."""
-    i_e, i_x = tl.program_id(0) // chunks, tl.program_id(0) % chunks
-    i_c, i_b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_b = (tl.program_id(0) // chunks // segment_count).to(tl.int64)
+    i_e, i_x = tl.program_id(0) // chunks % segment_count, tl.program_id(0) % chunks
+    i_c = tl.program_id(1).to(tl.int64)
     segments = segments_of(height, SCALES, HEIGHT)
     top, bottom = start_of(i_e, segments), start_of(i_e + 1, segments)
 
@@ -230,34 +235,24 @@ def pyramid_pool_backward(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -
 
 
 def forward_launches(x: Tensor, scales: Sequence[int], out: Tensor) -> list[tuple]:
-    batch, channels, height, width = x.shape
-    segments, chunks = segment_count(height, scales), triton.cdiv(width, BLOCK_X)
-    row_sums = x.new_empty(batch, segments, chunks, sum(scales), channels, dtype=torch.float32)
-    both = {"row_sums": row_sums, "chunks": chunks, **_sizes(x, scales)}
-    rows = {"x": x, **_strides(x), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C, **both}
-    bins = {"out": out, "segment_count": segments, "REGIONS": out.shape[2], "BLOCK_J": 64, "BLOCK_C": 32, **both}
+    batch, channels, _, _ = x.shape
+    sizes, blocks = _sizes(x, scales), triton.cdiv(channels, BLOCK_C)
+    programs = batch * sizes["segment_count"] * sizes["chunks"]
+    row_sums = x.new_empty(programs, sum(scales), channels, dtype=torch.float32)
+    rows = {"x": x, "row_sums": row_sums, **sizes, **_strides(x), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
+    bins = {"row_sums": row_sums, "out": out, **sizes, "REGIONS": out.shape[2], "BLOCK_J": 64, "BLOCK_C": 32}
     return [
-        (pool_rows_kernel, (segments * chunks, triton.cdiv(channels, BLOCK_C), batch), rows),
-        (pool_bins_kernel, (triton.cdiv(out.shape[2], 64), triton.cdiv(channels, 32), batch), bins),
+        (pool_rows_kernel, (programs, blocks), rows),
+        (pool_bins_kernel, (batch * triton.cdiv(channels, 32), triton.cdiv(out.shape[2], 64)), bins),
     ]
 
 
 def backward_launches(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -> list[tuple]:
-    batch, channels, height, width = grad_x.shape
-    segments, chunks = segment_count(height, scales), triton.cdiv(width, BLOCK_X)
-    rows = {
-        "grad": grad,
-        "grad_x": grad_x,
-        "chunks": chunks,
-        "overlap": max((s + height - 1) // height for s in scales) + 1,
-        "REGIONS": grad.shape[2],
-        "BLOCK_N": 16,
-        "BLOCK_X": BLOCK_X,
-        "BLOCK_C": BLOCK_C,
-        **_sizes(grad_x, scales),
-        **_strides(grad_x),
-    }
-    return [(spread_rows_kernel, (segments * chunks, triton.cdiv(channels, BLOCK_C), batch), rows)]
+    batch, channels, height, _ = grad_x.shape
+    sizes, blocks = _sizes(grad_x, scales), triton.cdiv(channels, BLOCK_C)
+    rows = {"grad": grad, "grad_x": grad_x, **sizes, **_strides(grad_x), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
+    rows |= {"REGIONS": grad.shape[2], "BLOCK_N": 16, "overlap": max(triton.cdiv(s, height) for s in scales) + 1}
+    return [(spread_rows_kernel, (batch * sizes["segment_count"] * sizes["chunks"], blocks), rows)]
 
 
 def segment_count(size: int, scales: Sequence[int]) -> int:
@@ -272,6 +267,8 @@ def _sizes(x: Tensor, scales: Sequence[int]) -> dict:
         "channels": channels,
         "height": height,
         "width": width,
+        "segment_count": segment_count(height, scales),
+        "chunks": triton.cdiv(width, BLOCK_X),
         "SCALES": tuple(scales),
         "COLUMNS": sum(scales),
         "HEIGHT": triton.next_power_of_2(height),

@@ -1,0 +1,57 @@
+// What CUDA kernel bodies are written in: scalar conversions, vector access, shared memory. A body includes this file and
+// no torch or CUDA header, so that g++ compiles it too, against the emulation in tests/emulation, and runs it on a CPU.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+using BFloat16 = __nv_bfloat16;
+using Half = __half;
+
+static __device__ __forceinline__ float load(float value) { return value; }
+static __device__ __forceinline__ float load(BFloat16 value) { return __bfloat162float(value); }
+static __device__ __forceinline__ float load(Half value) { return __half2float(value); }
+
+template <typename T>
+__device__ __forceinline__ T round_to(float value);
+template <>
+__device__ __forceinline__ float round_to<float>(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ BFloat16 round_to<BFloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <>
+__device__ __forceinline__ Half round_to<Half>(float value) {
+  return __float2half_rn(value);
+}
+
+// The one shared buffer of a kernel; its size is the launch's.
+#define SHARED_BUFFER(name) extern __shared__ __align__(16) unsigned char name[]
+
+#else
+
+#include "emulation.h"
+
+#endif
+
+// V scalars side by side, read and written in one instruction of up to 16 bytes.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Vector {
+  T at[V];
+};
+
+template <int V, typename T>
+static __device__ __forceinline__ Vector<T, V> load_vector(const T* from) {
+  return *reinterpret_cast<const Vector<T, V>*>(from);
+}
+
+template <int V, typename T>
+static __device__ __forceinline__ void store_vector(T* to, const Vector<T, V>& vector) {
+  *reinterpret_cast<Vector<T, V>*>(to) = vector;
+}

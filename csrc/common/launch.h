@@ -1,0 +1,39 @@
+// What every CUDA launch needs: the right device, torch's current stream, a dtype turned into a type.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include "tensor.h"
+
+// Makes a tensor's device the current one for the scope; called like a function, launches a kernel on torch's stream.
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  template <typename Params>
+  void operator()(void (*kernel)(Params), int grid_x, int grid_y, int threads, int shared_bytes, const Params& p) const {
+    kernel<<<dim3(unsigned(grid_x), unsigned(grid_y)), unsigned(threads), size_t(shared_bytes), stream_>>>(p);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+
+// function<T>(params, device) for the tensor's dtype.
+#define APC_DISPATCH_SCALAR(tensor, function, params, device)                                      \
+  switch ((tensor).scalar_type()) {                                                                \
+    case ScalarType::Float: function<float, const OnDevice&>(params, device); break;               \
+    case ScalarType::BFloat16: function<BFloat16, const OnDevice&>(params, device); break;         \
+    case ScalarType::Half: function<Half, const OnDevice&>(params, device); break;                 \
+    default: STD_TORCH_CHECK(false, #tensor ": expected float32, bfloat16 or float16");            \
+  }

@@ -1,0 +1,173 @@
+"""What apc_kernels/build.py decides to build, for which GPUs, and where it puts what it built later. Compiles nothing."""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from apc_kernels import build
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="native code is built on Linux only")
+
+EVERYTHING = build.World(
+    torch="2.13.0+cu130",
+    torch_cuda="13.0",
+    torch_path="/python/torch",
+    compiler="/usr/bin/c++",
+    ninja="/usr/bin/ninja",
+    nvcc="/cuda/bin/nvcc",
+    nvcc_cuda="13.0",
+)
+NO_TORCH = replace(EVERYTHING, torch=None, torch_cuda=None, torch_path=None)
+CPU_TORCH = replace(EVERYTHING, torch="2.13.0+cpu", torch_cuda=None)
+NO_NVCC = replace(EVERYTHING, nvcc=None, nvcc_cuda=None)
+
+# World, then what the reason against the CPU and against the CUDA library must name; None: it is built.
+WORLDS = {
+    "no torch": (NO_TORCH, "torch is not in the build environment", "torch is not in the build environment"),
+    "CPU torch": (CPU_TORCH, None, "torch 2.13.0+cpu is a build without CUDA"),
+    "CUDA torch, no nvcc": (NO_NVCC, None, "nvcc was not found"),
+    "everything": (EVERYTHING, None, None),
+    "nvcc of another minor version": (replace(EVERYTHING, nvcc="/cuda/bin/nvcc", nvcc_cuda="13.2"), None, None),
+    "nvcc of another major version": (replace(EVERYTHING, nvcc_cuda="12.8"), None, "nvcc is CUDA 12.8, torch was"),
+    "the oldest torch": (replace(EVERYTHING, torch="2.11.0"), None, None),
+    "a nightly torch": (replace(EVERYTHING, torch="2.16.0.dev20261101+cu130"), None, None),
+    "a torch of the next major version": (replace(EVERYTHING, torch="3.0.1"), None, None),
+    "a torch too old": (replace(EVERYTHING, torch="2.9.1+cu130"), "2.9.1+cu130 is older than 2.11", "older than 2.11"),
+    "no compiler": (replace(EVERYTHING, compiler=None), "no C++ compiler was found", "no C++ compiler was found"),
+    "no ninja": (replace(EVERYTHING, ninja=None), "ninja was not found", "ninja was not found"),
+    # One reason is enough, and the first thing to mend comes first.
+    "nothing": (build.World(*[None] * 7), "torch is not in", "torch is not in"),
+    "CPU torch, no nvcc": (replace(CPU_TORCH, nvcc=None, nvcc_cuda=None), None, "a build without CUDA"),
+}
+
+
+@pytest.mark.parametrize(("world", "against_cpu", "against_cuda"), WORLDS.values(), ids=WORLDS.keys())
+def test_decide(world, against_cpu, against_cuda):
+    decisions = build.decide(world, {})
+    for device, against in (("cpu", against_cpu), ("cuda", against_cuda)):
+        assert decisions[device].build is (against is None)
+        assert (against or world.torch) in decisions[device].reason
+    if against_cuda is None:
+        assert f"nvcc {world.nvcc_cuda}" in decisions["cuda"].reason
+
+
+@pytest.mark.parametrize(("world", "against_cpu", "against_cuda"), WORLDS.values(), ids=WORLDS.keys())
+def test_force_cuda(world, against_cpu, against_cuda):
+    forced = {"APC_KERNELS_FORCE_CUDA": "1"}
+    if against_cuda is None:
+        assert build.decide(world, forced) == build.decide(world, {})
+    else:
+        with pytest.raises(build.BuildError, match="APC_KERNELS_FORCE_CUDA") as error:
+            build.decide(world, forced)
+        assert against_cuda in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES"])
+def test_skip_native(value):
+    for decision in build.decide(EVERYTHING, {"APC_KERNELS_SKIP_NATIVE": value}).values():
+        assert decision == build.Decision(False, "APC_KERNELS_SKIP_NATIVE is set")
+
+
+@pytest.mark.parametrize("name", ["APC_KERNELS_SKIP_NATIVE", "APC_KERNELS_FORCE_CUDA"])
+@pytest.mark.parametrize("value", ["", "0", "false", "No"])
+def test_a_variable_can_say_no(name, value):
+    assert build.decide(CPU_TORCH, {name: value}) == build.decide(CPU_TORCH, {})
+
+
+def test_skipping_and_forcing_contradict_each_other():
+    with pytest.raises(build.BuildError, match="APC_KERNELS_SKIP_NATIVE is set"):
+        build.decide(EVERYTHING, {"APC_KERNELS_SKIP_NATIVE": "1", "APC_KERNELS_FORCE_CUDA": "1"})
+
+
+def test_other_systems(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    for decision in build.decide(EVERYTHING, {}).values():
+        assert not decision.build
+        assert "darwin" in decision.reason
+
+
+def test_no_gpu_is_ever_asked_for(monkeypatch):
+    """A machine that has nvcc and a CUDA torch but no GPU (a container's build, a login node) builds both libraries."""
+
+    def asked(*_):
+        raise AssertionError("the build asked for a GPU")
+
+    for name in ("is_available", "device_count", "get_device_capability", "get_device_properties", "init", "_lazy_init"):
+        monkeypatch.setattr(torch.cuda, name, asked)
+    world = build.observe({})
+    assert world.torch == torch.__version__
+    assert not [field.name for field in fields(world) if "gpu" in field.name or "device" in field.name]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "80 90 100 100+"),
+        ("", "80 90 100 100+"),
+        ("9.0", "90"),
+        ("8.0;9.0a+PTX", "80 90a 90a+"),
+        ("8.0 8.6, 12.0", "80 86 120"),
+        ("10.0+PTX", "100 100+"),
+    ],
+)
+def test_architectures(given, expected):
+    environ = {} if given is None else {"TORCH_CUDA_ARCH_LIST": given}
+    assert build.architectures(environ) == [
+        f"-gencode=arch=compute_{number.rstrip('+')},code={'compute' if '+' in number else 'sm'}_{number.rstrip('+')}"
+        for number in expected.split()
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["90", "sm_90", "Hopper", "9.0+ptx", "9.0-PTX", "9.0ab"])
+def test_wrong_architectures(wrong):
+    with pytest.raises(build.BuildError, match="TORCH_CUDA_ARCH_LIST") as error:
+        build.architectures({"TORCH_CUDA_ARCH_LIST": f"8.0;{wrong}"})
+    assert repr(wrong) in str(error.value)
+
+
+def stand_in(path: Path, output: str) -> str:
+    """A program that prints one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho '{output}'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_which_nvcc(tmp_path):
+    named = stand_in(tmp_path / "named" / "my-nvcc", "Cuda compilation tools, release 13.1, V13.1.5")
+    home = stand_in(tmp_path / "home" / "bin" / "nvcc", "Cuda compilation tools, release 12.9, V12.9.41")
+    environ = {"NVCC": named, "CUDA_HOME": str(tmp_path / "home"), "CUDA_PATH": str(tmp_path / "elsewhere")}
+    assert build.observe(environ).nvcc == named
+    assert build.observe(environ).nvcc_cuda == "13.1"
+    assert build.find_nvcc({**environ, "NVCC": ""}) == home
+    # One that is named but not there is not quietly replaced by another.
+    assert build.find_nvcc({**environ, "NVCC": str(tmp_path / "absent")}) is None
+
+
+def test_an_nvcc_that_does_not_answer_counts_as_none(tmp_path):
+    world = build.observe({"NVCC": stand_in(tmp_path / "nvcc", "the CUDA toolkit is not installed")})
+    assert world.nvcc is None
+    assert world.nvcc_cuda is None
+
+
+def test_the_user_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert build.user_cache().is_relative_to(tmp_path / "home" / ".cache" / "apc_kernels")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert build.user_cache().is_relative_to(tmp_path / "cache" / "apc_kernels")
+
+
+def test_every_version_of_the_sources_has_its_own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    (tmp_path / "kernel.cpp").write_text("int a;")
+    before = build.user_cache()
+    (tmp_path / "README").write_text("not compiled")
+    assert build.user_cache() == before
+    (tmp_path / "kernel.cpp").write_text("int b;")
+    assert build.user_cache() != before
+    (tmp_path / "kernel.cpp").write_text("int a;")
+    assert build.user_cache() == before
