@@ -37,6 +37,7 @@ try:
     setup(
         packages=[*find_packages(include=["apc_kernels*", "apcnet*"]), "apc_kernels.csrc"],
         package_dir={"apc_kernels.csrc": "csrc"},
+        include_package_data=False,  # the list below is the whole of it
         package_data={"apc_kernels.csrc": ["**/*.h", "**/*.cpp", "**/*.cuh", "**/*.cu"]},
         cmdclass={"build_py": BuildWithNative},
         distclass=NativeDistribution,

@@ -40,7 +40,7 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class World:
-    """What the decision depends on. No GPU in it: whether one is visible here says nothing about where the code runs."""
+    """What the decision depends on. No GPU: whether one is visible here says nothing about where the code runs."""
 
     torch: str | None  # its version
     torch_cuda: str | None  # the CUDA version it was built for
@@ -60,7 +60,7 @@ class Decision:
 def observe(environ: Mapping[str, str] = os.environ) -> World:
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):  # not there, or without a library that it needs
         torch = None
     nvcc = find_nvcc(environ)
     version = re.search(r"release (\d+\.\d+)", _output([nvcc, "--version"])) if nvcc else None
@@ -68,11 +68,18 @@ def observe(environ: Mapping[str, str] = os.environ) -> World:
         torch=torch.__version__ if torch else None,
         torch_cuda=torch.version.cuda if torch else None,
         torch_path=str(Path(torch.__file__).parent) if torch else None,
-        compiler=shutil.which(environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++"),
+        compiler=find_compiler(environ),
         ninja=find_ninja(),
         nvcc=nvcc if version else None,
         nvcc_cuda=version[1] if version else None,
     )
+
+
+def find_compiler(environ: Mapping[str, str] = os.environ) -> str | None:
+    """CXX as it stands ("ccache g++" too), or the first compiler on PATH."""
+    if environ.get("CXX"):
+        return environ["CXX"] if shutil.which(environ["CXX"].split()[0]) else None
+    return next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
 def find_nvcc(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -102,14 +109,14 @@ def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, D
         (sys.platform != "linux", f"native code is built on Linux only, this is {sys.platform}"),
         (world.torch is None, "torch is not in the build environment (pip isolates it: --no-build-isolation shows it)"),
         (world.torch is not None and not _at_least(world.torch, TARGET), f"torch {world.torch} is older than {TARGET}"),
-        (world.compiler is None, "no C++ compiler was found (g++ or clang++ on PATH, or CXX)"),
+        (world.compiler is None, "no C++ compiler was found (CXX, or c++, g++ or clang++ on PATH)"),
         (world.ninja is None, "ninja was not found (pip install ninja)"),
     )
     cpu = first(*common, otherwise=f"torch {world.torch} and {world.compiler}")
     cuda = first(
         *common,
         (world.torch_cuda is None, f"torch {world.torch} is a build without CUDA"),
-        (world.nvcc is None, "nvcc was not found (on PATH, in CUDA_HOME or /usr/local/cuda)"),
+        (world.nvcc is None, "nvcc was not found (NVCC, or in CUDA_HOME, /usr/local/cuda or on PATH)"),
         (
             _major(world.torch_cuda) != _major(world.nvcc_cuda),
             f"nvcc is CUDA {world.nvcc_cuda}, torch was built for CUDA {world.torch_cuda}",
@@ -154,12 +161,13 @@ def user_cache() -> Path:
 
 def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[str, str] = os.environ) -> str:
     """The build as ninja reads it. *_cpu.cpp is compiled once for each instruction set, everything else once."""
+    targets = architectures(environ) if decisions["cuda"].build else []
     include = f"-isystem {_escape(Path(world.torch_path or '') / 'include')}"
     lines = [
-        f"cxx = {_escape(world.compiler or '')}",
+        f"cxx = {world.compiler}",
         f"nvcc = {_escape(world.nvcc or '')}",
         f"flags = {' '.join(FLAGS)} -Wall -Wextra {include}",
-        f"cuda_flags = {' '.join(nvcc_flags())} {' '.join(architectures(environ))} {include}",
+        f"cuda_flags = {' '.join([*nvcc_flags(), *targets])} {include}",
         f"link = -shared -L{_escape(Path(world.torch_path or '') / 'lib')} -Wl,--no-as-needed",
         "rule cxx\n  command = $cxx $flags $set -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         "rule cuda\n  command = $nvcc $cuda_flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
@@ -201,7 +209,7 @@ def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict:
     record = {
         "sources": source_hash(),
         "target": TARGET,
-        "world": {key: value for key, value in vars(world).items() if key != "torch_path"},
+        "world": {"torch": world.torch, "torch_cuda": world.torch_cuda, "nvcc_cuda": world.nvcc_cuda},
     }
     if decisions["cpu"].build:
         (folder / "build.ninja").write_text(ninja_file(world, decisions, environ))
@@ -231,6 +239,8 @@ def install(record: dict, folder: Path, destination: Path) -> None:
             partial = destination / f"{library}.{os.getpid()}"
             shutil.copy2(folder / library, partial)
             partial.replace(destination / library)  # whole or not at all, also for a process that is loading it
+        else:
+            (destination / library).unlink(missing_ok=True)
 
 
 def summary(record: dict) -> str:

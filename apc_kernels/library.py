@@ -45,7 +45,7 @@ def _load(device: str, file_name: str) -> Library:
         if build.CHECKOUT and record["sources"] != build.source_hash():
             return Library(None, f"csrc has changed since the libraries were built ({HOW_TO_BUILD})", record)
         if not record[device]["built"]:
-            missing = Library(None, f"not built: {record[device]['reason']}", record)
+            missing = Library(None, f"not built: {record[device]['reason']} ({HOW_TO_BUILD} tries again)", record)
             continue
         if not (folder / file_name).is_file():
             missing = Library(None, f"{folder / file_name} is gone ({HOW_TO_BUILD} makes it again)", record)

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def check_dtype(tensor: Tensor, name: str) -> None:
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        given = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{name}: expected float32, bfloat16, float16 or float64, got {given}")
+
+
 def working(x: Tensor) -> Tensor:
     """x in the precision that sums are kept in: float64 as it is, everything else as float32."""
     return x if x.dtype == torch.float64 else x.float()

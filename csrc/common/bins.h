@@ -25,7 +25,8 @@ static inline APC_HOST_DEVICE Integer bin_end(Integer i, Integer size, Integer s
   return ((i + 1) * size + s - 1) / s;
 }
 
-// The segments of an axis, as a CPU kernel sees them. `bin` counts through all scales: scale 0's bins, then scale 1's, ...
+// The segments of an axis, as a CPU kernel sees them. `bin` counts through all scales: scale 0's bins, then scale 1's,
+// ...
 struct SegmentsView {
   int count;         // segments
   const int* cuts;   // count + 1 positions; segment k covers [cuts[k], cuts[k + 1])

@@ -1,5 +1,6 @@
-// What CUDA kernel bodies are written in: scalar conversions, vector access, shared memory. A body includes this file and
-// no torch or CUDA header, so that g++ compiles it too, against the emulation in tests/emulation, and runs it on a CPU.
+// What CUDA kernel bodies are written in: scalar conversions, vector access, shared memory. A body includes this file
+// and no torch or CUDA header, so that g++ compiles it too, against the emulation in tests/emulation, and runs it on a
+// CPU.
 #pragma once
 
 #include <cstdint>

@@ -35,8 +35,9 @@ Isa choose() {
   const char* wanted = std::getenv("APC_KERNELS_ISA");
   for (Isa isa : {Isa::x86_64_v4, Isa::x86_64_v3, Isa::baseline})
     if (supported(isa) && (wanted == nullptr || std::string(wanted) == name(isa))) return isa;
-  throw std::runtime_error(std::string("APC_KERNELS_ISA=") + wanted +
-                           ": this processor allows x86-64, x86-64-v3 and x86-64-v4 as far as it has them, neon on Arm");
+  throw std::runtime_error(
+      std::string("APC_KERNELS_ISA=") + wanted +
+      ": this processor allows x86-64, x86-64-v3 and x86-64-v4 as far as it has them, neon on Arm");
 }
 
 }  // namespace

@@ -15,9 +15,9 @@ Isa isa();
 const char* isa_name();
 
 #if defined(__x86_64__)
-#define APC_DISPATCH_ISA(function, ...)                               \
-  (isa() == Isa::x86_64_v4   ? x86_64_v4::function(__VA_ARGS__)       \
-   : isa() == Isa::x86_64_v3 ? x86_64_v3::function(__VA_ARGS__)       \
+#define APC_DISPATCH_ISA(function, ...)                         \
+  (isa() == Isa::x86_64_v4   ? x86_64_v4::function(__VA_ARGS__) \
+   : isa() == Isa::x86_64_v3 ? x86_64_v3::function(__VA_ARGS__) \
                              : baseline::function(__VA_ARGS__))
 #else
 #define APC_DISPATCH_ISA(function, ...) baseline::function(__VA_ARGS__)

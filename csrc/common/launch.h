@@ -19,7 +19,8 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 
   template <typename Params>
-  void operator()(void (*kernel)(Params), int grid_x, int grid_y, int threads, int shared_bytes, const Params& p) const {
+  void operator()(void (*kernel)(Params), int grid_x, int grid_y, int threads, int shared_bytes,
+                  const Params& p) const {
     kernel<<<dim3(unsigned(grid_x), unsigned(grid_y)), unsigned(threads), size_t(shared_bytes), stream_>>>(p);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
@@ -30,10 +31,10 @@ class OnDevice {
 };
 
 // function<T>(params, device) for the tensor's dtype.
-#define APC_DISPATCH_SCALAR(tensor, function, params, device)                                      \
-  switch ((tensor).scalar_type()) {                                                                \
-    case ScalarType::Float: function<float, const OnDevice&>(params, device); break;               \
-    case ScalarType::BFloat16: function<BFloat16, const OnDevice&>(params, device); break;         \
-    case ScalarType::Half: function<Half, const OnDevice&>(params, device); break;                 \
-    default: STD_TORCH_CHECK(false, #tensor ": expected float32, bfloat16 or float16");            \
+#define APC_DISPATCH_SCALAR(tensor, function, params, device)                              \
+  switch ((tensor).scalar_type()) {                                                        \
+    case ScalarType::Float: function<float, const OnDevice&>(params, device); break;       \
+    case ScalarType::BFloat16: function<BFloat16, const OnDevice&>(params, device); break; \
+    case ScalarType::Half: function<Half, const OnDevice&>(params, device); break;         \
+    default: STD_TORCH_CHECK(false, #tensor ": expected float32, bfloat16 or float16");    \
   }

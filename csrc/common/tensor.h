@@ -1,5 +1,5 @@
-// What every operator asks of the tensors it is given. Python has checked the arguments and named the wrong one already;
-// these checks keep a direct call of the raw operator from reading or writing out of bounds.
+// What every operator asks of the tensors it is given. Python has checked the arguments and named the wrong one
+// already; these checks keep a direct call of the raw operator from reading or writing out of bounds.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "../common/pages.h"
 #include "../common/segments.h"
 #include "../common/tensor.h"
 #include "operators.h"
@@ -17,6 +18,7 @@ struct Work {
 
   Work(const Tensor& map, const Tensor& pooled, const std::vector<int64_t>& scales)
       : rows(map.size(2), scales), cols(map.size(3), scales), pool{} {
+    isa();  // a wrong APC_KERNELS_ISA is reported from here, not from inside a thread
     int64_t columns = 0, regions = 0;
     for (int64_t s : scales) columns += s, regions += s * s;
     pool.scalar = scalar(map);
@@ -55,34 +57,30 @@ void pyramid_pool(const Tensor& x, const std::vector<int64_t>& scales, const Ten
   Work work(x, out, scales);
   PyramidPool& p = work.pool;
   if (work.by_plane()) {
-    torch::stable::parallel_for(0, p.batch * p.channels, grain(p.height * p.width), [&](int64_t begin, int64_t end) {
-      APC_DISPATCH_ISA(pool_planes, p, begin, end);
-    });
+    torch::stable::parallel_for(0, p.batch * p.channels, grain(p.height * p.width),
+                                [&](int64_t begin, int64_t end) { APC_DISPATCH_ISA(pool_planes, p, begin, end); });
     return;
   }
   const std::unique_ptr<double[]> row_sums(new double[p.batch * p.rows.count * p.columns * p.channels]);
   p.row_sums = row_sums.get();
   const int64_t row_units = p.batch * p.rows.count * work.runs(), area = p.height * p.width / p.rows.count;
-  torch::stable::parallel_for(0, row_units, grain(CHANNEL_RUN * area), [&](int64_t begin, int64_t end) {
-    APC_DISPATCH_ISA(pool_rows, p, begin, end);
-  });
-  torch::stable::parallel_for(0, p.batch * work.runs(), 1, [&](int64_t begin, int64_t end) {
-    APC_DISPATCH_ISA(pool_row_bins, p, begin, end);
-  });
+  torch::stable::parallel_for(0, row_units, grain(CHANNEL_RUN * area),
+                              [&](int64_t begin, int64_t end) { APC_DISPATCH_ISA(pool_rows, p, begin, end); });
+  torch::stable::parallel_for(0, p.batch * work.runs(), 1,
+                              [&](int64_t begin, int64_t end) { APC_DISPATCH_ISA(pool_row_bins, p, begin, end); });
 }
 
 void pyramid_pool_backward(const Tensor& grad, const std::vector<int64_t>& scales, const Tensor& grad_x) {
   check_pyramid_pool(grad_x, grad, scales);
   Work work(grad_x, grad, scales);
   const PyramidPool& p = work.pool;
+  request_huge_pages(p.map, grad_x.numel() * grad_x.element_size());
   if (work.by_plane()) {
-    torch::stable::parallel_for(0, p.batch * p.channels, grain(p.height * p.width), [&](int64_t begin, int64_t end) {
-      APC_DISPATCH_ISA(spread_planes, p, begin, end);
-    });
+    torch::stable::parallel_for(0, p.batch * p.channels, grain(p.height * p.width),
+                                [&](int64_t begin, int64_t end) { APC_DISPATCH_ISA(spread_planes, p, begin, end); });
     return;
   }
   const int64_t row_units = p.batch * p.rows.count * work.runs(), area = p.height * p.width / p.rows.count;
-  torch::stable::parallel_for(0, row_units, grain(CHANNEL_RUN * area), [&](int64_t begin, int64_t end) {
-    APC_DISPATCH_ISA(spread_rows, p, begin, end);
-  });
+  torch::stable::parallel_for(0, row_units, grain(CHANNEL_RUN * area),
+                              [&](int64_t begin, int64_t end) { APC_DISPATCH_ISA(spread_rows, p, begin, end); });
 }

@@ -1,6 +1,7 @@
 // pyramid_pool's CUDA kernels. The algorithm is the one of apc_kernels/ops/pyramid_pool/triton.py:
 //
-//   pool_rows    a block sums the rows of one row segment (bins.h), the one read of x, then its columns into the bins of
+//   pool_rows    a block sums the rows of one row segment (bins.h), the one read of x, then its columns into the bins
+//   of
 //                every scale
 //   pool_bins    adds up the row segments of every region and divides by its area
 //   spread_rows  a block works out the gradient of a row segment's rows once and writes it to each of them
@@ -134,7 +135,8 @@ __global__ void pool_bins(const PyramidPoolCuda p) {
       const int s = p.scales[k], i = region / s, j = region % s;
       const int top = bin_begin(i, p.height, s), bottom = bin_end(i, p.height, s);
       const int area = (bottom - top) * (bin_end(j, p.width, s) - bin_begin(j, p.width, s));
-      const float* from = p.row_sums + (static_cast<int64_t>(b) * p.segments * p.chunks * p.columns + bins + j) * p.channels +
+      const float* from = p.row_sums +
+                          (static_cast<int64_t>(b) * p.segments * p.chunks * p.columns + bins + j) * p.channels +
                           first_c + c;
       const int64_t step = static_cast<int64_t>(p.columns) * p.channels;
       for (int e = 0; e < p.segments; ++e)
@@ -166,7 +168,8 @@ __global__ void spread_rows(const PyramidPoolCuda p) {
   const Place block = locate_block(p);
   const int first_c = static_cast<int>(blockIdx.y) * TILE_C, thread = static_cast<int>(threadIdx.x);
   const int top = p.cuts[block.segment], bottom = p.cuts[block.segment + 1];
-  const T* pooled = static_cast<const T*>(p.pooled) + (static_cast<int64_t>(block.b) * p.channels + first_c) * p.regions;
+  const T* pooled =
+      static_cast<const T*>(p.pooled) + (static_cast<int64_t>(block.b) * p.channels + first_c) * p.regions;
 
   constexpr int ITEMS = TILE_X * TILE_C / V / THREADS, STEP = THREADS / TILE_BINS, CHANNELS = TILE_C / STEP;
   float sum[ITEMS][V] = {};
@@ -184,7 +187,8 @@ __global__ void spread_rows(const PyramidPoolCuda p) {
 #pragma unroll
         for (int q = 0; q < CHANNELS; ++q)
           if (first_c + c + q * STEP < p.channels)
-            grad[q] += load(region[static_cast<int64_t>(c + q * STEP) * p.regions]) / static_cast<float>(rows * (end - begin));
+            grad[q] +=
+                load(region[static_cast<int64_t>(c + q * STEP) * p.regions]) / static_cast<float>(rows * (end - begin));
       }
     }
 #pragma unroll
@@ -198,7 +202,8 @@ __global__ void spread_rows(const PyramidPoolCuda p) {
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const int column = block.x + x + (channels_last ? 0 : v);
-          if (left[n] <= column && column < right[n]) sum[item][v] += grads[n * TILE_STRIDE + c + (channels_last ? v : 0)];
+          if (left[n] <= column && column < right[n])
+            sum[item][v] += grads[n * TILE_STRIDE + c + (channels_last ? v : 0)];
         }
     }
     __syncthreads();

@@ -1,14 +1,14 @@
 // pyramid_pool on the CPU: what its operator (pyramid_pool.cpp) hands to its kernels (pyramid_pool_cpu.cpp).
 //
-// Forward, for an image and channel, is P_h * x * P_w^T for every scale, P_h and P_w averaging over the bins of an axis.
-// Summing the rows of each row segment first (bins.h) shares the one read of x between all scales.
-// The gradient is constant inside a row segment x column segment; it is worked out once for each and then copied.
+// Forward, for an image and channel, is P_h * x * P_w^T for every scale, P_h and P_w averaging over the bins of an
+// axis. Summing the rows of each row segment first (bins.h) shares the one read of x between all scales. The gradient
+// is constant inside a row segment x column segment; it is worked out once for each and then copied.
 #pragma once
 
 #include <cstdint>
 
-#include "../common/isa.h"
 #include "../common/bins.h"
+#include "../common/isa.h"
 
 enum class Scalar { float32, float64, bfloat16, float16 };
 
@@ -22,24 +22,24 @@ struct PyramidPool {
   int64_t regions;    // sum of s*s
   SegmentsView rows;  // along height
   SegmentsView cols;  // along width
-  void* map;            // (batch, channels, height, width): x, or its gradient
-  void* pooled;         // (batch, channels, regions), contiguous: the result, or its gradient
-  void* row_sums;       // channels_last forward only: (batch, rows.count, columns, channels) in the accumulator's type
+  void* map;          // (batch, channels, height, width): x, or its gradient
+  void* pooled;       // (batch, channels, regions), contiguous: the result, or its gradient
+  void* row_sums;     // channels_last forward only: (batch, rows.count, columns, channels) in the accumulator's type
 };
 
 // Channels_last work is done in runs of this many channels: a pixel of a 2048-channel map, so that memory is read and
 // written in order, and a running sum (8 KB in float32) still stays in L1.
 constexpr int64_t CHANNEL_RUN = 2048;
 
-#define APC_DECLARE(set)                                                                                            \
-  namespace set {                                                                                                   \
-  /* contiguous columns (NCHW): planes [begin, end) of batch*channels */                                            \
-  void pool_planes(const PyramidPool&, int64_t begin, int64_t end);                                                 \
-  void spread_planes(const PyramidPool&, int64_t begin, int64_t end);                                               \
-  /* contiguous channels (NHWC): units [begin, end) of batch*rows.count*runs, then of batch*runs */                 \
-  void pool_rows(const PyramidPool&, int64_t begin, int64_t end);                                                   \
-  void pool_row_bins(const PyramidPool&, int64_t begin, int64_t end);                                               \
-  void spread_rows(const PyramidPool&, int64_t begin, int64_t end);                                                 \
+#define APC_DECLARE(set)                                                                            \
+  namespace set {                                                                                   \
+  /* contiguous columns (NCHW): planes [begin, end) of batch*channels */                            \
+  void pool_planes(const PyramidPool&, int64_t begin, int64_t end);                                 \
+  void spread_planes(const PyramidPool&, int64_t begin, int64_t end);                               \
+  /* contiguous channels (NHWC): units [begin, end) of batch*rows.count*runs, then of batch*runs */ \
+  void pool_rows(const PyramidPool&, int64_t begin, int64_t end);                                   \
+  void pool_row_bins(const PyramidPool&, int64_t begin, int64_t end);                               \
+  void spread_rows(const PyramidPool&, int64_t begin, int64_t end);                                 \
   }
 APC_FOR_EACH_ISA(APC_DECLARE)
 #undef APC_DECLARE

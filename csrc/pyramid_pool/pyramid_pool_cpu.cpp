@@ -1,15 +1,15 @@
 // pyramid_pool's CPU kernels, compiled once for each instruction set. Plain loops that vectorise; no library calls
 // that could be linked from another set's object file.
-#include "pyramid_pool.h"
-
 #include "../common/scalar.h"
+#include "pyramid_pool.h"
 
 namespace {
 
 template <typename T>
 using Acc = typename Accumulator<T>::type;
 
-// A small array on the heap, freed at the end of the scope. (std::vector's inline functions would be shared between sets.)
+// A small array on the heap, freed at the end of the scope. (std::vector's inline functions would be shared between
+// sets.)
 template <typename T>
 struct Scratch {
   T* data;
@@ -164,7 +164,8 @@ void pool_row_bins_as(const PyramidPool& p, int64_t begin, int64_t end) {
           const int first = p.rows.first[offset + i];
           add_vectors<A>(sum, bins + (first * p.columns + offset + j) * p.channels, p.rows.last[offset + i] - first,
                          p.columns * p.channels, run.length, true);
-          for (int64_t c = 0; c < run.length; ++c) pooled[c * p.regions + region] = round_to<T>(sum[c] * inverse[region]);
+          for (int64_t c = 0; c < run.length; ++c)
+            pooled[c * p.regions + region] = round_to<T>(sum[c] * inverse[region]);
         }
   }
 }
@@ -214,14 +215,14 @@ void spread_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
 
 namespace APC_ISA {
 
-#define APC_FOR_EACH_SCALAR(function)                                                      \
-  void function(const PyramidPool& p, int64_t begin, int64_t end) {                        \
-    switch (p.scalar) {                                                                    \
-      case Scalar::float32: return function##_as<float>(p, begin, end);                    \
-      case Scalar::float64: return function##_as<double>(p, begin, end);                   \
-      case Scalar::bfloat16: return function##_as<BFloat16>(p, begin, end);                \
-      case Scalar::float16: return function##_as<Half>(p, begin, end);                     \
-    }                                                                                      \
+#define APC_FOR_EACH_SCALAR(function)                                       \
+  void function(const PyramidPool& p, int64_t begin, int64_t end) {         \
+    switch (p.scalar) {                                                     \
+      case Scalar::float32: return function##_as<float>(p, begin, end);     \
+      case Scalar::float64: return function##_as<double>(p, begin, end);    \
+      case Scalar::bfloat16: return function##_as<BFloat16>(p, begin, end); \
+      case Scalar::float16: return function##_as<Half>(p, begin, end);      \
+    }                                                                       \
   }
 
 APC_FOR_EACH_SCALAR(pool_planes)

@@ -25,7 +25,8 @@ inline PyramidPoolCuda describe_pyramid_pool(const int64_t* sizes, const int64_t
     p.regions += int(s * s);
   }
   if (pool_rows_shared_bytes(p.columns) > 48 * 1024)
-    throw std::runtime_error("scales: the CUDA kernels take scales that add up to 3900, got " + std::to_string(p.columns));
+    throw std::runtime_error("scales: the CUDA kernels take scales that add up to 3900, got " +
+                             std::to_string(p.columns));
   p.segments = int(cuts.size()) - 1, p.chunks = (p.width + TILE_X - 1) / TILE_X;
   for (size_t i = 0; i < cuts.size(); ++i) p.cuts[i] = static_cast<uint16_t>(cuts[i]);
   p.map = map, p.pooled = pooled;
@@ -39,7 +40,8 @@ template <typename T, int V>
 bool vectorises(const PyramidPoolCuda& p) {
   const bool whole = by_channel(p) ? p.stride_c == 1 && p.channels % V == 0 && p.stride_x % V == 0
                                    : p.stride_x == 1 && p.width % V == 0 && p.stride_c % V == 0;
-  return whole && p.stride_b % V == 0 && p.stride_y % V == 0 && reinterpret_cast<uintptr_t>(p.map) % (V * sizeof(T)) == 0;
+  return whole && p.stride_b % V == 0 && p.stride_y % V == 0 &&
+         reinterpret_cast<uintptr_t>(p.map) % (V * sizeof(T)) == 0;
 }
 
 template <typename T, typename Launch>

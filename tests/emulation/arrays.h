@@ -18,9 +18,7 @@ inline std::vector<int64_t> element_strides(const py::array& array) {
   return strides;
 }
 
-inline std::vector<int64_t> sizes(const py::array& array) {
-  return {array.shape(), array.shape() + array.ndim()};
-}
+inline std::vector<int64_t> sizes(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
 
 // numpy has no bfloat16, so arrays of it come as uint16 beside the name.
 template <typename Function>

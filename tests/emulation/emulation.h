@@ -1,9 +1,9 @@
 // A CUDA block on one CPU thread: enough of the language for the kernel bodies in csrc/**/*.cuh to run under g++.
 //
-// Every CUDA thread is a fiber. It runs until it meets a barrier or a shuffle, or ends; then another one runs, picked at
-// random. So a thread that reads what another has not yet written gets poison (shared memory starts as NaN), and one that
-// overwrites what another has yet to read spoils it: a missing __syncthreads shows. A barrier that some threads never
-// reach is an error, and so is a write past the end of shared memory.
+// Every CUDA thread is a fiber. It runs until it meets a barrier or a shuffle, or ends; then another one runs, picked
+// at random. So a thread that reads what another has not yet written gets poison (shared memory starts as NaN), and one
+// that overwrites what another has yet to read spoils it: a missing __syncthreads shows. A barrier that some threads
+// never reach is an error, and so is a write past the end of shared memory.
 #pragma once
 
 #include <ucontext.h>
@@ -108,7 +108,8 @@ struct Launch {
   uint32_t seed;
 
   template <typename Params>
-  void operator()(void (*kernel)(Params), int grid_x, int grid_y, int threads, int shared_bytes, const Params& p) const {
+  void operator()(void (*kernel)(Params), int grid_x, int grid_y, int threads, int shared_bytes,
+                  const Params& p) const {
     std::mt19937 random(seed);
     const std::pair<void (*)(Params), Params> call(kernel, p);
     body = [](const void* argument) {

@@ -1,4 +1,4 @@
-"""What apc_kernels/build.py decides to build, for which GPUs, and where it puts what it built later. Compiles nothing."""
+"""What apc_kernels/build.py decides to build, for which GPUs, and where later builds go. Nothing is compiled here."""
 
 import sys
 from dataclasses import fields, replace
@@ -30,7 +30,7 @@ WORLDS = {
     "CPU torch": (CPU_TORCH, None, "torch 2.13.0+cpu is a build without CUDA"),
     "CUDA torch, no nvcc": (NO_NVCC, None, "nvcc was not found"),
     "everything": (EVERYTHING, None, None),
-    "nvcc of another minor version": (replace(EVERYTHING, nvcc="/cuda/bin/nvcc", nvcc_cuda="13.2"), None, None),
+    "nvcc of another minor version": (replace(EVERYTHING, nvcc_cuda="13.2"), None, None),
     "nvcc of another major version": (replace(EVERYTHING, nvcc_cuda="12.8"), None, "nvcc is CUDA 12.8, torch was"),
     "the oldest torch": (replace(EVERYTHING, torch="2.11.0"), None, None),
     "a nightly torch": (replace(EVERYTHING, torch="2.16.0.dev20261101+cu130"), None, None),
@@ -95,7 +95,7 @@ def test_no_gpu_is_ever_asked_for(monkeypatch):
     def asked(*_):
         raise AssertionError("the build asked for a GPU")
 
-    for name in ("is_available", "device_count", "get_device_capability", "get_device_properties", "init", "_lazy_init"):
+    for name in ("is_available", "device_count", "get_device_capability", "get_device_properties", "_lazy_init"):
         monkeypatch.setattr(torch.cuda, name, asked)
     world = build.observe({})
     assert world.torch == torch.__version__
@@ -126,6 +126,27 @@ def test_wrong_architectures(wrong):
     with pytest.raises(build.BuildError, match="TORCH_CUDA_ARCH_LIST") as error:
         build.architectures({"TORCH_CUDA_ARCH_LIST": f"8.0;{wrong}"})
     assert repr(wrong) in str(error.value)
+
+
+def test_wrong_architectures_do_not_matter_where_nothing_is_built_for_a_gpu():
+    text = build.ninja_file(CPU_TORCH, build.decide(CPU_TORCH, {}), {"TORCH_CUDA_ARCH_LIST": "Hopper"})
+    assert build.CPU_LIBRARY in text
+    assert build.CUDA_LIBRARY not in text
+
+
+def test_installing_takes_away_what_is_no_longer_built(tmp_path):
+    built, installed = tmp_path / "built", tmp_path / "installed"
+    for folder in (built, installed):
+        folder.mkdir()
+    for name in (build.RECORD, build.CPU_LIBRARY):
+        (built / name).write_text("new")
+    for name in (build.RECORD, build.CPU_LIBRARY, build.CUDA_LIBRARY):
+        (installed / name).write_text("old")
+    build.install({"cpu": {"built": True}, "cuda": {"built": False}}, built, installed)
+    assert {path.name: path.read_text() for path in installed.iterdir()} == {
+        build.RECORD: "new",
+        build.CPU_LIBRARY: "new",
+    }
 
 
 def stand_in(path: Path, output: str) -> str:

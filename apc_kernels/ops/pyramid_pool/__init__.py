@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from apc_kernels import dispatch
-from apc_kernels.ops.common import reads_in_place
+from apc_kernels.ops.common import check_dtype, reads_in_place
 from apc_kernels.ops.pyramid_pool import reference
 
 MAX_SCALES = 64
-DTYPES = dispatch.DTYPES["reference"]
 
 
 def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
@@ -42,8 +41,7 @@ def _check(x: Tensor, scales: Sequence[int]) -> list[int]:
         raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
     if x.dim() != 4:
         raise ValueError(f"x: expected 4 dimensions (B, C, h, w), got {x.dim()}: {tuple(x.shape)}")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x: expected float32, bfloat16, float16 or float64, got {str(x.dtype).removeprefix('torch.')}")
+    check_dtype(x, "x")
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"x: expected a height and width of at least 1, got {tuple(x.shape)}")
     return _check_scales(scales)
@@ -107,6 +105,7 @@ def _(grad, scales, size, stride):
 
 def _check_backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> list[int]:
     scales = _check_scales(scales)
+    check_dtype(grad, "grad")
     if len(size) != 4 or len(stride) != 4:
         raise ValueError(f"size, stride: expected 4 numbers each, got {tuple(size)} and {tuple(stride)}")
     if size[2] == 0 or size[3] == 0:

@@ -209,7 +209,9 @@ def spread_rows_kernel(
             i = top * s // height + o  # the bins that hold row `top` start here
             holds = (bin < COLUMNS) & (i < s) & (begin_of(i, height, s) <= top)
             area = (end_of(i, height, s) - begin_of(i, height, s)) * (right - left)
-            b_region = tl.load(grad + (first_region + i * s + j)[:, None], mask=holds[:, None] & m_c[None, :], other=0.0)
+            b_region = tl.load(
+                grad + (first_region + i * s + j)[:, None], mask=holds[:, None] & m_c[None, :], other=0.0
+            )
             b_bins += b_region.to(tl.float32) / area[:, None].to(tl.float32)
         for n in range(min(BLOCK_N, COLUMNS)):
             this = tl.arange(0, BLOCK_N) == n

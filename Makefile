@@ -1,0 +1,64 @@
+# make run | test | bench | gpu | format | clean.   PYTHON=python3.12 picks an interpreter, TORCH_INDEX=URL the index that
+# torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CPP := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+SOURCES := $(shell find apc_kernels apcnet csrc -type f -not -name '*.pyc') setup.py pyproject.toml README.md
+
+.PHONY: run test bench gpu format clean needs
+.DELETE_ON_ERROR:
+
+run: $(VENV)/installed
+	$(BIN)/python -m benchmarks.pyramid_pool
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks -o python_files='*.py' -o python_functions='bench_*' --benchmark-only \
+	  --benchmark-json=build/benchmark.json
+	$(BIN)/python -m benchmarks.report build/benchmark.json
+
+# On a machine with a GPU, in the interpreter it has: builds, tests and measures, installs nothing.
+gpu:
+	@test -n "$(OUT)" || { echo "make gpu OUT=folder: say where the results go"; exit 2; }
+	$(PYTHON) -m benchmarks.gpu "$(OUT)"
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What must be there before anything is installed, each with the package that brings it on Debian and Ubuntu.
+needs:
+	@missing() { echo "$$1 is missing. On Debian or Ubuntu: apt-get install $$2"; exit 1; }; \
+	command -v $(PYTHON) >/dev/null || missing "$(PYTHON)" python3; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12"; exit 1; }; \
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || missing "Python's venv module" python3-venv; \
+	$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' \
+	  || missing "Python.h" python3-dev; \
+	command -v $(or $(filter-out c++ default,$(CXX)),g++) >/dev/null || missing "a C++ compiler" g++
+
+$(VENV)/torch: | needs
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch $(TORCH). On Linux pip's default is the CUDA build, gigabytes; TORCH_INDEX=URL names another index."
+	$(PIP) install -q "torch==$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(PIP) install -q "setuptools>=77" ninja
+	$(PIP) install -q --no-build-isolation ".[test]"
+	@$(BIN)/python -P -m apc_kernels.info 2>/dev/null || (cd $(VENV) && bin/python -m apc_kernels.info)
+	touch $@

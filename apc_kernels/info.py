@@ -1,0 +1,64 @@
+"""python -m apc_kernels.info: versions, what is built and for what, which backend serves each operation and why."""
+
+import importlib.metadata
+import platform
+import sys
+
+import torch
+
+import apc_kernels
+from apc_kernels import dispatch, library
+
+
+def operations() -> list[str]:
+    """The public operations, in the order in which the package lists them."""
+    public = ((name, getattr(apc_kernels, name)) for name in apc_kernels.__all__)
+    return [name for name, function in public if getattr(function, "__module__", "").startswith("apc_kernels.ops.")]
+
+
+def versions() -> list[tuple[str, str]]:
+    return [
+        ("apc_kernels", f"{apc_kernels.__version__} in {apc_kernels.__path__[0]}"),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("triton", _version("triton")),
+        ("gpu", dispatch.gpu()),
+    ]
+
+
+def libraries() -> list[tuple[str, str]]:
+    rows = []
+    for name, native in (("cpu library", library.cpu()), ("cuda library", library.cuda())):
+        rows.append((name, f"{native.path or 'none'}: {native.reason}"))
+    if library.cpu().loaded:
+        rows.append(("instructions", torch.ops.apc_kernels_cpp.instruction_set()))
+    if library.cuda().loaded:
+        rows.append(("architectures", library.cuda().record["cuda"]["architectures"]))
+    return rows
+
+
+def serving() -> list[tuple[str, str]]:
+    rows = []
+    for operation in operations():
+        for device in ("cpu", "cuda"):
+            name, passed_over = dispatch.explain(operation, device, torch.float32)
+            why = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
+            rows.append((f"{operation} on {device}", f"{name}{why}"))
+    return rows
+
+
+def report() -> str:
+    sections = [versions(), libraries(), serving()]
+    width = max(len(label) for rows in sections for label, _ in rows)
+    return "\n\n".join("\n".join(f"{label:<{width}}  {text}" for label, text in rows) for rows in sections)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(print(report()))

@@ -1,0 +1,10 @@
+"""Benchmarks, run from the checkout: `make bench`, `python -m benchmarks.pyramid_pool`, `python -m benchmarks.report`.
+
+They share the hard cases and the accuracy rule with the tests (tests/support).
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))

@@ -1,0 +1,102 @@
+"""GPU code compiled for GPUs that are not there: no register may spill that is not listed here with a reason."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apc_kernels import build, library
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = ("80", "90", "100")
+SPILLS_ALLOWED: dict[str, str] = {}  # kernel name: reason
+SHARED_LIMIT = 48 * 1024  # what a kernel gets without asking for more
+
+TRITON = [path.parent.name for path in sorted((ROOT / "apc_kernels" / "ops").glob("*/triton.py"))]
+CUDA = sorted((ROOT / "csrc").rglob("*.cu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", TRITON)
+def test_triton(operation, tmp_path):
+    pytest.importorskip("triton", reason="needs triton")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    gate = ROOT / "tests" / "support" / "triton_gate.py"
+    run = subprocess.run([sys.executable, gate, operation], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    kernels = json.loads(run.stdout)
+    assert len({kernel["kernel"] for kernel in kernels}) == len(kernels) > 0
+    spilling = [k for k in kernels if k["stack"] > 0 and k["kernel"].split()[0] not in SPILLS_ALLOWED]
+    assert not spilling
+    assert all(0 < kernel["reg"] <= 255 and kernel["shared"] <= SHARED_LIMIT for kernel in kernels)
+
+
+def test_triton_reads_the_map_in_16_bytes():
+    """The map of an aligned channels_last case is read and written in vectors of 128 bits."""
+    pytest.importorskip("triton", reason="needs triton")
+    program = """
+import json, torch, triton, triton_gate
+from triton.backends.compiler import GPUTarget
+from apc_kernels.ops.pyramid_pool import triton as module
+x = triton_gate.meta(8, 2048, 64, 64, dtype=torch.bfloat16, channels_last=True)
+pooled = triton_gate.meta(8, 2048, 50, dtype=torch.bfloat16)
+launches = [module.forward_launches(x, (1, 2, 3, 6), pooled)[0], *module.backward_launches(pooled, (1, 2, 3, 6), x)]
+compiled = [triton.compile(triton_gate.source(k, a), target=GPUTarget("cuda", 90, 32)) for k, _, a in launches]
+print(json.dumps([kernel.asm["ptx"] for kernel in compiled]))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT / "tests" / "support")
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd="/")
+    assert run.returncode == 0, run.stderr[-3000:]
+    forward, backward = json.loads(run.stdout)
+    assert re.findall(r"ld\.global\.\S+", forward) and set(re.findall(r"ld\.global\.\S+", forward)) == {
+        "ld.global.v4.b32"
+    }
+    assert set(re.findall(r"st\.global\.\S+", backward)) == {"st.global.v4.b32"}
+
+
+@pytest.fixture(scope="module")
+def compiled_cuda():
+    """What ptxas says of every kernel: {(file, architecture): text}, compiled anew only where a source has changed."""
+    nvcc = build.find_nvcc()
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    import torch
+
+    folder = ROOT / "build" / "gates"
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = " ".join(build.nvcc_flags()) + f" -isystem {Path(torch.__file__).parent / 'include'}"
+    command = f"{nvcc} {flags} -arch=sm_$arch -Xptxas -v -MD -MF $out.d -c $in -o $out > $out.log 2>&1"
+    lines = [f"rule cuda\n  command = {command} || {{ cat $out.log; exit 1; }}\n  depfile = $out.d\n  deps = gcc"]
+    logs = {}
+    for file in CUDA:
+        for arch in ARCHITECTURES:
+            target = f"{file.relative_to(ROOT / 'csrc').as_posix()}.sm_{arch}.o"
+            lines.append(f"build {target}: cuda {file}\n  arch = {arch}")
+            logs[(file.name, arch)] = folder / f"{target}.log"
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    run = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+    return {key: log.read_text() for key, log in logs.items()}
+
+
+@pytest.mark.slow
+def test_cuda(compiled_cuda):
+    kernels = []
+    for (file, arch), log in compiled_cuda.items():
+        assert "warning" not in log, log
+        for entry in log.split("Compiling entry function")[1:]:
+            name = re.search(r"'(\w+)'", entry)[1]
+            spills = [int(number) for number in re.findall(r"(\d+) bytes spill", entry)]
+            registers = int(re.search(r"Used (\d+) registers", entry)[1])
+            kernels.append((file, arch, name, registers, max(spills)))
+    assert len({kernel[:3] for kernel in kernels}) == len(kernels) > 0
+    assert not [kernel for kernel in kernels if kernel[4] > 0 and kernel[2] not in SPILLS_ALLOWED]
+
+
+def test_the_cuda_library_is_there_or_says_why():
+    assert library.cuda().loaded or library.cuda().reason

@@ -1,0 +1,98 @@
+"""Which backend serves a call: `auto`, forcing one, and what is said where it cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import apc_kernels
+from apc_kernels import dispatch, library
+
+
+def run(program, **environment):
+    """A program in a process of its own, away from the checkout."""
+    environment = os.environ | environment
+    return subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", capture_output=True, text=True)
+
+
+def test_auto_takes_the_first_that_can():
+    assert dispatch.explain("pyramid_pool", "cpu", torch.float32) == ("cpp", {})
+    assert dispatch.explain("pyramid_pool", "mps", torch.float32) == ("reference", {})
+    name, passed_over = dispatch.explain("pyramid_pool", "cuda", torch.float64)
+    assert name == "reference"
+    assert passed_over == {other: f"{other} does not compute in float64" for other in ("cuda", "triton")}
+
+
+def test_what_a_missing_library_says(monkeypatch):
+    monkeypatch.setattr(library, "cpu", lambda: library.Library(None, "never built"))
+    name, passed_over = dispatch.explain("pyramid_pool", "cpu", torch.float32)
+    assert (name, passed_over) == ("reference", {"cpp": "the cpu library is missing: never built"})
+    dispatch._warn_once.cache_clear()
+    with pytest.warns(apc_kernels.SlowPathWarning, match="slower PyTorch reference: the cpu library is missing"):
+        apc_kernels.pyramid_pool(torch.ones(1, 1, 2, 2))
+    with apc_kernels.backend("cpp"), pytest.raises(RuntimeError, match="'cpp' was asked for, but the cpu library is"):
+        apc_kernels.pyramid_pool(torch.ones(1, 1, 2, 2))
+
+
+def test_forcing_one():
+    x = torch.ones(1, 1, 2, 2)
+    assert dispatch.select("pyramid_pool", x) == "cpp"
+    with apc_kernels.backend("reference"):
+        assert dispatch.select("pyramid_pool", x) == "reference"
+        with apc_kernels.backend("auto"):
+            assert dispatch.select("pyramid_pool", x) == "cpp"
+        assert dispatch.select("pyramid_pool", x) == "reference"
+    with apc_kernels.backend("cuda"), pytest.raises(RuntimeError, match=r"pyramid_pool: .* cuda does not run on cpu"):
+        apc_kernels.pyramid_pool(x)
+    with apc_kernels.backend("triton"), pytest.raises(RuntimeError, match="triton does not compute in float64"):
+        apc_kernels.pyramid_pool(x.double())
+    with pytest.raises(ValueError, match="backend: expected one of auto, reference, cpp, triton, cuda; got 'cudnn'"):
+        apc_kernels.backend("cudnn").__enter__()
+    assert dispatch.select("pyramid_pool", x) == "cpp"
+
+
+def test_a_forced_backend_ends_with_an_error():
+    with pytest.raises(KeyError), apc_kernels.backend("reference"):
+        raise KeyError
+    assert dispatch.select("pyramid_pool", torch.ones(1)) == "cpp"
+
+
+def test_the_environment_variable():
+    program = "import torch, apc_kernels.dispatch as d; print(d.select('pyramid_pool', torch.ones(1)))"
+    assert run(program, APC_KERNELS_BACKEND="reference").stdout.strip() == "reference"
+    assert run(program, APC_KERNELS_BACKEND="").stdout.strip() == "cpp"
+    wrong = run(program, APC_KERNELS_BACKEND="fast")
+    assert "APC_KERNELS_BACKEND: expected one of auto, reference, cpp, triton, cuda; got 'fast'" in wrong.stderr
+
+
+def test_triton_without_the_interpreter_says_so():
+    program = """
+import torch, apc_kernels
+with apc_kernels.backend("triton"):
+    apc_kernels.pyramid_pool(torch.ones(1, 1, 2, 2))
+"""
+    assert "triton does not run on cpu tensors (TRITON_INTERPRET=1" in run(program, TRITON_INTERPRET="0").stderr
+
+
+def test_a_wrong_instruction_set_says_what_there_is():
+    program = "import torch, apc_kernels; apc_kernels.pyramid_pool(torch.ones(1, 1, 2, 2))"
+    assert "APC_KERNELS_ISA=sse9: this processor allows" in run(program, APC_KERNELS_ISA="sse9").stderr
+
+
+def test_importing_the_package_imports_no_compiler_and_no_command_line():
+    program = """
+import sys, apc_kernels
+print([name for name in ("triton", "tyro", "rich", "numpy.testing", "apcnet", "setuptools") if name in sys.modules])
+"""
+    assert run(program).stdout.strip() == "[]"
+
+
+def test_an_old_driver_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dispatch, "_driver_cuda_version", lambda: (12, 4))
+    assert "the NVIDIA driver is too old. It allows CUDA 12.4, this torch needs 13.0" in dispatch.gpu()
+    monkeypatch.setattr(dispatch, "_driver_cuda_version", lambda: None)
+    assert dispatch.gpu() == "none: no NVIDIA driver is installed"

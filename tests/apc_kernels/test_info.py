@@ -1,0 +1,21 @@
+"""python -m apc_kernels.info tells what is installed, built and served."""
+
+import subprocess
+import sys
+
+import apc_kernels
+from apc_kernels import info
+
+
+def test_it_names_every_operation_on_every_device():
+    run = subprocess.run([sys.executable, "-m", "apc_kernels.info"], cwd="/", capture_output=True, text=True)
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+    for line in ("apc_kernels ", "torch ", "gpu ", "cpu library ", "cuda library ", "instructions "):
+        assert f"\n{line}" in f"\n{run.stdout}"
+    for operation in info.operations():
+        assert f"{operation} on cpu" in run.stdout and f"{operation} on cuda" in run.stdout
+
+
+def test_operations_are_the_public_functions():
+    public = set(apc_kernels.__all__) - {"backend", "SlowPathWarning"}
+    assert set(info.operations()) == public

@@ -1,0 +1,104 @@
+"""What every test runs with: no GPU means Triton's interpreter, and memory that nobody has written holds NaN."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, and a kernel decorated
+
+import apc_kernels
+from apc_kernels import build, info
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_report_header(config) -> str:
+    return info.report()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan(monkeypatch):
+    """torch.empty and its kin, called from the package, return NaN: a result that a kernel did not write shows."""
+
+    def poisoned(allocate):
+        def wrapper(*args, **kwargs):
+            tensor = allocate(*args, **kwargs)
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if type(tensor) is torch.Tensor and caller.startswith("apc_kernels.") and tensor.device.type != "meta":
+                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+            return tensor
+
+        return wrapper
+
+    for owner, names in (
+        (torch, ("empty", "empty_like", "empty_strided")),
+        (torch.Tensor, ("new_empty", "new_empty_strided")),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cuda_emulation():
+    """The CUDA kernels, compiled to run on the CPU (tests/emulation)."""
+    import pybind11
+
+    folder = ROOT / "build" / "emulation"
+    folder.mkdir(parents=True, exist_ok=True)
+    emulation = ROOT / "tests" / "emulation"
+    includes = f"-I{emulation} -isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
+    flags = f"-O2 -fPIC -std=c++20 -Wall -Wextra -Wno-unknown-pragmas -fvisibility=hidden {includes}"
+    sources = sorted(emulation.glob("*.cpp"))
+    rules = [
+        f"rule cxx\n  command = c++ {flags} -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        "rule link\n  command = c++ -shared $in -o $out",
+        *(f"build {source.stem}.o: cxx {source}" for source in sources),
+        f"build cuda_emulation.so: link {' '.join(f'{source.stem}.o' for source in sources)}",
+    ]
+    (folder / "build.ninja").write_text("\n".join(rules) + "\n")
+    result = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    sys.path.insert(0, str(folder))
+    try:
+        import cuda_emulation
+    finally:
+        sys.path.remove(str(folder))
+    return cuda_emulation
+
+
+@pytest.fixture
+def forbid_copies(monkeypatch):
+    """Fails a test in which the package copies an input."""
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError(f"a copy was made of a tensor of {tuple(self.shape)} with strides {self.stride()}")
+
+    original = torch.Tensor.contiguous
+    monkeypatch.setattr(
+        torch.Tensor, "contiguous", lambda self, **kw: original(self, **kw) if self.is_contiguous() else refuse(self)
+    )
+    monkeypatch.setattr(torch.Tensor, "clone", refuse)
+
+
+__all__ = ["apc_kernels"]

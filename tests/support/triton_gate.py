@@ -1,0 +1,86 @@
+"""Compiles Triton kernels for GPUs that are not there, and prints what each needs: python triton_gate.py OPERATION.
+
+A process of its own: kernels that were decorated for the interpreter cannot be compiled. An operation's launches are
+taken as they are, on meta tensors, so that what is compiled here is what runs there.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = (80, 90, 100)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+def meta(*shape: int, dtype: torch.dtype, channels_last: bool = False) -> torch.Tensor:
+    tensor = torch.empty(shape, dtype=dtype, device="meta")
+    return tensor.to(memory_format=torch.channels_last) if channels_last else tensor
+
+
+def pyramid_pool(module) -> Iterator[tuple[str, list]]:
+    aligned, odd = (8, 2048, 64, 64), (2, 19, 65, 97)
+    cases = [(aligned, dtype, channels_last) for dtype in DTYPES for channels_last in (True, False)]
+    for shape, dtype, channels_last in [*cases, (odd, torch.bfloat16, True)]:
+        x = meta(*shape, dtype=dtype, channels_last=channels_last)
+        pooled = meta(*shape[:2], 50, dtype=dtype)
+        name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
+        yield name, module.forward_launches(x, (1, 2, 3, 6), pooled)
+        yield name, module.backward_launches(pooled, (1, 2, 3, 6), x)
+
+
+def source(kernel, arguments: dict) -> ASTSource:
+    """The kernel with its arguments' types, and the facts about them that Triton's launcher would specialise on."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        signature[parameter.name] = TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)
+        if isinstance(value, torch.Tensor) or value % 16 == 0:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def usage(cubin: bytes) -> dict[str, int]:
+    """Registers and stack (where spilled registers go) of a compiled kernel."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {key.lower(): int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
+
+
+def compile_all(operation: str) -> Iterator[dict]:
+    module = importlib.import_module(f"apc_kernels.ops.{operation}.triton")
+    for case, launches in globals()[operation](module):
+        for kernel, _, arguments in launches:
+            options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
+            for capability in TARGETS:
+                target = GPUTarget("cuda", capability, 32)
+                compiled = triton.compile(source(kernel, arguments), target=target, options=options)
+                yield {
+                    "kernel": f"{kernel.fn.__name__} {case} sm_{capability}",
+                    "shared": compiled.metadata.shared,
+                    **usage(compiled.asm["cubin"]),
+                }
+
+
+def _integer(value: int) -> str:
+    return "i32" if value < 2**31 else "i64"
+
+
+if __name__ == "__main__":
+    json.dump(list(compile_all(sys.argv[1])), sys.stdout)

@@ -1,0 +1,44 @@
+"""The README tells the truth: its examples run, its figures are those of the result files, it lists every operation."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apc_kernels import info
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_examples_run(example):
+    run = subprocess.run([sys.executable, "-c", example], cwd="/", capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+
+
+def test_figures_come_from_the_result_files():
+    program = "from benchmarks import report; import sys; sys.exit(report.readme(t := report.README.read_text()) != t)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, f"run python -m benchmarks.report\n{run.stderr}"
+
+
+def test_every_operation_is_listed():
+    for operation in info.operations():
+        assert f"[`{operation}`](apc_kernels/ops/" in README
+
+
+@pytest.mark.parametrize("operation", info.operations())
+def test_one_name_five_places(operation):
+    """Kernel, reference, test, benchmark and documentation of an operation are found by its name."""
+    folder = ROOT / "apc_kernels" / "ops" / operation
+    assert (folder / "reference.py").is_file() or (ROOT / "apc_kernels" / "ops" / f"{operation}.py").is_file()
+    assert (ROOT / "tests" / "apc_kernels" / f"test_{operation}.py").is_file()
+    assert (ROOT / "benchmarks" / f"{operation}.py").is_file()
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
