@@ -9,16 +9,18 @@ CXX, CUDA_HOME and NVCC name the compilers.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,25 +164,26 @@ def user_cache() -> Path:
 def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[str, str] = os.environ) -> str:
     """The build as ninja reads it. *_cpu.cpp is compiled once for each instruction set, everything else once."""
     targets = architectures(environ) if decisions["cuda"].build else []
-    include = f"-isystem {_escape(Path(world.torch_path or '') / 'include')}"
+    include = f"-isystem {quote(Path(world.torch_path) / 'include')}"
+    torch_libraries = f"-L{quote(Path(world.torch_path) / 'lib')}"
     lines = [
         f"cxx = {world.compiler}",
-        f"nvcc = {_escape(world.nvcc or '')}",
+        f"nvcc = {quote(world.nvcc or '')}",
         f"flags = {' '.join(FLAGS)} -Wall -Wextra {include}",
-        f"cuda_flags = {' '.join([*nvcc_flags(), *targets])} {include}",
-        f"link = -shared -L{_escape(Path(world.torch_path or '') / 'lib')} -Wl,--no-as-needed",
+        f"cuda_flags = {' '.join([*nvcc_flags(environ), *targets])} {include}",
+        f"link = -shared {torch_libraries} -Wl,--no-as-needed",
         "rule cxx\n  command = $cxx $flags $set -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         "rule cuda\n  command = $nvcc $cuda_flags -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         "rule library\n  command = $cxx $in -o $out $link $libraries",
-        "rule cuda_library\n  command = $nvcc -shared -Xlinker --no-as-needed -L"
-        f"{_escape(Path(world.torch_path or '') / 'lib')} $in -o $out $libraries",
+        f"cuda_link = -shared {torch_libraries} -Xlinker --no-as-needed",
+        "rule cuda_library\n  command = $nvcc $in -o $out $cuda_link $libraries",
     ]
     objects = []
     for source in SOURCES.rglob("*.cpp"):
         is_kernel, stem = source.stem.endswith("_cpu"), source.relative_to(SOURCES).with_suffix("").as_posix()
         for name, march in _instruction_sets().items() if is_kernel else [("", "")]:
             target = f"objects/{stem}{name and '.'}{name}.o"
-            lines.append(f"build {target}: cxx {_escape(source)}")
+            lines.append(f"build {target}: cxx {escape(source)}")
             if is_kernel:
                 lines.append(f"  set = -DAPC_ISA={name} {march}")
             objects.append(target)
@@ -189,7 +192,7 @@ def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[st
         objects = []
         for source in SOURCES.rglob("*.cu"):
             objects.append(f"objects/{source.relative_to(SOURCES).as_posix()}.o")
-            lines.append(f"build {objects[-1]}: cuda {_escape(source)}")
+            lines.append(f"build {objects[-1]}: cuda {escape(source)}")
         lines.append(
             f"build {CUDA_LIBRARY}: cuda_library {' '.join(sorted(objects))}\n"
             "  libraries = -ltorch_cpu -ltorch_cuda -ltorch"
@@ -197,8 +200,18 @@ def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[st
     return "\n".join(lines) + "\n"
 
 
-def nvcc_flags() -> list[str]:
-    return ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-DUSE_CUDA", "-lineinfo", "--expt-relaxed-constexpr", FLAGS[-1]]
+def nvcc_flags(environ: Mapping[str, str] = os.environ) -> list[str]:
+    host = [f"-ccbin={quote(environ['CXX'])}"] if environ.get("CXX") and " " not in environ["CXX"] else []
+    return [
+        *host,
+        "-O3",
+        "-std=c++20",
+        "-Xcompiler=-fPIC",
+        "-DUSE_CUDA",
+        "-lineinfo",
+        "--expt-relaxed-constexpr",
+        FLAGS[-1],
+    ]
 
 
 def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict:
@@ -206,6 +219,11 @@ def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict:
     world = observe(environ)
     decisions = decide(world, environ)
     folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        return _build(folder, world, decisions, environ)
+
+
+def _build(folder: Path, world: World, decisions: dict[str, Decision], environ: Mapping[str, str]) -> dict:
     record = {
         "sources": source_hash(),
         "target": TARGET,
@@ -226,14 +244,13 @@ def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict:
         record[device] = {"built": decision.build, "reason": decision.reason}
     if record["cuda"]["built"]:
         record["cuda"]["architectures"] = environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    _write(folder / RECORD, record)
     return record
 
 
 def install(record: dict, folder: Path, destination: Path) -> None:
     """Copies the record and the libraries that were built to where the package looks for them."""
     destination.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(folder / RECORD, destination / RECORD)
     for device, library in (("cpu", CPU_LIBRARY), ("cuda", CUDA_LIBRARY)):
         if record[device]["built"]:
             partial = destination / f"{library}.{os.getpid()}"
@@ -241,6 +258,7 @@ def install(record: dict, folder: Path, destination: Path) -> None:
             partial.replace(destination / library)  # whole or not at all, also for a process that is loading it
         else:
             (destination / library).unlink(missing_ok=True)
+    _write(destination / RECORD, record)
 
 
 def summary(record: dict) -> str:
@@ -264,6 +282,25 @@ def main() -> int:
         folder = destination
     print(f"{summary(record)}\n{'in':<13} {folder}")
     return 0 if record["cpu"]["built"] else 1
+
+
+def _write(file: Path, record: dict) -> None:
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.replace(file)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder: several processes of one job may want the same one."""
+    if sys.platform != "linux":
+        yield
+        return
+    import fcntl
+
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _instruction_sets() -> dict[str, str]:
@@ -297,7 +334,13 @@ def _major(version: str | None) -> str:
     return (version or "").split(".")[0]
 
 
-def _escape(path: Path | str) -> str:
+def quote(path: Path | str) -> str:
+    """A path inside a command, which ninja hands to the shell."""
+    return shlex.quote(str(path)).replace("$", "$$")
+
+
+def escape(path: Path | str) -> str:
+    """A path in a build statement."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 

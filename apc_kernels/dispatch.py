@@ -16,9 +16,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType, ModuleType
 
 import torch
 
@@ -26,21 +27,13 @@ from apc_kernels import library
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}  # not yet measured on a GPU
-LOW_PRECISION = (torch.float32, torch.bfloat16, torch.float16)
-DTYPES = {
-    "reference": (*LOW_PRECISION, torch.float64),
-    "cpp": (*LOW_PRECISION, torch.float64),
-    "triton": LOW_PRECISION,
-    "cuda": LOW_PRECISION,
-}
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU_DTYPES = (*GPU_DTYPES, torch.float64)
+DTYPES = {"reference": CPU_DTYPES, "cpp": CPU_DTYPES, "triton": GPU_DTYPES, "cuda": GPU_DTYPES}
 
 
 class SlowPathWarning(UserWarning):
     """A call was served by the reference because the library that would be faster is missing."""
-
-
-# Process-wide like torch.backends, not a context variable: autograd runs backward in threads of its own.
-_forced = os.environ.get("APC_KERNELS_BACKEND") or "auto"
 
 
 def _checked(name: str, source: str) -> str:
@@ -49,37 +42,48 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_checked(_forced, "APC_KERNELS_BACKEND")
+# The backends asked for, the last one counts. Process-wide like torch.backends, not a context variable: autograd runs
+# backward in threads of its own.
+_asked = [(None, _checked(os.environ.get("APC_KERNELS_BACKEND") or "auto", "APC_KERNELS_BACKEND"))]
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Forces a backend for every operation inside the `with` block (in all threads); "auto" undoes a forced one."""
-    global _forced
-    before, _forced = _forced, _checked(name, "backend")
+    """Forces a backend for every operation inside the `with` block, in all threads; "auto" undoes a forced one.
+
+    Around a compiled function, not inside it: a graph runs long after the block in it was traced.
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError("apc_kernels.backend: put it around the compiled function, not inside it")
+    mine = (object(), _checked(name, "backend"))
+    _asked.append(mine)
     try:
         yield
     finally:
-        _forced = before
+        _asked.remove(mine)  # not pop(): another thread may have entered since
 
 
-def select(operation: str, x: torch.Tensor) -> str:
-    """The backend that serves `operation` on a tensor like x."""
-    if _forced != "auto":
-        if reason := why_not(_forced, operation, x.device.type, x.dtype):
-            raise RuntimeError(f"{operation}: the backend {_forced!r} was asked for, but {reason}")
-        return _forced
-    name, passed_over = explain(operation, x.device.type, x.dtype)
-    if name == "reference" and "cpp" in passed_over and not library.cpu().loaded:
-        _warn_once(passed_over["cpp"])
+def select(operation: str, x: torch.Tensor, limits: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The backend that serves `operation` on a tensor like x; `limits` says which cannot take this call, and why."""
+    _, forced = _asked[-1]
+    device, dtype = x.device.type, x.dtype
+    if forced != "auto":
+        if reason := limits.get(forced) or why_not(forced, operation, device, dtype):
+            raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
+        return forced
+    name, passed_over = explain(operation, device, dtype, limits)
+    if name == "reference" and not limits and passed_over and dtype in DTYPES[next(iter(passed_over))]:
+        _warn_once("; ".join(passed_over.values()))
     return name
 
 
-def explain(operation: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
+def explain(
+    operation: str, device: str, dtype: torch.dtype, limits: Mapping[str, str] = MappingProxyType({})
+) -> tuple[str, dict[str, str]]:
     """What `auto` takes, and why each backend it prefers to that cannot serve."""
     passed_over = {}
     for name in PREFERENCE.get(device, ("reference",)):
-        reason = why_not(name, operation, device, dtype)
+        reason = limits.get(name) or why_not(name, operation, device, dtype)
         if reason is None:
             return name, passed_over
         passed_over[name] = reason
@@ -123,7 +127,11 @@ def _has_triton() -> bool:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(f"apc_kernels runs on the slower PyTorch reference: {reason}", SlowPathWarning, stacklevel=5)
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "apc_kernels"):
+        frame, level = frame.f_back, level + 1
+    message = f"apc_kernels runs on the slower PyTorch reference: {reason}"
+    warnings.warn(message, SlowPathWarning, stacklevel=level)
 
 
 def gpu() -> str:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import sys
 
 import torch
 
@@ -31,7 +30,7 @@ def libraries() -> list[tuple[str, str]]:
     for name, native in (("cpu library", library.cpu()), ("cuda library", library.cuda())):
         rows.append((name, f"{native.path or 'none'}: {native.reason}"))
     if library.cpu().loaded:
-        rows.append(("instructions", torch.ops.apc_kernels_cpp.instruction_set()))
+        rows.append(("instructions", _instruction_set()))
     if library.cuda().loaded:
         rows.append(("architectures", library.cuda().record["cuda"]["architectures"]))
     return rows
@@ -53,6 +52,13 @@ def report() -> str:
     return "\n\n".join("\n".join(f"{label:<{width}}  {text}" for label, text in rows) for rows in sections)
 
 
+def _instruction_set() -> str:
+    try:
+        return torch.ops.apc_kernels_cpp.instruction_set()
+    except RuntimeError as error:  # APC_KERNELS_ISA names one that is not there
+        return f"none: {error}"
+
+
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -61,4 +67,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(print(report()))
+    print(report())

@@ -53,7 +53,8 @@ def _load(device: str, file_name: str) -> Library:
         try:
             torch.ops.load_library(str(folder / file_name))
         except (OSError, RuntimeError) as error:
-            return Library(None, f"{folder / file_name} does not load: {error}", record)
+            missing = Library(None, f"{folder / file_name} does not load: {error}", record)
+            continue
         return Library(folder / file_name, record[device]["reason"], record)
     return missing
 

@@ -63,6 +63,7 @@ def _time_on_cpu(function: Callable) -> float:
 def _time_on_gpu(function: Callable) -> float:
     torch.empty(COLD, dtype=torch.int8, device="cuda").zero_()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(2_000_000)  # about a millisecond: the launches below are queued before the first one starts
     start.record()
     function()
     end.record()

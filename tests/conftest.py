@@ -12,10 +12,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, and a kernel decorated
 
-import apc_kernels
 from apc_kernels import build, info
 
 ROOT = Path(__file__).resolve().parent.parent
+FLAGS = ["-O2", "-fPIC", "-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fvisibility=hidden"]
 
 
 def pytest_report_header(config) -> str:
@@ -67,13 +67,14 @@ def cuda_emulation():
     folder = ROOT / "build" / "emulation"
     folder.mkdir(parents=True, exist_ok=True)
     emulation = ROOT / "tests" / "emulation"
-    includes = f"-I{emulation} -isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
-    flags = f"-O2 -fPIC -std=c++20 -Wall -Wextra -Wno-unknown-pragmas -fvisibility=hidden {includes}"
+    includes = [f"-I{emulation}", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
+    flags = " ".join(map(build.quote, [*FLAGS, *includes]))
+    cxx = build.find_compiler()
     sources = sorted(emulation.glob("*.cpp"))
     rules = [
-        f"rule cxx\n  command = c++ {flags} -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        "rule link\n  command = c++ -shared $in -o $out",
-        *(f"build {source.stem}.o: cxx {source}" for source in sources),
+        f"rule cxx\n  command = {cxx} {flags} -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = {cxx} -shared $in -o $out",
+        *(f"build {source.stem}.o: cxx {build.escape(source)}" for source in sources),
         f"build cuda_emulation.so: link {' '.join(f'{source.stem}.o' for source in sources)}",
     ]
     (folder / "build.ninja").write_text("\n".join(rules) + "\n")
@@ -89,16 +90,16 @@ def cuda_emulation():
 
 @pytest.fixture
 def forbid_copies(monkeypatch):
-    """Fails a test in which the package copies an input."""
+    """A function: from its call on, copying a tensor fails the test."""
 
     def refuse(self, *args, **kwargs):
         raise AssertionError(f"a copy was made of a tensor of {tuple(self.shape)} with strides {self.stride()}")
 
-    original = torch.Tensor.contiguous
-    monkeypatch.setattr(
-        torch.Tensor, "contiguous", lambda self, **kw: original(self, **kw) if self.is_contiguous() else refuse(self)
-    )
-    monkeypatch.setattr(torch.Tensor, "clone", refuse)
+    contiguous = torch.Tensor.contiguous
 
+    def start():
+        monkeypatch.setattr(torch.Tensor, "contiguous", lambda x: contiguous(x) if x.is_contiguous() else refuse(x))
+        monkeypatch.setattr(torch.Tensor, "clone", refuse)
+        monkeypatch.setattr(torch.Tensor, "copy_", refuse)
 
-__all__ = ["apc_kernels"]
+    return start

@@ -21,6 +21,19 @@ def test_a_barrier_that_some_threads_never_reach(cuda_emulation):
         cuda_emulation.early_return(0)
 
 
+def test_shuffles_down_stop_at_the_end_of_a_warp(cuda_emulation):
+    lanes = np.arange(64) % 32
+    assert (cuda_emulation.shuffle_down(0) == np.arange(64) + np.where(lanes < 30, 2, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"), [("partial_mask", "shuffles take the full mask"), ("misaligned", "a vector is not aligned")]
+)
+def test_what_a_gpu_would_not_forgive(cuda_emulation, kernel, message):
+    with pytest.raises(RuntimeError, match=message):
+        getattr(cuda_emulation, kernel)(0)
+
+
 def test_a_write_past_shared_memory(cuda_emulation):
     with pytest.raises(RuntimeError, match="past the end of its shared memory"):
         cuda_emulation.overrun(0)

@@ -1,6 +1,7 @@
 """What several operations share."""
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def working(x: Tensor) -> Tensor:
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """Keeps autocast from rounding a reference's products; leaves no trace in a graph where autocast is off."""
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 
@@ -27,6 +28,18 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
 def reads_in_place(x: Tensor) -> bool:
     """Whether kernels take this map's layout: columns (NCHW) or channels (NHWC) side by side."""
     return x.stride(3) == 1 or x.stride(1) == 1 or x.shape[3] == 1 or x.shape[1] == 1
+
+
+def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether strides, in whatever order, put the elements of a size side by side without gap or overlap."""
+    if 0 in size:
+        return min(stride) >= 0
+    expected = 1
+    for step, n in sorted((step, n) for n, step in zip(size, stride, strict=True) if n != 1):
+        if step != expected:
+            return False
+        expected *= n
+    return min(stride) >= 0
 
 
 def run(launches: list[tuple], x: Tensor) -> None:

@@ -12,7 +12,8 @@
 #define APC_HOST_DEVICE
 #endif
 
-constexpr int MAX_SCALES = 64;
+constexpr int MAX_SCALES = 64, MAX_SCALE = 32768;
+constexpr int64_t MAX_SIZE = int64_t(1) << 31;  // of an axis
 
 // `static`: a copy for each translation unit, because the same text is compiled for several instruction sets.
 // In int on the GPU, where a division of 64 bits costs a hundred instructions; in int64_t elsewhere.
@@ -25,8 +26,7 @@ static inline APC_HOST_DEVICE Integer bin_end(Integer i, Integer size, Integer s
   return ((i + 1) * size + s - 1) / s;
 }
 
-// The segments of an axis, as a CPU kernel sees them. `bin` counts through all scales: scale 0's bins, then scale 1's,
-// ...
+// The segments of an axis, as a CPU kernel sees them. Bins are counted through all scales: scale 0's, then scale 1's.
 struct SegmentsView {
   int count;         // segments
   const int* cuts;   // count + 1 positions; segment k covers [cuts[k], cuts[k + 1])

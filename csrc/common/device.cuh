@@ -32,6 +32,8 @@ __device__ __forceinline__ Half round_to<Half>(float value) {
   return __float2half_rn(value);
 }
 
+#define check_alignment(address, bytes)  // the emulation's; a GPU faults by itself
+
 // The one shared buffer of a kernel; its size is the launch's.
 #define SHARED_BUFFER(name) extern __shared__ __align__(16) unsigned char name[]
 
@@ -49,10 +51,12 @@ struct alignas(sizeof(T) * V) Vector {
 
 template <int V, typename T>
 static __device__ __forceinline__ Vector<T, V> load_vector(const T* from) {
+  check_alignment(from, sizeof(Vector<T, V>));
   return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
 template <int V, typename T>
 static __device__ __forceinline__ void store_vector(T* to, const Vector<T, V>& vector) {
+  check_alignment(to, sizeof(Vector<T, V>));
   *reinterpret_cast<Vector<T, V>*>(to) = vector;
 }

@@ -11,7 +11,8 @@ bool supported(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                  __builtin_cpu_supports("bmi2");
+                  __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt") &&
+                  __builtin_cpu_supports("movbe") && __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
@@ -32,11 +33,12 @@ const char* name(Isa isa) {
 }
 
 Isa choose() {
-  const char* wanted = std::getenv("APC_KERNELS_ISA");
+  const char* variable = std::getenv("APC_KERNELS_ISA");
+  const std::string wanted = variable == nullptr ? "" : variable;
   for (Isa isa : {Isa::x86_64_v4, Isa::x86_64_v3, Isa::baseline})
-    if (supported(isa) && (wanted == nullptr || std::string(wanted) == name(isa))) return isa;
+    if (supported(isa) && (wanted.empty() || wanted == name(isa))) return isa;
   throw std::runtime_error(
-      std::string("APC_KERNELS_ISA=") + wanted +
+      "APC_KERNELS_ISA=" + wanted +
       ": this processor allows x86-64, x86-64-v3 and x86-64-v4 as far as it has them, neon on Arm");
 }
 

@@ -1,5 +1,5 @@
 // One source, several instruction sets: kernel files named *_cpu.cpp are compiled once for each, with APC_ISA naming
-// the namespace they live in. The set is chosen once, when the library loads.
+// the namespace they live in. The set is chosen once, at the first call.
 #pragma once
 
 #if defined(__x86_64__)

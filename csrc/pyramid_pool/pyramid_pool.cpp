@@ -61,7 +61,8 @@ void pyramid_pool(const Tensor& x, const std::vector<int64_t>& scales, const Ten
                                 [&](int64_t begin, int64_t end) { APC_DISPATCH_ISA(pool_planes, p, begin, end); });
     return;
   }
-  const std::unique_ptr<double[]> row_sums(new double[p.batch * p.rows.count * p.columns * p.channels]);
+  const size_t accumulator = p.scalar == Scalar::float64 ? sizeof(double) : sizeof(float);
+  const std::unique_ptr<char[]> row_sums(new char[accumulator * p.batch * p.rows.count * p.columns * p.channels]);
   p.row_sums = row_sums.get();
   const int64_t row_units = p.batch * p.rows.count * work.runs(), area = p.height * p.width / p.rows.count;
   torch::stable::parallel_for(0, row_units, grain(CHANNEL_RUN * area),

@@ -1,8 +1,7 @@
 // pyramid_pool's CUDA kernels. The algorithm is the one of apc_kernels/ops/pyramid_pool/triton.py:
 //
 //   pool_rows    a block sums the rows of one row segment (bins.h), the one read of x, then its columns into the bins
-//   of
-//                every scale
+//                of every scale
 //   pool_bins    adds up the row segments of every region and divides by its area
 //   spread_rows  a block works out the gradient of a row segment's rows once and writes it to each of them
 //
@@ -12,7 +11,9 @@
 #include "../common/bins.h"
 #include "../common/device.cuh"
 
-constexpr int MAX_SEGMENTS = 1024;
+// Limits that apc_kernels/ops/pyramid_pool knows too: beyond them the reference serves. They keep every product below
+// in 32 bits and the segments of an axis (two edges a bin) in the table.
+constexpr int MAX_EXTENT = 8192, MAX_COLUMNS = 512, MAX_SEGMENTS = 2 * MAX_COLUMNS;
 constexpr int TILE_X = 64, TILE_C = 64, TILE_BINS = 16, TILE_REGIONS = 64, THREADS = 256;
 
 // Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
@@ -27,6 +28,7 @@ struct PyramidPoolCuda {
   void* pooled;                     // (batch, channels, regions): the result, or its gradient
   float* row_sums;                  // (batch, segments, chunks, columns, channels)
 };
+static_assert(sizeof(PyramidPoolCuda) < 4096);
 
 struct Bin {
   int s, place, first_region;  // its scale, its place in that scale, the first region of that scale

@@ -34,6 +34,44 @@ void add_vectors(Acc<T>* __restrict sum, const T* __restrict from, int64_t count
     for (int64_t i = 0; i < length; ++i) sum[i] += load(from[i]);
 }
 
+// Sums of more than this are taken in blocks of about the square root of their length: their rounding error, which
+// grows with the number of additions one after the other, then grows with that root only.
+constexpr int64_t SHORT = 32;
+
+inline int64_t block_length(int64_t count) {
+  int64_t block = SHORT;
+  while (block * block < count) block *= 2;
+  return block;
+}
+
+// sum[i] = the sum over `count` vectors `stride` apart; `block_sum` is scratch.
+template <typename T>
+void sum_vectors(Acc<T>* __restrict sum, Acc<T>* __restrict block_sum, const T* __restrict from, int64_t count,
+                 int64_t stride, int64_t length) {
+  if (count <= SHORT) return add_vectors<T>(sum, from, count, stride, length, true);
+  const int64_t block = block_length(count);
+  for (int64_t k = 0; k < count; k += block) {
+    add_vectors<T>(block_sum, from + k * stride, count - k < block ? count - k : block, stride, length, true);
+    add_vectors<Acc<T>>(sum, block_sum, 1, 0, length, k == 0);
+  }
+}
+
+// The sum of `count` numbers side by side.
+template <typename A>
+inline A sum_line(const A* from, int64_t count) {
+  A sum = 0;
+  if (count <= SHORT) {
+    for (int64_t i = 0; i < count; ++i) sum += from[i];
+    return sum;
+  }
+  for (int64_t block = block_length(count); count > 0; from += block, count -= block) {
+    A block_sum = 0;
+    for (int64_t i = 0; i < (count < block ? count : block); ++i) block_sum += from[i];
+    sum += block_sum;
+  }
+  return sum;
+}
+
 // 1 / (rows * columns) of every region.
 template <typename A>
 void inverse_areas(const PyramidPool& p, A* inverse) {
@@ -50,18 +88,15 @@ template <typename T>
 void pool_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const int64_t rows = p.rows.count;
-  Scratch<A> sums(p.width), cells(p.cols.count * rows), bins(p.columns * rows), inverse(p.regions);
+  Scratch<A> sums(p.width), block(p.width), cells(p.cols.count * rows), bins(p.columns * rows), inverse(p.regions);
   inverse_areas<A>(p, inverse);
   for (int64_t plane = begin; plane < end; ++plane) {
     const T* x = static_cast<const T*>(p.map) + plane / p.channels * p.stride_b + plane % p.channels * p.stride_c;
     for (int64_t e = 0; e < rows; ++e) {
       const int y = p.rows.cuts[e];
-      add_vectors<T>(sums, x + y * p.stride_y, p.rows.cuts[e + 1] - y, p.stride_y, p.width, true);
-      for (int k = 0; k < p.cols.count; ++k) {
-        A sum = 0;
-        for (int i = p.cols.cuts[k]; i < p.cols.cuts[k + 1]; ++i) sum += sums[i];
-        cells[k * rows + e] = sum;
-      }
+      sum_vectors<T>(sums, block, x + y * p.stride_y, p.rows.cuts[e + 1] - y, p.stride_y, p.width);
+      for (int k = 0; k < p.cols.count; ++k)
+        cells[k * rows + e] = sum_line<A>(sums + p.cols.cuts[k], p.cols.cuts[k + 1] - p.cols.cuts[k]);
     }
     for (int bin = 0; bin < p.columns; ++bin)
       add_vectors<A>(bins + bin * rows, cells + p.cols.first[bin] * rows, p.cols.last[bin] - p.cols.first[bin], rows,
@@ -126,7 +161,7 @@ inline Run run_at(const PyramidPool& p, int64_t index) {
 template <typename T>
 void pool_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  Scratch<A> cell(CHANNEL_RUN);
+  Scratch<A> cell(CHANNEL_RUN), rows(CHANNEL_RUN), line(CHANNEL_RUN), block(CHANNEL_RUN);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Run run = run_at(p, unit % run_count(p));
     const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
@@ -135,11 +170,16 @@ void pool_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
     A* bins = static_cast<A*>(p.row_sums) + (b * p.rows.count + e) * p.columns * p.channels + run.start;
     for (int bin = 0; bin < p.columns; ++bin)
       for (int64_t c = 0; c < run.length; ++c) bins[bin * p.channels + c] = 0;
+    const int top = p.rows.cuts[e], bottom = p.rows.cuts[e + 1];
+    const int64_t block_rows = block_length(bottom - top);
     for (int k = 0; k < p.cols.count; ++k) {
       const int left = p.cols.cuts[k], right = p.cols.cuts[k + 1];
-      for (int y = p.rows.cuts[e]; y < p.rows.cuts[e + 1]; ++y)
-        add_vectors<T>(cell, x + y * p.stride_y + left * p.stride_x, right - left, p.stride_x, run.length,
-                       y == p.rows.cuts[e]);
+      for (int y = top; y < bottom; ++y) {
+        sum_vectors<T>(line, block, x + y * p.stride_y + left * p.stride_x, right - left, p.stride_x, run.length);
+        const bool last = y + 1 == bottom || (y + 1 - top) % block_rows == 0;
+        add_vectors<A>(rows, line, 1, 0, run.length, (y - top) % block_rows == 0);
+        if (last) add_vectors<A>(cell, rows, 1, 0, run.length, y - top < block_rows);
+      }
       for (int s = 0, offset = 0; s < p.num_scales; offset += static_cast<int>(p.scales[s++]))
         for (int j = p.cols.low[s * p.cols.count + k]; j < p.cols.high[s * p.cols.count + k]; ++j)
           add_vectors<A>(bins + (offset + j) * p.channels, cell, 1, 0, run.length, false);

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apc_kernels import build, library
+from apc_kernels import build
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90", "100")
@@ -69,14 +69,14 @@ def compiled_cuda():
 
     folder = ROOT / "build" / "gates"
     folder.mkdir(parents=True, exist_ok=True)
-    flags = " ".join(build.nvcc_flags()) + f" -isystem {Path(torch.__file__).parent / 'include'}"
-    command = f"{nvcc} {flags} -arch=sm_$arch -Xptxas -v -MD -MF $out.d -c $in -o $out > $out.log 2>&1"
+    flags = " ".join([*build.nvcc_flags(), f"-isystem {build.quote(Path(torch.__file__).parent / 'include')}"])
+    command = f"{build.quote(nvcc)} {flags} -arch=sm_$arch -Xptxas -v -MD -MF $out.d -c $in -o $out > $out.log 2>&1"
     lines = [f"rule cuda\n  command = {command} || {{ cat $out.log; exit 1; }}\n  depfile = $out.d\n  deps = gcc"]
     logs = {}
     for file in CUDA:
         for arch in ARCHITECTURES:
             target = f"{file.relative_to(ROOT / 'csrc').as_posix()}.sm_{arch}.o"
-            lines.append(f"build {target}: cuda {file}\n  arch = {arch}")
+            lines.append(f"build {target}: cuda {build.escape(file)}\n  arch = {arch}")
             logs[(file.name, arch)] = folder / f"{target}.log"
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     run = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
@@ -86,17 +86,35 @@ def compiled_cuda():
 
 @pytest.mark.slow
 def test_cuda(compiled_cuda):
-    kernels = []
+    kernels = set()
     for (file, arch), log in compiled_cuda.items():
         assert "warning" not in log, log
         for entry in log.split("Compiling entry function")[1:]:
             name = re.search(r"'(\w+)'", entry)[1]
+            where = f"{name} in {file} for sm_{arch}"
+            kernels.add(where)
             spills = [int(number) for number in re.findall(r"(\d+) bytes spill", entry)]
-            registers = int(re.search(r"Used (\d+) registers", entry)[1])
-            kernels.append((file, arch, name, registers, max(spills)))
-    assert len({kernel[:3] for kernel in kernels}) == len(kernels) > 0
-    assert not [kernel for kernel in kernels if kernel[4] > 0 and kernel[2] not in SPILLS_ALLOWED]
+            assert spills and (max(spills) == 0 or any(kernel in name for kernel in SPILLS_ALLOWED)), where
+            # Two blocks of 256 threads at least share a multiprocessor's 65536 registers.
+            assert int(re.search(r"Used (\d+) registers", entry)[1]) <= 128, where
+            static = re.search(r"(\d+) bytes smem", entry)
+            assert static is None, f"{where}: shared memory is one dynamic buffer (SHARED_BUFFER)"
+    assert len(kernels) >= len(compiled_cuda) - len(ARCHITECTURES)  # library.cu has none
 
 
-def test_the_cuda_library_is_there_or_says_why():
-    assert library.cuda().loaded or library.cuda().reason
+@pytest.mark.slow
+def test_cuda_imports_no_unstable_symbol(compiled_cuda):
+    for target in (ROOT / "build" / "gates").rglob("*.o"):
+        symbols = subprocess.run(["nm", "--undefined-only", target], capture_output=True, text=True, check=True).stdout
+        unstable = re.findall(r"U (_ZNK?(?:2at|3c10|5torch)\w*|_?Py\w+)", symbols)
+        assert not unstable, f"{target}: {unstable}"
+
+
+def test_kernels_for_one_instruction_set_share_nothing_with_another():
+    """A weak symbol in a *_cpu object would let the linker take AVX-512 code for every processor's."""
+    objects = list((ROOT / "build" / "native" / "objects").rglob("*_cpu.*.o"))
+    if not objects:
+        pytest.skip("needs the objects of a build in this checkout")
+    for path in objects:
+        symbols = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout
+        assert not re.findall(r" [WVu] \w+", symbols), f"{path}\n{symbols}"

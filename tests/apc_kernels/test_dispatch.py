@@ -30,8 +30,9 @@ def test_what_a_missing_library_says(monkeypatch):
     name, passed_over = dispatch.explain("pyramid_pool", "cpu", torch.float32)
     assert (name, passed_over) == ("reference", {"cpp": "the cpu library is missing: never built"})
     dispatch._warn_once.cache_clear()
-    with pytest.warns(apc_kernels.SlowPathWarning, match="slower PyTorch reference: the cpu library is missing"):
+    with pytest.warns(apc_kernels.SlowPathWarning, match="slower PyTorch reference: the cpu library") as warned:
         apc_kernels.pyramid_pool(torch.ones(1, 1, 2, 2))
+    assert warned[0].filename == __file__
     with apc_kernels.backend("cpp"), pytest.raises(RuntimeError, match="'cpp' was asked for, but the cpu library is"):
         apc_kernels.pyramid_pool(torch.ones(1, 1, 2, 2))
 
@@ -59,6 +60,31 @@ def test_a_forced_backend_ends_with_an_error():
     assert dispatch.select("pyramid_pool", torch.ones(1)) == "cpp"
 
 
+def test_two_threads_that_overlap_leave_nothing_forced():
+    first, second = apc_kernels.backend("reference"), apc_kernels.backend("cpp")
+    for step in (first.__enter__, second.__enter__):
+        step()
+    for manager in (first, second):
+        manager.__exit__(None, None, None)
+    assert len(dispatch._asked) == 1
+
+
+def test_forcing_inside_a_compiled_function_is_refused():
+    def function(x):
+        with apc_kernels.backend("reference"):
+            return apc_kernels.pyramid_pool(x)
+
+    with pytest.raises(Exception, match="put it around the compiled function, not inside it"):
+        torch.compile(function, fullgraph=True, backend="eager")(torch.ones(1, 1, 2, 2))
+
+
+def test_limits_are_a_reason_too():
+    limits = {"cpp": "the map is too large"}
+    assert dispatch.explain("pyramid_pool", "cpu", torch.float32, limits) == ("reference", limits)
+    with apc_kernels.backend("cpp"), pytest.raises(RuntimeError, match="was asked for, but the map is too large"):
+        dispatch.select("pyramid_pool", torch.ones(1), limits)
+
+
 def test_the_environment_variable():
     program = "import torch, apc_kernels.dispatch as d; print(d.select('pyramid_pool', torch.ones(1)))"
     assert run(program, APC_KERNELS_BACKEND="reference").stdout.strip() == "reference"
@@ -79,6 +105,9 @@ with apc_kernels.backend("triton"):
 def test_a_wrong_instruction_set_says_what_there_is():
     program = "import torch, apc_kernels; apc_kernels.pyramid_pool(torch.ones(1, 1, 2, 2))"
     assert "APC_KERNELS_ISA=sse9: this processor allows" in run(program, APC_KERNELS_ISA="sse9").stderr
+    assert run(program, APC_KERNELS_ISA="").returncode == 0
+    program = "import apc_kernels.info as info; print(info.report())"
+    assert "none: APC_KERNELS_ISA=sse9" in run(program, APC_KERNELS_ISA="sse9").stdout
 
 
 def test_importing_the_package_imports_no_compiler_and_no_command_line():

@@ -11,9 +11,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <random>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "../../csrc/common/scalar.h"
@@ -51,6 +53,7 @@ inline ucontext_t scheduler;
 inline unsigned running;
 inline void (*body)(const void*);
 inline const void* body_argument;
+inline std::exception_ptr failure;
 
 inline void wait(State at) {
   fibers[running].state = at;
@@ -58,7 +61,11 @@ inline void wait(State at) {
 }
 
 inline void run_body() {
-  body(body_argument);
+  try {
+    body(body_argument);
+  } catch (...) {
+    failure = std::current_exception();  // it cannot leave the fiber's stack: run_block throws it again
+  }
   wait(State::done);
 }
 
@@ -99,6 +106,7 @@ inline void run_block(unsigned threads, std::mt19937& random) {
       running = t;
       threadIdx.x = t;
       swapcontext(&scheduler, &fibers[t].context);
+      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
     }
   }
 }
@@ -145,6 +153,11 @@ T shuffle(unsigned mask, T value, unsigned source_lane) {
 }
 
 }  // namespace emulation
+
+// A GPU faults where a vector does not start at a multiple of its size; a CPU would not notice.
+inline void check_alignment(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) throw std::runtime_error("a vector is not aligned");
+}
 
 inline void __syncthreads() { emulation::wait(emulation::State::at_block_barrier); }
 inline void __syncwarp() { emulation::wait(emulation::State::at_warp_barrier); }

@@ -32,6 +32,16 @@ void early_return(Params p) {
   p.out[threadIdx.x] = 0;
 }
 
+void partial_mask(Params p) { p.out[threadIdx.x] = __shfl_sync(0xffffu, 1.0f, 0); }
+
+// Every thread gets the number of the one two lanes up, the last two of a warp keep theirs.
+void shuffle_down(Params p) {
+  __syncwarp();
+  p.out[threadIdx.x] = __shfl_down_sync(0xffffffffu, static_cast<float>(threadIdx.x), 2);
+}
+
+void misaligned(Params p) { load_vector<4>(p.out + 1); }
+
 void overrun(Params) {
   SHARED_BUFFER(shared);
   reinterpret_cast<float*>(shared)[blockDim.x] = 0;
@@ -49,5 +59,8 @@ void bind_selftest(py::module_& module) {
   module.def("neighbour", [](bool with_barrier, uint32_t seed) { return run(neighbour, with_barrier, seed); });
   module.def("warp_sum", [](uint32_t seed) { return run(warp_sum, true, seed); });
   module.def("early_return", [](uint32_t seed) { return run(early_return, true, seed); });
+  module.def("partial_mask", [](uint32_t seed) { return run(partial_mask, true, seed); });
+  module.def("shuffle_down", [](uint32_t seed) { return run(shuffle_down, true, seed); });
+  module.def("misaligned", [](uint32_t seed) { return run(misaligned, true, seed); });
   module.def("overrun", [](uint32_t seed) { return run(overrun, true, seed); });
 }

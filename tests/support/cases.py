@@ -34,6 +34,9 @@ MAPS = [
     MapCase((2, 3, 4, 5), (7, 2)),  # a scale larger than the map
     MapCase((1, 2, 3, 150), (20, 5)),
     MapCase((3, 6, 8, 8), (1,)),
+    MapCase((1, 8, 64, 64), (1,)),  # sums long enough for their order to matter
+    MapCase((1, 3, 128, 256), (1, 2)),
+    MapCase((1, 2050, 3, 5), (2,)),  # more channels than the CPU takes at once in channels_last
     MapCase((1, 6, 8, 8), (8,)),  # the identity
     MapCase((2, 2, 11, 6), (3, 3, 1)),  # a scale twice, in no order
     MapCase((0, 4, 6, 6)),
@@ -45,6 +48,22 @@ LARGE_MAPS = [
     MapCase((1, 2048, 97, 97)),  # 769x769 at stride 8
     MapCase((2, 512, 64, 128)),  # 512x1024 at stride 8
 ]
+
+
+def draw(
+    case: MapCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """A map and a gradient of its pooled result: the same values for every layout."""
+    generator = torch.Generator().manual_seed(sum(case.shape))
+    x = torch.randn(case.shape, generator=generator).to(device, dtype)
+    grad = torch.randn(*case.shape[:2], sum(s * s for s in case.scales), generator=generator).to(device, dtype)
+    return layout(x), grad
+
+
+def with_gradient(function: Callable, x: Tensor, scales: Sequence[int], grad: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    result = function(x, scales)
+    return result.detach(), torch.autograd.grad(result, x, grad)[0]
 
 
 def nchw(x: Tensor) -> Tensor:
@@ -70,7 +89,20 @@ def transposed(x: Tensor) -> Tensor:
     return x.mT.contiguous().mT
 
 
-LAYOUTS: Sequence[Callable[[Tensor], Tensor]] = [nchw, channels_last, sliced, sliced_channels_last, transposed]
+def even_window(x: Tensor) -> Tensor:
+    """A window whose strides and start are multiples of 16 bytes; its sizes need not be."""
+    larger = torch.full([n + 16 - n % 8 for n in x.shape], float("nan"), dtype=x.dtype, device=x.device)
+    return larger[tuple(slice(8 if i == 3 else 0, (8 if i == 3 else 0) + n) for i, n in enumerate(x.shape))].copy_(x)
+
+
+LAYOUTS: Sequence[Callable[[Tensor], Tensor]] = [
+    nchw,
+    channels_last,
+    sliced,
+    sliced_channels_last,
+    even_window,
+    transposed,
+]
 
 
 def _window(larger: Tensor, x: Tensor) -> Tensor:

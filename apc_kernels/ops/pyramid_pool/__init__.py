@@ -7,10 +7,15 @@ import torch
 from torch import Tensor
 
 from apc_kernels import dispatch
-from apc_kernels.ops.common import check_dtype, reads_in_place
+from apc_kernels.ops.common import check_dtype, is_dense, reads_in_place
 from apc_kernels.ops.pyramid_pool import reference
 
-MAX_SCALES = 64
+MAX_SCALES, MAX_SCALE = 64, 32768
+MAX_SIZE = 2**31  # of an axis
+MAX_GPU_SIZE, MAX_GPU_COLUMNS = (
+    8192,
+    512,
+)  # beyond these the reference serves on a GPU (csrc/pyramid_pool/pyramid_pool.cuh)
 
 
 def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
@@ -21,14 +26,18 @@ def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
 
     Args:
         x: (B, C, h, w), float32, bfloat16, float16 or float64. NCHW and channels_last maps, and slices of them that
-            keep columns or channels side by side, are read where they lie; any other layout is copied once.
-        scales: one or more numbers of bins, in the order the result holds them; each may exceed h or w.
+            keep columns or channels side by side, are read where they lie; any other layout is copied once. On a GPU,
+            maps of more than 8192 rows or columns are served by the reference.
+        scales: 1 to 64 numbers of bins, up to 32768 each, in the order the result holds them; a scale may exceed h or
+            w. On a GPU, scales that add up to more than 512 are served by the reference.
 
     Returns:
         (B, C, J), J = Σ s², scale-major, then row-major, contiguous, in x's dtype; sums are kept in float32
         (float64 for float64). Its gradient has the strides of torch.empty_like(x).
 
-    Differentiable any number of times; deterministic to the bit. Under autocast it computes in the dtype x has.
+    Differentiable any number of times (torch.autograd; torch.func.grad does not see through a custom operator);
+    deterministic to the bit. Under autocast it computes in the dtype x has. An infinity or NaN stays in the bins that
+    hold it, except in the reference and so in exported models: their matrix products spread it over its row and column.
     """
     scales = _check(x, scales)
     if torch.compiler.is_exporting():
@@ -42,9 +51,13 @@ def _check(x: Tensor, scales: Sequence[int]) -> list[int]:
     if x.dim() != 4:
         raise ValueError(f"x: expected 4 dimensions (B, C, h, w), got {x.dim()}: {tuple(x.shape)}")
     check_dtype(x, "x")
-    if x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"x: expected a height and width of at least 1, got {tuple(x.shape)}")
+    _check_size(x.shape, "x")
     return _check_scales(scales)
+
+
+def _check_size(size: Sequence[int], name: str) -> None:
+    if not (1 <= size[2] < MAX_SIZE and 1 <= size[3] < MAX_SIZE):
+        raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(size)}")
 
 
 def _check_scales(scales: Sequence[int]) -> list[int]:
@@ -54,8 +67,8 @@ def _check_scales(scales: Sequence[int]) -> list[int]:
         raise TypeError(f"scales: expected a sequence of integers, got {scales!r}") from None
     if not 1 <= len(scales) <= MAX_SCALES:
         raise ValueError(f"scales: expected 1 to {MAX_SCALES} scales, got {len(scales)}")
-    if min(scales) < 1:
-        raise ValueError(f"scales: expected scales of at least 1, got {tuple(scales)}")
+    if min(scales) < 1 or max(scales) > MAX_SCALE:
+        raise ValueError(f"scales: expected scales of 1 to {MAX_SCALE}, got {tuple(scales)}")
     return scales
 
 
@@ -63,10 +76,21 @@ def _regions(scales: Sequence[int]) -> int:
     return sum(s * s for s in scales)
 
 
+def _limits(size: Sequence[int], scales: Sequence[int]) -> dict[str, str]:
+    """Why the GPU kernels cannot take a call, if they cannot."""
+    if max(size[2:]) <= MAX_GPU_SIZE and sum(scales) <= MAX_GPU_COLUMNS:
+        return {}
+    reason = (
+        f"the kernels take up to {MAX_GPU_SIZE} rows and columns and scales adding up to {MAX_GPU_COLUMNS}; "
+        f"the map has {tuple(size)}, the scales add up to {sum(scales)}"
+    )
+    return {"triton": reason, "cuda": reason}
+
+
 @torch.library.custom_op("apc_kernels::pyramid_pool", mutates_args=())
 def _forward(x: Tensor, scales: Sequence[int]) -> Tensor:
     scales = _check(x, scales)
-    name = dispatch.select("pyramid_pool", x)
+    name = dispatch.select("pyramid_pool", x, _limits(x.shape, scales))
     if name == "reference":
         return reference.pyramid_pool(x, scales)
     out = x.new_empty(*x.shape[:2], _regions(scales))
@@ -85,7 +109,9 @@ def _(x, scales):
 def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """The gradient of x, a map of the given size and strides, from the gradient of the result."""
     scales = _check_backward(grad, scales, size, stride)
-    name = dispatch.select("pyramid_pool_backward", grad)
+    if not is_dense(size, stride):
+        raise ValueError(f"stride: expected the strides of a dense map of {tuple(size)}, got {tuple(stride)}")
+    name = dispatch.select("pyramid_pool_backward", grad, _limits(size, scales))
     grad_x = grad.new_empty_strided(size, stride)
     if name == "reference":
         return grad_x.copy_(reference.pyramid_pool_backward(grad, scales, size))
@@ -108,8 +134,7 @@ def _check_backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], st
     check_dtype(grad, "grad")
     if len(size) != 4 or len(stride) != 4:
         raise ValueError(f"size, stride: expected 4 numbers each, got {tuple(size)} and {tuple(stride)}")
-    if size[2] == 0 or size[3] == 0:
-        raise ValueError(f"size: expected a height and width of at least 1, got {tuple(size)}")
+    _check_size(size, "size")
     expected = (size[0], size[1], _regions(scales))
     if tuple(grad.shape) != expected:
         raise ValueError(f"grad: expected {expected} for a map of {tuple(size)}, got {tuple(grad.shape)}")

@@ -1,6 +1,7 @@
 """pyramid_pool in plain PyTorch: two small matrix products for each scale, P_h · x · P_wᵀ.
 
-The specification, and what exported models hold: stock operators only, sizes may be symbolic.
+The specification, and what exported models hold: stock operators only, sizes may be symbolic. Being products, they turn
+an infinity into NaN in the other bins of its row and column (infinity · 0).
 """
 
 from collections.abc import Sequence
@@ -13,17 +14,18 @@ from apc_kernels.ops.common import without_autocast, working
 
 def pyramid_pool(x: Tensor, scales: Sequence[int]) -> Tensor:
     with without_autocast(x):
-        pooled = []
+        work, pooled = working(x), []
         for s in scales:
-            columns = working(x) @ averaging(x.shape[3], s, x).mT  # (B, C, h, s)
+            columns = work @ averaging(x.shape[3], s, x).mT  # (B, C, h, s)
             pooled.append((columns.mT @ averaging(x.shape[2], s, x).mT).mT.flatten(2))  # (B, C, s*s)
         return torch.cat(pooled, 2).to(x.dtype)
 
 
 def pyramid_pool_backward(grad: Tensor, scales: Sequence[int], size: Sequence[int]) -> Tensor:
     with without_autocast(grad):
-        grad_x = working(grad).new_zeros(size)
-        for s, pooled in zip(scales, working(grad).split([s * s for s in scales], 2), strict=True):
+        work = working(grad)
+        grad_x = work.new_zeros(size)
+        for s, pooled in zip(scales, work.split([s * s for s in scales], 2), strict=True):
             columns = pooled.unflatten(2, (s, s)).mT @ averaging(size[2], s, grad)  # (B, C, s, h)
             grad_x += columns.mT @ averaging(size[3], s, grad)
         return grad_x.to(grad.dtype)

@@ -97,7 +97,8 @@ def pool_rows_kernel(
     column = i_x * BLOCK_X + tl.arange(0, BLOCK_X)
     m_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C) < channels
     m_xc = (column < width)[:, None] & m_c[None, :]
-    o_xc = tl.arange(0, BLOCK_X)[:, None] * stride_x + tl.arange(0, BLOCK_C)[None, :] * stride_c
+    o_x, o_c = tl.arange(0, BLOCK_X).to(tl.int64) * stride_x, tl.arange(0, BLOCK_C).to(tl.int64) * stride_c
+    o_xc = o_x[:, None] + o_c[None, :]
     x += i_b * stride_b + i_c * BLOCK_C * stride_c + i_x.to(tl.int64) * BLOCK_X * stride_x
     top, bottom = start_of(i_e, segments), start_of(i_e + 1, segments)
     x += top.to(tl.int64) * stride_y
@@ -220,7 +221,8 @@ def spread_rows_kernel(
             b_grad += tl.where(inside[:, None], b_bin[None, :], 0.0)
 
     m_xc = (column < width)[:, None] & m_c[None, :]
-    o_xc = tl.arange(0, BLOCK_X)[:, None] * stride_x + tl.arange(0, BLOCK_C)[None, :] * stride_c
+    o_x, o_c = tl.arange(0, BLOCK_X).to(tl.int64) * stride_x, tl.arange(0, BLOCK_C).to(tl.int64) * stride_c
+    o_xc = o_x[:, None] + o_c[None, :]
     grad_x += i_b * stride_b + i_c * BLOCK_C * stride_c + i_x.to(tl.int64) * BLOCK_X * stride_x
     grad_x += top.to(tl.int64) * stride_y
     for _ in range(top, bottom):
