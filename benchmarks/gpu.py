@@ -87,7 +87,7 @@ def main() -> int:
         (out / report.file_name(results["machine"]["name"])).write_text(json.dumps(results, indent=1) + "\n")
         for row in results["rows"]:
             figures = f"{row['ours_ms']:.3f} ms, {row['ratio']:.1f}x, {row['percent_of_copy']:.0f} % of a copy"
-            print(f"{row['case']:<70} {figures}")
+            print(f"{row['case']:<62} {row['backend']:<7} {figures}")
     return int(any(text.startswith("FAILED") for text in outcome.values()))
 
 

@@ -16,6 +16,7 @@ import apc_kernels
 from benchmarks.timing import Pair, copy_bandwidth, paired
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ("cuda", "triton") if DEVICE == "cuda" else ("cpp",)
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 CASES = [MapCase((8, 2048, 64, 64)), *LARGE_MAPS] if DEVICE == "cuda" else LARGE_MAPS
 LAYOUTS = (nchw, channels_last)
@@ -28,7 +29,7 @@ def bytes_moved(case: MapCase, direction: str, dtype: torch.dtype) -> int:
     return once if direction == "forward" else 2 * once
 
 
-def functions(case: MapCase, layout, direction: str):
+def functions(case: MapCase, layout, direction: str, backend: str):
     """Ours and PyTorch's on the same input. Checked first: no figure stands behind a wrong result."""
     x = layout(torch.randn(case.shape, device=DEVICE).to(DTYPE)).requires_grad_(direction != "forward")
     grad = torch.randn(*case.shape[:2], sum(s * s for s in case.scales), device=DEVICE).to(DTYPE)
@@ -40,23 +41,28 @@ def functions(case: MapCase, layout, direction: str):
 
         return run
 
-    ours, other = step(apc_kernels.pyramid_pool), step(stock.pyramid_pool)
+    def on_backend(x, scales):
+        with apc_kernels.backend(backend):
+            return apc_kernels.pyramid_pool(x, scales)
+
+    ours, other = step(on_backend), step(stock.pyramid_pool)
     exact = _exact(x, case, direction, grad)
     assert_accurate(ours(), exact, other(), f"{case} {layout.__name__} {direction}")
     return ours, other, {"error": max_error(ours(), exact), "other_error": max_error(other(), exact)}
 
 
-def measure(case: MapCase, layout, direction: str, seconds: float = 2.0) -> dict:
-    ours, other, errors = functions(case, layout, direction)
-    return _row(case, layout, direction, paired(ours, other, DEVICE, seconds), errors)
+def measure(case: MapCase, layout, direction: str, backend: str, seconds: float = 2.0) -> dict:
+    ours, other, errors = functions(case, layout, direction, backend)
+    return _row(case, layout, direction, backend, paired(ours, other, DEVICE, seconds), errors)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def bench_pyramid_pool(benchmark, case, layout, direction):
-    ours, other, errors = functions(case, layout, direction)
-    benchmark.extra_info.update(_row(case, layout, direction, paired(ours, other, DEVICE), errors))
+def bench_pyramid_pool(benchmark, case, layout, direction, backend):
+    ours, other, errors = functions(case, layout, direction, backend)
+    benchmark.extra_info.update(_row(case, layout, direction, backend, paired(ours, other, DEVICE), errors))
     benchmark.pedantic(ours, rounds=5)
 
 
@@ -66,12 +72,12 @@ def _exact(x, case, direction, grad):
     return pooled if direction == "forward" else torch.autograd.grad(pooled, wide, grad.double())[0]
 
 
-def _row(case: MapCase, layout, direction: str, pair: Pair, errors: dict) -> dict:
+def _row(case: MapCase, layout, direction: str, backend: str, pair: Pair, errors: dict) -> dict:
     row = {
         "operation": "pyramid_pool",
         "case": ", ".join((direction, "x".join(map(str, case.shape)), layout.__name__, str(DTYPE)[len("torch.") :])),
         "other": "F.adaptive_avg_pool2d for each scale",
-        "backend": apc_kernels.dispatch.explain("pyramid_pool", DEVICE, DTYPE)[0],
+        "backend": backend,
         **pair.row(),
         **errors,
         "gb_per_s": bytes_moved(case, direction, DTYPE) / 1e6 / pair.row()["ours_ms"],
@@ -88,7 +94,7 @@ def main() -> None:
     for case in CASES[:2]:
         for layout in LAYOUTS:
             for direction in DIRECTIONS:
-                row = measure(case, layout, direction, seconds=1.0)
+                row = measure(case, layout, direction, BACKENDS[0], seconds=1.0)
                 print(
                     f"{'x'.join(map(str, case.shape)):<20}{layout.__name__:<15}{direction:<18}{row['ours_ms']:>9.2f}"
                     f"{row['other_ms']:>12.2f}{row['ratio']:>7.1f}{row['error']:>10.1e}{row['other_error']:>10.1e}"

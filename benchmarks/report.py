@@ -52,14 +52,15 @@ def section() -> str:
         measured = json.loads(file.read_text())
         name, version = measured["machine"]["name"], measured["machine"]["torch"]
         parts.append(f"**{name}**, torch {version} ([{file.name}](benchmarks/results/{file.name}))\n")
-        parts.append("| operation | case | ours | beside it | times as fast (quartiles) | of a copy's bandwidth |")
-        parts.append("|---|---|---|---|---|---|")
+        parts.append(
+            "| operation | case | backend | ours | beside it | times as fast (quartiles) | of a copy's bandwidth |"
+        )
+        parts.append("|---|---|---|---|---|---|---|")
         for row in measured["rows"]:
-            parts.append(
-                f"| `{row['operation']}` | {row['case']} | {row['ours_ms']:.2f} ms | {row['other']}: "
-                f"{row['other_ms']:.2f} ms | **{row['ratio']:.1f}** ({row['ratio_low']:.1f}–{row['ratio_high']:.1f}) | "
-                f"{row['percent_of_copy']:.0f} % |"
-            )
+            ratio = f"**{row['ratio']:.1f}** ({row['ratio_low']:.1f}–{row['ratio_high']:.1f})"
+            other = f"{row['other']}: {row['other_ms']:.2f} ms"
+            ours = f"`{row['operation']}` | {row['case']} | {row['backend']} | {row['ours_ms']:.2f} ms"
+            parts.append(f"| {ours} | {other} | {ratio} | {row['percent_of_copy']:.0f} % |")
         parts.append("")
     return "\n".join(parts)
 
