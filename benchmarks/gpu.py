@@ -13,6 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
+from apc_kernels import dispatch
 from benchmarks import ROOT, report
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -76,6 +79,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the folder that results and logs go into")
     out = parser.parse_args().out.resolve()
+    if not torch.cuda.is_available():
+        sys.exit(f"make gpu needs a GPU; {dispatch.gpu()}")
     out.mkdir(parents=True, exist_ok=True)
     outcome = {}
     for name, command in steps(out).items():

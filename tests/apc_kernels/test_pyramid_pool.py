@@ -89,6 +89,30 @@ def test_layouts_and_dtypes_on_emulated_cuda(cuda_emulation, layout, dtype, case
     assert_matches(emulate(cuda_emulation, x, case.scales, grad), case, dtype)
 
 
+@pytest.mark.parametrize(
+    ("shape", "stride", "offset"),
+    [
+        ((1, 13, 9, 8), (1152, 1, 128, 16), 0),  # channels_last, 13 of 16 channels
+        ((1, 16, 9, 8), (1170, 1, 130, 16), 0),  # channels_last, rows that start anywhere
+        ((1, 8, 8, 8), (576, 72, 9, 1), 0),  # NCHW, rows of 8 that start anywhere
+        ((1, 8, 8, 13), (1024, 128, 16, 1), 0),  # NCHW, 13 of 16 columns
+        ((1, 8, 8, 16), (1024, 128, 16, 1), 1),  # one element past an aligned address
+        ((2, 8, 8, 16), (1025, 128, 16, 1), 0),  # images that start anywhere
+    ],
+)
+def test_what_emulated_cuda_does_not_vectorise(cuda_emulation, shape, stride, offset):
+    """Windows in which some vector of 16 bytes would be misaligned or reach past the map: nothing there is written."""
+    case = MapCase(shape, (1, 2, 3))
+    x, grad = draw(case, dtype=torch.float16)
+    canvas = torch.full((4096,), 7.0, dtype=torch.float16)
+    results = emulate(cuda_emulation, canvas.clone().as_strided(shape, stride, offset).copy_(x), case.scales, grad)
+    window = canvas.as_strided(shape, stride, offset)
+    cuda_emulation.pyramid_pool_backward(grad.numpy(), "float16", list(case.scales), window.numpy(), 0)
+    assert_matches((results[0], window.clone()), case, torch.float16)
+    window.fill_(7.0)
+    assert bool((canvas == 7.0).all())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, which excludes the GPU")
 @pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize(
