@@ -94,6 +94,7 @@ def test_layouts_and_dtypes_on_emulated_cuda(cuda_emulation, layout, dtype, case
     [
         ((1, 13, 9, 8), (1152, 1, 128, 16), 0),  # channels_last, 13 of 16 channels
         ((1, 16, 9, 8), (1170, 1, 130, 16), 0),  # channels_last, rows that start anywhere
+        ((1, 16, 9, 8), (1224, 1, 136, 17), 0),  # channels_last, pixels that start anywhere
         ((1, 8, 8, 8), (576, 72, 9, 1), 0),  # NCHW, rows of 8 that start anywhere
         ((1, 8, 8, 13), (1024, 128, 16, 1), 0),  # NCHW, 13 of 16 columns
         ((1, 8, 8, 16), (1024, 128, 16, 1), 1),  # one element past an aligned address
