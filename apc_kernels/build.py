@@ -11,6 +11,7 @@ CXX, CUDA_HOME and NVCC name the compilers.
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -279,9 +280,24 @@ def main() -> int:
         folder = user_cache() / "objects"
         record = build(folder)
         install(record, folder, destination)
+        if destination.parent == PACKAGE:
+            _tell_pip(destination)
         folder = destination
     print(f"{summary(record)}\n{'in':<13} {folder}")
     return 0 if record["cpu"]["built"] else 1
+
+
+def _tell_pip(folder: Path) -> None:
+    """Lists the libraries among the installed files, so that uninstalling takes them away and leaves no empty shell."""
+    try:
+        installed = importlib.metadata.files("apc_kernels") or []
+    except importlib.metadata.PackageNotFoundError:  # a folder on PYTHONPATH, nothing that pip knows of
+        return
+    for record in (file.locate() for file in installed if file.name == "RECORD"):
+        with open(record, "a") as listing:
+            for library in sorted(folder.glob("*.so")):
+                if library.relative_to(PACKAGE.parent).as_posix() not in {str(file) for file in installed}:
+                    listing.write(f"{library.relative_to(PACKAGE.parent).as_posix()},,\n")
 
 
 def _write(file: Path, record: dict) -> None:

@@ -4,8 +4,8 @@
     python tests/packaging/across_torch_versions.py --python old/bin/python --python new/bin/python
 
 The CPU library is built once, by the first version given (--python before others), or taken from --library.
-A version is installed into a temporary virtual environment, from the index pip is set to: gigabytes each, or hundreds
-of megabytes with PIP_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_EXTRA_INDEX_URL=https://pypi.org/simple.
+A version is installed into a temporary virtual environment, from the index pip is set to: gigabytes each by default on
+Linux, hundreds of megabytes where PIP_INDEX_URL names PyTorch's CPU index.
 
 pyramid_pool and its gradient are compared with the reference of the same torch (which bounds the error), and with what
 the library computed under the first version (which should be the same to the bit). Needs Linux, a compiler and ninja.

@@ -113,6 +113,8 @@ def test_building_later(built_later, assert_served_by_cpp):
     assert "RuntimeWarning" not in result.stderr  # runpy's, of a module that it finds imported already
     assert re.search(r"cpu library +built", result.stdout)
     assert str(folder / "apc_kernels" / "native") in result.stdout
+    (listing,) = folder.glob("*.dist-info/RECORD")  # what pip takes away when it uninstalls
+    assert "apc_kernels/native/_C.abi3.so,," in listing.read_text().splitlines()
     assert_served_by_cpp(folder / LIBRARY, **environ)
 
 
