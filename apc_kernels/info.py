@@ -42,7 +42,8 @@ def serving() -> list[tuple[str, str]]:
         for device in ("cpu", "cuda"):
             name, passed_over = dispatch.explain(operation, device, torch.float32)
             why = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
-            rows.append((f"{operation} on {device}", f"{name}{why}"))
+            wide, _ = dispatch.explain(operation, device, torch.float64)
+            rows.append((f"{operation} on {device}", name + (f" (float64: {wide})" if wide != name else "") + why))
     return rows
 
 

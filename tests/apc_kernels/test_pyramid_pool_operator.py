@@ -130,6 +130,18 @@ def test_strides_of_the_backward_operation_describe_a_dense_map(backend, stride)
 
 
 @pytest.mark.parametrize(
+    ("shape", "scales"), [((1, 1, 8193, 1), (1,)), ((1, 1, 1, 8193), (1,)), ((1, 1, 4, 4), (300, 213))]
+)
+def test_limits_of_the_gpu_kernels(monkeypatch, shape, scales):
+    """`auto` passes over what cannot take a call; forcing it says why."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x = torch.ones(shape)
+    assert bool((apc_kernels.pyramid_pool(x, scales) == 1).all())
+    with apc_kernels.backend("triton"), pytest.raises(RuntimeError, match="the kernels take up to 8192 rows"):
+        apc_kernels.pyramid_pool(x, scales)
+
+
+@pytest.mark.parametrize(
     ("map", "pooled", "message"),
     [
         (torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 4), "pooled: expected size 5 in dimension 2, got 4"),

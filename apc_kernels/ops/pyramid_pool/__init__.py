@@ -12,10 +12,8 @@ from apc_kernels.ops.pyramid_pool import reference
 
 MAX_SCALES, MAX_SCALE = 64, 32768
 MAX_SIZE = 2**31  # of an axis
-MAX_GPU_SIZE, MAX_GPU_COLUMNS = (
-    8192,
-    512,
-)  # beyond these the reference serves on a GPU (csrc/pyramid_pool/pyramid_pool.cuh)
+# Beyond these the reference serves on a GPU (csrc/pyramid_pool/pyramid_pool.cuh).
+MAX_GPU_SIZE, MAX_GPU_COLUMNS, MAX_GPU_CHANNELS = 8192, 512, 2**21
 
 
 def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
@@ -27,7 +25,7 @@ def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
     Args:
         x: (B, C, h, w), float32, bfloat16, float16 or float64. NCHW and channels_last maps, and slices of them that
             keep columns or channels side by side, are read where they lie; any other layout is copied once. On a GPU,
-            maps of more than 8192 rows or columns are served by the reference.
+            maps of more than 8192 rows or columns, or two million channels, are served by the reference.
         scales: 1 to 64 numbers of bins, up to 32768 each, in the order the result holds them; a scale may exceed h or
             w. On a GPU, scales that add up to more than 512 are served by the reference.
 
@@ -78,11 +76,11 @@ def _regions(scales: Sequence[int]) -> int:
 
 def _limits(size: Sequence[int], scales: Sequence[int]) -> dict[str, str]:
     """Why the GPU kernels cannot take a call, if they cannot."""
-    if max(size[2:]) <= MAX_GPU_SIZE and sum(scales) <= MAX_GPU_COLUMNS:
+    if max(size[2:]) <= MAX_GPU_SIZE and size[1] <= MAX_GPU_CHANNELS and sum(scales) <= MAX_GPU_COLUMNS:
         return {}
     reason = (
-        f"the kernels take up to {MAX_GPU_SIZE} rows and columns and scales adding up to {MAX_GPU_COLUMNS}; "
-        f"the map has {tuple(size)}, the scales add up to {sum(scales)}"
+        f"the kernels take up to {MAX_GPU_SIZE} rows and columns, {MAX_GPU_CHANNELS} channels and scales adding up to "
+        f"{MAX_GPU_COLUMNS}; the map is {tuple(size)}, the scales add up to {sum(scales)}"
     )
     return {"triton": reason, "cuda": reason}
 
