@@ -32,7 +32,8 @@ RECORD = "native.json"
 CPU_LIBRARY, CUDA_LIBRARY = "_C.abi3.so", "_C_cuda.abi3.so"
 
 TARGET = "2.11"  # the oldest torch that the libraries run on
-FLAGS = ["-O3", "-fPIC", "-std=c++20", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the same, as the headers read it
+FLAGS = ["-O3", "-fPIC", "-std=c++20", "-fvisibility=hidden", TARGET_FLAG]
 INSTRUCTION_SETS = {"baseline": "x86-64", "x86_64_v3": "x86-64-v3", "x86_64_v4": "x86-64-v4"}
 ARCHITECTURES = "8.0;9.0;10.0+PTX"
 
@@ -203,16 +204,8 @@ def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[st
 
 def nvcc_flags(environ: Mapping[str, str] = os.environ) -> list[str]:
     host = [f"-ccbin={quote(environ['CXX'])}"] if environ.get("CXX") and " " not in environ["CXX"] else []
-    return [
-        *host,
-        "-O3",
-        "-std=c++20",
-        "-Xcompiler=-fPIC",
-        "-DUSE_CUDA",
-        "-lineinfo",
-        "--expt-relaxed-constexpr",
-        FLAGS[-1],
-    ]
+    own = ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-DUSE_CUDA", "-lineinfo", "--expt-relaxed-constexpr"]
+    return [*host, *own, TARGET_FLAG]
 
 
 def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict:

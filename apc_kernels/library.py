@@ -34,9 +34,10 @@ def _folders() -> list[Path]:
     return [build.PACKAGE / "native", build.user_cache()]
 
 
-def _load(device: str, file_name: str) -> Library:
+def _load(device: str) -> Library:
     from apc_kernels import build
 
+    file_name = build.CPU_LIBRARY if device == "cpu" else build.CUDA_LIBRARY
     missing = Library(None, f"never built ({HOW_TO_BUILD} does it)")
     for folder in _folders():
         if not (folder / build.RECORD).is_file():
@@ -61,11 +62,11 @@ def _load(device: str, file_name: str) -> Library:
 
 @functools.cache
 def cpu() -> Library:
-    return _load("cpu", "_C.abi3.so")
+    return _load("cpu")
 
 
 @functools.cache
 def cuda() -> Library:
     if torch.version.cuda is None:  # it would not find libtorch_cuda.so
         return Library(None, f"torch {torch.__version__} is a build without CUDA")
-    return _load("cuda", "_C_cuda.abi3.so")
+    return _load("cuda")

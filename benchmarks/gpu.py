@@ -19,9 +19,8 @@ from apc_kernels import dispatch
 from benchmarks import ROOT, report
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-SANITIZED = (
-    "test_hard_cases and not emulated and not reference"  # small shapes: the sanitizer is a hundred times slower
-)
+GPU_TESTS = [*PYTEST, "-m", "gpu", "tests"]
+SMALL = ["-k", "test_hard_cases and not reference"]  # the sanitizer is a hundred times slower
 MEASURED = ["benchmarks", "-o", "python_files=*.py", "-o", "python_functions=bench_*", "--benchmark-only"]
 
 
@@ -30,29 +29,9 @@ def steps(out: Path) -> dict[str, list[str]]:
     return {
         "build": [sys.executable, "-m", "apc_kernels.build"],
         "info": [sys.executable, "-m", "apc_kernels.info"],
-        "test": [*PYTEST, "-m", "gpu", "tests"],
-        "memcheck": [
-            sanitizer,
-            "--tool=memcheck",
-            "--error-exitcode=9",
-            *PYTEST,
-            "-m",
-            "gpu",
-            "-k",
-            SANITIZED,
-            "tests",
-        ],
-        "racecheck": [
-            sanitizer,
-            "--tool=racecheck",
-            "--error-exitcode=9",
-            *PYTEST,
-            "-m",
-            "gpu",
-            "-k",
-            SANITIZED,
-            "tests",
-        ],
+        "test": GPU_TESTS,
+        "memcheck": [sanitizer, "--tool=memcheck", "--error-exitcode=9", *GPU_TESTS, *SMALL],
+        "racecheck": [sanitizer, "--tool=racecheck", "--error-exitcode=9", *GPU_TESTS, *SMALL],
         "bench": [*PYTEST, *MEASURED, f"--benchmark-json={out / 'benchmark.json'}"],
     }
 

@@ -73,11 +73,9 @@ def test_layouts_and_dtypes(device, backend, layout, dtype, case):
         assert_matches(with_gradient(apc_kernels.pyramid_pool, x, case.scales, grad), case, dtype)
 
 
-@pytest.mark.parametrize("case", MAPS, ids=str)
+@pytest.mark.parametrize("case", [case for case in MAPS if min(case.shape)], ids=str)  # empty maps reach no kernel
 def test_hard_cases_on_emulated_cuda(cuda_emulation, case):
     x, grad = draw(case)
-    if x.numel() == 0:
-        pytest.skip("empty maps never reach a kernel")
     assert_matches(emulate(cuda_emulation, x, case.scales, grad), case, torch.float32)
 
 
