@@ -4,7 +4,18 @@ Each is a function of tensors, usable alone; README.md lists them, `python -m ap
 """
 
 from apc_kernels.dispatch import SlowPathWarning, backend
+from apc_kernels.ops.adaptive_context import adaptive_context
+from apc_kernels.ops.adaptive_context_norm import BatchNorm, adaptive_context_norm
+from apc_kernels.ops.affinity_moments import affinity_moments
 from apc_kernels.ops.pyramid_pool import pyramid_pool
 
-__all__ = ["SlowPathWarning", "backend", "pyramid_pool"]
+__all__ = [
+    "BatchNorm",
+    "SlowPathWarning",
+    "adaptive_context",
+    "adaptive_context_norm",
+    "affinity_moments",
+    "backend",
+    "pyramid_pool",
+]
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
 """python -m apc_kernels.info: versions, what is built and for what, which backend serves each operation and why."""
 
 import importlib.metadata
+import inspect
 import platform
 
 import torch
@@ -12,7 +13,11 @@ from apc_kernels import dispatch, library
 def operations() -> list[str]:
     """The public operations, in the order in which the package lists them."""
     public = ((name, getattr(apc_kernels, name)) for name in apc_kernels.__all__)
-    return [name for name, function in public if getattr(function, "__module__", "").startswith("apc_kernels.ops.")]
+    return [name for name, function in public if _is_operation(function)]
+
+
+def _is_operation(function) -> bool:
+    return inspect.isfunction(function) and function.__module__.startswith("apc_kernels.ops.")
 
 
 def versions() -> list[tuple[str, str]]:
@@ -39,6 +44,10 @@ def libraries() -> list[tuple[str, str]]:
 def serving() -> list[tuple[str, str]]:
     rows = []
     for operation in operations():
+        built_on = getattr(inspect.getmodule(getattr(apc_kernels, operation)), "BUILT_ON", None)
+        if built_on:
+            rows.append((operation, f"built on {', '.join(built_on)}"))
+            continue
         for device in ("cpu", "cuda"):
             name, passed_over = dispatch.explain(operation, device, torch.float32)
             why = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())

@@ -13,7 +13,7 @@ from accuracy import assert_accurate, max_error
 from cases import LARGE_MAPS, MapCase, channels_last, nchw
 
 import apc_kernels
-from benchmarks.timing import Pair, copy_bandwidth, paired
+from benchmarks.timing import Pair, paired, result_row
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("cuda", "triton") if DEVICE == "cuda" else ("cpp",)
@@ -73,17 +73,9 @@ def _exact(x, case, direction, grad):
 
 
 def _row(case: MapCase, layout, direction: str, backend: str, pair: Pair, errors: dict) -> dict:
-    row = {
-        "operation": "pyramid_pool",
-        "case": ", ".join((direction, "x".join(map(str, case.shape)), layout.__name__, str(DTYPE)[len("torch.") :])),
-        "other": "F.adaptive_avg_pool2d for each scale",
-        "backend": backend,
-        **pair.row(),
-        **errors,
-        "gb_per_s": bytes_moved(case, direction, DTYPE) / 1e6 / pair.row()["ours_ms"],
-    }
-    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth(DEVICE)
-    return row
+    name = ", ".join((direction, "x".join(map(str, case.shape)), layout.__name__, str(DTYPE)[len("torch.") :]))
+    other, moved = "F.adaptive_avg_pool2d for each scale", bytes_moved(case, direction, DTYPE)
+    return result_row("pyramid_pool", name, backend, other, pair, moved, DEVICE, **errors)
 
 
 def main() -> None:

@@ -45,6 +45,16 @@ def paired(ours: Callable, other: Callable, device: str = "cpu", seconds: float 
     return pair
 
 
+def result_row(
+    operation: str, case: str, backend: str, other: str, pair: Pair, bytes_moved: int, device: str, **more: float
+) -> dict:
+    """A row of a results file: what was measured beside what, and the bytes that had to move over a copy's."""
+    row = {"operation": operation, "case": case, "other": other, "backend": backend, **pair.row(), **more}
+    row["gb_per_s"] = bytes_moved / 1e6 / row["ours_ms"]
+    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth(device)
+    return row
+
+
 def copy_bandwidth(device: str = "cpu") -> float:
     """Bytes a second that a plain copy of 256 MB reads and writes here, now: what memory-bound work is measured by."""
     source = torch.ones(64 * 2**20, device=device)

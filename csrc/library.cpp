@@ -1,5 +1,6 @@
 // The CPU library: schemas and registrations. Raw operators that write into tensors they are given;
 // apc_kernels/ops/ wraps them into the public ones.
+#include "adaptive_context/operators.h"
 #include "common/isa.h"
 #include "common/tensor.h"
 #include "pyramid_pool/operators.h"
@@ -12,6 +13,20 @@ STABLE_TORCH_LIBRARY(apc_kernels_cpp, library) {
   library.def("instruction_set() -> str");
   library.def("pyramid_pool(Tensor x, int[] scales, Tensor(a!) out) -> ()");
   library.def("pyramid_pool_backward(Tensor grad, int[] scales, Tensor(a!) grad_x) -> ()");
+  library.def(
+      "adaptive_context(Tensor x, Tensor regions, Tensor weight, Tensor bias, int[] scales, Tensor? shift, "
+      "bool residual, Tensor? center, Tensor(a!) z) -> ()");
+  library.def(
+      "adaptive_context_backward_regions(Tensor grad, Tensor x, Tensor regions, Tensor weight, Tensor bias, "
+      "int[] scales, Tensor? shift, Tensor? center, Tensor(a!) grad_regions, Tensor(b!) grad_shift, "
+      "Tensor(c!) grad_bias, Tensor(d!) slope, Tensor(e!) slope_moments) -> ()");
+  library.def(
+      "adaptive_context_backward_x(Tensor? grad, Tensor x, Tensor? regions, Tensor weight, Tensor bias, int[] scales, "
+      "Tensor? shift, bool residual, Tensor? center, Tensor? linear, Tensor? quadratic, Tensor? constant, "
+      "Tensor(a!) grad_x, Tensor(b!) grad_weight, Tensor(c!) grad_bias) -> ()");
+  library.def(
+      "affinity_moments(Tensor x, Tensor weight, Tensor bias, int[] scales, Tensor(a!) mean, Tensor(b!) covariance) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(apc_kernels_cpp, CompositeExplicitAutograd, library) {
@@ -21,4 +36,8 @@ STABLE_TORCH_LIBRARY_IMPL(apc_kernels_cpp, CompositeExplicitAutograd, library) {
 STABLE_TORCH_LIBRARY_IMPL(apc_kernels_cpp, CPU, library) {
   library.impl("pyramid_pool", TORCH_BOX(&pyramid_pool));
   library.impl("pyramid_pool_backward", TORCH_BOX(&pyramid_pool_backward));
+  library.impl("adaptive_context", TORCH_BOX(&adaptive_context));
+  library.impl("adaptive_context_backward_regions", TORCH_BOX(&adaptive_context_backward_regions));
+  library.impl("adaptive_context_backward_x", TORCH_BOX(&adaptive_context_backward_x));
+  library.impl("affinity_moments", TORCH_BOX(&affinity_moments));
 }

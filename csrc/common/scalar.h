@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+enum class Scalar { float32, float64, bfloat16, float16 };
+
 namespace {
 
 struct BFloat16 {

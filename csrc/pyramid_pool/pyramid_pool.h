@@ -9,8 +9,7 @@
 
 #include "../common/bins.h"
 #include "../common/isa.h"
-
-enum class Scalar { float32, float64, bfloat16, float16 };
+#include "../common/scalar.h"
 
 struct PyramidPool {
   Scalar scalar;

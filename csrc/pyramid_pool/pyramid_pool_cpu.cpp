@@ -1,26 +1,13 @@
 // pyramid_pool's CPU kernels, compiled once for each instruction set. Plain loops that vectorise; no library calls
 // that could be linked from another set's object file.
 #include "../common/scalar.h"
+#include "../common/scratch.h"
 #include "pyramid_pool.h"
 
 namespace {
 
 template <typename T>
 using Acc = typename Accumulator<T>::type;
-
-// A small array on the heap, freed at the end of the scope. (std::vector's inline functions would be shared between
-// sets.)
-template <typename T>
-struct Scratch {
-  T* data;
-  explicit Scratch(int64_t count) : data(static_cast<T*>(__builtin_malloc(count * sizeof(T) + 1))) {
-    if (data == nullptr) __builtin_abort();
-  }
-  ~Scratch() { __builtin_free(data); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  operator T*() const { return data; }
-};
 
 // sum[i] = or += the sum over `count` vectors `stride` apart, one vector after the other: in the order of memory.
 template <typename T>

@@ -108,3 +108,90 @@ LAYOUTS: Sequence[Callable[[Tensor], Tensor]] = [
 def _window(larger: Tensor, x: Tensor) -> Tensor:
     window = larger[tuple(slice(1, n + 1) for n in x.shape)]
     return window.copy_(x)
+
+
+@dataclass(frozen=True)
+class ContextCase:
+    """A map with `channels` for each scale, and the scales whose regions it is compared with."""
+
+    batch: int
+    channels: int
+    size: tuple[int, int]
+    scales: tuple[int, ...] = (1, 2, 3, 6)
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.channels}x{self.size[0]}x{self.size[1]}-{'.'.join(map(str, self.scales))}"
+
+
+CONTEXTS = [
+    ContextCase(2, 8, (12, 18)),
+    ContextCase(2, 5, (13, 17)),  # odd
+    ContextCase(1, 1, (1, 1)),
+    ContextCase(2, 3, (1, 9), (2,)),
+    ContextCase(1, 4, (7, 1), (3, 1)),  # both NCHW and channels_last
+    ContextCase(1, 16, (8, 16), (6,)),  # exactly one block of positions
+    ContextCase(1, 17, (3, 43), (6, 4)),  # one more than a block of positions or channels
+    ContextCase(1, 64, (10, 26)),  # several blocks
+    ContextCase(1, 33, (31, 37), (1, 2)),  # several chunks of positions
+    ContextCase(3, 6, (5, 5), (8,)),
+    ContextCase(1, 7, (6, 7), (3, 3, 1)),  # a scale twice, in no order
+    ContextCase(1, 130, (4, 5), (2,)),  # more channels than any block
+    ContextCase(0, 4, (6, 6)),
+]
+WIDE_CONTEXTS = [ContextCase(1, 5, (6, 7), (9, 1)), ContextCase(1, 3, (5, 5), (32,))]  # more than 64 regions a scale
+
+
+def draw_context(
+    case: ContextCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """All arguments of adaptive_context, and a gradient of its result: the same values for every layout.
+
+    The map is what a ReLU leaves, as in the models; affinities spread over (0, 1).
+    """
+    generator = torch.Generator().manual_seed(sum(case.size) + case.channels)
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    rows, channels = sum(s * s for s in case.scales), len(case.scales) * case.channels
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    tensors = {
+        "x": normal(case.batch, channels, *case.size).relu(),
+        "regions": normal(case.batch, rows, case.channels),
+        "weight": normal(rows, case.channels) * 2 / case.channels**0.5,
+        "bias": normal(case.batch, rows),
+        "shift": normal(case.batch, channels),
+        "center": torch.rand(case.batch, rows, generator=generator),
+        "grad": normal(case.batch, channels, *case.size),
+    }
+    tensors = {name: t.to(device, dtype if name in ("x", "grad") else working) for name, t in tensors.items()}
+    return tensors | {"x": layout(tensors["x"]), "grad": layout(tensors["grad"])}
+
+
+def draw_norm(
+    case: ContextCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """The tensors of adaptive_context_norm, and a gradient of its result.
+
+    The map is positive throughout: where it is 0, the module's last ReLU and the fused one differ in the gradient.
+    """
+    t = draw_context(case, layout, dtype, device)
+    generator = torch.Generator().manual_seed(case.channels)
+    channels = t["x"].shape[1]
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator).to(t["weight"])
+
+    def norm(name):
+        parameters = {"weight": 1 + 0.3 * normal(channels), "bias": 0.5 * normal(channels)}
+        running = {"running_mean": 0.3 * normal(channels), "running_var": 0.5 + normal(channels).square()}
+        return {f"{name}.{field}": tensor for field, tensor in (parameters | running).items()}
+
+    convolutions = {name: normal(channels, case.channels) / case.channels**0.5 for name in ("projection", "guide")}
+    small = {
+        "x": layout(t["x"] + 2**-6),
+        "regions": t["regions"].relu(),
+        "weight": t["weight"],
+        "bias": t["bias"][:1].flatten(),
+    }
+    return small | convolutions | norm("norm") | norm("guide_norm") | {"grad": t["grad"]}

@@ -9,3 +9,119 @@ from torch import Tensor
 
 def pyramid_pool(x: Tensor, scales: Sequence[int]) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(x, s).flatten(2) for s in scales], 2)
+
+
+def affinities(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> list[Tensor]:
+    """(B, N, s*s) for each scale, in x's dtype."""
+    result, row, channels = [], 0, x.shape[1] // len(scales)
+    for i, s in enumerate(scales):
+        rows, row = slice(row, row + s * s), row + s * s
+        block = x[:, i * channels : (i + 1) * channels]
+        logits = F.conv2d(block, weight[rows, :, None, None].to(x.dtype)) + bias[..., rows, None, None].to(x.dtype)
+        result.append(torch.sigmoid(logits).flatten(2).mT)
+    return result
+
+
+def adaptive_context(
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None = None,
+    residual: bool = False,
+    center: Tensor | None = None,
+) -> Tensor:
+    row, result = 0, []
+    for i, affinity in enumerate(affinities(x, weight, bias, scales)):
+        channels = slice(i * regions.shape[2], (i + 1) * regions.shape[2])
+        rows, row = slice(row, row + affinity.shape[2]), row + affinity.shape[2]
+        if center is not None:
+            affinity = affinity - center[:, None, rows].to(x.dtype)
+        z = (affinity @ regions[:, rows].to(x.dtype)).mT.unflatten(2, x.shape[2:])
+        if shift is not None:
+            z = F.relu(z + shift[..., channels, None, None].to(x.dtype))
+        result.append(z + x[:, channels] if residual else z)
+    return torch.cat(result, 1)
+
+
+def affinity_moments(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """In float32 at least: nobody takes moments in less."""
+    means, covariances = [], []
+    for affinity in affinities(x, weight, bias, scales):
+        affinity = affinity if affinity.dtype == torch.float64 else affinity.float()
+        means.append(affinity.mean(1))
+        centered = affinity - means[-1][:, None]
+        covariances.append(centered.mT @ centered / affinity.shape[1])
+    return torch.cat(means, 1), covariances
+
+
+def adaptive_context_norm(
+    xs: Sequence[Tensor],
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    norm: tuple,
+    guide: Tensor | None = None,
+    guide_norm: tuple | None = None,
+    training: bool = True,
+) -> list[Tensor]:
+    """mmsegmentation's module of every scale, from its reduced features on, op by op; xs and the result by scale."""
+    result = []
+    for i, (x, rows) in enumerate(zip(xs, _split(regions, 1, scales), strict=True)):
+        here = slice(i * x.shape[1], (i + 1) * x.shape[1])
+        w, b = _split(weight, 0, scales)[i], _split(bias, 0, scales)[i]
+        guided = x
+        if guide is not None:
+            g = _batch_norm(
+                F.conv2d(F.adaptive_avg_pool2d(x, 1), guide[here, :, None, None]), guide_norm, here, training
+            )
+            guided = x + F.relu(g)
+        affinity = torch.sigmoid(F.conv2d(guided, w[:, :, None, None], b).flatten(2).mT)
+        z = torch.matmul(affinity, rows).permute(0, 2, 1).contiguous().view(x.shape)
+        z = F.relu(_batch_norm(F.conv2d(z, projection[here, :, None, None]), norm, here, training))
+        result.append(F.relu(z + x))
+    return result
+
+
+def adaptive_context_norm_by_identities(
+    xs: Sequence[Tensor],
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    norm: tuple,
+    guide: Tensor,
+    guide_norm: tuple,
+) -> list[Tensor]:
+    """The same in training, by DESIGN's identities 1 to 3 in plain PyTorch: what is left for a kernel to gain."""
+    result = []
+    for i, (x, rows) in enumerate(zip(xs, _split(regions, 1, scales), strict=True)):
+        here = slice(i * x.shape[1], (i + 1) * x.shape[1])
+        w, b = _split(weight, 0, scales)[i], _split(bias, 0, scales)[i]
+        features = x.mean((2, 3)) @ guide[here].mT
+        g = F.relu(_batch_norm(features, guide_norm, here, True))
+        biases = b + g @ w.mT
+        affinity = torch.sigmoid(w @ x.flatten(2) + biases[..., None])  # (B, s*s, N)
+        vectors = rows.double() @ projection[here].double().mT
+        mean = affinity.mean(2, keepdim=True)
+        covariance = ((affinity - mean) @ (affinity - mean).mT / affinity.shape[2]).double()
+        means = (vectors * mean.double()).sum(1)
+        variance = ((vectors * (covariance @ vectors)).sum(1) + (means - means.mean(0)).square()).mean(0)
+        factor = norm[0][here] * (variance + norm[5]).rsqrt()
+        shift = norm[1][here] - means.mean(0) * factor
+        z = F.relu((vectors * factor).to(x.dtype).mT @ affinity + shift.to(x.dtype)[:, None])
+        result.append((z + x.flatten(2)).view(x.shape))
+    return result
+
+
+def _split(tensor: Tensor, dim: int, scales: Sequence[int]) -> Sequence[Tensor]:
+    return tensor.split([s * s for s in scales], dim)
+
+
+def _batch_norm(x: Tensor, norm: tuple, here: slice, training: bool) -> Tensor:
+    weight, bias, mean, variance = (t[here] for t in norm[:4])
+    return F.batch_norm(x, mean, variance, weight, bias, training, norm[4], norm[5])

@@ -1,13 +1,12 @@
 """pyramid_pool: adaptive average pooling at several scales in one read of the map."""
 
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from apc_kernels import dispatch
-from apc_kernels.ops.common import check_dtype, is_dense, reads_in_place
+from apc_kernels.ops.common import check_dtype, check_scales, is_dense, reads_in_place
 from apc_kernels.ops.pyramid_pool import reference
 
 MAX_SCALES, MAX_SCALE = 64, 32768
@@ -50,24 +49,12 @@ def _check(x: Tensor, scales: Sequence[int]) -> list[int]:
         raise ValueError(f"x: expected 4 dimensions (B, C, h, w), got {x.dim()}: {tuple(x.shape)}")
     check_dtype(x, "x")
     _check_size(x.shape, "x")
-    return _check_scales(scales)
+    return check_scales(scales, MAX_SCALES, MAX_SCALE)
 
 
 def _check_size(size: Sequence[int], name: str) -> None:
     if not (1 <= size[2] < MAX_SIZE and 1 <= size[3] < MAX_SIZE):
         raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(size)}")
-
-
-def _check_scales(scales: Sequence[int]) -> list[int]:
-    try:
-        scales = [operator.index(s) for s in scales]
-    except TypeError:
-        raise TypeError(f"scales: expected a sequence of integers, got {scales!r}") from None
-    if not 1 <= len(scales) <= MAX_SCALES:
-        raise ValueError(f"scales: expected 1 to {MAX_SCALES} scales, got {len(scales)}")
-    if min(scales) < 1 or max(scales) > MAX_SCALE:
-        raise ValueError(f"scales: expected scales of 1 to {MAX_SCALE}, got {tuple(scales)}")
-    return scales
 
 
 def _regions(scales: Sequence[int]) -> int:
@@ -128,7 +115,7 @@ def _(grad, scales, size, stride):
 
 
 def _check_backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> list[int]:
-    scales = _check_scales(scales)
+    scales = check_scales(scales, MAX_SCALES, MAX_SCALE)
     check_dtype(grad, "grad")
     if len(size) != 4 or len(stride) != 4:
         raise ValueError(f"size, stride: expected 4 numbers each, got {tuple(size)} and {tuple(stride)}")

@@ -1,0 +1,295 @@
+"""adaptive_context_norm: APCNet's adaptive context with its global guide, residual convolution and batch norms."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from apc_kernels.ops.adaptive_context import backward_regions, backward_x, check_affinities
+from apc_kernels.ops.adaptive_context.reference import blocks
+from apc_kernels.ops.adaptive_context_norm import algebra, reference
+from apc_kernels.ops.adaptive_context_norm.algebra import Statistics
+from apc_kernels.ops.adaptive_context_norm.reference import forms_products
+from apc_kernels.ops.affinity_moments import through_moments
+from apc_kernels.ops.common import check_small
+
+BUILT_ON = ("adaptive_context", "affinity_moments")  # whose kernels serve it
+
+
+class BatchNorm(NamedTuple):
+    """A batch norm's parameters and running statistics, each (S·C,): of all scales, one after the other."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
+def adaptive_context_norm(
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    norm: BatchNorm,
+    *,
+    guide: Tensor | None = None,
+    guide_norm: BatchNorm | None = None,
+    training: bool = True,
+    group: str = "",
+) -> Tensor:
+    """APCNet's adaptive context modules, from the reduced features of every scale to what its fusion convolution takes.
+
+        g = relu(norm(mean(x)·guideᵀ))                      one vector for each image and scale
+        A = sigmoid((x + g)·weightᵀ + bias)                 (N, s²) for each scale s
+        z = relu(norm(A·regions·projectionᵀ)) + x           (N, C)
+
+    Neither x + g nor A nor A·regions is ever formed, and of the maps only x is saved: g is a bias of J numbers an
+    image, the projection acts on the J region vectors, and what the batch norm needs to know of A·regions·projectionᵀ
+    follows from the mean and covariance of A (affinity_moments). Training is one autograd node: its backward reads x
+    and dz, reduces the gradients of the region vectors, takes them through the batch norm, reads x and dz again and
+    writes dx once. Maps read or written: 4 forward, 5 backward.
+
+    Args:
+        x, regions, weight, bias, scales: as in adaptive_context, bias (J,). x is the output of a ReLU, and the module's
+            own last ReLU, of a sum that cannot be negative, is left out. (It would stop the gradient where the sum is
+            0; so does the ReLU that x came out of.) regions are the pooled and reduced features.
+        projection: (S·C, C), the residual convolutions of all scales.
+        norm: the batch norm behind them.
+        guide, guide_norm: (S·C, C), the global convolutions, and the batch norm behind those; both or neither.
+        training: normalise by this batch, and move the running statistics towards it by their momentum, in place;
+            otherwise normalise by the running statistics.
+        group: the name of the process group over which batch statistics are taken, "" for this process alone.
+
+    Returns:
+        z, (B, S·C, h, w), with x's dtype and the strides of torch.empty_like(x).
+
+    Where a scale has more regions than channels, and more than 64, its covariance costs more than the products it
+    describes: training then forms A·regions·projectionᵀ and takes its statistics. Differentiable once in all tensors
+    but the running statistics; deterministic to the bit.
+    """
+    scales = check_affinities(x, weight, bias, scales)
+    rows, channels = weight.shape
+    bias = check_small(bias, "bias", [(rows,)], x)
+    weight = check_small(weight, "weight", [(rows, channels)], x)
+    regions = check_small(regions, "regions", [(x.shape[0], rows, channels)], x)
+    projection = check_small(projection, "projection", [(x.shape[1], channels)], x)
+    if (guide is None) != (guide_norm is None):
+        raise ValueError("guide: expected guide and guide_norm, or neither of them")
+    images = x.shape[0] if training and not group else 2  # more of them may be with other processes
+    norm = _check_norm(norm, "norm", x, values=images * x.shape[2] * x.shape[3])
+    if guide is not None:
+        guide = check_small(guide, "guide", [(x.shape[1], channels)], x)
+        guide_norm = _check_norm(guide_norm, "guide_norm", x, values=images)
+
+    composed = not training or torch.compiler.is_exporting() or forms_products(scales, channels)
+    path = reference.adaptive_context_norm if composed else _one_node
+    z, *statistics = path(x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group)
+    if training:
+        for batch_norm, of_batch in zip((norm, guide_norm), statistics, strict=True):
+            if batch_norm is not None:
+                _update(batch_norm, of_batch)
+    return z
+
+
+def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm:
+    if not isinstance(norm, tuple) or len(norm) != len(BatchNorm._fields):
+        raise TypeError(f"{name}: expected an apc_kernels.BatchNorm, got {type(norm).__name__}")
+    if values < 2:
+        raise ValueError(f"{name}: expected more than one value per channel in training, got a map of {tuple(x.shape)}")
+    tensors = [
+        check_small(tensor, f"{name}.{field}", [(x.shape[1],)], x)
+        for field, tensor in zip(BatchNorm._fields[:4], norm[:4], strict=True)
+    ]
+    if tensors[2] is not norm[2] or tensors[3] is not norm[3]:  # an update of a widened copy would be lost
+        raise ValueError(f"{name}: expected running statistics in {tensors[2].dtype}, got {norm[2].dtype}")
+    return BatchNorm(*tensors, *norm[4:])
+
+
+def _update(norm: BatchNorm, batch: Statistics) -> None:
+    """Running statistics move as torch.nn.BatchNorm's do: the variance by its unbiased estimate."""
+    with torch.no_grad():
+        unbiased = batch.variance * (batch.count / (batch.count - 1))
+        norm.running_mean.lerp_(batch.mean.to(norm.running_mean.dtype), norm.momentum)
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+
+
+# The training path: one node.
+
+
+def _one_node(x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group):
+    of_guide = (guide, *guide_norm[:2], guide_norm.eps) if guide is not None else (None, None, None, 0.0)
+    parameters = (projection, *norm[:2], norm.eps, *of_guide, group)
+    z, *statistics = _forward(x, regions, weight, bias, scales, *parameters)[:7]
+    return z, Statistics(*statistics[:3]), Statistics(*statistics[3:]) if guide is not None else None
+
+
+@torch.library.custom_op("apc_kernels::adaptive_context_norm", mutates_args=())
+def _forward(
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    guide: Tensor | None,
+    guide_gamma: Tensor | None,
+    guide_beta: Tensor | None,
+    guide_eps: float,
+    group: str,
+) -> list[Tensor]:
+    """z, three statistics of each batch norm, and what the backward wants: biases, pooled, moments, vectors."""
+    if guide is None:
+        pooled, of_guide, biases = x.new_empty(0), [x.new_empty(0)] * 3, bias.repeat(x.shape[0], 1)
+    else:
+        pooled = x.mean((2, 3), dtype=bias.dtype)
+        features = algebra.guide_features(pooled, guide, scales)
+        of_guide = algebra.image_statistics(features, group)
+        biases = algebra.guided_bias(features, of_guide, guide_gamma, guide_beta, guide_eps, weight, bias, scales)
+        biases = biases.to(bias.dtype)
+    mean, covariance = torch.ops.apc_kernels.affinity_moments(x, weight, biases, scales)
+    vectors = algebra.projected(regions, projection, scales)
+    statistics = algebra.product_statistics(vectors, mean, covariance, x.shape[2] * x.shape[3], scales, group)
+    rows, shift, center = _normalized(vectors, statistics, gamma, beta, eps, mean, scales)
+    z = torch.ops.apc_kernels.adaptive_context(x, rows, weight, biases, scales, shift, True, center)
+    return [z, *statistics, *(t.clone() for t in of_guide), biases, pooled, mean, covariance, vectors]
+
+
+def _normalized(vectors, statistics, gamma, beta, eps, mean, scales):
+    center = mean.to(gamma.dtype)
+    rows, shift = algebra.normalized(vectors, statistics, gamma, beta, eps, center, scales)
+    return rows.to(gamma.dtype), shift.to(gamma.dtype), center
+
+
+@_forward.register_fake
+def _(x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, guide_gamma, guide_beta, guide_eps, group):
+    (batch, channels, *_), rows = x.shape, weight.shape[0]
+    wide = {"dtype": torch.float64}
+    of_norm = [x.new_empty(channels, **wide), x.new_empty(channels, **wide), x.new_empty((), **wide)]
+    if guide is None:
+        of_guide, pooled = [x.new_empty(0) for _ in range(3)], x.new_empty(0)
+    else:
+        of_guide, pooled = [torch.empty_like(t) for t in of_norm], weight.new_empty(batch, channels)
+    pairs = sum(s**4 for s in scales)
+    saved = [weight.new_empty(batch, rows), pooled, x.new_empty(batch, rows, **wide), x.new_empty(batch, pairs, **wide)]
+    return [torch.empty_like(x), *of_norm, *of_guide, *saved, x.new_empty(regions.shape, **wide)]
+
+
+@torch.library.custom_op("apc_kernels::adaptive_context_norm_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    guide: Tensor | None,
+    guide_gamma: Tensor | None,
+    guide_beta: Tensor | None,
+    guide_eps: float,
+    group: str,
+    saved: Sequence[Tensor],  # the forward's results without z
+) -> list[Tensor]:
+    """The gradients of x, regions, weight, bias, projection, gamma, beta (guide, guide_gamma, guide_beta if given)."""
+    statistics, (biases, pooled, mean, covariance, vectors) = Statistics(*saved[:3]), saved[6:]
+    positions = x.shape[2] * x.shape[3]
+    rows, shift, center = _normalized(vectors, statistics, gamma, beta, eps, mean, scales)
+
+    grad_rows, grad_shift, *of_bias = backward_regions(grad, x, rows, weight, biases, scales, shift, center)
+    through = algebra.normalized_backward(
+        grad_rows, grad_shift, vectors, mean, covariance, statistics, gamma, eps, center, positions, scales, group
+    )
+    grad_regions, grad_projection = algebra.projected_backward(through.vectors, regions, projection, scales)
+    linear, quadratic = through_moments(through.mean, through.covariance, positions, scales)
+
+    constant, of_guide = None, []
+    if guide is not None:
+        # What backward_x will find as the gradient of the biases, needed now: the guide's way to x ends in every pixel.
+        grad_biases, slope, slope_moments = (t.double() for t in of_bias)
+        curved = [
+            (quadratic[:, b.pairs] * slope_moments[:, b.pairs]).unflatten(1, (b.regions, b.regions)).sum(2)
+            for b in blocks(scales, weight.shape[1])
+        ]
+        grad_biases = grad_biases + linear * slope + torch.cat(curved, 1)
+        features, of_images = algebra.guide_features(pooled, guide, scales), Statistics(*saved[3:6])
+        grad_features, grad_guide_gamma, grad_guide_beta, grad_weight_of_guide = algebra.guided_bias_backward(
+            grad_biases, features, of_images, guide_gamma, guide_beta, guide_eps, weight, scales, group
+        )
+        grad_pooled, grad_guide = algebra.guide_features_backward(grad_features, pooled, guide, scales)
+        constant = (grad_pooled / positions).to(weight.dtype)
+        of_guide = [grad_guide, grad_guide_gamma, grad_guide_beta]
+
+    linear, quadratic = linear.to(weight.dtype), quadratic.to(weight.dtype)
+    grad_x, grad_weight, grad_bias = backward_x(
+        grad, x, rows, weight, biases, scales, shift, True, center, linear, quadratic, constant
+    )
+    if guide is not None:
+        grad_weight = grad_weight + grad_weight_of_guide
+    small = [grad_regions, grad_weight, grad_bias.sum(0), grad_projection, through.gamma, through.beta, *of_guide]
+    return [grad_x, *(t.to(weight.dtype) for t in small)]
+
+
+@_backward.register_fake
+def _(
+    grad,
+    x,
+    regions,
+    weight,
+    scales,
+    projection,
+    gamma,
+    beta,
+    eps,
+    guide,
+    guide_gamma,
+    guide_beta,
+    guide_eps,
+    group,
+    saved,
+):
+    of_guide = [] if guide is None else [guide, guide_gamma, guide_beta]
+    small = [regions, weight, weight.new_empty(weight.shape[0]), projection, gamma, beta, *of_guide]
+    return [torch.empty_like(x), *(t.new_empty(t.shape) for t in small)]
+
+
+def _remember(ctx, inputs, output):
+    x, regions, weight, _, ctx.scales, projection, gamma, beta, ctx.eps, *of_guide, ctx.guide_eps, ctx.group = inputs
+    ctx.save_for_backward(x, regions, weight, projection, gamma, beta, *of_guide, *output[1:])
+
+
+def _gradients(ctx, grads):
+    x, regions, weight, projection, gamma, beta, guide, guide_gamma, guide_beta, *saved = ctx.saved_tensors
+    of_guide = (guide, guide_gamma, guide_beta, ctx.guide_eps)
+    arguments = (
+        grads[0],
+        x,
+        regions,
+        weight,
+        ctx.scales,
+        projection,
+        gamma,
+        beta,
+        ctx.eps,
+        *of_guide,
+        ctx.group,
+        saved,
+    )
+    grad_x, grad_regions, grad_weight, grad_bias, grad_projection, grad_gamma, grad_beta, *of_guide = _backward(
+        *arguments
+    )
+    of_guide = of_guide or [None] * 3
+    of_norm = (grad_projection, grad_gamma, grad_beta, None)
+    return grad_x, grad_regions, grad_weight, grad_bias, None, *of_norm, *of_guide, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_remember)

@@ -1,0 +1,240 @@
+"""The tiny algebra of adaptive_context_norm: everything that has a row for a region and none for a position.
+
+Forward functions are plain differentiable PyTorch; each has its gradient written out beside it, because the training
+path computes the gradients of one autograd node in two phases, and needs some before others. In float64: a variance
+is a quadratic form in the covariance, and loses in float32 what the unfused path would keep.
+
+V (B, J, C) are the region vectors behind the residual convolution, V = Y·Pᵀ for each scale; S scales, C channels each.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from apc_kernels.ops.adaptive_context.reference import blocks
+
+
+class Statistics(NamedTuple):
+    """Of a batch norm over positions, images and ranks: a number for each channel, and how many values it is of."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, group):
+        ctx.group = group
+        value = value.clone()
+        dist.all_reduce(value, group=dist.distributed_c10d._resolve_process_group(group))
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _SumOverRanks.apply(grad, ctx.group), None
+
+
+def sum_over_ranks(value: Tensor, group: str) -> Tensor:
+    """The sum over a process group, given by name; "" stands for this process alone."""
+    return _SumOverRanks.apply(value, group) if group else value
+
+
+# The guide: x + g is never formed, for gla(x + g) = gla(x) + W·g.
+
+
+def guide_features(pooled: Tensor, guide: Tensor, scales: Sequence[int]) -> Tensor:
+    """The global convolution of every scale: pooled (B, S·C), guide (S·C, C) -> (B, S·C)."""
+    split = pooled.unflatten(1, (len(scales), -1)).double()
+    return torch.einsum("bsc,sdc->bsd", split, guide.unflatten(0, (len(scales), -1)).double()).flatten(1)
+
+
+def guide_features_backward(
+    grad: Tensor, pooled: Tensor, guide: Tensor, scales: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    grad, pooled = (t.unflatten(1, (len(scales), -1)).double() for t in (grad, pooled))
+    split = guide.unflatten(0, (len(scales), -1)).double()
+    grad_pooled = torch.einsum("bsd,sdc->bsc", grad, split).flatten(1)
+    return grad_pooled, torch.einsum("bsd,bsc->sdc", grad, pooled).flatten(0, 1)
+
+
+def image_statistics(features: Tensor, group: str) -> Statistics:
+    """Of (B, channels) over images and ranks."""
+    count = sum_over_ranks(features.new_full((), float(features.shape[0])), group)
+    mean = sum_over_ranks(features.sum(0), group) / count
+    return Statistics(mean, sum_over_ranks((features - mean).square().sum(0), group) / count, count)
+
+
+def guided_bias(
+    features: Tensor,
+    statistics: Statistics,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+) -> Tensor:
+    """bias + W·g for every image, (B, J), with g = relu(batch norm of the features)."""
+    guide = torch.relu(gamma * (features - statistics.mean) * (statistics.variance + eps).rsqrt() + beta)
+    rows = [guide[:, block.channels] @ weight[block.rows].double().mT for block in blocks(scales, weight.shape[1])]
+    return bias.double() + torch.cat(rows, 1)
+
+
+def guided_bias_backward(
+    grad: Tensor,
+    features: Tensor,
+    statistics: Statistics,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    weight: Tensor,
+    scales: Sequence[int],
+    group: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of features, gamma, beta and weight, through the statistics of a training batch."""
+    scale = (statistics.variance + eps).rsqrt()
+    normal = (features - statistics.mean) * scale
+    guide = gamma * normal + beta
+    through = torch.cat(
+        [grad[:, block.rows] @ weight[block.rows].double() for block in blocks(scales, weight.shape[1])], 1
+    )
+    grad_weight = [
+        grad[:, block.rows].mT @ guide[:, block.channels].relu() for block in blocks(scales, weight.shape[1])
+    ]
+    through = through.masked_fill(guide <= 0, 0)
+    grad_gamma, grad_beta = (through * normal).sum(0), through.sum(0)
+    means = sum_over_ranks(torch.stack([grad_beta, grad_gamma]), group) / statistics.count
+    return gamma * scale * (through - means[0] - normal * means[1]), grad_gamma, grad_beta, torch.cat(grad_weight)
+
+
+# The residual convolution and its batch norm: residual_conv(A·Y) = A·(Y·Pᵀ), and the statistics of A·V follow from the
+# moments of A.
+
+
+def projected(regions: Tensor, projection: Tensor, scales: Sequence[int]) -> Tensor:
+    """V = Y·Pᵀ of every scale: regions (B, J, C), projection (S·C, C) -> (B, J, C)."""
+    parts = blocks(scales, regions.shape[2])
+    return torch.cat([regions[:, b.rows].double() @ projection[b.channels].double().mT for b in parts], 1)
+
+
+def projected_backward(
+    grad: Tensor, regions: Tensor, projection: Tensor, scales: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    grad, grad_regions, grad_projection = grad.to(regions.dtype), [], []
+    for b in blocks(scales, regions.shape[2]):
+        grad_regions.append(grad[:, b.rows] @ projection[b.channels])
+        grad_projection.append(torch.einsum("bjd,bjc->dc", grad[:, b.rows], regions[:, b.rows]))
+    return torch.cat(grad_regions, 1), torch.cat(grad_projection)
+
+
+def product_statistics(
+    vectors: Tensor, mean: Tensor, covariance: Tensor, positions: int, scales: Sequence[int], group: str
+) -> Statistics:
+    """Of A·V over positions, images and ranks: mean V·ā and variance diag(Vᵀ·Cov(A)·V), images merged."""
+    means, variances = _image_moments(vectors, mean, covariance, scales)
+    count = sum_over_ranks(means.new_full((), float(means.shape[0] * positions)), group)
+    mean = sum_over_ranks(means.sum(0) * positions, group) / count
+    squares = (variances + (means - mean).square()).sum(0) * positions
+    return Statistics(mean, sum_over_ranks(squares, group) / count, count)
+
+
+def map_statistics(products: Tensor, group: str) -> Statistics:
+    """The same, of a map of products (B, S·C, h, w)."""
+    wide = products.double()
+    count = sum_over_ranks(wide.new_full((), float(wide[:, 0].numel())), group)
+    mean = sum_over_ranks(wide.sum((0, 2, 3)), group) / count
+    squares = (wide - mean[:, None, None]).square().sum((0, 2, 3))
+    return Statistics(mean, sum_over_ranks(squares, group) / count, count)
+
+
+def _image_moments(vectors: Tensor, mean: Tensor, covariance: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of A·V over the positions of each image, (B, S·C)."""
+    means, variances = [], []
+    for b in blocks(scales, vectors.shape[2]):
+        v = vectors[:, b.rows]
+        means.append((mean[:, b.rows, None] * v).sum(1))
+        variances.append((v * (_matrix(covariance, b) @ v)).sum(1))
+    return torch.cat(means, 1), torch.cat(variances, 1)
+
+
+def normalized(
+    vectors: Tensor,
+    statistics: Statistics,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    center: Tensor | None,
+    scales: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The regions (B, J, C) and the shift (B, S·C) with which adaptive_context is the batch norm of A·V.
+
+    The center that adaptive_context subtracts from the affinities comes back through the shift.
+    """
+    factor = gamma * (statistics.variance + eps).rsqrt()
+    regions, shifts = [], []
+    for b in blocks(scales, vectors.shape[2]):
+        v = vectors[:, b.rows]
+        offset = -statistics.mean[b.channels].expand(v.shape[0], -1)
+        if center is not None:
+            offset = offset + (center[:, b.rows, None] * v).sum(1)
+        regions.append(v * factor[b.channels])
+        shifts.append(beta[b.channels] + factor[b.channels] * offset)
+    return torch.cat(regions, 1), torch.cat(shifts, 1)
+
+
+class NormalizedGradients(NamedTuple):
+    vectors: Tensor
+    mean: Tensor
+    covariance: Tensor
+    gamma: Tensor
+    beta: Tensor
+
+
+def normalized_backward(
+    grad_regions: Tensor,
+    grad_shift: Tensor,
+    vectors: Tensor,
+    mean: Tensor,
+    covariance: Tensor,
+    statistics: Statistics,
+    gamma: Tensor,
+    eps: float,
+    center: Tensor,
+    positions: int,
+    scales: Sequence[int],
+    group: str,
+) -> NormalizedGradients:
+    """Through `normalized` and `product_statistics`; the center is a constant: it cancels out of the result."""
+    grad_regions, grad_shift, gamma, center = (t.double() for t in (grad_regions, grad_shift, gamma, center))
+    scale = (statistics.variance + eps).rsqrt()
+    factor = gamma * scale
+    means, _ = _image_moments(vectors, mean, covariance, scales)
+    grad_factor = []
+    for b in blocks(scales, vectors.shape[2]):
+        v, of_shift = vectors[:, b.rows], grad_shift[:, b.channels]
+        offset = (center[:, b.rows, None] * v).sum(1) - statistics.mean[b.channels]
+        grad_factor.append((grad_regions[:, b.rows] * v).sum((0, 1)) + (of_shift * offset).sum(0))
+    grad_factor = torch.cat(grad_factor)
+    of_statistics = torch.stack([-factor * grad_shift.sum(0), -0.5 * grad_factor * gamma * scale**3])
+    of_mean, of_variance = sum_over_ranks(of_statistics, group) * (positions / statistics.count)
+    of_means = of_mean + 2 * of_variance * (means - statistics.mean)  # (B, S·C), of each image's mean
+
+    grad_vectors, grad_mean, grad_covariance = [], [], []
+    for b in blocks(scales, vectors.shape[2]):
+        v, matrix, here = vectors[:, b.rows], _matrix(covariance, b), b.channels
+        grad_v = grad_regions[:, b.rows] * factor[here]
+        grad_v = grad_v + center[:, b.rows, None] * (grad_shift[:, here] * factor[here])[:, None]
+        grad_v = grad_v + mean[:, b.rows, None] * of_means[:, None, here] + 2 * of_variance[here] * (matrix @ v)
+        grad_vectors.append(grad_v)
+        grad_mean.append((v * of_means[:, None, here]).sum(2))
+        grad_covariance.append(((v * of_variance[here]) @ v.mT).flatten(1))
+    parts = (torch.cat(part, 1) for part in (grad_vectors, grad_mean, grad_covariance))
+    return NormalizedGradients(*parts, gamma=grad_factor * scale, beta=grad_shift.sum(0))
+
+
+def _matrix(flat: Tensor, block) -> Tensor:
+    return flat[:, block.pairs].unflatten(1, (block.regions, block.regions))
