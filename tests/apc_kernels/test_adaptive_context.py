@@ -5,7 +5,6 @@ directions; every combination of what can be left out on a small one. The interp
 their own (test_adaptive_context_triton.py, test_adaptive_context_cuda.py).
 """
 
-import itertools
 import os
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import stock
 import torch
 from accuracy import assert_accurate, same_bits
 from cases import CONTEXTS, LAYOUTS, WIDE_CONTEXTS, ContextCase, channels_last, draw_context, nchw, transposed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from places import CPU, dtypes, layouts, places
 
 import apc_kernels
@@ -73,10 +74,10 @@ def test_layouts_and_dtypes(device, backend, layout, dtype):
 
 @places
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("given", [(), ("shift",), ("center",), ("shift", "center")], ids="-".join)
-def test_what_can_be_left_out(device, backend, residual, given):
+@pytest.mark.parametrize("optional", [(), ("shift",), ("center",), ("shift", "center")], ids="-".join)
+def test_what_can_be_left_out(device, backend, residual, optional):
     case = ContextCase(2, 6, (5, 21), (3, 1))
-    check(case, draw_context(case, device=device), backend, residual, NAMES[:4] + given)
+    check(case, draw_context(case, device=device), backend, residual, NAMES[:4] + optional)
 
 
 @places
@@ -125,11 +126,11 @@ def test_gradcheck(backend, residual, layout):
 
 
 @pytest.mark.parametrize("backend", [name for name in CPU if name != "reference"])
-@pytest.mark.parametrize("given", [(), ("shift", "center")], ids="-".join)
-def test_sums_that_the_gradient_of_the_bias_consists_of(backend, given):
+@pytest.mark.parametrize("optional", [(), ("shift", "center")], ids="-".join)
+def test_sums_that_the_gradient_of_the_bias_consists_of(backend, optional):
     t = draw_context(ODD, dtype=torch.float64)
     arguments = (t["grad"], t["x"], t["regions"], t["weight"], t["bias"], ODD.scales)
-    options = [t[name] if name in given else None for name in ("shift", "center")]
+    options = [t[name] if name in optional else None for name in ("shift", "center")]
     with apc_kernels.backend(backend):
         actual = backward_regions(*arguments, *options)
     expected = reference.adaptive_context_backward_regions(*arguments, *options)
@@ -267,8 +268,23 @@ def test_products_in_low_precision_do_not_lose_the_average_of_the_affinities():
     assert (z.double() - exact).abs().max() <= exact.abs().max() * 2**-8  # its rounding at the end
 
 
-@pytest.mark.parametrize("combination", list(itertools.product((1, 2, 31, 33, 97), (1, 5, 96, 97))), ids=str)
-def test_around_the_blocks_of_channels_and_positions(combination):
-    channels, positions = combination
-    case = ContextCase(1, channels, (1, positions), (2, 4))
-    check(case, draw_context(case), "cpp")
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.sampled_from([1, 2, 15, 31, 32, 33, 65]),
+    size=st.tuples(st.sampled_from([1, 2, 7, 12]), st.sampled_from([1, 8, 13, 95, 96, 97])),
+    scales=st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple),
+    layout=st.sampled_from(LAYOUTS),
+    options=st.tuples(*[st.booleans()] * 3),
+)
+def test_any_size_and_options(batch, channels, size, scales, layout, options):
+    """The C++ kernels beside the reference in float64: around their blocks of channels, positions and regions."""
+    case = ContextCase(batch, channels, size, scales)
+    tensors = draw_context(case, layout, torch.float64)
+    names = NAMES[:4] + tuple(name for name, use in zip(("shift", "center"), options, strict=False) if use)
+    results = []
+    for backend in ("cpp", "reference"):
+        with apc_kernels.backend(backend):
+            results.append(context_with_gradients(apc_kernels.adaptive_context, case, tensors, options[2], names))
+    for name, actual, expected in zip(("z", *names), *results, strict=True):
+        torch.testing.assert_close(actual, expected, msg=lambda m, n=name: f"{n}: {m}")

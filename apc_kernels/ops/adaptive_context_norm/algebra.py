@@ -153,12 +153,8 @@ def map_statistics(products: Tensor, group: str) -> Statistics:
 
 def _image_moments(vectors: Tensor, mean: Tensor, covariance: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Mean and variance of A·V over the positions of each image, (B, S·C)."""
-    means, variances = [], []
-    for b in blocks(scales, vectors.shape[2]):
-        v = vectors[:, b.rows]
-        means.append((mean[:, b.rows, None] * v).sum(1))
-        variances.append((v * (_matrix(covariance, b) @ v)).sum(1))
-    return torch.cat(means, 1), torch.cat(variances, 1)
+    turned = _times(covariance, vectors, scales)
+    return _sum_rows(mean[..., None] * vectors, scales), _sum_rows(vectors * turned, scales)
 
 
 def normalized(
@@ -174,16 +170,10 @@ def normalized(
 
     The center that adaptive_context subtracts from the affinities comes back through the shift.
     """
-    factor = gamma * (statistics.variance + eps).rsqrt()
-    regions, shifts = [], []
-    for b in blocks(scales, vectors.shape[2]):
-        v = vectors[:, b.rows]
-        offset = -statistics.mean[b.channels].expand(v.shape[0], -1)
-        if center is not None:
-            offset = offset + (center[:, b.rows, None] * v).sum(1)
-        regions.append(v * factor[b.channels])
-        shifts.append(beta[b.channels] + factor[b.channels] * offset)
-    return torch.cat(regions, 1), torch.cat(shifts, 1)
+    factor, offset = gamma * (statistics.variance + eps).rsqrt(), -statistics.mean
+    if center is not None:
+        offset = _sum_rows(center[..., None] * vectors, scales) + offset
+    return vectors * _to_rows(factor, scales), beta + factor * offset
 
 
 class NormalizedGradients(NamedTuple):
@@ -212,28 +202,41 @@ def normalized_backward(
     grad_regions, grad_shift, gamma, center = (t.double() for t in (grad_regions, grad_shift, gamma, center))
     scale = (statistics.variance + eps).rsqrt()
     factor = gamma * scale
-    means, _ = _image_moments(vectors, mean, covariance, scales)
-    grad_factor = []
-    for b in blocks(scales, vectors.shape[2]):
-        v, of_shift = vectors[:, b.rows], grad_shift[:, b.channels]
-        offset = (center[:, b.rows, None] * v).sum(1) - statistics.mean[b.channels]
-        grad_factor.append((grad_regions[:, b.rows] * v).sum((0, 1)) + (of_shift * offset).sum(0))
-    grad_factor = torch.cat(grad_factor)
+    mean, center = mean[..., None], center[..., None]
+    means, centers = _sum_rows(mean * vectors, scales), _sum_rows(center * vectors, scales)
+    grad_factor = _sum_rows(grad_regions * vectors, scales) + grad_shift * (centers - statistics.mean)
+    grad_factor = grad_factor.sum(0)
     of_statistics = torch.stack([-factor * grad_shift.sum(0), -0.5 * grad_factor * gamma * scale**3])
     of_mean, of_variance = sum_over_ranks(of_statistics, group) * (positions / statistics.count)
     of_means = of_mean + 2 * of_variance * (means - statistics.mean)  # (B, S·C), of each image's mean
 
-    grad_vectors, grad_mean, grad_covariance = [], [], []
-    for b in blocks(scales, vectors.shape[2]):
-        v, matrix, here = vectors[:, b.rows], _matrix(covariance, b), b.channels
-        grad_v = grad_regions[:, b.rows] * factor[here]
-        grad_v = grad_v + center[:, b.rows, None] * (grad_shift[:, here] * factor[here])[:, None]
-        grad_v = grad_v + mean[:, b.rows, None] * of_means[:, None, here] + 2 * of_variance[here] * (matrix @ v)
-        grad_vectors.append(grad_v)
-        grad_mean.append((v * of_means[:, None, here]).sum(2))
-        grad_covariance.append(((v * of_variance[here]) @ v.mT).flatten(1))
-    parts = (torch.cat(part, 1) for part in (grad_vectors, grad_mean, grad_covariance))
-    return NormalizedGradients(*parts, gamma=grad_factor * scale, beta=grad_shift.sum(0))
+    of_means, of_variance = _to_rows(of_means, scales), _to_rows(of_variance, scales)
+    grad_vectors = grad_regions * _to_rows(factor, scales) + center * _to_rows(grad_shift * factor, scales)
+    grad_vectors = grad_vectors + mean * of_means + 2 * of_variance * _times(covariance, vectors, scales)
+    weighted = vectors * of_variance
+    squares = [(weighted[:, b.rows] @ vectors[:, b.rows].mT).flatten(1) for b in blocks(scales, vectors.shape[2])]
+    grad_mean, grad_covariance = (vectors * of_means).sum(2), torch.cat(squares, 1)
+    return NormalizedGradients(grad_vectors, grad_mean, grad_covariance, grad_factor * scale, grad_shift.sum(0))
+
+
+# Between one number for each channel of a scale and one for each of its regions too. In few operators, for each is a
+# launch on a GPU; by no product with zeros and ones, for a NaN is to stay in its scale.
+
+
+def _to_rows(values: Tensor, scales: Sequence[int]) -> Tensor:
+    """(..., S·C) -> (..., J, C): every region gets its scale's."""
+    values = values.unflatten(-1, (len(scales), -1))
+    return torch.cat([v.expand(*v.shape[:-2], s * s, -1) for v, s in zip(values.split(1, -2), scales, strict=True)], -2)
+
+
+def _sum_rows(rows: Tensor, scales: Sequence[int]) -> Tensor:
+    """(B, J, C) -> (B, S·C): over the regions of every scale."""
+    return torch.cat([part.sum(1) for part in rows.split([s * s for s in scales], 1)], 1)
+
+
+def _times(covariance: Tensor, vectors: Tensor, scales: Sequence[int]) -> Tensor:
+    """Cov·V of every scale, (B, J, C)."""
+    return torch.cat([_matrix(covariance, b) @ vectors[:, b.rows] for b in blocks(scales, vectors.shape[2])], 1)
 
 
 def _matrix(flat: Tensor, block) -> Tensor:
