@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 TARGETS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
 
 
 def meta(*shape: int, dtype: torch.dtype, channels_last: bool = False) -> torch.Tensor:
@@ -39,12 +39,55 @@ def pyramid_pool(module) -> Iterator[tuple[str, list]]:
         yield name, module.backward_launches(pooled, (1, 2, 3, 6), x)
 
 
+CONTEXTS = [  # maps of adaptive_context and affinity_moments, and their scales; the last is a window
+    ((8, 4 * 512, 64, 64), (1, 2, 3, 6), torch.bfloat16, True),
+    ((8, 4 * 512, 64, 64), (1, 2, 3, 6), torch.float16, False),
+    ((8, 4 * 512, 64, 64), (1, 2, 3, 6), torch.float32, True),
+    ((2, 3 * 19, 65, 98), (1, 5, 8), torch.float32, False),
+]
+
+
+def contexts() -> Iterator[tuple[str, torch.Tensor, tuple[int, ...], dict[str, torch.Tensor]]]:
+    for shape, scales, dtype, channels_last in CONTEXTS:
+        x, rows, channels = meta(*shape, dtype=dtype, channels_last=channels_last), sum(s * s for s in scales), shape[1]
+        x = x[..., : shape[3] // 32 * 32 + 1] if shape[3] % 32 else x
+        sizes = {
+            "regions": (shape[0], rows, channels // len(scales)),
+            "weight": (rows, channels // len(scales)),
+            "bias": (shape[0], rows),
+            "shift": (shape[0], channels),
+            "pairs": (shape[0], sum(s**4 for s in scales)),
+        }
+        name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
+        yield name, x, scales, {name: meta(*size, dtype=torch.float32) for name, size in sizes.items()}
+
+
+def adaptive_context(module) -> Iterator[tuple[str, list]]:
+    """With everything there is, as in training; and the gradient of the moments alone."""
+    backward = importlib.import_module(f"{module.__name__}_backward")
+    for name, x, scales, small in contexts():
+        regions, weight, bias, shift, pairs = small.values()
+        center = linear = bias
+        yield name, module.forward_launches(x, regions, weight, bias, scales, shift, True, center, x)
+        yield name, backward.regions_launches(x, x, regions, weight, bias, scales, shift, center)
+        arguments = (x, x, regions, weight, bias, scales, shift, True, center, linear, pairs, shift, x)
+        yield name, backward.map_launches(*arguments)
+        arguments = (None, x, None, weight, bias, scales, None, False, center, linear, pairs, None, x)
+        yield f"moments {name}", backward.map_launches(*arguments)
+
+
+def affinity_moments(module) -> Iterator[tuple[str, list]]:
+    for name, x, scales, small in contexts():
+        mean, covariance = small["bias"].double(), small["pairs"].double()
+        yield name, module.launches(x, small["weight"], small["bias"], scales, mean, covariance)
+
+
 def source(kernel, arguments: dict) -> ASTSource:
     """The kernel with its arguments' types, and the facts about them that Triton's launcher would specialise on."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         signature[parameter.name] = TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)

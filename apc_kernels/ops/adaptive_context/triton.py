@@ -1,0 +1,146 @@
+"""adaptive_context in Triton, forward; triton_backward.py has the gradients.
+
+A program takes a tile of positions of one image and one scale. It reads the tile's channels chunk by chunk for the
+affinities, which stay in registers, and then writes z chunk by chunk. Maps in low precision are multiplied as such on
+tensor cores and summed in float32, weight and regions rounded to them; float32 is multiplied as float32.
+
+Bytes: x read once from memory, and with a residual once more from the cache; z written once. No workspace.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from apc_kernels.ops.adaptive_context.triton_backward import (
+    adaptive_context_backward_regions as adaptive_context_backward_regions,
+)
+from apc_kernels.ops.adaptive_context.triton_backward import (
+    adaptive_context_backward_x as adaptive_context_backward_x,
+)
+from apc_kernels.ops.adaptive_context.triton_tiles import (
+    affinities,
+    centered,
+    load_map,
+    load_rows,
+    offsets_of,
+    operand_dtype,
+    place_of_program,
+    products,
+    rows_of,
+    sizes,
+)
+from apc_kernels.ops.common import run
+
+BLOCK = {"BLOCK_N": 128, "BLOCK_C": 32, "num_warps": 8, "num_stages": 3}
+FLOAT32_BLOCK = {"BLOCK_N": 64, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}  # its products take more registers
+
+
+@triton.jit
+def context_kernel(
+    x,  # (B, S*C, h, w)
+    regions,  # (B, J, C)
+    weight,  # (J, C)
+    bias,  # (B, J)
+    shift,  # (B, S*C) or None
+    center,  # (B, J) or None
+    z,  # (B, S*C, h, w)
+    batch,
+    channels,
+    positions,
+    width,
+    rows,
+    tiles,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    z_stride_b,
+    z_stride_c,
+    z_stride_y,
+    z_stride_x,
+    RESIDUAL: tl.constexpr,
+    SCALES: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    FLAT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One tile of positions of one image and one scale."""
+    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
+    count, row, _ = rows_of(i_s, SCALES)
+    first_channel = i_s.to(tl.int64) * channels
+    x += i_b * x_stride_b + first_channel * x_stride_c
+    z += i_b * z_stride_b + first_channel * z_stride_c
+    regions += (i_b * rows + row) * channels
+    weight += row.to(tl.int64) * channels
+    bias += i_b * rows + row
+    if shift is not None:
+        shift += i_b * len(SCALES) * channels + first_channel
+    if center is not None:
+        center += i_b * rows + row
+
+    position = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = position < positions
+    o_n = offsets_of(position, width, x_stride_y, x_stride_x, FLAT)
+    o_zn = offsets_of(position, width, z_stride_y, z_stride_x, FLAT)
+    for k in tl.static_range(1, len(BLOCKS)):
+        if (count > BLOCKS[k - 1]) & (count <= BLOCKS[k]):
+            region = tl.arange(0, BLOCKS[k])
+            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_stride_c, BLOCK_N, BLOCK_C, BLOCKS[k])
+            m_nj = m_n[:, None] & (region < count)[None, :]
+            b_centered = centered(b_affinity, center, m_nj, count, BLOCKS[k]).to(weight.dtype.element_ty)
+            for c in range(0, channels, BLOCK_C):
+                channel = c + tl.arange(0, BLOCK_C)
+                b_regions = load_rows(regions, region, count, channel, channels)
+                b_z = products(b_centered, b_regions, shift, channel, channels)
+                if shift is not None:
+                    b_z = tl.where(b_z <= 0, 0.0, b_z)  # NaN passes
+                if RESIDUAL:
+                    b_z += load_map(x, o_n, m_n, channel, channels, x_stride_c).to(tl.float32)
+                o_nc = o_zn[:, None] + channel[None, :].to(tl.int64) * z_stride_c
+                m_nc = m_n[:, None] & (channel < channels)[None, :]
+                tl.store(z + o_nc, b_z.to(z.dtype.element_ty), mask=m_nc)
+
+
+def adaptive_context(
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    residual: bool,
+    center: Tensor | None,
+    z: Tensor,
+) -> None:
+    run(forward_launches(x, regions, weight, bias, scales, shift, residual, center, z), x)
+
+
+def forward_launches(
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    residual: bool,
+    center: Tensor | None,
+    z: Tensor,
+) -> list[tuple]:
+    block = FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
+    tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
+    arguments = {
+        "x": x,
+        "regions": regions.to(operand_dtype(x)),
+        "weight": weight.to(operand_dtype(x)),
+        "bias": bias,
+        "shift": shift,
+        "center": center,
+        "z": z,
+    }
+    arguments |= {"rows": weight.shape[0], "tiles": tiles, "RESIDUAL": residual}
+    arguments |= sizes(x, scales, {"x": x, "z": z})
+    return [(context_kernel, (x.shape[0] * len(scales) * tiles,), arguments | block)]

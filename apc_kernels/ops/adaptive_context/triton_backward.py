@@ -1,0 +1,360 @@
+"""The gradients of adaptive_context in Triton.
+
+A program takes a tile of positions of one image and one scale, as forward does, and leaves the tile's share of every
+sum over positions in a workspace; the shares are added up in a fixed order afterwards, without atomics. It does not
+walk several tiles: that would save workspace, but costs 60 to 100 registers a thread and spills them.
+
+Bytes, regions: x and grad read once. x: x and grad read once, and once more from the cache; the gradient of x written
+once. Workspace, written and read once: 4·J·C for every tile of an image, in float32; with scales (1, 2, 3, 6), 0.4 of
+x's bytes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from apc_kernels.ops.adaptive_context.triton_tiles import (
+    affinities,
+    centered,
+    dot_in_halves,
+    load_map,
+    load_rows,
+    offsets_of,
+    operand_dtype,
+    place_of_program,
+    products,
+    rows_of,
+    sizes,
+)
+from apc_kernels.ops.common import run
+
+BLOCK = {"BLOCK_N": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}  # larger ones spill
+FLOAT32_BLOCK = {"BLOCK_N": 32, "BLOCK_C": 16, "num_warps": 8, "num_stages": 1}  # its products take more registers
+
+
+@triton.jit
+def through_relu(grad, b_centered, b_regions, shift, o_n, m_n, channel, channels, grad_stride_c):
+    """The gradient of z where the relu let z through, (BLOCK_N, BLOCK_C)."""
+    b_grad = load_map(grad, o_n, m_n, channel, channels, grad_stride_c).to(b_regions.dtype)
+    if shift is not None:
+        b_grad = tl.where(products(b_centered, b_regions, shift, channel, channels) <= 0, 0.0, b_grad)
+    return b_grad
+
+
+@triton.jit
+def regions_kernel(
+    grad,  # (B, S*C, h, w)
+    x,  # (B, S*C, h, w)
+    regions,  # (B, J, C)
+    weight,  # (J, C)
+    bias,  # (B, J)
+    shift,  # (B, S*C) or None
+    center,  # (B, J) or None
+    grad_regions,  # (B, tiles, J, C) float32, as the following
+    grad_shift,  # (B, tiles, S*C)
+    grad_bias,  # (B, tiles, J)
+    slope,  # (B, tiles, J)
+    slope_moments,  # (B, tiles, Σ s⁴)
+    batch,
+    channels,
+    positions,
+    width,
+    rows,
+    pairs,
+    tiles,
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_y,
+    grad_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    SCALES: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    FLAT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One tile of the positions of one image and one scale: its sums."""
+    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
+    count, row, pair = rows_of(i_s, SCALES)
+    first_channel = i_s.to(tl.int64) * channels
+    x += i_b * x_stride_b + first_channel * x_stride_c
+    grad += i_b * grad_stride_b + first_channel * grad_stride_c
+    regions += (i_b * rows + row) * channels
+    weight += row.to(tl.int64) * channels
+    bias += i_b * rows + row
+    if shift is not None:
+        shift += i_b * len(SCALES) * channels + first_channel
+    if center is not None:
+        center += i_b * rows + row
+    part = i_b * tiles + i_n
+    grad_regions += (part * rows + row) * channels
+    grad_shift += part * len(SCALES) * channels + first_channel
+    grad_bias += part * rows + row
+    slope += part * rows + row
+    slope_moments += part * pairs + pair
+
+    position = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = position < positions
+    o_n = offsets_of(position, width, x_stride_y, x_stride_x, FLAT)
+    o_gn = offsets_of(position, width, grad_stride_y, grad_stride_x, FLAT)
+    for k in tl.static_range(1, len(BLOCKS)):
+        if (count > BLOCKS[k - 1]) & (count <= BLOCKS[k]):
+            region = tl.arange(0, BLOCKS[k])
+            m_j = region < count
+            m_nj = m_n[:, None] & m_j[None, :]
+            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_stride_c, BLOCK_N, BLOCK_C, BLOCKS[k])
+            b_centered = centered(b_affinity, center, m_nj, count, BLOCKS[k])
+            b_slope = tl.where(m_nj, b_affinity * (1.0 - b_affinity), 0.0)
+            tl.store(slope + region, tl.sum(b_slope, 0), mask=m_j)
+            o_jj = region[:, None] * count + region[None, :]
+            tl.store(slope_moments + o_jj, dot_in_halves(b_slope, b_centered), mask=m_j[:, None] & m_j[None, :])
+
+            # Σ A'·dA over positions, with dA = grad·regions, is Σ (A'·grad)·regions over channels: no sum as wide as a
+            # tile has to live through the loop.
+            b_operand, b_slope_operand = b_centered.to(regions.dtype.element_ty), b_slope.to(regions.dtype.element_ty)
+            b_grad_bias = tl.zeros_like(region).to(tl.float32)
+            for c in range(0, channels, BLOCK_C):
+                channel = c + tl.arange(0, BLOCK_C)
+                m_c = channel < channels
+                b_regions = load_rows(regions, region, count, channel, channels)
+                b_grad = through_relu(grad, b_operand, b_regions, shift, o_gn, m_n, channel, channels, grad_stride_c)
+                b_part = tl.dot(tl.trans(b_operand), b_grad, input_precision="ieee")
+                o_jc = region[:, None].to(tl.int64) * channels + channel[None, :]
+                m_jc = m_j[:, None] & m_c[None, :]
+                tl.store(grad_regions + o_jc, b_part, mask=m_jc)
+                tl.store(grad_shift + channel, tl.sum(b_grad.to(tl.float32), 0), mask=m_c)
+                b_part = tl.dot(tl.trans(b_slope_operand), b_grad, input_precision="ieee")
+                b_grad_bias += tl.sum(tl.where(m_jc, b_part * b_regions.to(tl.float32), 0.0), 1)
+            tl.store(grad_bias + region, b_grad_bias, mask=m_j)
+
+
+@triton.jit
+def map_kernel(
+    grad,  # (B, S*C, h, w), or None with regions, shift and no residual
+    x,  # (B, S*C, h, w)
+    regions,  # (B, J, C)
+    weight,  # (J, C)
+    bias,  # (B, J)
+    shift,  # (B, S*C) or None
+    center,  # (B, J) or None
+    linear,  # (B, J), and with it
+    quadratic,  # (B, Σ s⁴), or None
+    constant,  # (B, S*C) or None
+    result,  # (B, S*C, h, w): the gradient of x
+    grad_weight,  # (B, tiles, J, C) float32
+    grad_bias,  # (B, tiles, J) float32
+    batch,
+    channels,
+    positions,
+    width,
+    rows,
+    pairs,
+    tiles,
+    grad_stride_b,
+    grad_stride_c,
+    grad_stride_y,
+    grad_stride_x,
+    x_stride_b,
+    x_stride_c,
+    x_stride_y,
+    x_stride_x,
+    result_stride_b,
+    result_stride_c,
+    result_stride_y,
+    result_stride_x,
+    RESIDUAL: tl.constexpr,
+    SCALES: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    FLAT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One tile of the positions of one image and one scale: the gradient of x there, and the sums of the others."""
+    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
+    count, row, pair = rows_of(i_s, SCALES)
+    first_channel = i_s.to(tl.int64) * channels
+    x += i_b * x_stride_b + first_channel * x_stride_c
+    result += i_b * result_stride_b + first_channel * result_stride_c
+    weight += row.to(tl.int64) * channels
+    bias += i_b * rows + row
+    if grad is not None:
+        grad += i_b * grad_stride_b + first_channel * grad_stride_c
+        regions += (i_b * rows + row) * channels
+    if shift is not None:
+        shift += i_b * len(SCALES) * channels + first_channel
+    if center is not None:
+        center += i_b * rows + row
+    if linear is not None:
+        linear += i_b * rows + row
+        quadratic += i_b * pairs + pair
+    if constant is not None:
+        constant += i_b * len(SCALES) * channels + first_channel
+    part = i_b * tiles + i_n
+    grad_weight += (part * rows + row) * channels
+    grad_bias += part * rows + row
+
+    position = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = position < positions
+    o_n = offsets_of(position, width, x_stride_y, x_stride_x, FLAT)
+    o_gn = offsets_of(position, width, grad_stride_y, grad_stride_x, FLAT)
+    o_rn = offsets_of(position, width, result_stride_y, result_stride_x, FLAT)
+    for k in tl.static_range(1, len(BLOCKS)):
+        if (count > BLOCKS[k - 1]) & (count <= BLOCKS[k]):
+            region = tl.arange(0, BLOCKS[k])
+            m_j = region < count
+            m_nj = m_n[:, None] & m_j[None, :]
+            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_stride_c, BLOCK_N, BLOCK_C, BLOCKS[k])
+            b_centered = centered(b_affinity, center, m_nj, count, BLOCKS[k])
+
+            b_grad_affinity = tl.zeros_like(b_affinity)
+            if linear is not None:
+                o_jj = region[None, :] * count + region[:, None]  # transposed
+                b_matrix = tl.load(quadratic + o_jj, mask=m_j[:, None] & m_j[None, :], other=0.0)
+                largest = tl.max(tl.max(tl.abs(b_matrix), 1), 0)
+                largest = tl.where(largest == 0, 1.0, largest)
+                b_grad_affinity += dot_in_halves(tl.trans(b_centered), b_matrix / largest) * largest
+                b_grad_affinity += tl.load(linear + region, mask=m_j, other=0.0)[None, :]
+            if grad is not None:
+                b_operand = b_centered.to(weight.dtype.element_ty)
+                for c in range(0, channels, BLOCK_C):
+                    channel = c + tl.arange(0, BLOCK_C)
+                    b_regions = load_rows(regions, region, count, channel, channels)
+                    b_grad = through_relu(
+                        grad, b_operand, b_regions, shift, o_gn, m_n, channel, channels, grad_stride_c
+                    )
+                    b_grad_affinity = tl.dot(b_grad, tl.trans(b_regions), b_grad_affinity, input_precision="ieee")
+            b_grad_logits = tl.where(m_nj, b_affinity * (1.0 - b_affinity) * b_grad_affinity, 0.0)
+            tl.store(grad_bias + region, tl.sum(b_grad_logits, 0), mask=m_j)
+
+            b_operand = b_grad_logits.to(weight.dtype.element_ty)
+            for c in range(0, channels, BLOCK_C):
+                channel = c + tl.arange(0, BLOCK_C)
+                m_c = channel < channels
+                b_x = load_map(x, o_n, m_n, channel, channels, x_stride_c).to(weight.dtype.element_ty)
+                b_part = tl.dot(tl.trans(b_operand), b_x, input_precision="ieee")
+                o_jc = region[:, None].to(tl.int64) * channels + channel[None, :]
+                tl.store(grad_weight + o_jc, b_part, mask=m_j[:, None] & m_c[None, :])
+
+                b_weight = load_rows(weight, region, count, channel, channels)
+                b_result = tl.dot(b_operand, b_weight, input_precision="ieee")
+                if RESIDUAL:
+                    b_result += load_map(grad, o_gn, m_n, channel, channels, grad_stride_c).to(tl.float32)
+                if constant is not None:
+                    b_result += tl.load(constant + channel, mask=m_c, other=0.0)[None, :]
+                o_nc = o_rn[:, None] + channel[None, :].to(tl.int64) * result_stride_c
+                tl.store(result + o_nc, b_result.to(result.dtype.element_ty), mask=m_n[:, None] & m_c[None, :])
+
+
+def adaptive_context_backward_regions(
+    grad: Tensor,
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    center: Tensor | None,
+    grad_regions: Tensor,
+    grad_shift: Tensor,
+    grad_bias: Tensor,
+    slope: Tensor,
+    slope_moments: Tensor,
+) -> None:
+    launches = regions_launches(grad, x, regions, weight, bias, scales, shift, center)
+    run(launches, x)
+    parts = launches[0][2]
+    torch.sum(parts["grad_regions"], 1, out=grad_regions)
+    torch.sum(parts["grad_shift"], 1, out=grad_shift)
+    torch.sum(parts["grad_bias"], 1, out=grad_bias)
+    torch.sum(parts["slope"], 1, out=slope)
+    torch.sum(parts["slope_moments"], 1, out=slope_moments)
+
+
+def regions_launches(
+    grad: Tensor,
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    center: Tensor | None,
+) -> list[tuple]:
+    (batch, rows, channels), pairs = regions.shape, sum(s**4 for s in scales)
+    block = FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
+    tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
+    regions, weight = regions.to(operand_dtype(x)), weight.to(operand_dtype(x))
+    arguments = {"grad": grad, "x": x, "regions": regions, "weight": weight, "bias": bias}
+    arguments |= {"shift": shift, "center": center, "rows": rows, "pairs": pairs, "tiles": tiles}
+    arguments |= sizes(x, scales, {"grad": grad, "x": x})
+    for name, shape in (
+        ("grad_regions", (rows, channels)),
+        ("grad_shift", (x.shape[1],)),
+        ("grad_bias", (rows,)),
+        ("slope", (rows,)),
+        ("slope_moments", (pairs,)),
+    ):
+        arguments[name] = x.new_empty(batch, tiles, *shape, dtype=torch.float32)
+    return [(regions_kernel, (batch * len(scales) * tiles,), arguments | block)]
+
+
+def adaptive_context_backward_x(
+    grad: Tensor | None,
+    x: Tensor,
+    regions: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    residual: bool,
+    center: Tensor | None,
+    linear: Tensor | None,
+    quadratic: Tensor | None,
+    constant: Tensor | None,
+    grad_x: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+) -> None:
+    arguments = (grad, x, regions, weight, bias, scales, shift, residual, center, linear, quadratic, constant, grad_x)
+    launches = map_launches(*arguments)
+    run(launches, x)
+    parts = launches[0][2]
+    torch.sum(parts["grad_weight"], (0, 1), out=grad_weight)
+    torch.sum(parts["grad_bias"], 1, out=grad_bias)
+
+
+def map_launches(
+    grad: Tensor | None,
+    x: Tensor,
+    regions: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    residual: bool,
+    center: Tensor | None,
+    linear: Tensor | None,
+    quadratic: Tensor | None,
+    constant: Tensor | None,
+    grad_x: Tensor,
+) -> list[tuple]:
+    batch, (rows, channels) = x.shape[0], weight.shape
+    block = FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
+    tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
+    weight = weight.to(operand_dtype(x))
+    regions, shift = (None, None) if grad is None else (regions.to(operand_dtype(x)), shift)
+    arguments = {"grad": grad, "x": x, "regions": regions, "weight": weight, "bias": bias, "center": center}
+    arguments |= {"shift": shift, "RESIDUAL": residual, "linear": linear}
+    arguments |= {"quadratic": quadratic, "constant": constant, "result": grad_x}
+    arguments |= {"rows": rows, "pairs": sum(s**4 for s in scales), "tiles": tiles}
+    maps = {"grad": x if grad is None else grad, "x": x, "result": grad_x}
+    arguments |= sizes(x, scales, maps)
+    arguments["grad_weight"] = x.new_empty(batch, tiles, rows, channels, dtype=torch.float32)
+    arguments["grad_bias"] = x.new_empty(batch, tiles, rows, dtype=torch.float32)
+    return [(map_kernel, (batch * len(scales) * tiles,), arguments | block)]
