@@ -352,7 +352,7 @@ def test_a_batch_of_one_value_has_no_statistics():
     with pytest.raises(ValueError, match="norm: expected more than one value per channel"):
         ours(t, ODD.scales, guided=False)
     given = (t["x"], t["regions"], t["weight"], t["bias"], ODD.scales, t["projection"])
-    with pytest.raises(TypeError, match="norm: expected an apc_kernels.BatchNorm, got Tensor"):
+    with pytest.raises(TypeError, match=r"norm: expected an apc_kernels.BatchNorm, got Tensor"):
         apc_kernels.adaptive_context_norm(*given, t["norm.weight"])
     norm = BatchNorm(*(t[f"norm.{field}"] for field in BatchNorm._fields[:4]))
     with pytest.raises(ValueError, match="guide: expected guide and guide_norm, or neither"):

@@ -1,9 +1,10 @@
 // A CUDA block on one CPU thread: enough of the language for the kernel bodies in csrc/**/*.cuh to run under g++.
 //
-// Every CUDA thread is a fiber. It runs until it meets a barrier or a shuffle, or ends; then another one runs, picked
-// at random. So a thread that reads what another has not yet written gets poison (shared memory starts as NaN), and one
-// that overwrites what another has yet to read spoils it: a missing __syncthreads shows. A barrier that some threads
-// never reach is an error, and so is a write past the end of shared memory.
+// Every CUDA thread is a fiber. It runs until it meets a barrier or a shuffle, or ends; then another one of its warp
+// runs, picked at random, and now and then another warp is. So a thread that reads what another has not yet written
+// gets poison (shared memory starts as NaN), and one that overwrites what another has yet to read spoils it: a missing
+// __syncthreads shows. A barrier that some threads never reach is an error, and so is a write past the end of shared
+// memory.
 #pragma once
 
 #include <ucontext.h>
@@ -23,6 +24,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __launch_bounds__(...)
 #define SHARED_BUFFER(name) unsigned char* name = emulation::shared_buffer
 
 struct dim3 {
@@ -87,27 +89,32 @@ inline void run_block(unsigned threads, std::mt19937& random) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, run_body, 0);
   }
-  std::vector<unsigned> ready;
+  std::vector<unsigned> warps, ready;
   for (;;) {
-    ready.clear();
+    // One warp at a time, and mostly on from one shuffle to the next: it may be far ahead while others have yet to
+    // begin.
+    warps.clear();
     for (unsigned t = 0; t < threads; ++t)
-      if (fibers[t].state == State::ready) ready.push_back(t);
-    if (ready.empty()) {
-      bool released = release(0, threads, State::at_block_barrier);
-      for (unsigned warp = 0; warp < threads; warp += WARP)
-        released |= release(warp, min(warp + WARP, threads), State::at_warp_barrier);
-      if (released) continue;
+      if (fibers[t].state == State::ready && (warps.empty() || warps.back() != t / WARP)) warps.push_back(t / WARP);
+    if (warps.empty()) {
+      if (release(0, threads, State::at_block_barrier)) continue;
       for (unsigned t = 0; t < threads; ++t)
         if (fibers[t].state != State::done) throw std::runtime_error("a barrier was not reached by every thread");
       return;
     }
-    std::shuffle(ready.begin(), ready.end(), random);
-    for (unsigned t : ready) {
-      running = t;
-      threadIdx.x = t;
-      swapcontext(&scheduler, &fibers[t].context);
-      if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
-    }
+    const unsigned begin = warps[random() % warps.size()] * WARP, end = min(begin + WARP, threads);
+    do {
+      ready.clear();
+      for (unsigned t = begin; t < end; ++t)
+        if (fibers[t].state == State::ready) ready.push_back(t);
+      std::shuffle(ready.begin(), ready.end(), random);
+      for (unsigned t : ready) {
+        running = t;
+        threadIdx.x = t;
+        swapcontext(&scheduler, &fibers[t].context);
+        if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+      }
+    } while (release(begin, end, State::at_warp_barrier) && random() % 8 != 0);
   }
 }
 

@@ -1,0 +1,336 @@
+// adaptive_context's CUDA kernels: the formulas are those of apc_kernels/ops/adaptive_context/reference.py, the tiles
+// and products those of csrc/common/affinities.cuh. Maps that move, at the least:
+//
+//   aggregate             read x, write z; x is read again for the residual, out of the cache as a rule
+//   sum_region_gradients  read x and the gradient of z
+//   write_x_gradients     read x and the gradient of z, write that of x; x (and grad, for the residual) are read again
+//
+// Affinities, and with them z where a relu needs it, are computed anew in each. Sums over positions: a block adds the
+// tiles of its chunk to a slice of the workspace that nobody else touches; merge_slices (slices.cuh) adds the slices.
+#pragma once
+
+#include "../common/affinities.cuh"
+#include "../common/slices.cuh"
+
+// Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
+struct AdaptiveContextCuda : AffinitiesCuda {
+  const float* regions;  // (batch, rows, channels); null where grad is
+  const float* shift;    // (batch, scales * channels), may be null
+  const float* center;   // (batch, rows), may be null
+  bool residual;
+  void* packed_regions;  // (batch, rows, padded) in the map's type
+  MapCuda z, grad, grad_x;
+  float *grad_regions, *grad_shift, *grad_bias, *slope, *slope_moments;  // the results
+  const float *linear, *quadratic, *constant;  // (batch, rows), (batch, pairs), (batch, scales * channels), may be null
+  float* grad_weight;                          // (rows, channels)
+  // Slices, (batch, chunks, ...): the gradient of regions or weight (rows, padded), that of shift (THREADS / CHUNK,
+  // scales * channels), sums over rows of a tile (ROW_PARTS, rows) twice, (pairs).
+  float *matrix_slices, *shift_slices, *bias_slices, *slope_slices, *pair_slices;
+};
+static_assert(sizeof(AdaptiveContextCuda) < 4096);
+
+// Parts of a tile's positions that different threads sum up.
+constexpr int ROW_PARTS = THREADS / MAX_REGIONS;
+constexpr int shift_parts(size_t size) { return THREADS * int(size) / 128; }
+
+template <typename T>
+static __device__ __forceinline__ int padded_regions(const Work& work) {
+  return (work.regions + DEPTH<T> - 1) / DEPTH<T> * DEPTH<T>;
+}
+
+// affinities − center, rounded, as the products take them.
+template <typename T>
+static __device__ __forceinline__ void put_centered(const AdaptiveContextCuda& p, const Shared<T>& shared,
+                                                    const Work& work, int count,
+                                                    Product<T, MAX_REGIONS, false>& affinities) {
+  const float* center = p.center == nullptr ? nullptr : p.center + int64_t(work.b) * p.rows + work.first_row;
+  for_each(affinities, [&](int n, int j, float a) {
+    const bool inside = n < count && j < work.regions;
+    const float centered = inside && center != nullptr ? a - center[j] : a;
+    shared.affinities[n * TILE_PITCH<T> + j] = round_to<T>(inside ? centered : 0.0f);
+  });
+}
+
+// Beside low-precision maps there is room in shared memory for a tile of float32 affinities, which are set aside there
+// while other sums need a thread's registers. Beside float32 maps there is none, and they stay where they are.
+template <typename T>
+constexpr int ASIDE_BYTES = sizeof(T) == 2 ? TILE * SCRATCH_PITCH * int(sizeof(float)) : 0;
+template <typename T>
+constexpr int BACKWARD_SHARED_BYTES = Shared<T>::BYTES + ASIDE_BYTES<T>;
+
+template <typename T>
+static __device__ __forceinline__ void set_aside(float* aside, Product<T, MAX_REGIONS, false>& affinities) {
+  if constexpr (ASIDE_BYTES<T> > 0)
+    for_each(affinities, [&](int n, int j, float a) { aside[n * SCRATCH_PITCH + j] = a; });
+}
+
+template <typename T>
+static __device__ __forceinline__ void take_back(const float* aside, Product<T, MAX_REGIONS, false>& affinities) {
+  if constexpr (ASIDE_BYTES<T> > 0)
+    for_each(affinities, [&](int n, int j, float& a) { a = aside[n * SCRATCH_PITCH + j]; });
+}
+
+// shift + (affinities − center)·regions for a chunk of channels, the regions' chunk lying in shared.small.
+template <typename T>
+static __device__ __forceinline__ Product<T, CHUNK<T>, true> context_of(const AdaptiveContextCuda& p,
+                                                                        const Shared<T>& shared, const Work& work,
+                                                                        int first_c) {
+  Product<T, CHUNK<T>, true> z;
+  if (p.shift != nullptr) {
+    const float* shift = p.shift + (int64_t(work.b) * p.num_scales + work.scale) * p.channels + first_c;
+    for_each(z, [&](int, int c, float& sum) { sum = first_c + c < p.channels ? shift[c] : 0.0f; });
+  }
+  z.template add<true>(shared.affinities, TILE_PITCH<T>, shared.small, CHUNK_PITCH<T>, TILE, CHUNK<T>,
+                       padded_regions<T>(work));
+  return z;
+}
+
+template <typename T>
+static __device__ __forceinline__ const T* packed_regions(const AdaptiveContextCuda& p, const Work& work) {
+  return static_cast<const T*>(p.packed_regions) + (int64_t(work.b) * p.rows + work.first_row) * p.padded;
+}
+
+// Blocks that share a multiprocessor: as many as need no register more than there are.
+template <typename T, int V, bool along_channels>
+constexpr int AGGREGATE_BLOCKS = V == 1                             ? 2
+                                 : sizeof(T) == 2 && along_channels ? 4
+                                                                    : 3;
+
+// grid (batch * scales * chunks), THREADS threads
+template <typename T, int V, bool along_channels>
+__global__ void __launch_bounds__(THREADS, (AGGREGATE_BLOCKS<T, V, along_channels>))
+    aggregate(const AdaptiveContextCuda p) {
+  using Access = MapAccess<T, V, along_channels>;
+  SHARED_BUFFER(buffer);
+  const Shared<T> shared(buffer);
+  for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
+    const Window<T> x = open_window<T>(p, p.x, work, tile.first, shared.offsets);
+    const Window<T> z = open_window<T>(p, p.z, work, tile.first, shared.offsets + TILE);
+    __syncthreads();
+    Product<T, MAX_REGIONS, false> affinities = affinities_of<T, Access>(p, shared, work, x);
+    put_centered(p, shared, work, tile.count, affinities);
+
+    const T* regions = packed_regions<T>(p, work);
+    Access map;
+    if (p.residual) map.fetch(x, 0);
+    for (int c = 0; c < p.channels; c += CHUNK<T>) {
+      if (p.residual) map.put(x, shared.map);
+      put_small(regions, work.regions, p.padded, c, shared.small);
+      __syncthreads();
+      if (p.residual && c + CHUNK<T> < p.channels) map.fetch(x, c + CHUNK<T>);
+      Product<T, CHUNK<T>, true> product = context_of(p, shared, work, c);
+      for_each(product, [&](int n, int channel, float value) {
+        if (p.shift != nullptr && value <= 0) value = 0;  // NaN passes
+        T& cell = shared.map[Access::place(n, channel)];
+        cell = round_to<T>(p.residual ? value + load(cell) : value);
+      });
+      __syncthreads();
+      Access::write(z, c, shared.map);
+      __syncthreads();
+    }
+  });
+}
+
+// Brings the gradient of z chunk by chunk into shared.map, without what the relu kept back, and the chunk of the
+// regions into shared.small. use(first channel) finds them there.
+template <typename T, typename Access, typename Use>
+static __device__ __forceinline__ void for_each_gradient(const AdaptiveContextCuda& p, const Shared<T>& shared,
+                                                         const Work& work, const Window<T>& grad, Use use) {
+  const T* regions = packed_regions<T>(p, work);
+  Access map;
+  map.fetch(grad, 0);
+  for (int c = 0; c < p.channels; c += CHUNK<T>) {
+    map.put(grad, shared.map);
+    put_small(regions, work.regions, p.padded, c, shared.small);
+    __syncthreads();
+    if (c + CHUNK<T> < p.channels) map.fetch(grad, c + CHUNK<T>);
+    if (p.shift != nullptr) {
+      Product<T, CHUNK<T>, true> z = context_of(p, shared, work, c);
+      for_each(z, [&](int n, int channel, float value) {
+        if (value <= 0) shared.map[Access::place(n, channel)] = round_to<T>(0.0f);
+      });
+      __syncthreads();
+    }
+    use(c);
+    __syncthreads();
+  }
+}
+
+// The gradient of affinities: a chunk of grad · regionsᵀ.
+template <typename T, typename Access>
+static __device__ __forceinline__ void add_affinity_gradients(Product<T, MAX_REGIONS, false>& gradients,
+                                                              const Shared<T>& shared, const Work& work) {
+  gradients.template add<Access::TILE_BY_CHANNEL>(shared.map, Access::PITCH, shared.small, CHUNK_PITCH<T>, TILE,
+                                                  work.regions, CHUNK<T>);
+}
+
+// slice (+)= tileᵀ · shared.map, the tile lying in shared.affinities.
+template <typename T, typename Access>
+static __device__ __forceinline__ void add_to_matrix_slice(const AdaptiveContextCuda& p, const Shared<T>& shared,
+                                                           const Work& work, const Tile& tile, int first_c) {
+  const int64_t row = (int64_t(work.b) * p.chunks + work.chunk) * p.rows + work.first_row;
+  float* slice = p.matrix_slices + row * p.padded + first_c;
+  Product<T, CHUNK<T>, Access::TILE_BY_CHANNEL> sums;
+  if (!tile.first_of_chunk) load_sums(sums, slice, p.padded, work.regions, CHUNK<T>);
+  sums.template add<false>(shared.affinities, TILE_PITCH<T>, shared.map, Access::PITCH, work.regions, CHUNK<T>, TILE);
+  store_sums(sums, slice, p.padded, work.regions, CHUNK<T>);
+}
+
+static __device__ __forceinline__ void add_to(float* at, float sum, bool first) { *at = first ? sum : *at + sum; }
+
+// slice (+)= sums over the positions of `function` of a thread's affinities and gradients. Begins and ends with shared
+// memory free.
+template <typename T, typename Function>
+static __device__ __forceinline__ void add_row_sums(const AffinitiesCuda& p, const Shared<T>& shared, const Work& work,
+                                                    const Tile& tile, float* slices,
+                                                    const Product<T, MAX_REGIONS, false>& affinities,
+                                                    const Product<T, MAX_REGIONS, false>& gradients,
+                                                    Function function) {
+  using Sums = Product<T, MAX_REGIONS, false>;
+#pragma unroll
+  for (int i = 0; i < Sums::COUNT; ++i) {
+    const bool inside = Sums::row(i) < tile.count && Sums::column(i) < work.regions;
+    shared.scratch[Sums::row(i) * SCRATCH_PITCH + Sums::column(i)] =
+        inside ? function(affinities.sums[i], gradients.sums[i]) : 0.0f;
+  }
+  __syncthreads();
+  const int j = static_cast<int>(threadIdx.x) % MAX_REGIONS, part = static_cast<int>(threadIdx.x) / MAX_REGIONS;
+  if (j < work.regions) {
+    float sum = 0;
+#pragma unroll 4
+    for (int n = part * (TILE / ROW_PARTS); n < (part + 1) * (TILE / ROW_PARTS); ++n)
+      sum += shared.scratch[n * SCRATCH_PITCH + j];
+    const int64_t slice = (int64_t(work.b) * p.chunks + work.chunk) * ROW_PARTS + part;
+    add_to(slices + slice * p.rows + work.first_row + j, sum, tile.first_of_chunk);
+  }
+  __syncthreads();
+}
+
+// grid (batch * scales * chunks), THREADS threads
+template <typename T, int V, bool along_channels>
+__global__ void __launch_bounds__(THREADS, 2) sum_region_gradients(const AdaptiveContextCuda p) {
+  using Access = MapAccess<T, V, along_channels>;
+  SHARED_BUFFER(buffer);
+  const Shared<T> shared(buffer);
+  float* aside = reinterpret_cast<float*>(buffer + Shared<T>::BYTES);
+  for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
+    const Window<T> x = open_window<T>(p, p.x, work, tile.first, shared.offsets);
+    const Window<T> grad = open_window<T>(p, p.grad, work, tile.first, shared.offsets + TILE);
+    __syncthreads();
+    Product<T, MAX_REGIONS, false> affinities = affinities_of<T, Access>(p, shared, work, x), gradients;
+    put_centered(p, shared, work, tile.count, affinities);
+    set_aside<T>(aside, affinities);
+    for_each_gradient<T, Access>(p, shared, work, grad, [&](int first_c) {
+      add_affinity_gradients<T, Access>(gradients, shared, work);
+      add_to_matrix_slice<T, Access>(p, shared, work, tile, first_c);
+      constexpr int PARTS = shift_parts(sizeof(T));
+      const int c = static_cast<int>(threadIdx.x) % CHUNK<T>, part = static_cast<int>(threadIdx.x) / CHUNK<T>;
+      if (first_c + c < p.channels) {
+        float sum = 0;
+#pragma unroll 4
+        for (int n = part * (TILE / PARTS); n < (part + 1) * (TILE / PARTS); ++n)
+          sum += load(shared.map[Access::place(n, c)]);
+        const int64_t slice = (int64_t(work.b) * p.chunks + work.chunk) * PARTS + part;
+        add_to(p.shift_slices + (slice * p.num_scales + work.scale) * p.channels + first_c + c, sum,
+               tile.first_of_chunk);
+      }
+    });
+
+    take_back<T>(aside, affinities);
+    for_each(affinities, [&](int, int, float& a) { a *= 1 - a; });  // the slope from here on
+    add_row_sums(p, shared, work, tile, p.bias_slices, affinities, gradients, [](float a, float d) { return a * d; });
+    add_row_sums(p, shared, work, tile, p.slope_slices, affinities, gradients, [](float a, float) { return a; });
+    for_each(affinities, [&](int n, int j, float a) {
+      shared.matrix[n * TILE_PITCH<T> + j] = round_to<T>(n < tile.count && j < work.regions ? a : 0.0f);
+    });
+    __syncthreads();
+    float* slice = p.pair_slices + (int64_t(work.b) * p.chunks + work.chunk) * p.pairs + work.first_pair;
+    const auto inside = [&](int j, int k) { return j < work.regions && k < work.regions; };
+    Product<T, MAX_REGIONS, true> moments;
+    for_each(moments, [&](int j, int k, float& sum) {
+      sum = inside(j, k) && !tile.first_of_chunk ? slice[j * work.regions + k] : 0.0f;
+    });
+    moments.template add<false>(shared.matrix, TILE_PITCH<T>, shared.affinities, TILE_PITCH<T>, work.regions,
+                                work.regions, TILE);
+    for_each(moments, [&](int j, int k, float sum) {
+      if (inside(j, k)) slice[j * work.regions + k] = sum;
+    });
+  });
+}
+
+// grid (batch * scales * chunks), THREADS threads
+template <typename T, int V, bool along_channels>
+__global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveContextCuda p) {
+  using Access = MapAccess<T, V, along_channels>;
+  using Sums = Product<T, MAX_REGIONS, false>;
+  SHARED_BUFFER(buffer);
+  const Shared<T> shared(buffer);
+  float* aside = reinterpret_cast<float*>(buffer + Shared<T>::BYTES);
+  for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
+    const Window<T> x = open_window<T>(p, p.x, work, tile.first, shared.offsets);
+    const Window<T> grad_x = open_window<T>(p, p.grad_x, work, tile.first, shared.offsets + TILE);
+    const Window<T> grad = open_window<T>(p, p.grad, work, tile.first, shared.offsets + 2 * TILE);
+    __syncthreads();
+    Sums affinities = affinities_of<T, Access>(p, shared, work, x), gradients;
+    put_centered(p, shared, work, tile.count, affinities);
+    set_aside<T>(aside, affinities);
+    // The small terms first: added to large sums, a constant would be rounded the same way at every position.
+    if (p.linear != nullptr) {
+      const float* linear = p.linear + int64_t(work.b) * p.rows + work.first_row;
+      for_each(gradients, [&](int, int j, float& d) { d = j < work.regions ? linear[j] : 0.0f; });
+      const float* quadratic = p.quadratic + int64_t(work.b) * p.pairs + work.first_pair;
+      for (int item = static_cast<int>(threadIdx.x); item < MAX_REGIONS * MAX_REGIONS; item += THREADS) {
+        const int j = item / MAX_REGIONS, k = item % MAX_REGIONS;
+        shared.matrix[j * TILE_PITCH<T> + k] =
+            round_to<T>(j < work.regions && k < work.regions ? quadratic[j * work.regions + k] : 0.0f);
+      }
+      __syncthreads();
+      gradients.template add<true>(shared.affinities, TILE_PITCH<T>, shared.matrix, TILE_PITCH<T>, TILE, work.regions,
+                                   padded_regions<T>(work));
+      __syncthreads();
+    }
+    if (p.grad.data != nullptr)
+      for_each_gradient<T, Access>(p, shared, work, grad,
+                                   [&](int) { add_affinity_gradients<T, Access>(gradients, shared, work); });
+    take_back<T>(aside, affinities);
+#pragma unroll
+    for (int i = 0; i < Sums::COUNT; ++i)
+      gradients.sums[i] *= affinities.sums[i] * (1 - affinities.sums[i]);  // of logits
+    add_row_sums(p, shared, work, tile, p.bias_slices, affinities, gradients, [](float, float d) { return d; });
+    for_each(gradients, [&](int n, int j, float d) {
+      shared.affinities[n * TILE_PITCH<T> + j] = round_to<T>(n < tile.count && j < work.regions ? d : 0.0f);
+    });
+
+    const T* weight = static_cast<const T*>(p.packed_weight) + work.first_row * int64_t(p.padded);
+    const int64_t channel = (int64_t(work.b) * p.num_scales + work.scale) * p.channels;
+    Access map;
+    map.fetch(x, 0);
+    for (int c = 0; c < p.channels; c += CHUNK<T>) {
+      map.put(x, shared.map);
+      put_small(weight, work.regions, p.padded, c, shared.small);
+      __syncthreads();
+      if (p.residual) map.fetch(grad, c);
+      add_to_matrix_slice<T, Access>(p, shared, work, tile, c);
+      Product<T, CHUNK<T>, true> product;
+      if (p.constant != nullptr)
+        for_each(product,
+                 [&](int, int k, float& sum) { sum = c + k < p.channels ? p.constant[channel + c + k] : 0.0f; });
+      product.template add<true>(shared.affinities, TILE_PITCH<T>, shared.small, CHUNK_PITCH<T>, TILE, CHUNK<T>,
+                                 padded_regions<T>(work));
+      __syncthreads();
+      if (p.residual) {
+        map.put(grad, shared.map);
+        __syncthreads();
+      }
+      if (c + CHUNK<T> < p.channels) map.fetch(x, c + CHUNK<T>);
+      for_each(product, [&](int n, int k, float sum) {
+        T& cell = shared.map[Access::place(n, k)];
+        if (p.residual) sum += load(cell);
+        cell = round_to<T>(sum);
+      });
+      __syncthreads();
+      Access::write(grad_x, c, shared.map);
+      __syncthreads();
+    }
+  });
+}
