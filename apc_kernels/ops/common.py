@@ -59,7 +59,8 @@ def check_small(tensor: Tensor, name: str, shapes: Sequence[tuple[int, ...]], x:
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if all(tuple(tensor.shape) != shape for shape in shapes):
+    # Ranks first: comparing (B, J) with (J,) would tie B to J in an exported program.
+    if all(tensor.dim() != len(shape) or tuple(tensor.shape) != shape for shape in shapes):
         allowed = " or ".join(map(str, shapes))
         raise ValueError(f"{name}: expected {allowed}, got {tuple(tensor.shape)}")
     if tensor.device != x.device:

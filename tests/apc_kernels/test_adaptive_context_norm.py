@@ -216,7 +216,7 @@ def saved_bytes(function) -> int:
 
 
 def test_one_map_is_saved():
-    """Of float32 maps (2, 4·512, 64, 128): x, and what is small beside it. The modules save nine for each scale."""
+    """Of float32 maps (2, 4·512, 64, 128): x, and what is small beside it. The modules save five."""
     case = ContextCase(2, 512, (64, 128))
     t = {name: tensor.requires_grad_(name in PARAMETERS) for name, tensor in draw_norm(case).items()}
     parameters = sum(t[name].nbytes for name in PARAMETERS if name != "x")
@@ -310,10 +310,39 @@ def test_export_holds_stock_operators_only():
         def forward(self, x, regions):
             return ours(t | {"x": x, "regions": regions}, ODD.scales, training=False)
 
-    program = torch.export.export(Module(), (t["x"], t["regions"]))
+    b, h, w = (torch.export.Dim(name, min=2, max=512) for name in "bhw")
+    sizes = {"x": {0: b, 2: h, 3: w}, "regions": {0: b}}
+    program = torch.export.export(Module(), (t["x"], t["regions"]), dynamic_shapes=sizes)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert all(getattr(call, "namespace", "aten") == "aten" for call in calls), calls
-    torch.testing.assert_close(program.module()(t["x"], t["regions"]), Module()(t["x"], t["regions"]))
+    other = torch.rand(41, 39, 7, 12), torch.rand(41, 41, 13)  # as many images as regions
+    torch.testing.assert_close(program.module()(*other), Module()(*other))
+
+
+def test_training_exports_with_any_size_of_map():
+    t = draw_norm(ODD)
+
+    class Module(torch.nn.Module):
+        def forward(self, x, regions):
+            return ours(t | {"x": x, "regions": regions}, ODD.scales)
+
+    sizes = {"x": {2: torch.export.Dim("h", max=512), 3: torch.export.Dim("w", max=512)}, "regions": None}
+    program = torch.export.export(Module(), (t["x"], t["regions"]), dynamic_shapes=sizes)
+    other = torch.rand(3, 39, 7, 12), t["regions"]
+    torch.testing.assert_close(program.module()(*other), Module()(*other))
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_backward_inside_autocast_rounds_nothing(backend):
+    t = {name: tensor.requires_grad_(name in PARAMETERS) for name, tensor in draw_norm(ODD).items()}
+    with apc_kernels.backend(backend):
+        z = ours(t, ODD.scales)
+        leaves = [t[name] for name in PARAMETERS]
+        expected = torch.autograd.grad(z, leaves, t["grad"], retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = torch.autograd.grad(z, leaves, t["grad"])
+    for name, a, b in zip(PARAMETERS, actual, expected, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_autocast_widens_what_comes_out_of_convolutions():
@@ -355,6 +384,10 @@ def test_a_batch_of_one_value_has_no_statistics():
     with pytest.raises(TypeError, match=r"norm: expected an apc_kernels.BatchNorm, got Tensor"):
         apc_kernels.adaptive_context_norm(*given, t["norm.weight"])
     norm = BatchNorm(*(t[f"norm.{field}"] for field in BatchNorm._fields[:4]))
+    with pytest.raises(TypeError, match=r"norm.momentum: expected a number, got None"):
+        apc_kernels.adaptive_context_norm(*given, norm._replace(momentum=None), training=False)
+    with pytest.raises(TypeError, match=r"group: expected the name of a process group \(its group_name\), got object"):
+        apc_kernels.adaptive_context_norm(*given, norm, group=object())
     with pytest.raises(ValueError, match="guide: expected guide and guide_norm, or neither"):
         apc_kernels.adaptive_context_norm(*given, norm, guide=t["guide"])
 

@@ -68,9 +68,13 @@ def adaptive_context_norm(
     Returns:
         z, (B, S·C, h, w), with x's dtype and the strides of torch.empty_like(x).
 
+    Tensors beside x are float32 (float64 beside float64), as in adaptive_context; running statistics are updated where
+    they are, so a concatenation of several norms' has to be copied back. With a group every rank calls forward and
+    backward, and has its own share of the gradients. Differentiable once in all tensors but the running statistics; the
+    same bits from run to run with the same number of threads (the small products are PyTorch's own).
+
     Where a scale has more regions than channels, and more than 64, its covariance costs more than the products it
-    describes: training then forms A·regions·projectionᵀ and takes its statistics. Differentiable once in all tensors
-    but the running statistics; deterministic to the bit.
+    describes: training then forms A·regions·projectionᵀ, takes its statistics, and saves three maps.
     """
     scales = check_affinities(x, weight, bias, scales)
     rows, channels = weight.shape
@@ -78,6 +82,8 @@ def adaptive_context_norm(
     weight = check_small(weight, "weight", [(rows, channels)], x)
     regions = check_small(regions, "regions", [(x.shape[0], rows, channels)], x)
     projection = check_small(projection, "projection", [(x.shape[1], channels)], x)
+    if not isinstance(group, str):
+        raise TypeError(f"group: expected the name of a process group (its group_name), got {type(group).__name__}")
     if (guide is None) != (guide_norm is None):
         raise ValueError("guide: expected guide and guide_norm, or neither of them")
     images = x.shape[0] if training and not group else 2  # more of them may be with other processes
@@ -99,6 +105,9 @@ def adaptive_context_norm(
 def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm:
     if not isinstance(norm, tuple) or len(norm) != len(BatchNorm._fields):
         raise TypeError(f"{name}: expected an apc_kernels.BatchNorm, got {type(norm).__name__}")
+    for field, number in zip(BatchNorm._fields[4:], norm[4:], strict=True):
+        if not isinstance(number, (int, float)):
+            raise TypeError(f"{name}.{field}: expected a number, got {number!r}")
     if values < 2:
         raise ValueError(f"{name}: expected more than one value per channel in training, got a map of {tuple(x.shape)}")
     tensors = [
@@ -113,7 +122,7 @@ def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm
 def _update(norm: BatchNorm, batch: Statistics) -> None:
     """Running statistics move as torch.nn.BatchNorm's do: the variance by its unbiased estimate."""
     with torch.no_grad():
-        unbiased = batch.variance * (batch.count / (batch.count - 1))
+        unbiased = batch.variance * (batch.count / (batch.count - 1).clamp_min(1))  # one value in a group: 0, not NaN
         norm.running_mean.lerp_(batch.mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
 

@@ -43,6 +43,11 @@ def sum_over_ranks(value: Tensor, group: str) -> Tensor:
     return _SumOverRanks.apply(value, group) if group else value
 
 
+def _count(like: Tensor, number: int) -> Tensor:
+    """A number that an exported program may only know when it runs."""
+    return like.new_full((), number)
+
+
 # The guide: x + g is never formed, for gla(x + g) = gla(x) + W·g.
 
 
@@ -63,7 +68,7 @@ def guide_features_backward(
 
 def image_statistics(features: Tensor, group: str) -> Statistics:
     """Of (B, channels) over images and ranks."""
-    count = sum_over_ranks(features.new_full((), float(features.shape[0])), group)
+    count = sum_over_ranks(_count(features, features.shape[0]), group)
     mean = sum_over_ranks(features.sum(0), group) / count
     return Statistics(mean, sum_over_ranks((features - mean).square().sum(0), group) / count, count)
 
@@ -124,10 +129,10 @@ def projected(regions: Tensor, projection: Tensor, scales: Sequence[int]) -> Ten
 def projected_backward(
     grad: Tensor, regions: Tensor, projection: Tensor, scales: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    grad, grad_regions, grad_projection = grad.to(regions.dtype), [], []
+    grad_regions, grad_projection = [], []
     for b in blocks(scales, regions.shape[2]):
-        grad_regions.append(grad[:, b.rows] @ projection[b.channels])
-        grad_projection.append(torch.einsum("bjd,bjc->dc", grad[:, b.rows], regions[:, b.rows]))
+        grad_regions.append(torch.matmul(grad[:, b.rows], projection[b.channels].double()))
+        grad_projection.append(torch.einsum("bjd,bjc->dc", grad[:, b.rows], regions[:, b.rows].double()))
     return torch.cat(grad_regions, 1), torch.cat(grad_projection)
 
 
@@ -136,7 +141,7 @@ def product_statistics(
 ) -> Statistics:
     """Of A·V over positions, images and ranks: mean V·ā and variance diag(Vᵀ·Cov(A)·V), images merged."""
     means, variances = _image_moments(vectors, mean, covariance, scales)
-    count = sum_over_ranks(means.new_full((), float(means.shape[0] * positions)), group)
+    count = sum_over_ranks(_count(means, means.shape[0] * positions), group)
     mean = sum_over_ranks(means.sum(0) * positions, group) / count
     squares = (variances + (means - mean).square()).sum(0) * positions
     return Statistics(mean, sum_over_ranks(squares, group) / count, count)
@@ -145,7 +150,7 @@ def product_statistics(
 def map_statistics(products: Tensor, group: str) -> Statistics:
     """The same, of a map of products (B, S·C, h, w)."""
     wide = products.double()
-    count = sum_over_ranks(wide.new_full((), float(wide[:, 0].numel())), group)
+    count = sum_over_ranks(_count(wide, wide.shape[0] * wide.shape[2] * wide.shape[3]), group)
     mean = sum_over_ranks(wide.sum((0, 2, 3)), group) / count
     squares = (wide - mean[:, None, None]).square().sum((0, 2, 3))
     return Statistics(mean, sum_over_ranks(squares, group) / count, count)
