@@ -9,10 +9,11 @@ from apc_kernels import BatchNorm
 
 
 def norm_rank(rank: int, file: str, t: dict[str, Tensor], names: tuple, scales: tuple, results: dict) -> None:
-    """adaptive_context_norm on every second image, with statistics over both ranks: z, gradients, running statistics."""
+    """adaptive_context_norm on every second image, statistics over both ranks: z, gradients, running statistics."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     t = {name: tensor[rank::2] if name in ("x", "regions", "grad") else tensor for name, tensor in t.items()}
+    t = {name: tensor.clone() for name, tensor in t.items()}  # both ranks were given the same memory
     leaves = [t[name].requires_grad_() for name in names]
     norm, of_guide = (
         BatchNorm(*(t[f"{name}.{field}"] for field in BatchNorm._fields[:4])) for name in ("norm", "guide_norm")
