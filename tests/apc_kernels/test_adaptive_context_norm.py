@@ -220,6 +220,8 @@ def test_one_map_is_saved():
     parameters = sum(t[name].nbytes for name in PARAMETERS if name != "x")
     maps = (saved_bytes(lambda: ours(t, case.scales)) - parameters) / t["x"].nbytes
     assert 1 <= maps < 1.1, f"{maps:.3f} maps"
+    modules_maps = (saved_bytes(lambda: modules(t, case.scales)) - parameters) / t["x"].nbytes
+    assert modules_maps > 5, f"{modules_maps:.3f} maps: README says five"
 
 
 @pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
