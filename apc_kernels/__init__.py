@@ -4,10 +4,17 @@ Each is a function of tensors, usable alone; README.md lists them, `python -m ap
 """
 
 from apc_kernels.dispatch import SlowPathWarning, backend
+from apc_kernels.labels import checked_labels
 from apc_kernels.ops.adaptive_context import adaptive_context
 from apc_kernels.ops.adaptive_context_norm import BatchNorm, adaptive_context_norm
 from apc_kernels.ops.affinity_moments import affinity_moments
 from apc_kernels.ops.pyramid_pool import pyramid_pool
+from apc_kernels.ops.upsample import (
+    upsample_argmax,
+    upsample_confusion,
+    upsample_cross_entropy,
+    upsample_softmax,
+)
 
 __all__ = [
     "BatchNorm",
@@ -16,6 +23,11 @@ __all__ = [
     "adaptive_context_norm",
     "affinity_moments",
     "backend",
+    "checked_labels",
     "pyramid_pool",
+    "upsample_argmax",
+    "upsample_confusion",
+    "upsample_cross_entropy",
+    "upsample_softmax",
 ]
 __version__ = "0.1.0"

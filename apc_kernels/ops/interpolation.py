@@ -1,0 +1,35 @@
+"""Bilinear interpolation along one axis, as torch.nn.functional.interpolate defines it, in exact integers.
+
+Output position d reads the source at n / denominator, n = max(0, d·step + start): its index is the quotient, the weight
+of the next element remainder / denominator, the weight of its own the rest. At the last element the next is itself.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Mapping(NamedTuple):
+    """Of an output axis to a source axis."""
+
+    step: int
+    start: int
+    denominator: int
+
+
+def mapping(source: int, size: int, align_corners: bool) -> Mapping:
+    if align_corners:
+        return Mapping(source - 1 if size > 1 else 0, 0, max(size - 1, 1))
+    return Mapping(2 * source, source - size, 2 * size)
+
+
+def matrix(source: int, size: int, align_corners: bool, like: Tensor) -> Tensor:
+    """The (size, source) matrix that interpolates an axis, in float32 (float64 beside float64)."""
+    step, start, denominator = mapping(source, size, align_corners)
+    position = (torch.arange(size, device=like.device) * step + start).clamp(min=0)[:, None]
+    index, rest = position // denominator, position % denominator
+    column = torch.arange(source, device=like.device)
+    own = (column == index) * (denominator - rest)
+    following = (column == (index + 1).clamp(max=source - 1)) * rest
+    return (own + following).to(torch.float64 if like.dtype == torch.float64 else torch.float32) / denominator

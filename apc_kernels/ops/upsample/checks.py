@@ -1,0 +1,75 @@
+"""What the upsample_* operations ask of their arguments."""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apc_kernels.ops.common import check_dtype
+
+MAX_SIZE = 2**30  # of an axis, in source or result
+MAX_GPU_POSITION = 2**30  # twice the source's size times the result's, along an axis
+MAX_GPU_PIXELS = 2**31  # of an image, and of blocks of pixels in a batch
+LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def check_logits(logits: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
+    if logits.dim() != 4:
+        raise ValueError(f"logits: expected 4 dimensions (B, K, h, w), got {logits.dim()}: {tuple(logits.shape)}")
+    check_dtype(logits, "logits")
+    _, classes, height, width = logits.shape
+    if not (1 <= classes < MAX_SIZE and 1 <= height < MAX_SIZE and 1 <= width < MAX_SIZE):
+        raise ValueError(f"logits: expected at least one class, row and column, got {tuple(logits.shape)}")
+
+
+def check_target(target: Tensor, logits: Tensor) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
+    if target.dim() != 3:
+        raise ValueError(f"target: expected 3 dimensions (B, H, W), got {target.dim()}: {tuple(target.shape)}")
+    if target.dtype not in LABELS:
+        given = str(target.dtype).removeprefix("torch.")
+        raise ValueError(f"target: expected labels in uint8, int16, int32 or int64, got {given}")
+    if target.device != logits.device:
+        raise ValueError(f"target: expected a tensor on the logits' device, {logits.device}, got {target.device}")
+    if target.shape[0] != logits.shape[0]:
+        raise ValueError(f"target: expected a batch of {logits.shape[0]}, as the logits', got {tuple(target.shape)}")
+    _check_extent(target.shape[1:], f"target: expected at least one row and column, got {tuple(target.shape)}")
+
+
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        height, width = size
+        if not torch.compiler.is_compiling():
+            height, width = operator.index(height), operator.index(width)
+    except (TypeError, ValueError):
+        raise TypeError(f"size: expected two integers (H, W), got {size!r}") from None
+    _check_extent((height, width), f"size: expected a height and width of at least 1, got {(height, width)}")
+    return height, width
+
+
+def check_ignored(ignore_index: int) -> int:
+    try:
+        return operator.index(ignore_index)
+    except TypeError:
+        raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}") from None
+
+
+def limits(logits: Tensor, size: Sequence[int]) -> dict[str, str]:
+    """Why the GPU kernels cannot take a call, if they cannot."""
+    positions = max(2 * logits.shape[2] * size[0], 2 * logits.shape[3] * size[1])
+    if positions < MAX_GPU_POSITION and logits.shape[0] * size[0] * size[1] < MAX_GPU_PIXELS * 64:
+        return {}
+    reason = (
+        f"the kernels take axes up to a source size times result size of {MAX_GPU_POSITION // 2}; "
+        f"the logits are {tuple(logits.shape)}, the result is {tuple(size)}"
+    )
+    return {"triton": reason, "cuda": reason}
+
+
+def _check_extent(size: Sequence[int], message: str) -> None:
+    if not (1 <= size[0] < MAX_SIZE and 1 <= size[1] < MAX_SIZE):
+        raise ValueError(message)

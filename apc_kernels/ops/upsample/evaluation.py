@@ -1,0 +1,172 @@
+"""upsample_argmax, upsample_confusion, upsample_softmax: what evaluation makes of bilinearly upsampled logits."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apc_kernels import dispatch, labels
+from apc_kernels.ops.common import call, readable
+from apc_kernels.ops.upsample import reference
+from apc_kernels.ops.upsample.checks import check_ignored, check_logits, check_size, check_target, limits
+
+
+def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """F.interpolate(logits, size, mode="bilinear").argmax(1), without the tensor in between.
+
+    Args:
+        logits: (B, K, h, w), float32, bfloat16, float16 or float64; NCHW and channels_last are read where they lie.
+        size: (H, W) of the result.
+
+    Returns:
+        (B, H, W), uint8 for up to 256 classes, int16 for up to 32768, int32 beyond. Of classes with exactly the same
+        interpolated logit the first; a NaN is the largest only in the first class.
+    """
+    check_logits(logits)
+    size = check_size(size)
+    operator = reference.upsample_argmax if torch.compiler.is_exporting() else _argmax
+    return operator(logits, size, align_corners)
+
+
+@torch.library.custom_op("apc_kernels::upsample_argmax", mutates_args=())
+def _argmax(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    check_logits(logits)
+    size = check_size(size)
+    result = _empty_labels(logits, size)
+    call("upsample", "upsample_argmax", logits, limits(logits, size), (logits, size, align_corners), (result,))
+    return result
+
+
+@_argmax.register_fake
+def _(logits, size, align_corners):
+    check_logits(logits)
+    return _empty_labels(logits, check_size(size))
+
+
+def _empty_labels(logits: Tensor, size: Sequence[int]) -> Tensor:
+    return logits.new_empty(logits.shape[0], *size, dtype=reference.label_dtype(logits.shape[1]))
+
+
+def upsample_confusion(
+    logits: Tensor, target: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
+    """The confusion matrix of upsample_argmax(logits, target's size) with target, without the prediction in between.
+
+    Args:
+        logits: as in upsample_argmax.
+        target: (B, H, W), uint8, int16, int32 or int64.
+        ignore_index: the label of pixels that are not counted.
+
+    Returns:
+        (K, K) int64, rows: target, columns: prediction; exact.
+
+    A label out of range is an error, on a GPU too: a count cannot be NaN. The check waits for the result.
+    """
+    check_logits(logits)
+    check_target(target, logits)
+    ignore_index = check_ignored(ignore_index)
+    operator = reference.upsample_confusion if torch.compiler.is_exporting() else _confusion
+    return operator(logits, target, ignore_index, align_corners)[0]
+
+
+@torch.library.custom_op("apc_kernels::upsample_confusion", mutates_args=())
+def _confusion(logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    check_logits(logits)
+    check_target(target, logits)
+    results = _empty_counts(logits)
+    arguments = (logits, target, ignore_index, align_corners)
+    call("upsample", "upsample_confusion", logits, limits(logits, target.shape[1:]), arguments, results)
+    if results[1].item():
+        labels.refuse(target, logits.shape[1], ignore_index)
+    return results
+
+
+@_confusion.register_fake
+def _(logits, target, ignore_index, align_corners):
+    check_logits(logits)
+    check_target(target, logits)
+    return _empty_counts(logits)
+
+
+def _empty_counts(logits: Tensor) -> tuple[Tensor, Tensor]:
+    classes = logits.shape[1]
+    return logits.new_empty(classes, classes, dtype=torch.int64), logits.new_empty(1, dtype=torch.int64)
+
+
+def upsample_softmax(
+    logits: Tensor,
+    size: Sequence[int],
+    *,
+    flip: bool = False,
+    align_corners: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """F.interpolate(logits, size, mode="bilinear").softmax(1), written or added to a buffer.
+
+    Args:
+        logits: as in upsample_argmax; inference only, they must not require a gradient.
+        size: (H, W) of the result.
+        flip: the logits are those of a mirrored image: the result is mirrored back, columns in reverse order.
+        out: (B, K, H, W), float32 (float64 for float64 logits). The probabilities are added to it: the sum over scales
+            and flips of an image needs no other memory.
+
+    Returns:
+        `out`; or, if it is not given, a new tensor in the memory format of the logits.
+    """
+    check_logits(logits)
+    size = check_size(size)
+    if torch.is_grad_enabled() and (logits.requires_grad or (out is not None and out.requires_grad)):
+        raise ValueError("logits, out: expected tensors without gradient: upsample_softmax is for inference only")
+    _check_out(logits, size, out)
+    if torch.compiler.is_exporting():
+        probabilities = reference.upsample_softmax(logits, size, flip, align_corners)
+        return probabilities if out is None else out.add_(probabilities)
+    result = _empty_probabilities(logits, size) if out is None else out
+    _softmax(logits, flip, align_corners, out is not None, result)
+    return result
+
+
+def _check_out(logits: Tensor, size: Sequence[int], out: Tensor | None) -> None:
+    if out is None:
+        return
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out: expected a tensor, got {type(out).__name__}")
+    shape, dtype = (*logits.shape[:2], *size), torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != logits.device:
+        expected = f"{shape} in {str(dtype)[6:]} on {logits.device}"
+        raise ValueError(f"out: expected {expected}, got {tuple(out.shape)} in {str(out.dtype)[6:]} on {out.device}")
+
+
+def _empty_probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
+    last = logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous()
+    return torch.empty(
+        (*logits.shape[:2], *size),
+        dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32,
+        device=logits.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+@torch.library.custom_op("apc_kernels::upsample_softmax", mutates_args=("out",))
+def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
+    """Adds the probabilities to `out`, or writes them there."""
+    check_logits(logits)
+    size = out.shape[2:]
+    _check_out(logits, size, out)
+    name = dispatch.select("upsample_softmax", logits, limits(logits, size))
+    if not out.numel():
+        return
+    if name == "reference":
+        probabilities = reference.upsample_softmax(logits, size, flip, align_corners)
+        _ = out.add_(probabilities) if add else out.copy_(probabilities)
+        return
+    target = readable(out)
+    kernels = dispatch.kernels(name, "upsample")
+    kernels.upsample_softmax(readable(logits), flip, align_corners, add, target)
+    if target is not out:
+        out.copy_(target)
+
+
+@_softmax.register_fake
+def _(logits, flip, align_corners, add, out):
+    _check_out(logits, out.shape[2:], out)

@@ -1,0 +1,107 @@
+"""The upsample_* operations in plain PyTorch: the upsampled logits, and what follows from them.
+
+The specification, and what exported models hold. Gradients are collapsed by products with the matrices of the
+interpolation: PyTorch's own backward adds atomically on a GPU.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apc_kernels.ops.common import without_autocast, working
+from apc_kernels.ops.interpolation import matrix
+
+
+def upsampled(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    return F.interpolate(working(logits), size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    per_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each pixel lse − logit of its label, which is what backward needs, and its loss; then their sums:
+    losses, weights, correct pixels, labels out of range."""
+    scores = upsampled(logits, target.shape[1:], align_corners)
+    label, valid, wrong = _labels(target, scores.shape[1], ignore_index)
+    logarithms = scores.log_softmax(1)
+    plain = torch.where(valid, -logarithms.gather(1, label)[:, 0], 0.0)
+    plain = torch.where(wrong, float("nan"), plain)
+    weights = valid.to(scores.dtype) if weight is None else torch.where(valid, weight[label[:, 0]], 0.0)
+    losses = torch.where(valid | wrong, (1 - label_smoothing) * weights * plain, 0.0)
+    if label_smoothing:
+        smooth = (logarithms if weight is None else logarithms * weight[:, None, None]).sum(1)
+        losses = losses - torch.where(valid, label_smoothing / scores.shape[1] * smooth, 0.0)
+    losses = torch.where(wrong, float("nan"), losses)
+    correct = valid & (scores.argmax(1) == label[:, 0])
+    sums = torch.stack([t.sum(dtype=torch.float64) for t in (losses, weights, correct, wrong)])
+    return plain, losses if per_pixel else losses.new_empty(0), sums
+
+
+def upsample_cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    plain: Tensor,
+) -> Tensor:
+    """From the gradient of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
+    classes = logits.shape[1]
+    scores = upsampled(logits, target.shape[1:], align_corners)
+    label, valid, wrong = _labels(target, classes, ignore_index)
+    grad = torch.where(valid, grad.expand(target.shape) if grad.dim() == 1 else grad, 0.0)[:, None]
+    own = torch.arange(classes, device=logits.device)[:, None, None] == label
+    softmax = scores.softmax(1)
+    weights = torch.ones_like(grad) if weight is None else weight[label]
+    full = grad * (1 - label_smoothing) * weights * (softmax - own.to(softmax.dtype))
+    if label_smoothing:
+        of_class = scores.new_ones(classes) if weight is None else weight
+        full += grad * label_smoothing / classes * (softmax * of_class.sum() - of_class[:, None, None])
+    full = torch.where(valid[:, None], full, 0.0).masked_fill(wrong[:, None], float("nan"))
+    rows = matrix(logits.shape[2], full.shape[2], align_corners, full)
+    columns = matrix(logits.shape[3], full.shape[3], align_corners, full)
+    with without_autocast(full):
+        return (rows.mT @ (full @ columns)).to(logits.dtype)
+
+
+def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    return upsampled(logits, size, align_corners).argmax(1).to(label_dtype(logits.shape[1]))
+
+
+def upsample_confusion(logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Counts (K, K), and how many labels are out of range."""
+    classes = logits.shape[1]
+    prediction = upsampled(logits, target.shape[1:], align_corners).argmax(1)
+    label, valid, wrong = _labels(target, classes, ignore_index)
+    cell = torch.where(valid, label[:, 0] * classes + prediction, classes * classes).flatten()
+    counts = torch.zeros(classes * classes + 1, dtype=torch.int64, device=logits.device)
+    counts = counts.scatter_add(0, cell, torch.ones_like(cell))
+    return counts[:-1].unflatten(0, (classes, classes)), wrong.sum()[None]
+
+
+def upsample_softmax(logits: Tensor, size: Sequence[int], flip: bool, align_corners: bool) -> Tensor:
+    probabilities = upsampled(logits, size, align_corners).softmax(1)
+    return probabilities.flip(3) if flip else probabilities
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """The narrowest dtype that holds the labels of so many classes."""
+    return torch.uint8 if classes <= 2**8 else torch.int16 if classes <= 2**15 else torch.int32
+
+
+def _labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels to index by, (B, 1, H, W) and 0 where there is none; which pixels count; which are out of range."""
+    given = target.long()
+    inside = (given >= 0) & (given < classes)
+    kept = given != ignore_index
+    return torch.where(inside & kept, given, 0)[:, None], inside & kept, kept & ~inside
