@@ -4,6 +4,7 @@
 #include "common/isa.h"
 #include "common/tensor.h"
 #include "pyramid_pool/operators.h"
+#include "upsample/operators.h"
 
 namespace {
 std::string instruction_set() { return isa_name(); }
@@ -27,6 +28,17 @@ STABLE_TORCH_LIBRARY(apc_kernels_cpp, library) {
   library.def(
       "affinity_moments(Tensor x, Tensor weight, Tensor bias, int[] scales, Tensor(a!) mean, Tensor(b!) covariance) "
       "-> ()");
+  library.def(
+      "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
+      "bool align_corners, bool per_pixel, Tensor(a!) plain, Tensor(b!) losses, Tensor(c!) sums) -> ()");
+  library.def(
+      "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+      "float label_smoothing, bool align_corners, Tensor plain, Tensor(a!) grad_logits) -> ()");
+  library.def("upsample_argmax(Tensor logits, int[] size, bool align_corners, Tensor(a!) labels) -> ()");
+  library.def(
+      "upsample_confusion(Tensor logits, Tensor target, int ignore_index, bool align_corners, Tensor(a!) counts, "
+      "Tensor(b!) invalid) -> ()");
+  library.def("upsample_softmax(Tensor logits, bool flip, bool align_corners, bool add, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(apc_kernels_cpp, CompositeExplicitAutograd, library) {
@@ -40,4 +52,9 @@ STABLE_TORCH_LIBRARY_IMPL(apc_kernels_cpp, CPU, library) {
   library.impl("adaptive_context_backward_regions", TORCH_BOX(&adaptive_context_backward_regions));
   library.impl("adaptive_context_backward_x", TORCH_BOX(&adaptive_context_backward_x));
   library.impl("affinity_moments", TORCH_BOX(&affinity_moments));
+  library.impl("upsample_cross_entropy", TORCH_BOX(&upsample_cross_entropy));
+  library.impl("upsample_cross_entropy_backward", TORCH_BOX(&upsample_cross_entropy_backward));
+  library.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));
+  library.impl("upsample_confusion", TORCH_BOX(&upsample_confusion));
+  library.impl("upsample_softmax", TORCH_BOX(&upsample_softmax));
 }

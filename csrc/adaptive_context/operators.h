@@ -1,11 +1,8 @@
 // The operators on affinities, as the CPU library registers them, and the checks that all of them share.
 #pragma once
 
-#include <optional>
-
 #include "../common/tensor.h"
 
-using MaybeTensor = std::optional<Tensor>;
 using Scales = std::vector<int64_t>;
 
 // Each writes into the tensors it is given last (apc_kernels/ops/adaptive_context/reference.py says what).
@@ -46,27 +43,6 @@ constexpr int64_t MAX_AFFINITY_SCALES = 64, MAX_AFFINITY_SCALE = 32;
 struct AffinitySizes {
   int64_t batch, channels, rows, pairs;
 };
-
-// A contiguous tensor beside the map, in the type that sums are kept in, or in float64 where that is said.
-inline void check_small(const Tensor& tensor, const char* name, const Tensor& x, const std::vector<int64_t>& shape,
-                        bool wide = false) {
-  check_shape(tensor, name, shape);
-  const bool is_double = wide || x.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(tensor.scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float), name, ": expected ",
-                  is_double ? "float64" : "float32");
-  STD_TORCH_CHECK(tensor.device() == x.device(), name, " and x are on different devices");
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-}
-
-inline void check_small(const MaybeTensor& tensor, const char* name, const Tensor& x,
-                        const std::vector<int64_t>& shape) {
-  if (tensor) check_small(*tensor, name, x, shape);
-}
-
-inline void check_layout(const Tensor& map, const char* name) {
-  STD_TORCH_CHECK(map.stride(3) == 1 || map.size(3) == 1 || map.stride(1) == 1 || map.size(1) == 1, name,
-                  ": expected columns or channels to lie side by side in memory");
-}
 
 // A map of x's shape and dtype: its result, its gradient.
 inline void check_map_like(const Tensor& map, const char* name, const Tensor& x) {

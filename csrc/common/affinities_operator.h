@@ -5,22 +5,13 @@
 
 #include "../adaptive_context/operators.h"
 #include "affinities.h"
+#include "scalar_of.h"
 
 inline Map describe_map(const Tensor& map) {
   Map m{map.data_ptr(), map.stride(0), map.stride(1), map.stride(2), map.stride(3), map.size(2), map.size(3)};
   if (m.width == 1 && m.stride_c != 1) m.stride_x = 1;  // the stride of a single column says nothing
   if (m.height == 1 || m.stride_y == m.width * m.stride_x) m.width *= m.height, m.height = 1;
   return m;
-}
-
-inline Scalar scalar_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Scalar::float32;
-    case ScalarType::Double: return Scalar::float64;
-    case ScalarType::BFloat16: return Scalar::bfloat16;
-    case ScalarType::Half: return Scalar::float16;
-    default: STD_TORCH_CHECK(false, "x: expected float32, float64, bfloat16 or float16");
-  }
 }
 
 // Chunks of four tiles at least, so that a chunk's sums are worth keeping; at most 32 of an image; one where sums are

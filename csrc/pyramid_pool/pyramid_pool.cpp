@@ -5,8 +5,8 @@
 #include <memory>
 
 #include "../common/pages.h"
+#include "../common/scalar_of.h"
 #include "../common/segments.h"
-#include "../common/tensor.h"
 #include "operators.h"
 
 namespace {
@@ -21,7 +21,7 @@ struct Work {
     isa();  // a wrong APC_KERNELS_ISA is reported from here, not from inside a thread
     int64_t columns = 0, regions = 0;
     for (int64_t s : scales) columns += s, regions += s * s;
-    pool.scalar = scalar(map);
+    pool.scalar = scalar_of(map);
     pool.batch = map.size(0), pool.channels = map.size(1), pool.height = map.size(2), pool.width = map.size(3);
     pool.stride_b = map.stride(0), pool.stride_c = map.stride(1);
     pool.stride_y = map.stride(2), pool.stride_x = map.stride(3);
@@ -34,16 +34,6 @@ struct Work {
   // Whether neighbouring columns (NCHW) rather than neighbouring channels (NHWC) lie side by side in memory.
   bool by_plane() const { return pool.width == 1 ? pool.stride_c != 1 : pool.stride_x == 1; }
   int64_t runs() const { return (pool.channels + CHANNEL_RUN - 1) / CHANNEL_RUN; }
-
-  static Scalar scalar(const Tensor& tensor) {
-    switch (tensor.scalar_type()) {
-      case ScalarType::Float: return Scalar::float32;
-      case ScalarType::Double: return Scalar::float64;
-      case ScalarType::BFloat16: return Scalar::bfloat16;
-      case ScalarType::Half: return Scalar::float16;
-      default: STD_TORCH_CHECK(false, "map: expected float32, float64, bfloat16 or float16");
-    }
-  }
 };
 
 // Enough elements of a map for a thread to be worth waking.

@@ -1,0 +1,120 @@
+// Source rows on the CPU: as (classes x row) arrays in the accumulator's type, and interpolated along the row.
+#pragma once
+
+#include "../common/lanes_cpu.h"
+#include "../common/scratch.h"
+#include "../common/transpose_cpu.h"
+#include "upsample.h"
+
+namespace {
+
+template <typename T>
+using Acc = typename Accumulator<T>::type;
+
+inline int64_t blocks_of(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
+
+// One vector of output columns: where it reads a source row, and with what weights. Lanes past the end repeat the last
+// column.
+template <typename A>
+struct ColumnBlock {
+  static constexpr int W = Pack<A>::width;
+  using Vec = typename Pack<A>::type;
+  using Int = typename Integers<A>::type;
+
+  int64_t first;    // output column
+  int64_t base;     // source column
+  int64_t valid;    // lanes
+  bool in_vector;   // whether all that it reads lies in the vector at `base`
+  Int own, next;    // lanes of that vector
+  Vec own_weight, next_weight;
+
+  ColumnBlock(const Axis& axis, int64_t first)
+      : first(first), base(axis.at(first).index), valid(axis.size - first < W ? axis.size - first : W) {
+    for (int i = 0; i < W; ++i) {
+      const Position p = axis.at(i < valid ? first + i : axis.size - 1);
+      own[i] = static_cast<typename Integers<A>::scalar>(p.index - base);
+      next[i] = static_cast<typename Integers<A>::scalar>(p.next - base);
+      own_weight[i] = static_cast<A>(axis.denominator - p.rest) / static_cast<A>(axis.denominator);
+      next_weight[i] = static_cast<A>(p.rest) / static_cast<A>(axis.denominator);
+    }
+    in_vector = next[W - 1] < W;
+  }
+
+  // A source row, readable one vector past its end, at these columns.
+  Vec of(const A* row) const {
+    row += base;
+    if (in_vector) {
+      const Vec values = load_lanes<A>(row);
+      return permute<A>(values, own) * own_weight + permute<A>(values, next) * next_weight;
+    }
+    Vec at_own, at_next;
+    for (int i = 0; i < W; ++i) at_own[i] = row[own[i]], at_next[i] = row[next[i]];
+    return at_own * own_weight + at_next * next_weight;
+  }
+};
+
+// The weights of a row of the output.
+template <typename A>
+struct RowWeights {
+  A own, next;
+  RowWeights() = default;
+  RowWeights(const Axis& axis, int64_t row) {
+    const int64_t rest = axis.at(row).rest;
+    own = static_cast<A>(axis.denominator - rest) / static_cast<A>(axis.denominator);
+    next = static_cast<A>(rest) / static_cast<A>(axis.denominator);
+  }
+};
+
+template <typename A>
+inline int64_t row_stride(const Upsample& u) {
+  return u.columns.source + Pack<A>::width;
+}
+
+// to (classes x row_stride) = source row y of an image; the end of each row is filled up with zeros. Minus infinity
+// becomes a finite number: a class that is ruled out has probability 0, where 0 * infinity would be NaN.
+template <typename T>
+void load_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to) {
+  using A = Acc<T>;
+  const int64_t width = u.columns.source, stride = row_stride<A>(u);
+  const T* from = static_cast<const T*>(u.logits.data) + image * u.logits.stride_b + y * u.logits.stride_y;
+  if (u.logits.stride_k == 1 && u.logits.stride_x != 1) {
+    transpose<A>(from, u.logits.stride_x, width, u.classes, to, stride);
+  } else {
+    for (int64_t k = 0; k < u.classes; ++k)
+      for (int64_t x = 0; x < width; ++x) to[k * stride + x] = load(from[k * u.logits.stride_k + x * u.logits.stride_x]);
+  }
+  const A least = sizeof(A) == 4 ? static_cast<A>(-1e38) : static_cast<A>(-1e308);
+  for (int64_t k = 0; k < u.classes; ++k) {
+    A* row = to + k * stride;
+    for (int64_t x = 0; x < width; ++x) row[x] = row[x] < least ? least : row[x];
+    for (int64_t x = width; x < stride; ++x) row[x] = 0;
+  }
+}
+
+constexpr int32_t IGNORED = -1, OUT_OF_RANGE = -2;
+
+template <typename L>
+inline void read_labels_as(const L* from, int64_t count, int64_t classes, int64_t ignored, int32_t* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t label = static_cast<int64_t>(from[i]);
+    to[i] = label == ignored ? IGNORED : label < 0 || label >= classes ? OUT_OF_RANGE : static_cast<int32_t>(label);
+  }
+}
+
+// `count` labels from `offset` on, IGNORED or OUT_OF_RANGE where they are no class.
+inline void read_labels(const Labels& labels, int64_t offset, int64_t count, int64_t classes, int64_t ignored,
+                        int32_t* to) {
+  const void* data = labels.data;
+  switch (labels.type) {
+    case LabelType::uint8:
+      return read_labels_as(static_cast<const uint8_t*>(data) + offset, count, classes, ignored, to);
+    case LabelType::int16:
+      return read_labels_as(static_cast<const int16_t*>(data) + offset, count, classes, ignored, to);
+    case LabelType::int32:
+      return read_labels_as(static_cast<const int32_t*>(data) + offset, count, classes, ignored, to);
+    case LabelType::int64:
+      return read_labels_as(static_cast<const int64_t*>(data) + offset, count, classes, ignored, to);
+  }
+}
+
+}  // namespace

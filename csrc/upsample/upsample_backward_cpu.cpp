@@ -1,0 +1,209 @@
+// upsample_cross_entropy's backward CPU kernels, compiled once for each instruction set.
+//
+// In gather form: a unit is a band of source rows of an image, and everything that reaches them. For a block of output
+// rows between two source rows, and for each class, two wide rows are added up in registers, one for each source row;
+// they are then collapsed to source columns, for as many classes at a time as a vector has lanes. The group of rows
+// above a band is computed for both its neighbours; the bits do not depend on how an image is cut.
+#include "rows_cpu.h"
+
+namespace {
+
+// A vector of pixels of an output row: what of their gradient is the same for all classes.
+template <typename A>
+struct Pixels {
+  typename Pack<A>::type lse;    // infinite where there is no label: exp(logit - lse) is 0 then
+  typename Pack<A>::type scale;  // of the probabilities
+  typename Pack<A>::type own;    // the gradient of the label's logit
+  typename Pack<A>::type soft;   // label smoothing: times a class's weight, subtracted from its gradient
+  typename Integers<A>::type label;
+};
+
+constexpr int64_t ROW_BLOCK = 16;     // output rows at a time
+constexpr int64_t COLUMN_BLOCKS = 8;  // vectors of columns whose pixels stay in L1 while classes go by
+
+template <typename T, bool SMOOTH>
+class Band {
+  using A = Acc<T>;
+  using Vec = typename Pack<A>::type;
+  using Int = typename Integers<A>::type;
+  static constexpr int W = Pack<A>::width;
+
+  const CrossEntropy& p;
+  const Upsample& u;
+  const int64_t stride, blocks, wide, lanes;  // of a source row; vectors in a row; of a wide row; classes, padded
+  const Scratch<ColumnBlock<A>> columns;
+  const Scratch<A> own_row, next_row;    // (classes, stride)
+  const Scratch<A> of_class;             // weights of classes
+  const Scratch<Pixels<A>> pixels;       // (blocks, rows at hand)
+  const Scratch<A> own_sum, next_sum;    // (W classes, wide)
+  const Scratch<A> own_turned, next_turned;  // (wide, W classes)
+  const Scratch<A> gradients;            // two of (source columns, lanes)
+  A *current, *following;                // the gradient of source row y, and what has reached that of row y + 1
+  A all_classes = 0;
+  RowWeights<A> weights[ROW_BLOCK];
+
+ public:
+  explicit Band(const CrossEntropy& p)
+      : p(p), u(p.upsample), stride(row_stride<A>(u)), blocks(blocks_of(u.columns.size, W)), wide((blocks + 1) * W),
+        lanes(blocks_of(u.classes, W) * W), columns(blocks), own_row(u.classes * stride), next_row(u.classes * stride),
+        of_class(u.classes), pixels(blocks * ROW_BLOCK), own_sum(W * wide), next_sum(W * wide), own_turned(wide * W),
+        next_turned(wide * W), gradients(2 * u.columns.source * lanes), current(gradients),
+        following(gradients + u.columns.source * lanes) {
+    for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(u.columns, v * W);
+    const A* weight = static_cast<const A*>(p.weight);
+    for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
+    for (int64_t i = 0; i < W * wide; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
+  }
+
+  // The gradient of the source rows [top, bottom).
+  void run(int64_t image, int64_t top, int64_t bottom) {
+    clear(following);
+    if (top > 0) add_group(image, top - 1);
+    for (int64_t y = top; y < bottom; ++y) {
+      A* reached = following;
+      following = current, current = reached;
+      clear(following);
+      add_group(image, y);
+      store(image, y);
+    }
+  }
+
+ private:
+  void clear(A* gradient) {
+    for (int64_t i = 0; i < u.columns.source * lanes; ++i) gradient[i] = 0;
+  }
+
+  // What reaches the source rows y and y + 1 from the output rows between them.
+  void add_group(int64_t image, int64_t y) {
+    const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
+    if (first == last) return;
+    const bool is_last = y + 1 == u.rows.source;
+    load_row<T>(u, image, y, own_row);
+    load_row<T>(u, image, is_last ? y : y + 1, next_row);
+    for (int64_t row = first; row < last; row += ROW_BLOCK) {
+      const int64_t rows = last - row < ROW_BLOCK ? last - row : ROW_BLOCK;
+      for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(u.rows, row + r);
+      for (int64_t v = 0; v < blocks; ++v)
+        for (int64_t r = 0; r < rows; ++r) pixels[v * rows + r] = pixels_at(image, row + r, weights[r], columns[v]);
+      for (int64_t k = 0; k < u.classes; k += W) {
+        const int64_t count = u.classes - k < W ? u.classes - k : W;
+        for (int64_t v = 0; v < blocks; v += COLUMN_BLOCKS) {
+          const int64_t end = v + COLUMN_BLOCKS < blocks ? v + COLUMN_BLOCKS : blocks;
+          for (int64_t i = 0; i < count; ++i) sum_rows(k + i, i, v, end, rows);
+        }
+        collapse(own_sum, own_turned, current + k);
+        collapse(next_sum, next_turned, (is_last ? current : following) + k);
+      }
+    }
+  }
+
+  Pixels<A> pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block) const {
+    const int64_t pixel = (image * u.rows.size + row) * u.columns.size + block.first;
+    const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
+    int32_t labels[W];
+    read_labels(p.target, pixel, block.valid, u.classes, p.ignore_index, labels);
+    Pixels<A> result;
+    Vec plain;
+    for (int i = 0; i < W; ++i) {
+      const int32_t label = i < block.valid ? labels[i] : IGNORED;
+      result.label[i] = label;
+      if (label < 0) {
+        const A none = label == IGNORED ? static_cast<A>(0) : static_cast<A>(__builtin_nan(""));
+        result.lse[i] = static_cast<A>(__builtin_inf()), result.scale[i] = none, result.soft[i] = 0, plain[i] = 0;
+        continue;
+      }
+      const A* above = own_row + label * stride + block.base;
+      const A* below = next_row + label * stride + block.base;
+      const int64_t own = block.own[i], next = block.next[i];
+      const A logit = weight.own * (above[own] * block.own_weight[i] + above[next] * block.next_weight[i]) +
+                      weight.next * (below[own] * block.own_weight[i] + below[next] * block.next_weight[i]);
+      const A grad = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : pixel + i];
+      plain[i] = static_cast<const A*>(p.plain)[pixel + i];
+      result.lse[i] = logit + plain[i];
+      result.soft[i] = grad * soft;
+      result.scale[i] = grad * hard * of_class[label] + result.soft[i] * all_classes;
+    }
+    result.own = result.scale * (exp_lanes(-plain) - 1) + result.soft * all_classes;
+    return result;
+  }
+
+  // Adds up the rows at hand for one class, in the columns of the vectors [v, end).
+  void sum_rows(int64_t label, int64_t lane, int64_t v, int64_t end, int64_t rows) const {
+    const Int wanted = Int{} + static_cast<typename Integers<A>::scalar>(label);
+    const A weight_of_class = of_class[label];
+    for (; v < end; ++v) {
+      const Vec above = columns[v].of(own_row + label * stride), below = columns[v].of(next_row + label * stride);
+      const Pixels<A>* pixel = pixels + v * rows;
+      Vec own{}, next{};
+      for (int64_t r = 0; r < rows; ++r, ++pixel) {
+        const Vec logit = weights[r].own * above + weights[r].next * below;
+        const Vec probability = exp_lanes(logit - pixel->lse) * pixel->scale;
+        Vec gradient = pixel->label == wanted ? pixel->own : probability;
+        if constexpr (SMOOTH) gradient -= pixel->soft * weight_of_class;
+        own += weights[r].own * gradient;
+        next += weights[r].next * gradient;
+      }
+      store_lanes<A>(own_sum + lane * wide + v * W, own);
+      store_lanes<A>(next_sum + lane * wide + v * W, next);
+    }
+  }
+
+  // Adds wide rows of W classes, weighted, to W lanes of the gradient.
+  void collapse(const A* sum, A* turned, A* gradient) const {
+    transpose<A>(sum, wide, W, blocks * W, turned, W);
+    for (int64_t x = 0, column = 0; x < u.columns.source; ++x) {
+      Vec own{}, next{};
+      for (const int64_t last = u.columns.first(x + 1); column < last; ++column) {
+        const ColumnBlock<A>& block = columns[column / W];
+        const Vec values = load_lanes<A>(turned + column * W);
+        own += block.own_weight[column % W] * values;
+        next += block.next_weight[column % W] * values;
+      }
+      A* to = gradient + x * lanes;
+      A* after = x + 1 < u.columns.source ? to + lanes : to;
+      store_lanes<A>(to, load_lanes<A>(to) + own);
+      store_lanes<A>(after, load_lanes<A>(after) + next);
+    }
+  }
+
+  void store(int64_t image, int64_t y) const {
+    const Logits& g = p.grad_logits;
+    T* to = static_cast<T*>(g.data) + image * g.stride_b + y * g.stride_y;
+    if (g.stride_x == 1) return transpose<A>(current, lanes, u.columns.source, u.classes, to, g.stride_k);
+    for (int64_t x = 0; x < u.columns.source; ++x)
+      for (int64_t k = 0; k < u.classes; ++k)
+        to[x * g.stride_x + k * g.stride_k] = round_to<T>(current[x * lanes + k]);
+  }
+};
+
+template <typename T, bool SMOOTH>
+void backward_bands_of(const CrossEntropy& p, int64_t begin, int64_t end) {
+  Band<T, SMOOTH> band(p);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t rows = p.upsample.rows.source, cut = unit % p.bands;
+    band.run(unit / p.bands, cut * rows / p.bands, (cut + 1) * rows / p.bands);
+  }
+}
+
+template <typename T>
+void backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
+  if (p.label_smoothing == 0)
+    backward_bands_of<T, false>(p, begin, end);
+  else
+    backward_bands_of<T, true>(p, begin, end);
+}
+
+}  // namespace
+
+namespace APC_ISA {
+
+void cross_entropy_backward_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
+  switch (p.upsample.scalar) {
+    case Scalar::float32: return backward_bands_as<float>(p, begin, end);
+    case Scalar::float64: return backward_bands_as<double>(p, begin, end);
+    case Scalar::bfloat16: return backward_bands_as<BFloat16>(p, begin, end);
+    case Scalar::float16: return backward_bands_as<Half>(p, begin, end);
+  }
+}
+
+}  // namespace APC_ISA

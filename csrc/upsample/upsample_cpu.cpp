@@ -1,0 +1,269 @@
+// upsample_*'s forward CPU kernels, compiled once for each instruction set.
+#include "rows_cpu.h"
+
+namespace {
+
+// One vector of output columns, in all rows of a group.
+template <typename A>
+struct Piece {
+  int64_t unit, image, first_row, last_row;
+  const ColumnBlock<A>& columns;
+  const typename Pack<A>::type* wide;  // (classes, 2): both source rows, interpolated
+
+  // Of the pixel in this row at the vector's first lane, counted through the batch.
+  int64_t pixel(const Upsample& u, int64_t row) const {
+    return (image * u.rows.size + row) * u.columns.size + columns.first;
+  }
+};
+
+// Calls visit(piece) for every vector of the groups [begin, end).
+template <typename T, typename Visit>
+inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
+  using A = Acc<T>;
+  const int64_t count = blocks_of(u.columns.size, Pack<A>::width), stride = row_stride<A>(u);
+  Scratch<ColumnBlock<A>> blocks(count);
+  for (int64_t v = 0; v < count; ++v) blocks[v] = ColumnBlock<A>(u.columns, v * Pack<A>::width);
+  Scratch<A> own(u.classes * stride), next(u.classes * stride);
+  Scratch<typename Pack<A>::type> wide(2 * u.classes);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / u.rows.source, y = unit % u.rows.source;
+    const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
+    if (first == last) continue;
+    load_row<T>(u, image, y, own);
+    load_row<T>(u, image, y + 1 < u.rows.source ? y + 1 : y, next);
+    for (int64_t v = 0; v < count; ++v) {
+      for (int64_t k = 0; k < u.classes; ++k) {
+        wide[2 * k] = blocks[v].of(own + k * stride);
+        wide[2 * k + 1] = blocks[v].of(next + k * stride);
+      }
+      visit(Piece<A>{unit, image, first, last, blocks[v], wide});
+    }
+  }
+}
+
+// Calls run.operator()<R>(row) for R rows at a time, as many as registers hold.
+template <int R = ROWS, typename Run>
+inline void for_each_rows(int64_t first, int64_t last, Run run) {
+  for (; first + R <= last; first += R) run.template operator()<R>(first);
+  if constexpr (R > 1) for_each_rows<R / 2>(first, last, run);
+}
+
+template <typename A, int R>
+struct Best {
+  typename Pack<A>::type value[R];
+  typename Integers<A>::type index[R];
+};
+
+template <typename A, int R>
+inline void weigh_rows(const Axis& axis, int64_t row, RowWeights<A>* weights) {
+  for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(axis, row + r);
+}
+
+// The largest logit, and the first class that has it.
+template <typename A, int R>
+inline Best<A, R> best_class(const typename Pack<A>::type* wide, int64_t classes, const RowWeights<A>* weights) {
+  using Vec = typename Pack<A>::type;
+  using Int = typename Integers<A>::type;
+  Best<A, R> best;
+  for (int r = 0; r < R; ++r) best.value[r] = weights[r].own * wide[0] + weights[r].next * wide[1], best.index[r] = Int{};
+  for (int64_t k = 1; k < classes; ++k) {
+    const Vec own = wide[2 * k], next = wide[2 * k + 1];
+    const Int label = Int{} + static_cast<typename Integers<A>::scalar>(k);
+    for (int r = 0; r < R; ++r) {
+      const Vec logit = weights[r].own * own + weights[r].next * next;
+      best.index[r] = logit > best.value[r] ? label : best.index[r];
+      best.value[r] = logit > best.value[r] ? logit : best.value[r];
+    }
+  }
+  return best;
+}
+
+// sums = the sum of exp(logit - best); where SMOOTH, linear = that of of_class * (logit - best).
+template <typename A, int R, bool SMOOTH>
+inline void sum_exponentials(const typename Pack<A>::type* wide, int64_t classes, const RowWeights<A>* weights,
+                             const typename Pack<A>::type* best, const A* of_class, typename Pack<A>::type* sums,
+                             typename Pack<A>::type* linear) {
+  using Vec = typename Pack<A>::type;
+  for (int r = 0; r < R; ++r) sums[r] = linear[r] = Vec{};
+  for (int64_t k = 0; k < classes; ++k) {
+    const Vec own = wide[2 * k], next = wide[2 * k + 1];
+    for (int r = 0; r < R; ++r) {
+      const Vec below = weights[r].own * own + weights[r].next * next - best[r];
+      sums[r] += exp_lanes(below);
+      if constexpr (SMOOTH) linear[r] += of_class[k] * below;
+    }
+  }
+}
+
+template <typename T, bool SMOOTH>
+void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  using Vec = typename Pack<A>::type;
+  using Int = typename Integers<A>::type;
+  constexpr int W = Pack<A>::width;
+  const Upsample& u = p.upsample;
+  const A* weight = static_cast<const A*>(p.weight);
+  const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
+  Scratch<A> of_class(u.classes);
+  A all_classes = 0;
+  for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
+  for_each_piece<T>(u, begin, end, [&](const Piece<A>& piece) {
+    double* totals = p.sums + 4 * piece.unit;
+    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
+      RowWeights<A> weights[R];
+      weigh_rows<A, R>(u.rows, row, weights);
+      const Best<A, R> best = best_class<A, R>(piece.wide, u.classes, weights);
+      Vec sums[R], linear[R];
+      sum_exponentials<A, R, SMOOTH>(piece.wide, u.classes, weights, best.value, of_class, sums, linear);
+      Vec loss_sum{}, weight_sum{};
+      Int correct_sum{}, wrong_sum{};
+      for (int r = 0; r < R; ++r) {
+        const int64_t pixel = piece.pixel(u, row + r);
+        int32_t labels[W];
+        for (int i = 0; i < W; ++i) labels[i] = IGNORED;
+        read_labels(p.target, pixel, piece.columns.valid, u.classes, p.ignore_index, labels);
+        Int label;
+        Vec own, next, of_label;
+        for (int i = 0; i < W; ++i) {
+          const int32_t inside = labels[i] < 0 ? 0 : labels[i];
+          const A* wide = reinterpret_cast<const A*>(piece.wide + 2 * inside) + i;
+          label[i] = labels[i], own[i] = wide[0], next[i] = wide[W], of_label[i] = of_class[inside];
+        }
+        const Vec logit = weights[r].own * own + weights[r].next * next, total = log_lanes(sums[r]);
+        const Vec plain = (best.index[r] == label ? Vec{} : best.value[r] - logit) + total;  // 0 to the last bit
+        Vec loss = hard * of_label * plain;
+        if constexpr (SMOOTH) loss += soft * (all_classes * total - linear[r]);
+        const Int counts = label >= 0;
+        loss = counts ? loss : Vec{};
+        loss_sum += loss, weight_sum += counts ? of_label : Vec{};
+        correct_sum -= best.index[r] == label, wrong_sum -= label == OUT_OF_RANGE;
+        store_lanes<A>(static_cast<A*>(p.plain) + pixel, counts ? plain : Vec{}, piece.columns.valid);
+        if (p.losses != nullptr) store_lanes<A>(static_cast<A*>(p.losses) + pixel, loss, piece.columns.valid);
+      }
+      for (int i = 0; i < W; ++i) {
+        totals[0] += loss_sum[i], totals[1] += weight_sum[i];
+        totals[2] += correct_sum[i], totals[3] += wrong_sum[i];
+      }
+    });
+  });
+}
+
+template <typename T>
+void cross_entropy_groups_as(const CrossEntropy& p, int64_t begin, int64_t end) {
+  if (p.label_smoothing == 0)
+    cross_entropy_groups_of<T, false>(p, begin, end);
+  else
+    cross_entropy_groups_of<T, true>(p, begin, end);
+}
+
+// Calls store(pixel, count, labels) with the best classes of every row of every vector.
+template <typename T, typename Store>
+inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Store store) {
+  using A = Acc<T>;
+  for_each_piece<T>(u, begin, end, [&](const Piece<A>& piece) {
+    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
+      RowWeights<A> weights[R];
+      weigh_rows<A, R>(u.rows, row, weights);
+      const Best<A, R> best = best_class<A, R>(piece.wide, u.classes, weights);
+      for (int r = 0; r < R; ++r) {
+        typename Integers<A>::scalar labels[Pack<A>::width];
+        for (int i = 0; i < Pack<A>::width; ++i) labels[i] = best.index[r][i];
+        store(piece.pixel(u, row + r), piece.columns.valid, labels);
+      }
+    });
+  });
+}
+
+template <typename T>
+void argmax_groups_as(const Argmax& p, int64_t begin, int64_t end) {
+  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, const auto* best) {
+    const auto store = [&](auto* labels) {
+      for (int64_t i = 0; i < count; ++i)
+        labels[pixel + i] = static_cast<std::remove_reference_t<decltype(*labels)>>(best[i]);
+    };
+    switch (p.labels.type) {
+      case LabelType::uint8: return store(static_cast<uint8_t*>(p.labels.data));
+      case LabelType::int16: return store(static_cast<int16_t*>(p.labels.data));
+      case LabelType::int32: return store(static_cast<int32_t*>(p.labels.data));
+      case LabelType::int64: return store(static_cast<int64_t*>(p.labels.data));
+    }
+  });
+}
+
+template <typename T>
+void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
+  constexpr int W = Pack<Acc<T>>::width;
+  const int64_t classes = p.upsample.classes, cells = classes * classes;
+  Scratch<int64_t> counts(cells + 2);  // the last two: of pixels that are ignored, of labels out of range
+  for (int64_t i = 0; i < cells + 2; ++i) counts[i] = 0;
+  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, const auto* best) {
+    int32_t labels[W];
+    int64_t cell[W];
+    for (int i = 0; i < W; ++i) labels[i] = IGNORED;
+    read_labels(p.target, pixel, count, classes, p.ignore_index, labels);
+    for (int i = 0; i < W; ++i)
+      cell[i] = labels[i] >= 0 ? labels[i] * classes + best[i] : cells + (labels[i] == OUT_OF_RANGE);
+    for (int i = 0; i < W; ++i) ++counts[cell[i]];
+  });
+  for (int64_t i = 0; i < cells; ++i)
+    if (counts[i] > 0) __atomic_fetch_add(p.counts + i, counts[i], __ATOMIC_RELAXED);
+  __atomic_fetch_add(p.invalid, counts[cells + 1], __ATOMIC_RELAXED);
+}
+
+template <typename T>
+void softmax_groups_as(const Softmax& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  using Vec = typename Pack<A>::type;
+  constexpr int W = Pack<A>::width;
+  const Upsample& u = p.upsample;
+  Scratch<Vec> exponentials(u.classes);
+  for_each_piece<T>(u, begin, end, [&](const Piece<A>& piece) {
+    const int64_t x = p.flip ? u.columns.size - 1 - piece.columns.first : piece.columns.first;
+    const int64_t step = p.flip ? -p.out.stride_x : p.out.stride_x;
+    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
+      RowWeights<A> weights[R];
+      weigh_rows<A, R>(u.rows, row, weights);
+      const Best<A, R> best = best_class<A, R>(piece.wide, u.classes, weights);
+      for (int r = 0; r < R; ++r) {
+        Vec sum{};
+        for (int64_t k = 0; k < u.classes; ++k) {
+          const Vec logit = weights[r].own * piece.wide[2 * k] + weights[r].next * piece.wide[2 * k + 1];
+          sum += exponentials[k] = exp_lanes(logit - best.value[r]);
+        }
+        const Vec inverse = 1 / sum;
+        A* out = static_cast<A*>(p.out.data) + piece.image * p.out.stride_b + (row + r) * p.out.stride_y +
+                 x * p.out.stride_x;
+        for (int64_t k = 0; k < u.classes; ++k, out += p.out.stride_k) {
+          const Vec probability = exponentials[k] * inverse;
+          if (step == 1 && piece.columns.valid == W) {
+            store_lanes<A>(out, p.add ? load_lanes<A>(out) + probability : probability);
+          } else {
+            for (int64_t i = 0; i < piece.columns.valid; ++i)
+              out[i * step] = p.add ? out[i * step] + probability[i] : probability[i];
+          }
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+
+namespace APC_ISA {
+
+#define APC_FOR_EACH_SCALAR(function, Params)                               \
+  void function(const Params& p, int64_t begin, int64_t end) {              \
+    switch (p.upsample.scalar) {                                            \
+      case Scalar::float32: return function##_as<float>(p, begin, end);     \
+      case Scalar::float64: return function##_as<double>(p, begin, end);    \
+      case Scalar::bfloat16: return function##_as<BFloat16>(p, begin, end); \
+      case Scalar::float16: return function##_as<Half>(p, begin, end);      \
+    }                                                                       \
+  }
+
+APC_FOR_EACH_SCALAR(cross_entropy_groups, CrossEntropy)
+APC_FOR_EACH_SCALAR(argmax_groups, Argmax)
+APC_FOR_EACH_SCALAR(confusion_groups, Confusion)
+APC_FOR_EACH_SCALAR(softmax_groups, Softmax)
+
+}  // namespace APC_ISA
