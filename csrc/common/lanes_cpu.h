@@ -25,6 +25,10 @@ inline typename Pack<A>::type load_lanes(const A* from) {
   return *reinterpret_cast<const typename Pack<A>::type*>(from);
 }
 template <typename A>
+inline void store_integers(typename Integers<A>::scalar* to, typename Integers<A>::type lanes) {
+  *reinterpret_cast<typename Integers<A>::type*>(to) = lanes;
+}
+template <typename A>
 inline void store_lanes(A* to, typename Pack<A>::type lanes) {
   *reinterpret_cast<typename Pack<A>::type*>(to) = lanes;
 }

@@ -21,11 +21,11 @@ struct ColumnBlock {
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
 
-  int64_t first;    // output column
-  int64_t base;     // source column
-  int64_t valid;    // lanes
-  bool in_vector;   // whether all that it reads lies in the vector at `base`
-  Int own, next;    // lanes of that vector
+  int64_t first;   // output column
+  int64_t base;    // source column
+  int64_t valid;   // lanes
+  bool in_vector;  // whether all that it reads lies in the vector at `base`
+  Int own, next;   // lanes of that vector
   Vec own_weight, next_weight;
 
   ColumnBlock(const Axis& axis, int64_t first)
@@ -81,7 +81,8 @@ void load_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to
     transpose<A>(from, u.logits.stride_x, width, u.classes, to, stride);
   } else {
     for (int64_t k = 0; k < u.classes; ++k)
-      for (int64_t x = 0; x < width; ++x) to[k * stride + x] = load(from[k * u.logits.stride_k + x * u.logits.stride_x]);
+      for (int64_t x = 0; x < width; ++x)
+        to[k * stride + x] = load(from[k * u.logits.stride_k + x * u.logits.stride_x]);
   }
   const A least = sizeof(A) == 4 ? static_cast<A>(-1e38) : static_cast<A>(-1e308);
   for (int64_t k = 0; k < u.classes; ++k) {
@@ -93,28 +94,59 @@ void load_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to
 
 constexpr int32_t IGNORED = -1, OUT_OF_RANGE = -2;
 
-template <typename L>
-inline void read_labels_as(const L* from, int64_t count, int64_t classes, int64_t ignored, int32_t* to) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t label = static_cast<int64_t>(from[i]);
-    to[i] = label == ignored ? IGNORED : label < 0 || label >= classes ? OUT_OF_RANGE : static_cast<int32_t>(label);
+// IGNORED or OUT_OF_RANGE where a label is no class.
+template <typename Int, typename Wide>
+inline Int classes_of(Int label, Wide classes, Wide ignored, bool any_ignored) {
+  const Int kept = (label >= 0) & (label < classes) ? label : Int{} + OUT_OF_RANGE;
+  return any_ignored & (label == ignored) ? Int{} + IGNORED : kept;
+}
+
+template <typename A, typename L>
+inline typename Integers<A>::type labels_at(const L* from, int64_t classes, int64_t ignored) {
+  using Int = typename Integers<A>::type;
+  using Wide = typename Integers<A>::scalar;
+  constexpr int W = Pack<A>::width;
+  if constexpr (sizeof(L) <= sizeof(Wide)) {
+    typedef L Raw __attribute__((vector_size(W * sizeof(L)), aligned(alignof(L)), may_alias));
+    const Int label = __builtin_convertvector(*reinterpret_cast<const Raw*>(from), Int);
+    const Wide none = static_cast<Wide>(ignored);
+    return classes_of<Int, Wide>(label, static_cast<Wide>(classes), none, none == ignored);
+  } else {  // int64 beside floats: two vectors
+    typedef int32_t Half __attribute__((vector_size(VECTOR_BYTES / 2)));
+    using Long = typename Integers<double>::type;
+    const auto half = [&](const L* at) {
+      const Long label = *reinterpret_cast<const Long*>(at);
+      return __builtin_convertvector(classes_of<Long, int64_t>(label, classes, ignored, true), Half);
+    };
+    const Half halves[2] = {half(from), half(from + W / 2)};
+    return *reinterpret_cast<const Int*>(halves);
   }
 }
 
-// `count` labels from `offset` on, IGNORED or OUT_OF_RANGE where they are no class.
-inline void read_labels(const Labels& labels, int64_t offset, int64_t count, int64_t classes, int64_t ignored,
-                        int32_t* to) {
-  const void* data = labels.data;
+template <typename A, typename L>
+inline typename Integers<A>::type read_labels_as(const void* data, int64_t offset, int64_t count, int64_t classes,
+                                                 int64_t ignored) {
+  constexpr int W = Pack<A>::width;
+  const L* from = static_cast<const L*>(data) + offset;
+  if (count == W) return labels_at<A, L>(from, classes, ignored);
+  L padded[W] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
+  typename Integers<A>::type label = labels_at<A, L>(padded, classes, ignored);
+  for (int64_t i = count; i < W; ++i) label[i] = IGNORED;
+  return label;
+}
+
+// The labels from `offset` on, IGNORED or OUT_OF_RANGE where they are no class; IGNORED past the first `count`.
+template <typename A>
+inline typename Integers<A>::type read_labels(const Labels& labels, int64_t offset, int64_t count, int64_t classes,
+                                              int64_t ignored) {
   switch (labels.type) {
-    case LabelType::uint8:
-      return read_labels_as(static_cast<const uint8_t*>(data) + offset, count, classes, ignored, to);
-    case LabelType::int16:
-      return read_labels_as(static_cast<const int16_t*>(data) + offset, count, classes, ignored, to);
-    case LabelType::int32:
-      return read_labels_as(static_cast<const int32_t*>(data) + offset, count, classes, ignored, to);
-    case LabelType::int64:
-      return read_labels_as(static_cast<const int64_t*>(data) + offset, count, classes, ignored, to);
+    case LabelType::uint8: return read_labels_as<A, uint8_t>(labels.data, offset, count, classes, ignored);
+    case LabelType::int16: return read_labels_as<A, int16_t>(labels.data, offset, count, classes, ignored);
+    case LabelType::int32: return read_labels_as<A, int32_t>(labels.data, offset, count, classes, ignored);
+    case LabelType::int64: return read_labels_as<A, int64_t>(labels.data, offset, count, classes, ignored);
   }
+  __builtin_unreachable();
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int64_t MAX_EXTENT = 1 << 30;
+constexpr int64_t MAX_COUNTED = 46339;  // classes whose pairs an int32 counts
 
 Logits view(const Tensor& map) {
   return {map.data_ptr(), map.stride(0), map.stride(1), map.stride(2), map.size(3) == 1 ? 1 : map.stride(3)};
@@ -65,8 +66,7 @@ int64_t groups(const Upsample& u) { return u.batch * u.rows.source; }
 void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
                             double label_smoothing, bool align_corners, bool per_pixel, const Tensor& plain,
                             const Tensor& losses, const Tensor& sums) {
-  CrossEntropy p =
-      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, plain);
+  CrossEntropy p = describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, plain);
   if (per_pixel) check_small(losses, "losses", logits, {target.size(0), target.size(1), target.size(2)});
   check_small(sums, "sums", logits, {4}, true);
   p.losses = per_pixel ? losses.data_ptr() : nullptr;
@@ -83,8 +83,7 @@ void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const Ma
 void upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& weight, int64_t ignore_index, double label_smoothing,
                                      bool align_corners, const Tensor& plain, const Tensor& grad_logits) {
-  CrossEntropy p =
-      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, plain);
+  CrossEntropy p = describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, plain);
   p.grad_is_scalar = grad.dim() == 1;
   if (p.grad_is_scalar)
     check_small(grad, "grad", logits, {1});
@@ -116,12 +115,13 @@ void upsample_confusion(const Tensor& logits, const Tensor& target, int64_t igno
                         const Tensor& counts, const Tensor& invalid) {
   STD_TORCH_CHECK(target.dim() == 3, "target: expected (B, H, W)");
   const Upsample upsample = describe(logits, target.size(1), target.size(2), align_corners);
+  STD_TORCH_CHECK(upsample.classes <= MAX_COUNTED, "logits: expected at most ", MAX_COUNTED, " classes");
   check_shape(counts, "counts", {upsample.classes, upsample.classes});
   check_shape(invalid, "invalid", {1});
   for (const Tensor& tensor : {counts, invalid})
-    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous() &&
-                        tensor.device() == logits.device(),
-                    "counts, invalid: expected contiguous int64 beside the logits");
+    STD_TORCH_CHECK(
+        tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous() && tensor.device() == logits.device(),
+        "counts, invalid: expected contiguous int64 beside the logits");
   const Confusion p{upsample, describe_labels(target, "target", logits), ignore_index,
                     static_cast<int64_t*>(counts.data_ptr()), static_cast<int64_t*>(invalid.data_ptr())};
   std::fill(p.counts, p.counts + upsample.classes * upsample.classes, 0);

@@ -40,7 +40,7 @@ struct CrossEntropy {
   void* losses;  // the same shape, or nullptr
   double* sums;  // (units, 4): losses, weights, correct pixels, labels out of range
   // Backward only.
-  const void* grad;    // of the losses: one number, or one for each pixel
+  const void* grad;  // of the losses: one number, or one for each pixel
   bool grad_is_scalar;
   Logits grad_logits;
   int64_t bands;  // of source rows, into which an image is cut
@@ -65,14 +65,14 @@ struct Softmax {
   Logits out;
 };
 
-#define APC_DECLARE(set)                                                           \
-  namespace set {                                                                  \
-  /* units [begin, end) of batch * rows.source */                                  \
-  void cross_entropy_groups(const CrossEntropy&, int64_t begin, int64_t end);      \
-  void argmax_groups(const Argmax&, int64_t begin, int64_t end);                   \
-  void confusion_groups(const Confusion&, int64_t begin, int64_t end);             \
-  void softmax_groups(const Softmax&, int64_t begin, int64_t end);                 \
-  /* units [begin, end) of batch * bands */                                        \
+#define APC_DECLARE(set)                                                              \
+  namespace set {                                                                     \
+  /* units [begin, end) of batch * rows.source */                                     \
+  void cross_entropy_groups(const CrossEntropy&, int64_t begin, int64_t end);         \
+  void argmax_groups(const Argmax&, int64_t begin, int64_t end);                      \
+  void confusion_groups(const Confusion&, int64_t begin, int64_t end);                \
+  void softmax_groups(const Softmax&, int64_t begin, int64_t end);                    \
+  /* units [begin, end) of batch * bands */                                           \
   void cross_entropy_backward_bands(const CrossEntropy&, int64_t begin, int64_t end); \
   }
 APC_FOR_EACH_ISA(APC_DECLARE)

@@ -32,24 +32,40 @@ class Band {
   const Upsample& u;
   const int64_t stride, blocks, wide, lanes;  // of a source row; vectors in a row; of a wide row; classes, padded
   const Scratch<ColumnBlock<A>> columns;
-  const Scratch<A> own_row, next_row;    // (classes, stride)
-  const Scratch<A> of_class;             // weights of classes
-  const Scratch<Pixels<A>> pixels;       // (blocks, rows at hand)
-  const Scratch<A> own_sum, next_sum;    // (W classes, wide)
+  const Scratch<int64_t> ends;               // of each source column, the output columns
+  const Scratch<A> own_row, next_row;        // (classes, stride)
+  const Scratch<A> of_class;                 // weights of classes
+  const Scratch<Pixels<A>> pixels;           // (blocks, rows at hand)
+  const Scratch<A> own_sum, next_sum;        // (W classes, wide)
   const Scratch<A> own_turned, next_turned;  // (wide, W classes)
-  const Scratch<A> gradients;            // two of (source columns, lanes)
-  A *current, *following;                // the gradient of source row y, and what has reached that of row y + 1
+  const Scratch<A> gradients;                // two of (source columns, lanes)
+  A *current, *following;                    // the gradient of source row y, and what has reached that of row y + 1
   A all_classes = 0;
   RowWeights<A> weights[ROW_BLOCK];
 
  public:
   explicit Band(const CrossEntropy& p)
-      : p(p), u(p.upsample), stride(row_stride<A>(u)), blocks(blocks_of(u.columns.size, W)), wide((blocks + 1) * W),
-        lanes(blocks_of(u.classes, W) * W), columns(blocks), own_row(u.classes * stride), next_row(u.classes * stride),
-        of_class(u.classes), pixels(blocks * ROW_BLOCK), own_sum(W * wide), next_sum(W * wide), own_turned(wide * W),
-        next_turned(wide * W), gradients(2 * u.columns.source * lanes), current(gradients),
+      : p(p),
+        u(p.upsample),
+        stride(row_stride<A>(u)),
+        blocks(blocks_of(u.columns.size, W)),
+        wide((blocks + 1) * W),
+        lanes(blocks_of(u.classes, W) * W),
+        columns(blocks),
+        ends(u.columns.source),
+        own_row(u.classes * stride),
+        next_row(u.classes * stride),
+        of_class(u.classes),
+        pixels(blocks * ROW_BLOCK),
+        own_sum(W * wide),
+        next_sum(W * wide),
+        own_turned(wide * W),
+        next_turned(wide * W),
+        gradients(2 * u.columns.source * lanes),
+        current(gradients),
         following(gradients + u.columns.source * lanes) {
     for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(u.columns, v * W);
+    for (int64_t x = 0; x < u.columns.source; ++x) ends[x] = u.columns.first(x + 1);
     const A* weight = static_cast<const A*>(p.weight);
     for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
     for (int64_t i = 0; i < W * wide; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
@@ -100,30 +116,29 @@ class Band {
   Pixels<A> pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block) const {
     const int64_t pixel = (image * u.rows.size + row) * u.columns.size + block.first;
     const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
-    int32_t labels[W];
-    read_labels(p.target, pixel, block.valid, u.classes, p.ignore_index, labels);
-    Pixels<A> result;
-    Vec plain;
+    const Int label = read_labels<A>(p.target, pixel, block.valid, u.classes, p.ignore_index);
+    typename Integers<A>::scalar labels[W];
+    store_integers<A>(labels, label);
+    A lse[W], scale[W], smooth[W], plain[W];
     for (int i = 0; i < W; ++i) {
-      const int32_t label = i < block.valid ? labels[i] : IGNORED;
-      result.label[i] = label;
-      if (label < 0) {
-        const A none = label == IGNORED ? static_cast<A>(0) : static_cast<A>(__builtin_nan(""));
-        result.lse[i] = static_cast<A>(__builtin_inf()), result.scale[i] = none, result.soft[i] = 0, plain[i] = 0;
+      if (labels[i] < 0) {
+        lse[i] = static_cast<A>(__builtin_inf()), smooth[i] = plain[i] = 0;
+        scale[i] = labels[i] == IGNORED ? static_cast<A>(0) : static_cast<A>(__builtin_nan(""));
         continue;
       }
-      const A* above = own_row + label * stride + block.base;
-      const A* below = next_row + label * stride + block.base;
+      const A* above = own_row + labels[i] * stride + block.base;
+      const A* below = next_row + labels[i] * stride + block.base;
       const int64_t own = block.own[i], next = block.next[i];
       const A logit = weight.own * (above[own] * block.own_weight[i] + above[next] * block.next_weight[i]) +
                       weight.next * (below[own] * block.own_weight[i] + below[next] * block.next_weight[i]);
       const A grad = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : pixel + i];
       plain[i] = static_cast<const A*>(p.plain)[pixel + i];
-      result.lse[i] = logit + plain[i];
-      result.soft[i] = grad * soft;
-      result.scale[i] = grad * hard * of_class[label] + result.soft[i] * all_classes;
+      lse[i] = logit + plain[i];
+      smooth[i] = grad * soft;
+      scale[i] = grad * hard * of_class[labels[i]] + smooth[i] * all_classes;
     }
-    result.own = result.scale * (exp_lanes(-plain) - 1) + result.soft * all_classes;
+    Pixels<A> result{load_lanes<A>(lse), load_lanes<A>(scale), Vec{}, load_lanes<A>(smooth), label};
+    result.own = result.scale * (exp_lanes(-load_lanes<A>(plain)) - 1) + result.soft * all_classes;
     return result;
   }
 
@@ -153,7 +168,7 @@ class Band {
     transpose<A>(sum, wide, W, blocks * W, turned, W);
     for (int64_t x = 0, column = 0; x < u.columns.source; ++x) {
       Vec own{}, next{};
-      for (const int64_t last = u.columns.first(x + 1); column < last; ++column) {
+      for (; column < ends[x]; ++column) {
         const ColumnBlock<A>& block = columns[column / W];
         const Vec values = load_lanes<A>(turned + column * W);
         own += block.own_weight[column % W] * values;
@@ -171,8 +186,7 @@ class Band {
     T* to = static_cast<T*>(g.data) + image * g.stride_b + y * g.stride_y;
     if (g.stride_x == 1) return transpose<A>(current, lanes, u.columns.source, u.classes, to, g.stride_k);
     for (int64_t x = 0; x < u.columns.source; ++x)
-      for (int64_t k = 0; k < u.classes; ++k)
-        to[x * g.stride_x + k * g.stride_k] = round_to<T>(current[x * lanes + k]);
+      for (int64_t k = 0; k < u.classes; ++k) to[x * g.stride_x + k * g.stride_k] = round_to<T>(current[x * lanes + k]);
   }
 };
 

@@ -65,7 +65,8 @@ inline Best<A, R> best_class(const typename Pack<A>::type* wide, int64_t classes
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
   Best<A, R> best;
-  for (int r = 0; r < R; ++r) best.value[r] = weights[r].own * wide[0] + weights[r].next * wide[1], best.index[r] = Int{};
+  for (int r = 0; r < R; ++r)
+    best.value[r] = weights[r].own * wide[0] + weights[r].next * wide[1], best.index[r] = Int{};
   for (int64_t k = 1; k < classes; ++k) {
     const Vec own = wide[2 * k], next = wide[2 * k + 1];
     const Int label = Int{} + static_cast<typename Integers<A>::scalar>(k);
@@ -119,16 +120,16 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
       Int correct_sum{}, wrong_sum{};
       for (int r = 0; r < R; ++r) {
         const int64_t pixel = piece.pixel(u, row + r);
-        int32_t labels[W];
-        for (int i = 0; i < W; ++i) labels[i] = IGNORED;
-        read_labels(p.target, pixel, piece.columns.valid, u.classes, p.ignore_index, labels);
-        Int label;
-        Vec own, next, of_label;
+        const Int label = read_labels<A>(p.target, pixel, piece.columns.valid, u.classes, p.ignore_index);
+        typename Integers<A>::scalar labels[W];
+        store_integers<A>(labels, label);
+        A at_own[W], at_next[W], weight_of[W];
         for (int i = 0; i < W; ++i) {
-          const int32_t inside = labels[i] < 0 ? 0 : labels[i];
+          const int64_t inside = labels[i] < 0 ? 0 : labels[i];
           const A* wide = reinterpret_cast<const A*>(piece.wide + 2 * inside) + i;
-          label[i] = labels[i], own[i] = wide[0], next[i] = wide[W], of_label[i] = of_class[inside];
+          at_own[i] = wide[0], at_next[i] = wide[W], weight_of[i] = of_class[inside];
         }
+        const Vec own = load_lanes<A>(at_own), next = load_lanes<A>(at_next), of_label = load_lanes<A>(weight_of);
         const Vec logit = weights[r].own * own + weights[r].next * next, total = log_lanes(sums[r]);
         const Vec plain = (best.index[r] == label ? Vec{} : best.value[r] - logit) + total;  // 0 to the last bit
         Vec loss = hard * of_label * plain;
@@ -166,9 +167,7 @@ inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Store s
       weigh_rows<A, R>(u.rows, row, weights);
       const Best<A, R> best = best_class<A, R>(piece.wide, u.classes, weights);
       for (int r = 0; r < R; ++r) {
-        typename Integers<A>::scalar labels[Pack<A>::width];
-        for (int i = 0; i < Pack<A>::width; ++i) labels[i] = best.index[r][i];
-        store(piece.pixel(u, row + r), piece.columns.valid, labels);
+        store(piece.pixel(u, row + r), piece.columns.valid, best.index[r]);
       }
     });
   });
@@ -176,7 +175,7 @@ inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Store s
 
 template <typename T>
 void argmax_groups_as(const Argmax& p, int64_t begin, int64_t end) {
-  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, const auto* best) {
+  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, typename Integers<Acc<T>>::type best) {
     const auto store = [&](auto* labels) {
       for (int64_t i = 0; i < count; ++i)
         labels[pixel + i] = static_cast<std::remove_reference_t<decltype(*labels)>>(best[i]);
@@ -192,20 +191,24 @@ void argmax_groups_as(const Argmax& p, int64_t begin, int64_t end) {
 
 template <typename T>
 void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
-  constexpr int W = Pack<Acc<T>>::width;
-  const int64_t classes = p.upsample.classes, cells = classes * classes;
-  Scratch<int64_t> counts(cells + 2);  // the last two: of pixels that are ignored, of labels out of range
-  for (int64_t i = 0; i < cells + 2; ++i) counts[i] = 0;
-  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, const auto* best) {
-    int32_t labels[W];
-    int64_t cell[W];
-    for (int i = 0; i < W; ++i) labels[i] = IGNORED;
-    read_labels(p.target, pixel, count, classes, p.ignore_index, labels);
-    for (int i = 0; i < W; ++i)
-      cell[i] = labels[i] >= 0 ? labels[i] * classes + best[i] : cells + (labels[i] == OUT_OF_RANGE);
-    for (int i = 0; i < W; ++i) ++counts[cell[i]];
+  using A = Acc<T>;
+  using Int = typename Integers<A>::type;
+  constexpr int W = Pack<A>::width;
+  const int32_t classes = static_cast<int32_t>(p.upsample.classes), cells = classes * classes;
+  Scratch<int64_t> counts(int64_t(cells) + 2);  // the last two: of pixels that are ignored, of labels out of range
+  for (int32_t i = 0; i < cells + 2; ++i) counts[i] = 0;
+  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, Int best) {
+    const Int label = read_labels<A>(p.target, pixel, count, classes, p.ignore_index);
+    const Int cell = label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE), others = cell - cell[0];
+    typename Integers<A>::scalar other = 0;
+    for (int i = 0; i < W; ++i) other |= others[i];
+    if (other == 0) {  // as inside an object: one addition, where each of W would wait for the one before
+      counts[cell[0]] += W;
+    } else {
+      for (int i = 0; i < W; ++i) ++counts[cell[i]];
+    }
   });
-  for (int64_t i = 0; i < cells; ++i)
+  for (int32_t i = 0; i < cells; ++i)
     if (counts[i] > 0) __atomic_fetch_add(p.counts + i, counts[i], __ATOMIC_RELAXED);
   __atomic_fetch_add(p.invalid, counts[cells + 1], __ATOMIC_RELAXED);
 }

@@ -10,6 +10,8 @@ from apc_kernels.ops.common import call, readable
 from apc_kernels.ops.upsample import reference
 from apc_kernels.ops.upsample.checks import check_ignored, check_logits, check_size, check_target, limits
 
+MAX_COUNTED = 46339  # classes whose pairs an int32 counts; their matrix has 17 GB
+
 
 def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     """F.interpolate(logits, size, mode="bilinear").argmax(1), without the tensor in between.
@@ -62,8 +64,7 @@ def upsample_confusion(
 
     A label out of range is an error, on a GPU too: a count cannot be NaN. The check waits for the result.
     """
-    check_logits(logits)
-    check_target(target, logits)
+    _check_confusion(logits, target)
     ignore_index = check_ignored(ignore_index)
     operator = reference.upsample_confusion if torch.compiler.is_exporting() else _confusion
     return operator(logits, target, ignore_index, align_corners)[0]
@@ -71,8 +72,7 @@ def upsample_confusion(
 
 @torch.library.custom_op("apc_kernels::upsample_confusion", mutates_args=())
 def _confusion(logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> tuple[Tensor, Tensor]:
-    check_logits(logits)
-    check_target(target, logits)
+    _check_confusion(logits, target)
     results = _empty_counts(logits)
     arguments = (logits, target, ignore_index, align_corners)
     call("upsample", "upsample_confusion", logits, limits(logits, target.shape[1:]), arguments, results)
@@ -83,9 +83,15 @@ def _confusion(logits: Tensor, target: Tensor, ignore_index: int, align_corners:
 
 @_confusion.register_fake
 def _(logits, target, ignore_index, align_corners):
+    _check_confusion(logits, target)
+    return _empty_counts(logits)
+
+
+def _check_confusion(logits: Tensor, target: Tensor) -> None:
     check_logits(logits)
     check_target(target, logits)
-    return _empty_counts(logits)
+    if logits.shape[1] > MAX_COUNTED:
+        raise ValueError(f"logits: expected at most {MAX_COUNTED} classes for a confusion matrix, got {logits.shape[1]}")
 
 
 def _empty_counts(logits: Tensor) -> tuple[Tensor, Tensor]:
