@@ -30,10 +30,10 @@ STABLE_TORCH_LIBRARY(apc_kernels_cpp, library) {
       "-> ()");
   library.def(
       "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
-      "bool align_corners, bool per_pixel, Tensor(a!) plain, Tensor(b!) losses, Tensor(c!) sums) -> ()");
+      "bool align_corners, bool per_pixel, Tensor(a!) normalizer, Tensor(b!) losses, Tensor(c!) sums) -> ()");
   library.def(
       "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
-      "float label_smoothing, bool align_corners, Tensor plain, Tensor(a!) grad_logits) -> ()");
+      "float label_smoothing, bool align_corners, Tensor normalizer, Tensor(a!) grad_logits) -> ()");
   library.def("upsample_argmax(Tensor logits, int[] size, bool align_corners, Tensor(a!) labels) -> ()");
   library.def(
       "upsample_confusion(Tensor logits, Tensor target, int ignore_index, bool align_corners, Tensor(a!) counts, "

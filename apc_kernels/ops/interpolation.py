@@ -4,10 +4,14 @@ Output position d reads the source at n / denominator, n = max(0, d·step + star
 of the next element remainder / denominator, the weight of its own the rest. At the last element the next is itself.
 """
 
+import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+MAX_SIZE = 2**30  # of an axis, in source or result
 
 
 class Mapping(NamedTuple):
@@ -33,3 +37,19 @@ def matrix(source: int, size: int, align_corners: bool, like: Tensor) -> Tensor:
     own = (column == index) * (denominator - rest)
     following = (column == (index + 1).clamp(max=source - 1)) * rest
     return (own + following).to(torch.float64 if like.dtype == torch.float64 else torch.float32) / denominator
+
+
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        height, width = size
+        if not torch.compiler.is_compiling():
+            height, width = operator.index(height), operator.index(width)
+    except (TypeError, ValueError):
+        raise TypeError(f"size: expected two integers (H, W), got {size!r}") from None
+    check_extent((height, width), f"size: expected a height and width of at least 1, got {(height, width)}")
+    return height, width
+
+
+def check_extent(size: Sequence[int], message: str) -> None:
+    if not (1 <= size[0] < MAX_SIZE and 1 <= size[1] < MAX_SIZE):
+        raise ValueError(message)

@@ -51,7 +51,9 @@ inline typename Pack<A>::type permute(typename Pack<A>::type values, typename In
 #endif
 }
 
-// exp(t) for t <= 0 or a rounding error above it: within one unit in the last place, 0 below the least normal number.
+// exp(t) for t <= 0 or a rounding error above it: within one unit in the last place, 0 below the least normal number. A
+// NaN stays one, or becomes 0 where NAN_IS_ZERO.
+template <bool NAN_IS_ZERO = false>
 inline typename Pack<float>::type exp_lanes(typename Pack<float>::type t) {
   typedef typename Pack<float>::type Vec;
   typedef typename Integers<float>::type Int;
@@ -65,10 +67,12 @@ inline typename Pack<float>::type exp_lanes(typename Pack<float>::type t) {
   sum = sum * r + 6.93147182e-1f;
   sum = sum * r + 1.0f;
   const Int scaled = reinterpret_cast<Int>(sum) + (reinterpret_cast<Int>(shifted) << 23);
-  return t < -87.0f ? Vec{} : reinterpret_cast<Vec>(scaled);
+  const Vec result = reinterpret_cast<Vec>(scaled);
+  return NAN_IS_ZERO ? (t >= -87.0f ? result : Vec{}) : (t < -87.0f ? Vec{} : result);
 }
+template <bool NAN_IS_ZERO = false>
 inline typename Pack<double>::type exp_lanes(typename Pack<double>::type t) {
-  for (int i = 0; i < Pack<double>::width; ++i) t[i] = __builtin_exp(t[i]);
+  for (int i = 0; i < Pack<double>::width; ++i) t[i] = NAN_IS_ZERO && t[i] != t[i] ? 0 : __builtin_exp(t[i]);
   return t;
 }
 

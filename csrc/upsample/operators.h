@@ -5,11 +5,11 @@
 #include "../common/tensor.h"
 
 void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
-                            double label_smoothing, bool align_corners, bool per_pixel, const Tensor& plain,
+                            double label_smoothing, bool align_corners, bool per_pixel, const Tensor& normalizer,
                             const Tensor& losses, const Tensor& sums);
 void upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& weight, int64_t ignore_index, double label_smoothing,
-                                     bool align_corners, const Tensor& plain, const Tensor& grad_logits);
+                                     bool align_corners, const Tensor& normalizer, const Tensor& grad_logits);
 void upsample_argmax(const Tensor& logits, const std::vector<int64_t>& size, bool align_corners, const Tensor& labels);
 void upsample_confusion(const Tensor& logits, const Tensor& target, int64_t ignore_index, bool align_corners,
                         const Tensor& counts, const Tensor& invalid);

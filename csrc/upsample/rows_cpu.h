@@ -92,6 +92,44 @@ void load_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to
   }
 }
 
+// Calls run.operator()<R>(row) for R rows at a time, as many as registers hold.
+template <int R = ROWS, typename Run>
+inline void for_each_rows(int64_t first, int64_t last, Run run) {
+  for (; first + R <= last; first += R) run.template operator()<R>(first);
+  if constexpr (R > 1) for_each_rows<R / 2>(first, last, run);
+}
+
+template <typename A, int R>
+struct Best {
+  typename Pack<A>::type value[R];
+  typename Integers<A>::type index[R];
+};
+
+template <typename A, int R>
+inline void weigh_rows(const Axis& axis, int64_t row, RowWeights<A>* weights) {
+  for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(axis, row + r);
+}
+
+// The largest logit, and the first class that has it.
+template <typename A, int R>
+inline Best<A, R> best_class(const typename Pack<A>::type* wide, int64_t classes, const RowWeights<A>* weights) {
+  using Vec = typename Pack<A>::type;
+  using Int = typename Integers<A>::type;
+  Best<A, R> best;
+  for (int r = 0; r < R; ++r)
+    best.value[r] = weights[r].own * wide[0] + weights[r].next * wide[1], best.index[r] = Int{};
+  for (int64_t k = 1; k < classes; ++k) {
+    const Vec own = wide[2 * k], next = wide[2 * k + 1];
+    const Int label = Int{} + static_cast<typename Integers<A>::scalar>(k);
+    for (int r = 0; r < R; ++r) {
+      const Vec logit = weights[r].own * own + weights[r].next * next;
+      best.index[r] = logit > best.value[r] ? label : best.index[r];
+      best.value[r] = logit > best.value[r] ? logit : best.value[r];
+    }
+  }
+  return best;
+}
+
 constexpr int32_t IGNORED = -1, OUT_OF_RANGE = -2;
 
 // IGNORED or OUT_OF_RANGE where a label is no class.

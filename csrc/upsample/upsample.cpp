@@ -47,15 +47,15 @@ Labels describe_labels(const Tensor& labels, const char* name, const Tensor& log
 
 CrossEntropy describe_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
                                     int64_t ignore_index, double label_smoothing, bool align_corners,
-                                    const Tensor& plain) {
+                                    const Tensor& normalizer) {
   STD_TORCH_CHECK(target.dim() == 3, "target: expected (B, H, W)");
   CrossEntropy p{.upsample = describe(logits, target.size(1), target.size(2), align_corners)};
   p.target = describe_labels(target, "target", logits);
   check_small(weight, "weight", logits, {logits.size(1)});
-  check_small(plain, "plain", logits, {target.size(0), target.size(1), target.size(2)});
+  check_small(normalizer, "normalizer", logits, {target.size(0), target.size(1), target.size(2)});
   p.weight = weight ? weight->data_ptr() : nullptr;
   p.ignore_index = ignore_index, p.label_smoothing = label_smoothing;
-  p.plain = plain.data_ptr();
+  p.normalizer = normalizer.data_ptr();
   return p;
 }
 
@@ -64,9 +64,10 @@ int64_t groups(const Upsample& u) { return u.batch * u.rows.source; }
 }  // namespace
 
 void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
-                            double label_smoothing, bool align_corners, bool per_pixel, const Tensor& plain,
+                            double label_smoothing, bool align_corners, bool per_pixel, const Tensor& normalizer,
                             const Tensor& losses, const Tensor& sums) {
-  CrossEntropy p = describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, plain);
+  CrossEntropy p =
+      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer);
   if (per_pixel) check_small(losses, "losses", logits, {target.size(0), target.size(1), target.size(2)});
   check_small(sums, "sums", logits, {4}, true);
   p.losses = per_pixel ? losses.data_ptr() : nullptr;
@@ -82,8 +83,9 @@ void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const Ma
 
 void upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& weight, int64_t ignore_index, double label_smoothing,
-                                     bool align_corners, const Tensor& plain, const Tensor& grad_logits) {
-  CrossEntropy p = describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, plain);
+                                     bool align_corners, const Tensor& normalizer, const Tensor& grad_logits) {
+  CrossEntropy p =
+      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer);
   p.grad_is_scalar = grad.dim() == 1;
   if (p.grad_is_scalar)
     check_small(grad, "grad", logits, {1});

@@ -36,9 +36,9 @@ struct CrossEntropy {
   const void* weight;  // (classes), or nullptr
   int64_t ignore_index;
   double label_smoothing;
-  void* plain;   // (batch, rows.size, columns.size): lse - logit of the label
-  void* losses;  // the same shape, or nullptr
-  double* sums;  // (units, 4): losses, weights, correct pixels, labels out of range
+  void* normalizer;  // (batch, rows.size, columns.size): the sum of exp(logit - largest logit)
+  void* losses;      // the same shape, or nullptr
+  double* sums;      // (units, 4): losses, weights, correct pixels, labels out of range
   // Backward only.
   const void* grad;  // of the losses: one number, or one for each pixel
   bool grad_is_scalar;

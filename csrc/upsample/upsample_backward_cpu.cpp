@@ -11,8 +11,8 @@ namespace {
 // A vector of pixels of an output row: what of their gradient is the same for all classes.
 template <typename A>
 struct Pixels {
-  typename Pack<A>::type lse;    // infinite where there is no label: exp(logit - lse) is 0 then
-  typename Pack<A>::type scale;  // of the probabilities
+  typename Pack<A>::type most;   // the largest logit; infinite where there is no label: exp(logit - most) is 0 then
+  typename Pack<A>::type scale;  // of exp(logit - most)
   typename Pack<A>::type own;    // the gradient of the label's logit
   typename Pack<A>::type soft;   // label smoothing: times a class's weight, subtracted from its gradient
   typename Integers<A>::type label;
@@ -35,6 +35,7 @@ class Band {
   const Scratch<int64_t> ends;               // of each source column, the output columns
   const Scratch<A> own_row, next_row;        // (classes, stride)
   const Scratch<A> of_class;                 // weights of classes
+  const Scratch<Vec> interpolated;           // (classes, 2): both source rows, in one vector of columns
   const Scratch<Pixels<A>> pixels;           // (blocks, rows at hand)
   const Scratch<A> own_sum, next_sum;        // (W classes, wide)
   const Scratch<A> own_turned, next_turned;  // (wide, W classes)
@@ -56,6 +57,7 @@ class Band {
         own_row(u.classes * stride),
         next_row(u.classes * stride),
         of_class(u.classes),
+        interpolated(2 * u.classes),
         pixels(blocks * ROW_BLOCK),
         own_sum(W * wide),
         next_sum(W * wide),
@@ -99,8 +101,7 @@ class Band {
     for (int64_t row = first; row < last; row += ROW_BLOCK) {
       const int64_t rows = last - row < ROW_BLOCK ? last - row : ROW_BLOCK;
       for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(u.rows, row + r);
-      for (int64_t v = 0; v < blocks; ++v)
-        for (int64_t r = 0; r < rows; ++r) pixels[v * rows + r] = pixels_at(image, row + r, weights[r], columns[v]);
+      for (int64_t v = 0; v < blocks; ++v) describe_pixels(image, row, rows, columns[v], pixels + v * rows);
       for (int64_t k = 0; k < u.classes; k += W) {
         const int64_t count = u.classes - k < W ? u.classes - k : W;
         for (int64_t v = 0; v < blocks; v += COLUMN_BLOCKS) {
@@ -113,33 +114,43 @@ class Band {
     }
   }
 
-  Pixels<A> pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block) const {
+  void describe_pixels(int64_t image, int64_t row, int64_t rows, const ColumnBlock<A>& block, Pixels<A>* to) const {
+    for (int64_t k = 0; k < u.classes; ++k) {
+      interpolated[2 * k] = block.of(own_row + k * stride);
+      interpolated[2 * k + 1] = block.of(next_row + k * stride);
+    }
+    for_each_rows(0, rows, [&]<int R>(int64_t r) {
+      const Best<A, R> best = best_class<A, R>(interpolated, u.classes, weights + r);
+      for (int i = 0; i < R; ++i) to[r + i] = pixels_at(image, row + r + i, weights[r + i], block, best.value[i]);
+    });
+  }
+
+  Pixels<A> pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block,
+                      Vec most) const {
     const int64_t pixel = (image * u.rows.size + row) * u.columns.size + block.first;
     const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
     const Int label = read_labels<A>(p.target, pixel, block.valid, u.classes, p.ignore_index);
     typename Integers<A>::scalar labels[W];
     store_integers<A>(labels, label);
-    A lse[W], scale[W], smooth[W], plain[W];
+    A at_own[W], at_next[W], factor[W], normalizer[W], grad[W];
     for (int i = 0; i < W; ++i) {
-      if (labels[i] < 0) {
-        lse[i] = static_cast<A>(__builtin_inf()), smooth[i] = plain[i] = 0;
-        scale[i] = labels[i] == IGNORED ? static_cast<A>(0) : static_cast<A>(__builtin_nan(""));
-        continue;
-      }
-      const A* above = own_row + labels[i] * stride + block.base;
-      const A* below = next_row + labels[i] * stride + block.base;
-      const int64_t own = block.own[i], next = block.next[i];
-      const A logit = weight.own * (above[own] * block.own_weight[i] + above[next] * block.next_weight[i]) +
-                      weight.next * (below[own] * block.own_weight[i] + below[next] * block.next_weight[i]);
-      const A grad = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : pixel + i];
-      plain[i] = static_cast<const A*>(p.plain)[pixel + i];
-      lse[i] = logit + plain[i];
-      smooth[i] = grad * soft;
-      scale[i] = grad * hard * of_class[labels[i]] + smooth[i] * all_classes;
+      const int64_t inside = labels[i] < 0 ? 0 : labels[i], at = pixel + (i < block.valid ? i : 0);
+      const A* wide = reinterpret_cast<const A*>(interpolated + 2 * inside) + i;
+      at_own[i] = wide[0], at_next[i] = wide[W], factor[i] = of_class[inside];
+      normalizer[i] = static_cast<const A*>(p.normalizer)[at];
+      grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : at];
     }
-    Pixels<A> result{load_lanes<A>(lse), load_lanes<A>(scale), Vec{}, load_lanes<A>(smooth), label};
-    result.own = result.scale * (exp_lanes(-load_lanes<A>(plain)) - 1) + result.soft * all_classes;
-    return result;
+    const Vec logit = weight.own * load_lanes<A>(at_own) + weight.next * load_lanes<A>(at_next);
+    const Vec sum = load_lanes<A>(normalizer), upstream = load_lanes<A>(grad);
+    const Vec smooth = upstream * soft, scale = upstream * hard * load_lanes<A>(factor) + smooth * all_classes;
+    const Vec own = scale * ((exp_lanes(logit - most) - sum) / sum) + smooth * all_classes;
+    const Int counts = label >= 0;
+    const Vec none = Vec{} + static_cast<A>(__builtin_inf()), wrong = Vec{} + static_cast<A>(__builtin_nan(""));
+    return {.most = counts ? most : none,
+            .scale = counts ? scale / sum : (label == OUT_OF_RANGE ? wrong : Vec{}),
+            .own = own,
+            .soft = counts ? smooth : Vec{},
+            .label = label};
   }
 
   // Adds up the rows at hand for one class, in the columns of the vectors [v, end).
@@ -152,7 +163,7 @@ class Band {
       Vec own{}, next{};
       for (int64_t r = 0; r < rows; ++r, ++pixel) {
         const Vec logit = weights[r].own * above + weights[r].next * below;
-        const Vec probability = exp_lanes(logit - pixel->lse) * pixel->scale;
+        const Vec probability = exp_lanes<true>(logit - pixel->most) * pixel->scale;
         Vec gradient = pixel->label == wanted ? pixel->own : probability;
         if constexpr (SMOOTH) gradient -= pixel->soft * weight_of_class;
         own += weights[r].own * gradient;

@@ -41,44 +41,6 @@ inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit 
   }
 }
 
-// Calls run.operator()<R>(row) for R rows at a time, as many as registers hold.
-template <int R = ROWS, typename Run>
-inline void for_each_rows(int64_t first, int64_t last, Run run) {
-  for (; first + R <= last; first += R) run.template operator()<R>(first);
-  if constexpr (R > 1) for_each_rows<R / 2>(first, last, run);
-}
-
-template <typename A, int R>
-struct Best {
-  typename Pack<A>::type value[R];
-  typename Integers<A>::type index[R];
-};
-
-template <typename A, int R>
-inline void weigh_rows(const Axis& axis, int64_t row, RowWeights<A>* weights) {
-  for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(axis, row + r);
-}
-
-// The largest logit, and the first class that has it.
-template <typename A, int R>
-inline Best<A, R> best_class(const typename Pack<A>::type* wide, int64_t classes, const RowWeights<A>* weights) {
-  using Vec = typename Pack<A>::type;
-  using Int = typename Integers<A>::type;
-  Best<A, R> best;
-  for (int r = 0; r < R; ++r)
-    best.value[r] = weights[r].own * wide[0] + weights[r].next * wide[1], best.index[r] = Int{};
-  for (int64_t k = 1; k < classes; ++k) {
-    const Vec own = wide[2 * k], next = wide[2 * k + 1];
-    const Int label = Int{} + static_cast<typename Integers<A>::scalar>(k);
-    for (int r = 0; r < R; ++r) {
-      const Vec logit = weights[r].own * own + weights[r].next * next;
-      best.index[r] = logit > best.value[r] ? label : best.index[r];
-      best.value[r] = logit > best.value[r] ? logit : best.value[r];
-    }
-  }
-  return best;
-}
-
 // sums = the sum of exp(logit - best); where SMOOTH, linear = that of of_class * (logit - best).
 template <typename A, int R, bool SMOOTH>
 inline void sum_exponentials(const typename Pack<A>::type* wide, int64_t classes, const RowWeights<A>* weights,
@@ -131,6 +93,7 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
         }
         const Vec own = load_lanes<A>(at_own), next = load_lanes<A>(at_next), of_label = load_lanes<A>(weight_of);
         const Vec logit = weights[r].own * own + weights[r].next * next, total = log_lanes(sums[r]);
+        store_lanes<A>(static_cast<A*>(p.normalizer) + pixel, sums[r], piece.columns.valid);
         const Vec plain = (best.index[r] == label ? Vec{} : best.value[r] - logit) + total;  // 0 to the last bit
         Vec loss = hard * of_label * plain;
         if constexpr (SMOOTH) loss += soft * (all_classes * total - linear[r]);
@@ -138,7 +101,6 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
         loss = counts ? loss : Vec{};
         loss_sum += loss, weight_sum += counts ? of_label : Vec{};
         correct_sum -= best.index[r] == label, wrong_sum -= label == OUT_OF_RANGE;
-        store_lanes<A>(static_cast<A*>(p.plain) + pixel, counts ? plain : Vec{}, piece.columns.valid);
         if (p.losses != nullptr) store_lanes<A>(static_cast<A*>(p.losses) + pixel, loss, piece.columns.valid);
       }
       for (int i = 0; i < W; ++i) {

@@ -125,3 +125,56 @@ def _split(tensor: Tensor, dim: int, scales: Sequence[int]) -> Sequence[Tensor]:
 def _batch_norm(x: Tensor, norm: tuple, here: slice, training: bool) -> Tensor:
     weight, bias, mean, variance = (t[here] for t in norm[:4])
     return F.batch_norm(x, mean, variance, weight, bias, training, norm[4], norm[5])
+
+
+def upsampled(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    align_corners: bool = False,
+) -> Tensor:
+    """In the dtype of the logits, then widened to float32: losses are compared there."""
+    scores = upsampled(logits, target.shape[1:], align_corners)
+    loss = F.cross_entropy(
+        scores,
+        target.long(),
+        None if weight is None else weight.to(scores.dtype),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction="none" if reduction == "mean_all" else reduction,
+    )
+    loss = loss.mean() if reduction == "mean_all" else loss
+    return loss if loss.dtype == torch.float64 else loss.float()
+
+
+def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    return upsampled(logits, size, align_corners).argmax(1)
+
+
+def upsample_confusion(
+    logits: Tensor, target: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
+    prediction = upsample_argmax(logits, target.shape[1:], align_corners=align_corners)
+    return confusion(prediction, target, logits.shape[1], ignore_index)
+
+
+def confusion(prediction: Tensor, target: Tensor, classes: int, ignore_index: int = 255) -> Tensor:
+    kept = target != ignore_index
+    cells = target[kept].long() * classes + prediction[kept].long()
+    return cells.bincount(minlength=classes * classes).view(classes, classes)
+
+
+def upsample_softmax(
+    logits: Tensor, size: Sequence[int], *, flip: bool = False, align_corners: bool = False, out: Tensor | None = None
+) -> Tensor:
+    probabilities = upsampled(logits, size, align_corners).softmax(1)
+    probabilities = probabilities.flip(3) if flip else probabilities
+    return out.add_(probabilities) if out is not None else probabilities

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from apc_kernels.ops.common import check_dtype
+from apc_kernels.ops.interpolation import MAX_SIZE, check_extent
 
-MAX_SIZE = 2**30  # of an axis, in source or result
 MAX_GPU_POSITION = 2**30  # twice the source's size times the result's, along an axis
 MAX_GPU_PIXELS = 2**31  # of an image, and of blocks of pixels in a batch
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -37,18 +37,7 @@ def check_target(target: Tensor, logits: Tensor) -> None:
         raise ValueError(f"target: expected a tensor on the logits' device, {logits.device}, got {target.device}")
     if target.shape[0] != logits.shape[0]:
         raise ValueError(f"target: expected a batch of {logits.shape[0]}, as the logits', got {tuple(target.shape)}")
-    _check_extent(target.shape[1:], f"target: expected at least one row and column, got {tuple(target.shape)}")
-
-
-def check_size(size: Sequence[int]) -> tuple[int, int]:
-    try:
-        height, width = size
-        if not torch.compiler.is_compiling():
-            height, width = operator.index(height), operator.index(width)
-    except (TypeError, ValueError):
-        raise TypeError(f"size: expected two integers (H, W), got {size!r}") from None
-    _check_extent((height, width), f"size: expected a height and width of at least 1, got {(height, width)}")
-    return height, width
+    check_extent(target.shape[1:], f"target: expected at least one row and column, got {tuple(target.shape)}")
 
 
 def check_ignored(ignore_index: int) -> int:
@@ -68,8 +57,3 @@ def limits(logits: Tensor, size: Sequence[int]) -> dict[str, str]:
         f"the logits are {tuple(logits.shape)}, the result is {tuple(size)}"
     )
     return {"triton": reason, "cuda": reason}
-
-
-def _check_extent(size: Sequence[int], message: str) -> None:
-    if not (1 <= size[0] < MAX_SIZE and 1 <= size[1] < MAX_SIZE):
-        raise ValueError(message)

@@ -128,9 +128,9 @@ def _forward(
 
 def _empty(logits: Tensor, target: Tensor, per_pixel: bool) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    plain = logits.new_empty(target.shape, dtype=dtype)
+    normalizer = logits.new_empty(target.shape, dtype=dtype)
     losses = logits.new_empty(target.shape if per_pixel else (0,), dtype=dtype)
-    return plain, losses, logits.new_empty(4, dtype=torch.float64)
+    return normalizer, losses, logits.new_empty(4, dtype=torch.float64)
 
 
 @_forward.register_fake
@@ -148,18 +148,18 @@ def _backward(
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
-    plain: Tensor,
+    normalizer: Tensor,
 ) -> Tensor:
     """The gradient of the logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
     grad_logits = torch.empty_like(logits)
     name = "upsample_cross_entropy_backward"
-    arguments = (grad, logits, target, weight, ignore_index, label_smoothing, align_corners, plain)
+    arguments = (grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer)
     call("upsample", name, logits, limits(logits, target.shape[1:]), arguments, (grad_logits,))
     return grad_logits
 
 
 @_backward.register_fake
-def _(grad, logits, target, weight, ignore_index, label_smoothing, align_corners, plain):
+def _(grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer):
     return torch.empty_like(logits)
 
 
@@ -169,9 +169,9 @@ def _remember(ctx, inputs, output):
 
 
 def _through(ctx, grad_plain, grad_losses, grad_sums):
-    logits, target, weight, plain = ctx.saved_tensors
-    grad = grad_losses if ctx.per_pixel else grad_sums[:1].to(plain.dtype)
-    return _backward(grad, logits, target, weight, *ctx.settings, plain), *[None] * 6
+    logits, target, weight, normalizer = ctx.saved_tensors
+    grad = grad_losses if ctx.per_pixel else grad_sums[:1].to(normalizer.dtype)
+    return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 6
 
 
 _forward.register_autograd(_through, setup_context=_remember)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from apc_kernels import dispatch, labels
 from apc_kernels.ops.common import call, readable
+from apc_kernels.ops.interpolation import check_size
 from apc_kernels.ops.upsample import reference
-from apc_kernels.ops.upsample.checks import check_ignored, check_logits, check_size, check_target, limits
+from apc_kernels.ops.upsample.checks import check_ignored, check_logits, check_target, limits
 
 MAX_COUNTED = 46339  # classes whose pairs an int32 counts; their matrix has 17 GB
 
@@ -22,7 +23,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool 
 
     Returns:
         (B, H, W), uint8 for up to 256 classes, int16 for up to 32768, int32 beyond. Of classes with exactly the same
-        interpolated logit the first; a NaN is the largest only in the first class.
+        interpolated logit the first; beside a NaN, which compares with nothing, some class.
     """
     check_logits(logits)
     size = check_size(size)
@@ -121,9 +122,9 @@ def upsample_softmax(
     """
     check_logits(logits)
     size = check_size(size)
+    _check_out(logits, size, out)
     if torch.is_grad_enabled() and (logits.requires_grad or (out is not None and out.requires_grad)):
         raise ValueError("logits, out: expected tensors without gradient: upsample_softmax is for inference only")
-    _check_out(logits, size, out)
     if torch.compiler.is_exporting():
         probabilities = reference.upsample_softmax(logits, size, flip, align_corners)
         return probabilities if out is None else out.add_(probabilities)

@@ -27,22 +27,22 @@ def upsample_cross_entropy(
     align_corners: bool,
     per_pixel: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pixel lse − logit of its label, which is what backward needs, and its loss; then their sums:
-    losses, weights, correct pixels, labels out of range."""
+    """For each pixel Σ exp(l − its largest l), which is what backward needs, and its loss; then their sums: losses,
+    weights, correct pixels, labels out of range."""
     scores = upsampled(logits, target.shape[1:], align_corners)
     label, valid, wrong = _labels(target, scores.shape[1], ignore_index)
     logarithms = scores.log_softmax(1)
-    plain = torch.where(valid, -logarithms.gather(1, label)[:, 0], 0.0)
-    plain = torch.where(wrong, float("nan"), plain)
+    own = -logarithms.gather(1, label)[:, 0]
     weights = valid.to(scores.dtype) if weight is None else torch.where(valid, weight[label[:, 0]], 0.0)
-    losses = torch.where(valid | wrong, (1 - label_smoothing) * weights * plain, 0.0)
+    losses = torch.where(valid, (1 - label_smoothing) * weights * own, 0.0)
     if label_smoothing:
         smooth = (logarithms if weight is None else logarithms * weight[:, None, None]).sum(1)
         losses = losses - torch.where(valid, label_smoothing / scores.shape[1] * smooth, 0.0)
     losses = torch.where(wrong, float("nan"), losses)
     correct = valid & (scores.argmax(1) == label[:, 0])
     sums = torch.stack([t.sum(dtype=torch.float64) for t in (losses, weights, correct, wrong)])
-    return plain, losses if per_pixel else losses.new_empty(0), sums
+    normalizer = (scores - scores.amax(1, keepdim=True)).exp().sum(1)
+    return normalizer, losses if per_pixel else losses.new_empty(0), sums
 
 
 def upsample_cross_entropy_backward(
@@ -53,7 +53,7 @@ def upsample_cross_entropy_backward(
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
-    plain: Tensor,
+    normalizer: Tensor,
 ) -> Tensor:
     """From the gradient of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
     classes = logits.shape[1]

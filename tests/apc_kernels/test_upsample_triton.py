@@ -1,0 +1,284 @@
+"""The Triton kernels on upsampled logits, run on the CPU by Triton's interpreter, against float64 and PyTorch.
+
+bfloat16 is left to the GPU: the interpreter rounds it wrongly.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_accurate, same_bits
+from cases import LAYOUTS, channels_last, nchw
+
+import apc_kernels
+from apc_kernels.ops import upsample
+from apc_kernels.ops.upsample import reference
+
+pytest.importorskip("triton", reason="needs triton")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, which excludes the GPU"),
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),  # NumPy's, of masked lanes
+]
+
+CASES = [  # shape of the logits, size
+    ((1, 5, 3, 4), (24, 32)),
+    ((1, 19, 3, 4), (7, 9)),
+    ((1, 7, 5, 4), (5, 4)),
+    ((2, 3, 9, 13), (4, 5)),
+    ((1, 4, 1, 5), (1, 70)),
+    ((1, 3, 6, 1), (33, 1)),
+    ((1, 1, 3, 3), (8, 8)),
+    ((1, 37, 2, 20), (5, 41)),  # several blocks of classes and of source columns
+    ((1, 2, 1, 1), (70, 3)),  # several windows of rows, and no step from one position to the next
+    ((1, 2, 19, 2), (23, 5)),  # several blocks of source rows
+    ((1, 2, 5, 7), (1, 1)),
+]
+SMALL = CASES[1]
+LABELS = [torch.uint8, torch.int16, torch.int32, torch.int64]
+REDUCTIONS = ["mean", "mean_all", "sum", "none"]
+
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join("x".join(map(str, n)) for n in case))
+corners = pytest.mark.parametrize("align_corners", [False, True], ids=["centers", "corners"])
+
+
+@pytest.fixture(autouse=True)
+def triton_serves():
+    with apc_kernels.backend("triton"):
+        yield
+
+
+def draw(case, layout=nchw, dtype=torch.float32, labels=torch.int64):
+    """Logits, labels of which a fifth is ignored, class weights, and a gradient for every pixel."""
+    shape, size = case
+    generator = torch.Generator().manual_seed(sum(shape) + sum(size))
+    logits = layout(torch.randn(shape, generator=generator).mul(3).to(dtype))
+    target = torch.randint(0, shape[1], (shape[0], *size), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+    target[0, 0, 0] = 0
+    return (
+        logits,
+        target.to(labels),
+        torch.rand(shape[1], generator=generator) + 0.1,
+        torch.randn(target.shape, generator=generator),
+    )
+
+
+def upsampled(logits, size, align_corners):
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def stock_loss(logits, target, *, align_corners, reduction="mean", weight=None, **options):
+    """As mmsegmentation does it: logits interpolated in their dtype, the loss in float32."""
+    scores = upsampled(logits, target.shape[1:], align_corners)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    weight = None if weight is None else weight.to(scores.dtype)
+    inner = "sum" if reduction == "mean_all" else reduction
+    loss = F.cross_entropy(scores, target.long(), weight, ignore_index=255, reduction=inner, **options)
+    return loss / target.numel() if reduction == "mean_all" else loss
+
+
+def with_gradient(function, logits, target, grad, **options):
+    logits = logits.detach().requires_grad_()
+    loss = function(logits, target, **options)
+    grad = grad.to(loss.dtype) if loss.dim() else None
+    return loss.detach(), torch.autograd.grad(loss, logits, grad)[0]
+
+
+def check_loss(case, tensors, **options):
+    logits, target, _, grad = tensors
+    actual = with_gradient(apc_kernels.upsample_cross_entropy, logits, target, grad, **options)
+    exact = with_gradient(stock_loss, logits.double(), target, grad, **options)
+    pytorch = with_gradient(stock_loss, logits, target, grad, **options)
+    assert actual[1].stride() == torch.empty_like(logits).stride()
+    for name, ours, true, own in zip(("loss", "gradient"), actual, exact, pytorch, strict=True):
+        assert_accurate(ours, true, own, f"{case} {name}")
+
+
+@corners
+@cases
+def test_loss(case, align_corners):
+    check_loss(case, draw(case), align_corners=align_corners)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_with_weights_and_smoothing(reduction, smoothing):
+    tensors = draw(SMALL)
+    options = {"align_corners": False, "reduction": reduction, "label_smoothing": smoothing}
+    check_loss(SMALL, tensors, **options, weight=tensors[2])
+    check_loss(SMALL, tensors, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_loss_of_every_layout(layout, dtype):
+    check_loss(SMALL, draw(SMALL, layout, dtype), align_corners=False)
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=str)
+def test_labels_of_every_dtype(labels):
+    logits, target, weight, grad = draw(SMALL, channels_last, labels=labels)
+    check_loss(SMALL, (logits, target, weight, grad), align_corners=True)
+    _, correct = apc_kernels.upsample_cross_entropy(logits, target, return_correct=True)
+    prediction = upsampled(logits, SMALL[1], False).argmax(1)
+    assert correct.item() == (prediction == target).sum().item()
+    counts = apc_kernels.upsample_confusion(logits, target)
+    assert counts.equal(reference.upsample_confusion(logits, target, 255, False)[0])
+    assert counts.sum().item() == (target != 255).sum().item() and counts.trace() == correct
+
+
+@corners
+@cases
+def test_argmax(case, align_corners):
+    logits, *_ = draw(case)
+    labels = apc_kernels.upsample_argmax(logits, case[1], align_corners=align_corners)
+    assert labels.dtype == torch.uint8
+    assert labels.long().equal(upsampled(logits.double(), case[1], align_corners).argmax(1))
+
+
+@pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
+def test_argmax_of_equal_logits_is_the_first_class(layout):
+    logits = layout(torch.zeros(1, 40, 2, 3))
+    logits[:, [11, 30, 7, 39]] = 1.0
+    assert bool((apc_kernels.upsample_argmax(logits, (6, 7)) == 7).all())
+    assert bool((apc_kernels.upsample_argmax(logits - torch.inf, (2, 3)) == 0).all())
+
+
+def test_argmax_with_a_nan():
+    logits = torch.randn(1, 10, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = apc_kernels.upsample_argmax(logits, (4, 6))
+    logits[:, 0] -= 100
+    without_first = apc_kernels.upsample_argmax(logits, (4, 6))
+    logits[:, 0] = float("nan")
+    assert bool((apc_kernels.upsample_argmax(logits, (4, 6)) == 0).all())
+    logits[:, 0] = -100
+    logits[:, 9] = float("nan")
+    expected = logits[:, :9].clone()
+    assert apc_kernels.upsample_argmax(logits, (4, 6)).equal(apc_kernels.upsample_argmax(expected, (4, 6)))
+    assert bool((without_first != 0).all())
+
+
+def test_argmax_of_many_classes():
+    logits = torch.randn(1, 300, 1, 2, generator=torch.Generator().manual_seed(0))
+    labels = apc_kernels.upsample_argmax(logits, (2, 5))
+    assert labels.dtype == torch.int16
+    assert labels.long().equal(upsampled(logits, (2, 5), False).argmax(1))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("case", CASES[:4], ids=str)
+def test_softmax(case, layout, flip):
+    logits, *_ = draw(case, layout)
+    exact, own = (upsampled(x, case[1], False).softmax(1) for x in (logits.double(), logits))
+    exact, own = (t.flip(3) if flip else t for t in (exact, own))
+    assert_accurate(apc_kernels.upsample_softmax(logits, case[1], flip=flip), exact, own, f"{case}")
+    for start in (nchw(exact.float()), channels_last(exact.float())):
+        total = apc_kernels.upsample_softmax(logits, case[1], flip=flip, out=start.clone())
+        assert_accurate(total, exact + start, own + start, f"{case} added")
+
+
+@pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
+def test_large_logits_and_classes_that_are_left_out(layout):
+    logits, target, _, grad = draw(SMALL, layout)
+    check_loss(SMALL, (logits * 3e3, target, None, grad), align_corners=False, label_smoothing=0.1)
+    check_loss(SMALL, (logits + 1e4, target, None, grad), align_corners=False)
+    left_out = logits.clone()
+    left_out[:, 3] = -float("inf")
+    expected = upsampled(left_out, SMALL[1], False).softmax(1)
+    assert bool(expected.isfinite().any())
+    torch.testing.assert_close(apc_kernels.upsample_softmax(left_out, SMALL[1]), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_every_pixel_ignored(reduction, smoothing):
+    logits, target, _, grad = draw(SMALL)
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    grad = torch.full_like(grad, float("inf"))
+    target = torch.full_like(target, 255)
+    loss, grad_logits = with_gradient(apc_kernels.upsample_cross_entropy, logits, target, grad, **options)
+    assert bool(loss.isnan()) if reduction == "mean" else bool((loss == 0).all())
+    assert bool((grad_logits == 0).all())
+
+
+def test_ignored_pixels_contribute_nothing():
+    """Whatever their gradient and, where no other pixel reads them, their logits."""
+    logits, target, _, grad = draw(((1, 5, 4, 4), (32, 32)))
+    target[:, :, 16:] = 255
+    options = {"reduction": "none"}
+    expected = with_gradient(apc_kernels.upsample_cross_entropy, logits, target, grad, **options)
+    grad[target == 255] = float("nan")
+    logits[:, :, :, 3] = float("nan")
+    actual = with_gradient(apc_kernels.upsample_cross_entropy, logits, target, grad, **options)
+    assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("label", [-1, 19, 2**32 + 3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_out_of_range(label, smoothing):
+    """Called below the public operation, which refuses it on a CPU: NaN in its pixel, and in what the pixel reads."""
+    logits, target, weight, grad = draw(((1, 19, 4, 5), (12, 15)))
+    target[0, 8, 8] = 255
+    wrong = target.clone()
+    wrong[0, 8, 8] = label  # between source rows 2 and 3, columns 2 and 3
+    results = []
+    for labels in (target, wrong):
+        plain, losses, sums = torch.empty(target.shape), torch.empty(target.shape), torch.empty(4, dtype=torch.float64)
+        settings = (weight, 255, smoothing, False)
+        kernels = upsample_kernels()
+        kernels.upsample_cross_entropy(logits, labels, *settings, True, plain, losses, sums)
+        grad_logits = torch.empty_like(logits)
+        kernels.upsample_cross_entropy_backward(grad, logits, labels, *settings, plain, grad_logits)
+        results.append((plain, losses, sums, grad_logits))
+    (_, losses, sums, grads), (wrong_plain, wrong_losses, wrong_sums, wrong_grads) = results
+    pixel = torch.zeros_like(target, dtype=torch.bool)
+    pixel[0, 8, 8] = True
+    assert bool(wrong_plain[pixel].isnan().all() and wrong_losses[pixel].isnan().all())
+    assert same_bits(wrong_losses[~pixel], losses[~pixel])
+    assert bool(wrong_sums[0].isnan()) and wrong_sums[1:].tolist() == [*sums[1:3].tolist(), 1.0]
+    matrix = reference.matrix(4, 12, False, grads)[8].outer(reference.matrix(5, 15, False, grads)[8])
+    touched = (matrix != 0).expand(grads.shape)
+    assert bool(wrong_grads[touched].isnan().all()) and same_bits(wrong_grads[~touched], grads[~touched])
+    counts, invalid = torch.empty(19, 19, dtype=torch.int64), torch.empty(1, dtype=torch.int64)
+    kernels.upsample_confusion(logits, wrong, 255, False, counts, invalid)
+    assert invalid.item() == 1
+    assert counts.equal(reference.upsample_confusion(logits, target, 255, False)[0])
+
+
+def upsample_kernels():
+    from apc_kernels.ops.upsample import triton
+
+    return triton
+
+
+def test_ignored_class():
+    """ignore_index may be a class: its pixels do not count, its logits do."""
+    logits, target, *_ = draw(SMALL)
+    target[target == 255] = 3
+    loss = apc_kernels.upsample_cross_entropy(logits, target, ignore_index=3)
+    expected = F.cross_entropy(upsampled(logits, SMALL[1], False), target, ignore_index=3)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+def test_same_bits_every_time(dtype):
+    logits, target, weight, grad = draw(SMALL, channels_last, dtype)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (
+            (
+                *with_gradient(apc_kernels.upsample_cross_entropy, logits, target, grad, weight=weight),
+                apc_kernels.upsample_softmax(logits, SMALL[1]),
+            )
+            for _ in range(2)
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(same_bits(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_reads_logits_where_they_lie(forbid_copies):
+    assert upsample  # the operations are imported before copies are forbidden
+    for layout in (nchw, channels_last):
+        logits, target, _, grad = draw(SMALL, layout)
+        with_gradient(apc_kernels.upsample_cross_entropy, logits, target, grad)
