@@ -13,6 +13,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,11 @@ from benchmarks import ROOT
 from benchmarks.timing import paired, result_row
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("cuda", "triton") if DEVICE == "cuda" else ("cpp",)
+BACKENDS = ("triton",) if DEVICE == "cuda" else ("cpp",)
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-CASES = {str(case): case for case in LARGE_UPSAMPLES}
+MEASURED = [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES] if DEVICE == "cuda" else LARGE_UPSAMPLES
+CASES = {str(case): case for case in MEASURED}
+COMPILED = (False, True) if DEVICE == "cuda" else (False,)  # PyTorch's side, in torch.compile as well
 LAYOUTS = {layout.__name__: layout for layout in (nchw, channels_last)}
 OTHERS = {
     "upsample_cross_entropy": "F.interpolate, F.cross_entropy",
@@ -58,10 +61,11 @@ def bytes_moved(case: UpsampleCase, task: str) -> int:
     }[task]
 
 
-def step(module, task: str, tensors: dict, backend: str = "auto"):
+def step(module, task: str, tensors: dict, backend: str = "auto", compiled: bool = False):
     """A call of a task by the functions of a module: ours, or the stock ones."""
     operation, _, direction = task.partition(", ")
     function, logits, target = getattr(module, operation), tensors["logits"], tensors["target"]
+    function = torch.compile(function) if compiled else function
 
     def run():
         with apc_kernels.backend(backend):
@@ -85,10 +89,10 @@ def arguments(case: UpsampleCase, layout, task: str) -> dict:
     return tensors
 
 
-def functions(case: UpsampleCase, layout, task: str, backend: str):
+def functions(case: UpsampleCase, layout, task: str, backend: str, compiled: bool = False):
     """Ours and PyTorch's on the same input. Checked first: no figure stands behind a wrong result."""
     tensors = arguments(case, layout, task)
-    ours, other = step(apc_kernels, task, tensors, backend), step(stock, task, tensors)
+    ours, other = step(apc_kernels, task, tensors, backend), step(stock, task, tensors, compiled=compiled)
     _check(case, task, tensors, ours, other)
     return ours, other
 
@@ -112,7 +116,11 @@ def _check(case: UpsampleCase, task: str, tensors: dict, ours, other) -> None:
     return assert_accurate(actual, exact, pytorch, f"{case} {task}")
 
 
-def measure(case: UpsampleCase, layout, task: str, backend: str, ours, other, seconds: float = 2.0) -> dict:
+def measure(
+    case: UpsampleCase, layout, task: str, backend: str, compiled: bool = False, seconds: float = 2.0
+) -> tuple[dict, Callable]:
+    """The row of a results file, and our call."""
+    ours, other = functions(case, layout, task, backend, compiled)
     operation, _, direction = task.partition(", ")
     name = ", ".join(filter(None, (direction, str(case), layout.__name__, str(DTYPE)[len("torch.") :])))
     memory = {
@@ -120,16 +128,18 @@ def measure(case: UpsampleCase, layout, task: str, backend: str, ours, other, se
         for prefix, which in (("", backend), ("other_", "stock"))
     }
     pair, moved = paired(ours, other, DEVICE, seconds), bytes_moved(case, task)
-    return result_row(operation, name, backend, OTHERS[operation], pair, moved, DEVICE, **memory)
+    beside = OTHERS[operation] + (" in torch.compile" if compiled else "")
+    return result_row(operation, name, backend, beside, pair, moved, DEVICE, **memory), ours
 
 
+@pytest.mark.parametrize("compiled", COMPILED, ids=("eager", "compile")[: len(COMPILED)])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("case", LARGE_UPSAMPLES, ids=str)
-def bench_upsample(benchmark, case, layout, task, backend):
-    ours, other = functions(case, layout, task, backend)
-    benchmark.extra_info.update(measure(case, layout, task, backend, ours, other))
+@pytest.mark.parametrize("case", MEASURED, ids=str)
+def bench_upsample(benchmark, case, layout, task, backend, compiled):
+    row, ours = measure(case, layout, task, backend, compiled)
+    benchmark.extra_info.update(row)
     benchmark.pedantic(ours, rounds=5)
 
 
@@ -179,10 +189,10 @@ def main() -> None:
     place = apc_kernels.dispatch.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"upsample_*, {str(DTYPE).removeprefix('torch.')}, {place}; beside F.interpolate and what follows it\n")
     print(f"{'':<100}{'ours ms':>9}{'PyTorch ms':>12}{'times':>7}{'ours MiB':>10}{'PyTorch MiB':>13}")
-    for case in LARGE_UPSAMPLES:
+    for case in MEASURED:
         for layout in LAYOUTS.values():
             for task in TASKS:
-                row = measure(case, layout, task, BACKENDS[0], *functions(case, layout, task, BACKENDS[0]), seconds=1.0)
+                row, _ = measure(case, layout, task, BACKENDS[0], seconds=1.0)
                 print(
                     f"{row['operation'] + ', ' + row['case']:<100}{row['ours_ms']:>9.2f}{row['other_ms']:>12.2f}"
                     f"{row['ratio']:>7.1f}{row['memory_mib']:>10.1f}{row['other_memory_mib']:>13.1f}",

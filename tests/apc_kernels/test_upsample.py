@@ -9,7 +9,7 @@ import stock
 import torch
 from accuracy import assert_accurate, same_bits
 from cases import channels_last, nchw
-from places import CPU, dtypes, layouts, places
+from places import CPU, dtypes, layouts, places_without_cuda
 from upsample_cases import UPSAMPLES, UpsampleCase, draw_upsample, loss_and_gradient, tied_logits
 
 import apc_kernels
@@ -53,14 +53,14 @@ def check(tensors, case, backend, **options):
 # Results and gradients
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[5]], ids=["mean", "none"])
 @pytest.mark.parametrize("case", UPSAMPLES, ids=str)
 def test_hard_cases(device, backend, case, options):
     check(draw_upsample(case, device=device), case, backend, **options)
 
 
-@places
+@places_without_cuda
 @layouts
 @dtypes
 @pytest.mark.parametrize("case", [ODD, DOWN], ids=str)
@@ -68,14 +68,14 @@ def test_layouts_and_dtypes(device, backend, layout, dtype, case):
     check(draw_upsample(case, layout, dtype, device), case, backend, **OPTIONS[5])
 
 
-@places
+@places_without_cuda
 @options
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_options(device, backend, options, dtype):
     check(draw_upsample(ODD, channels_last, dtype, device), ODD, backend, **options)
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("labels", [torch.uint8, torch.int16, torch.int32], ids=lambda dtype: str(dtype)[6:])
 def test_labels_of_every_width(device, backend, labels):
     narrow, wide = (draw_upsample(ODD, device=device, labels=dtype) for dtype in (labels, torch.int64))
@@ -86,7 +86,7 @@ def test_labels_of_every_width(device, backend, labels):
         assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("ignored", [0, 12, -1, -100, 2**31 + 5, -(2**40)])
 def test_any_label_can_be_the_ignored_one(device, backend, ignored):
     t = draw_upsample(ODD, device=device)
@@ -94,7 +94,7 @@ def test_any_label_can_be_the_ignored_one(device, backend, ignored):
     check(t, ODD, backend, ignore_index=ignored, weight=True)
 
 
-@places
+@places_without_cuda
 def test_an_ignored_label_is_not_wrapped_to_the_width_of_the_labels(device, backend):
     t = draw_upsample(ODD, device=device, labels=torch.uint8)
     t["target"][t["target"] == 255] = 3
@@ -106,7 +106,7 @@ def test_an_ignored_label_is_not_wrapped_to_the_width_of_the_labels(device, back
     assert_matches(results[0], t, ODD, ignore_index=-100)
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("case", [ODD, DOWN, UPSAMPLES[-2]], ids=str)
 def test_correct_pixels(device, backend, case):
     t = draw_upsample(case, device=device)
@@ -124,7 +124,7 @@ def test_correct_pixels(device, backend, case):
             assert same_bits(loss, apc_kernels.upsample_cross_entropy(t["logits"], t["target"], **given))
 
 
-@places
+@places_without_cuda
 def test_of_tied_classes_the_first_is_correct(device, backend):
     case = UpsampleCase(2, 5, (8, 9), (32, 36))
     logits, target = tied_logits(case, device=device), draw_upsample(case, device=device)["target"]
@@ -136,7 +136,7 @@ def test_of_tied_classes_the_first_is_correct(device, backend):
 # Denominators, and nothing to divide
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("reduction", ["mean", "mean_all"])
 def test_half_batches_with_the_count_of_all(device, backend, reduction):
     """Data-parallel training: the losses and gradients of the parts add up to those of one process."""
@@ -158,7 +158,7 @@ def test_half_batches_with_the_count_of_all(device, backend, reduction):
     torch.testing.assert_close(grad_of_parts, grad, rtol=1e-6, atol=1e-9)
 
 
-@places
+@places_without_cuda
 def test_denominators(device, backend):
     t = draw_upsample(ODD, device=device)
     given = [7, 7.0, torch.tensor(7), torch.tensor([7.0]), torch.tensor([[7.0]], dtype=torch.float64)]
@@ -174,7 +174,7 @@ def test_denominators(device, backend):
                 torch.testing.assert_close(loss.double(), expected, rtol=2e-7, atol=0)
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weight", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("reduction", ["mean", "mean_all", "sum", "none"])
@@ -191,7 +191,7 @@ def test_all_pixels_ignored(device, backend, reduction, weight, smoothing):
     torch.testing.assert_close(loss, expected, equal_nan=True, rtol=0, atol=0)
 
 
-@places
+@places_without_cuda
 def test_a_rank_without_pixels_adds_nothing(device, backend):
     t = draw_upsample(ODD, device=device)
     t["target"].fill_(255)
@@ -201,7 +201,7 @@ def test_a_rank_without_pixels_adds_nothing(device, backend):
     assert loss == 0 and not grad.any() and nothing.isnan()
 
 
-@places
+@places_without_cuda
 def test_no_images(device, backend):
     t = draw_upsample(UpsampleCase(0, 4, (3, 3), (6, 6)), device=device)
     logits = t["logits"].requires_grad_()
@@ -257,7 +257,7 @@ def test_a_label_out_of_range(backend, label, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
 @wrong_labels
 def test_a_label_out_of_range_on_a_gpu(backend, label, dtype):
     """NaN in the pixel and in the gradient of its sources, or an error where it was asked for."""
@@ -296,7 +296,7 @@ def test_gradcheck(backend, case, options):
         assert torch.autograd.gradcheck(function, t["logits"].requires_grad_())
 
 
-@places
+@places_without_cuda
 def test_differentiable_once(device, backend):
     t = draw_upsample(ODD, device=device)
     logits = t["logits"].requires_grad_()
@@ -307,7 +307,7 @@ def test_differentiable_once(device, backend):
             torch.autograd.grad(grad.square().sum(), logits)
 
 
-@places
+@places_without_cuda
 def test_a_broadcast_gradient(device, backend):
     t = draw_upsample(ODD, device=device)
     logits = t["logits"].requires_grad_()
@@ -318,7 +318,7 @@ def test_a_broadcast_gradient(device, backend):
     torch.testing.assert_close(actual, expected / 0.7)
 
 
-@places
+@places_without_cuda
 @layouts
 def test_strides(device, backend, layout):
     t = draw_upsample(ODD, layout, device=device)

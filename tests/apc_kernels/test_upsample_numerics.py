@@ -8,11 +8,11 @@ import sys
 import pytest
 import stock
 import torch
-from accuracy import assert_accurate, same_bits
+from accuracy import assert_accurate, max_error, same_bits, unit
 from cases import channels_last, nchw, sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import CPU, dtypes, places
+from places import CPU, dtypes, places_without_cuda
 from upsample_cases import UpsampleCase, assert_labels, draw_upsample, loss_and_gradient
 
 import apc_kernels
@@ -21,7 +21,7 @@ ODD = UpsampleCase(2, 13, (9, 11), (29, 46))
 TWICE = UpsampleCase(2, 5, (8, 9), (16, 18))
 kernels = pytest.mark.parametrize(  # everywhere but in the reference, which takes seconds and gigabytes
     ("device", "backend"),
-    [("cpu", "cpp"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("triton", "cuda"))],
+    [("cpu", "cpp"), pytest.param("cuda", "triton", marks=pytest.mark.gpu)],
 )
 
 
@@ -39,7 +39,7 @@ def same(a, b):
     return same_bits(a, b) if a.is_floating_point() else torch.equal(a, b)
 
 
-def assert_everything(results, tensors, case, name="", **options):
+def assert_everything(results, tensors, case, name="", probabilities_within=None, **options):
     """By the accuracy rule. Losses and probabilities are float32: they are held to those of widened logits."""
     tensors = {key: t.cpu() for key, t in tensors.items()}
     exact_tensors = {key: t.double() if t.is_floating_point() else t for key, t in tensors.items()}
@@ -53,7 +53,10 @@ def assert_everything(results, tensors, case, name="", **options):
     exact, widened = (
         stock.upsample_softmax(t["logits"], case.size, align_corners=case.align_corners) for t in (exact_tensors, wide)
     )
-    assert_accurate(probabilities, exact, widened, f"{name} probabilities")
+    if probabilities_within is None:
+        assert_accurate(probabilities, exact, widened, f"{name} probabilities")
+    else:
+        assert max_error(probabilities, exact) <= probabilities_within
     assert torch.equal(counts, stock.confusion(labels, tensors["target"], case.classes))
     assert_labels(labels, tensors["logits"], case)
 
@@ -72,7 +75,7 @@ EXTREMES = {
 }
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("case", [ODD, TWICE], ids=str)
 @pytest.mark.parametrize("kind", EXTREMES)
 def test_extreme_logits(device, backend, kind, case):
@@ -83,10 +86,13 @@ def test_extreme_logits(device, backend, kind, case):
             results = everything(t, case, **options)
         if kind == "all the same":  # nothing but rounding says which label is the largest
             assert not results[4].any() or backend == "reference"
-        assert_everything(results, t, case, f"{kind} {options}", **options)
+        # A logit of 65504 is rounded to 1/256 when it is interpolated. The few probabilities between 0 and 1 are as far
+        # off, PyTorch's by chance less or more.
+        within = unit(t["logits"].double(), torch.float32) if "float16" in kind else None
+        assert_everything(results, t, case, f"{kind} {options}", within, **options)
 
 
-@places
+@places_without_cuda
 @dtypes
 @pytest.mark.parametrize("margin", [20, 60])
 def test_a_confident_map(device, backend, dtype, margin):
@@ -102,7 +108,7 @@ def test_a_confident_map(device, backend, dtype, margin):
         assert_everything(results, t, TWICE, f"{margin} {options}", **options)
 
 
-@places
+@places_without_cuda
 def test_a_class_that_is_switched_off(device, backend):
     """Logits of -inf have no probability and no gradient. At the first row and column PyTorch multiplies 0 by them."""
     t = draw_upsample(TWICE, device=device)
@@ -120,7 +126,7 @@ def test_a_class_that_is_switched_off(device, backend):
     assert not probabilities[:, 2].any()
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_among_its_pixels(device, backend, value):
     t = draw_upsample(TWICE, device=device)
@@ -138,7 +144,7 @@ def test_what_is_not_finite_stays_among_its_pixels(device, backend, value):
         assert grad[1, :, :3].isfinite().all() and grad[1, :, :, 7:].isfinite().all()
 
 
-@places
+@places_without_cuda
 def test_ignored_pixels_count_nowhere(device, backend):
     """Not even where their logits are NaN."""
     t = draw_upsample(TWICE, device=device)
@@ -156,7 +162,7 @@ def test_ignored_pixels_count_nowhere(device, backend):
 # The same bits
 
 
-@places
+@places_without_cuda
 @dtypes
 def test_same_bits_every_time(device, backend, dtype):
     case = UpsampleCase(2, 33, (17, 20), (66, 75))
@@ -309,10 +315,9 @@ def test_logits_gigabytes_apart(device, backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_more_pixels_than_an_int_counts(backend):
+def test_more_pixels_than_an_int_counts():
     logits = torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]], device="cuda")
-    with apc_kernels.backend(backend):
+    with apc_kernels.backend("triton"):
         labels = apc_kernels.upsample_argmax(logits, (46342, 46342))
     assert labels.numel() > 2**31
     assert bool((labels[..., : 46342 // 2] == 1).all()) and not bool(labels[..., 46342 // 2 :].any())

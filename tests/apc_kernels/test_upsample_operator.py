@@ -4,7 +4,7 @@ import pytest
 import torch
 from accuracy import same_bits
 from cases import channels_last, sliced
-from places import CPU, places
+from places import CPU, places_without_cuda
 from upsample_cases import UpsampleCase, draw_upsample, loss_and_gradient
 
 import apc_kernels
@@ -18,18 +18,18 @@ two_layouts = pytest.mark.parametrize("layout", [channels_last, sliced], ids=lam
 # The dispatcher
 
 
-@places
+@places_without_cuda
 @two_layouts
 def test_opcheck(device, backend, layout):
     t = draw_upsample(ODD, layout, device=device)
     logits, target, weight = t["logits"], t["target"], t["weight"]
     operators, leaf = torch.ops.apc_kernels, logits.detach().requires_grad_()
     with apc_kernels.backend(backend):
-        plain = operators.upsample_cross_entropy(logits, target, weight, 255, 0.1, False, True)[0]
+        normalizer = operators.upsample_cross_entropy(logits, target, weight, 255, 0.1, False, True)[0]
         for arguments in (leaf, target, weight, 255, 0.1, False, True), (leaf, target, None, 255, 0.0, True, False):
             torch.library.opcheck(operators.upsample_cross_entropy.default, arguments)
         for grad in t["grad"], t["grad"].flatten()[:1]:
-            arguments = (grad, logits, target, weight, 255, 0.1, False, plain)
+            arguments = (grad, logits, target, weight, 255, 0.1, False, normalizer)
             torch.library.opcheck(operators.upsample_cross_entropy_backward.default, arguments)
         torch.library.opcheck(operators.upsample_argmax.default, (logits, list(ODD.size), True))
         torch.library.opcheck(operators.upsample_confusion.default, (logits, target, 255, True))
@@ -38,7 +38,7 @@ def test_opcheck(device, backend, layout):
             torch.library.opcheck(operators.upsample_softmax.default, (logits, True, False, add, out))
 
 
-@places
+@places_without_cuda
 @pytest.mark.parametrize("options", [{}, {"reduction": "none", "weight": True, "label_smoothing": 0.1}], ids=str)
 def test_compile(device, backend, options):
     """One graph, and no second one for other sizes."""
@@ -60,7 +60,7 @@ def evaluate(logits, target):
     return probabilities, apc_kernels.upsample_argmax(logits, size), apc_kernels.upsample_confusion(logits, target)
 
 
-@places
+@places_without_cuda
 def test_compile_of_evaluation(device, backend):
     torch._dynamo.reset()
     compiled = torch.compile(evaluate, fullgraph=True, dynamic=True, backend="aot_eager")
