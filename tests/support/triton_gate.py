@@ -21,6 +21,7 @@ from triton.compiler import ASTSource
 TARGETS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
+TYPES |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 def meta(*shape: int, dtype: torch.dtype, channels_last: bool = False) -> torch.Tensor:
@@ -80,6 +81,39 @@ def affinity_moments(module) -> Iterator[tuple[str, list]]:
     for name, x, scales, small in contexts():
         mean, covariance = small["bias"].double(), small["pairs"].double()
         yield name, module.launches(x, small["weight"], small["bias"], scales, mean, covariance)
+
+
+UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, class weights, smoothing
+    ((8, 150, 64, 64), (512, 512), False, torch.bfloat16, True, torch.uint8, False, 0.0),
+    ((8, 150, 64, 64), (512, 512), False, torch.float16, False, torch.int64, True, 0.1),
+    ((8, 150, 64, 64), (512, 512), False, torch.float32, True, torch.int64, False, 0.1),
+    ((2, 19, 128, 256), (1024, 2048), False, torch.float32, False, torch.uint8, True, 0.0),
+    ((1, 21, 65, 97), (513, 771), True, torch.bfloat16, True, torch.int32, True, 0.1),
+    ((8, 150, 128, 128), (512, 512), False, torch.bfloat16, True, torch.int64, False, 0.1),
+    ((2, 19, 128, 256), (128, 256), False, torch.bfloat16, False, torch.int16, False, 0.0),
+]
+
+
+def upsample(module) -> Iterator[tuple[str, list]]:
+    """The gradient of every pixel's loss beside smoothing, else of their sum; probabilities are added and flipped."""
+    backward = importlib.import_module(f"{module.__name__}_backward")
+    for shape, size, align_corners, dtype, channels_last, labels, weighted, smoothing in UPSAMPLES:
+        name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
+        name += f" to {'x'.join(map(str, size))}"
+        logits = meta(*shape, dtype=dtype, channels_last=channels_last)
+        out = meta(*shape[:2], *size, dtype=torch.float32, channels_last=channels_last)
+        target, normalizer = (meta(shape[0], *size, dtype=dtype) for dtype in (labels, torch.float32))
+        weight = meta(shape[1], dtype=torch.float32) if weighted else None
+        settings = (weight, 255, smoothing, align_corners)
+        parts = meta(module.programs(logits, size), 4, dtype=torch.float64)
+        losses = normalizer if smoothing else None
+        counts, invalid = (meta(*n, dtype=torch.int64) for n in (shape[1:2] * 2, (1,)))
+        yield name, module.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
+        grad = normalizer if smoothing else meta(1, dtype=torch.float32)
+        yield name, backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+        yield name, module.argmax_launches(logits, size, align_corners, meta(*target.shape, dtype=torch.uint8))
+        yield name, module.confusion_launches(logits, target, 255, align_corners, counts, invalid)
+        yield name, module.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
 
 
 def source(kernel, arguments: dict) -> ASTSource:

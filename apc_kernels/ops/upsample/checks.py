@@ -10,7 +10,7 @@ from apc_kernels.ops.common import check_dtype
 from apc_kernels.ops.interpolation import MAX_SIZE, check_extent
 
 MAX_GPU_POSITION = 2**30  # twice the source's size times the result's, along an axis
-MAX_GPU_PIXELS = 2**31  # of an image, and of blocks of pixels in a batch
+MAX_GPU_ROWS, MAX_GPU_LOGITS = 2**31, 2**40  # source rows times result columns, and all logits: grids are no larger
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -49,11 +49,14 @@ def check_ignored(ignore_index: int) -> int:
 
 def limits(logits: Tensor, size: Sequence[int]) -> dict[str, str]:
     """Why the GPU kernels cannot take a call, if they cannot."""
-    positions = max(2 * logits.shape[2] * size[0], 2 * logits.shape[3] * size[1])
-    if positions < MAX_GPU_POSITION and logits.shape[0] * size[0] * size[1] < MAX_GPU_PIXELS * 64:
+    batch, classes, height, width = logits.shape
+    positions = max(2 * height * size[0], 2 * width * size[1])
+    rows, all_logits = batch * height * size[1], batch * classes * height * width
+    if positions < MAX_GPU_POSITION and rows < MAX_GPU_ROWS and all_logits < MAX_GPU_LOGITS:
         return {}
     reason = (
-        f"the kernels take axes up to a source size times result size of {MAX_GPU_POSITION // 2}; "
-        f"the logits are {tuple(logits.shape)}, the result is {tuple(size)}"
+        f"the kernels take axes whose source and result sizes multiply to less than {MAX_GPU_POSITION // 2}, fewer than "
+        f"{MAX_GPU_ROWS} source rows times result columns and {MAX_GPU_LOGITS} logits; the logits are "
+        f"{tuple(logits.shape)}, the result is {tuple(size)}"
     )
     return {"triton": reason, "cuda": reason}

@@ -1,0 +1,191 @@
+"""What the Triton kernels on upsampled logits share: where a pixel's four source values lie, and a pass over classes.
+
+The output pixels between two source rows i and i + 1 are interpolated from those two rows alone. A program takes such
+pixels: their columns are interpolated once, class by class, and every output row is one more step from there.
+
+An axis is (source size, output size, step, start, denominator), as in apc_kernels/ops/interpolation.py.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from apc_kernels.ops.interpolation import mapping
+
+LOWEST = tl.constexpr(-3.4e38)  # the logit of a class that is not there: finite, for 0 · −∞ is NaN
+START = tl.constexpr(-3.3e38)  # what a maximum starts from: exp(LOWEST − START) is 0, and −∞ − START no NaN
+
+
+@triton.jit
+def index_of(position, axis):
+    """The source index of an output position; it reads the next one too."""
+    return tl.maximum(position * axis[2] + axis[3], 0) // axis[4]
+
+
+@triton.jit
+def weights_of(position, index, axis):
+    """The weights of a position's source index and of the next one."""
+    _, _, step, start, denominator = axis
+    rest = tl.maximum(position * step + start, 0) - index * denominator
+    w_next = rest.to(tl.float32) / denominator
+    return 1.0 - w_next, w_next
+
+
+@triton.jit
+def first_of(index, axis):
+    """The first output position with this source index or a larger one, which may be the output's end."""
+    source, size, step, start, denominator = axis
+    step = tl.maximum(step, 1)  # with 0 every position has index 0
+    first = tl.minimum((tl.maximum(index * denominator - start, 0) + step - 1) // step, size)
+    return tl.where(index <= 0, 0, tl.where(index >= source, size, first))
+
+
+@triton.jit
+def lerp(b_a, b_b, w_a, w_b):
+    """Spelt out, so that the same values give the same bits wherever they are interpolated."""
+    return tl.fma(b_b, w_b, b_a * w_a)
+
+
+@triton.jit
+def exp(b):
+    """tl.exp takes three instructions more, for results below 1e-38."""
+    return tl.exp2(b * 1.4426950408889634)
+
+
+@triton.jit
+def load_row(logits, o_left, o_right, w_left, w_right, mask):
+    """A source row, interpolated at the output columns."""
+    b_left = tl.load(logits + o_left, mask=mask, other=0.0).to(tl.float32)
+    b_right = tl.load(logits + o_right, mask=mask, other=0.0).to(tl.float32)
+    return lerp(b_left, b_right, w_left, w_right)
+
+
+@triton.jit
+def tile_of_program(logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_X: tl.constexpr):
+    """The image, the source row i, the output rows from `begin` to `end` that it has, and output columns.
+
+    With them the corners: pointers to rows i and i + 1, and, of the two source columns that each output column lies
+    between, offsets and weights.
+    """
+    source_rows, columns = axis_y[0], axis_x[1]
+    blocks = tl.cdiv(columns, BLOCK_X)
+    i_b = (tl.program_id(0) // blocks // source_rows).to(tl.int64)
+    i_y = tl.program_id(0) // blocks % source_rows
+    column = tl.program_id(0) % blocks * BLOCK_X + tl.arange(0, BLOCK_X)
+
+    logits += i_b * stride_b
+    top = logits + i_y.to(tl.int64) * stride_y
+    bottom = logits + tl.minimum(i_y + 1, source_rows - 1).to(tl.int64) * stride_y
+    position = tl.minimum(column, columns - 1)
+    i_x = index_of(position, axis_x)
+    w_x = weights_of(position, i_x, axis_x)
+    left = i_x.to(tl.int64) * stride_x
+    right = tl.minimum(i_x + 1, axis_x[0] - 1).to(tl.int64) * stride_x
+    return i_b, i_y, first_of(i_y, axis_y), first_of(i_y + 1, axis_y), column, (top, bottom, left, right, w_x)
+
+
+@triton.jit
+def rows_of_window(first, end, i_y, axis_y, ROWS: tl.constexpr):
+    """Output rows (ROWS,), which of them there are, and the weights of source rows i and i + 1."""
+    row = first + tl.arange(0, ROWS)
+    return row, row < end, weights_of(tl.minimum(row, end - 1), i_y, axis_y)
+
+
+@triton.jit
+def load_classes(corners, w_y, first, channels, stride_c, BLOCK_K: tl.constexpr):
+    """Classes (BLOCK_K,) from `first` on, and their interpolated logits, (ROWS, BLOCK_K, BLOCK_X) float32."""
+    top, bottom, left, right, w_x = corners
+    channel = first + tl.arange(0, BLOCK_K)
+    m_k = (channel < channels)[:, None]
+    o_k = channel[:, None].to(tl.int64) * stride_c
+    o_left, o_right = o_k + left[None, :], o_k + right[None, :]
+    b_top = load_row(top, o_left, o_right, w_x[0][None, :], w_x[1][None, :], m_k)
+    b_bottom = load_row(bottom, o_left, o_right, w_x[0][None, :], w_x[1][None, :], m_k)
+    b_top, b_bottom = tl.where(m_k, b_top, LOWEST), tl.where(m_k, b_bottom, LOWEST)
+    return channel, lerp(b_top[None, :, :], b_bottom[None, :, :], w_y[0][:, None, None], w_y[1][:, None, None])
+
+
+@triton.jit
+def load_label(corners, w_y, b_label, mask, stride_c):
+    """The interpolated logit of one class for each pixel, (ROWS, BLOCK_X): the bits that load_classes has for it."""
+    top, bottom, left, right, w_x = corners
+    o_k = b_label.to(tl.int64) * stride_c
+    o_left, o_right = o_k + left[None, :], o_k + right[None, :]
+    b_top = load_row(top, o_left, o_right, w_x[0][None, :], w_x[1][None, :], mask)
+    b_bottom = load_row(bottom, o_left, o_right, w_x[0][None, :], w_x[1][None, :], mask)
+    return lerp(b_top, b_bottom, w_y[0][:, None], w_y[1][:, None])
+
+
+@triton.jit
+def scan_classes(
+    corners,
+    w_y,
+    weight,
+    b_shift,
+    channels,
+    stride_c,
+    LABEL_SMOOTHING: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Of the logits l of each pixel, (ROWS, BLOCK_X): the maximum, Σ exp(l − maximum), the first class that has the
+    maximum, and with smoothing Σ weight·(l − shift). What a caller does not use, the compiler leaves out.
+
+    Every BLOCK_K-th class shares a maximum and a sum until all classes have been seen, rather than all of them: in
+    channels_last a block of classes lies in as many threads.
+    """
+    b_max = tl.full((ROWS, BLOCK_K, BLOCK_X), START, tl.float32)
+    b_sum = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
+    b_class = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.int32) + tl.arange(0, BLOCK_K)[None, :, None]
+    b_smooth = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
+    for first in range(0, channels, BLOCK_K):
+        channel, b_logits = load_classes(corners, w_y, first, channels, stride_c, BLOCK_K)
+        better = b_logits > b_max
+        b_small = exp(-tl.abs(b_logits - b_max))  # of the smaller of the two, relative to the larger
+        b_sum = tl.where(better, b_sum * b_small + 1.0, b_sum + b_small)
+        b_max = tl.where(better, b_logits, b_max)
+        b_class = tl.where(better, channel[None, :, None], b_class)
+        if LABEL_SMOOTHING > 0:
+            m_k = channel < channels
+            b_weight = tl.full((BLOCK_K,), 1.0, tl.float32)
+            if weight is not None:
+                b_weight = tl.load(weight + channel, mask=m_k, other=0.0)
+            b_term = b_weight[None, :, None] * (b_logits - b_shift[:, None, :])
+            b_smooth += tl.where(m_k[None, :, None], b_term, 0.0)
+
+    b_most = tl.max(b_max, 1)
+    b_total = tl.sum(b_sum * exp(b_max - b_most[:, None, :]), 1)
+    b_first = tl.min(tl.where(b_max == b_most[:, None, :], b_class, channels), 1)
+    return b_most, b_total, b_first, tl.sum(b_smooth, 1)
+
+
+def geometry(logits: Tensor, size: Sequence[int], align_corners: bool) -> dict:
+    """The arguments that say how large everything is, how positions map, and what lies where."""
+    _, channels, height, width = logits.shape
+    arguments = {"channels": channels, "source_rows": height, "source_columns": width}
+    arguments |= {"rows": size[0], "columns": size[1]}
+    for axis, source, positions in (("y", height, size[0]), ("x", width, size[1])):
+        step, start, denominator = mapping(source, positions, align_corners)
+        arguments |= {f"step_{axis}": step, f"start_{axis}": start, f"denominator_{axis}": denominator}
+    return arguments | dict(zip(("stride_b", "stride_c", "stride_y", "stride_x"), logits.stride(), strict=True))
+
+
+def blocks(logits: Tensor, size: Sequence[int]) -> dict:
+    """Tiles of the kernels that go over all classes: as many rows as share two source rows, 256 pixels at most.
+
+    Few classes at a time: each of a block has a maximum and a sum of its own, and they are joined at the end.
+    """
+    rows = min(8, triton.next_power_of_2(triton.cdiv(size[0], logits.shape[2])))
+    return {
+        "ROWS": rows,
+        "BLOCK_X": min(256 // rows, triton.next_power_of_2(size[1])),
+        "BLOCK_K": min(4, triton.next_power_of_2(logits.shape[1])),
+        "num_warps": 4,
+    }
+
+
+def programs(logits: Tensor, size: Sequence[int]) -> int:
+    return logits.shape[0] * logits.shape[2] * triton.cdiv(size[1], blocks(logits, size)["BLOCK_X"])
