@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 _checking = []  # one entry for each `with` block that is open, in whatever thread

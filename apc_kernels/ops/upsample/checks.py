@@ -55,8 +55,8 @@ def limits(logits: Tensor, size: Sequence[int]) -> dict[str, str]:
     if positions < MAX_GPU_POSITION and rows < MAX_GPU_ROWS and all_logits < MAX_GPU_LOGITS:
         return {}
     reason = (
-        f"the kernels take axes whose source and result sizes multiply to less than {MAX_GPU_POSITION // 2}, fewer than "
-        f"{MAX_GPU_ROWS} source rows times result columns and {MAX_GPU_LOGITS} logits; the logits are "
+        f"the kernels take axes whose source and result sizes multiply to less than {MAX_GPU_POSITION // 2}, fewer "
+        f"than {MAX_GPU_ROWS} source rows times result columns and {MAX_GPU_LOGITS} logits; the logits are "
         f"{tuple(logits.shape)}, the result is {tuple(size)}"
     )
     return {"triton": reason, "cuda": reason}

@@ -92,7 +92,9 @@ def _check_confusion(logits: Tensor, target: Tensor) -> None:
     check_logits(logits)
     check_target(target, logits)
     if logits.shape[1] > MAX_COUNTED:
-        raise ValueError(f"logits: expected at most {MAX_COUNTED} classes for a confusion matrix, got {logits.shape[1]}")
+        raise ValueError(
+            f"logits: expected at most {MAX_COUNTED} classes for a confusion matrix, got {logits.shape[1]}"
+        )
 
 
 def _empty_counts(logits: Tensor) -> tuple[Tensor, Tensor]:
