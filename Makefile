@@ -15,6 +15,7 @@ SOURCES := $(shell find apc_kernels apcnet csrc -type f -not -name '*.pyc') setu
 run: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pyramid_pool
 	$(BIN)/python -m benchmarks.adaptive_context_norm
+	$(BIN)/python -m benchmarks.upsample
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

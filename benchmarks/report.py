@@ -58,11 +58,16 @@ def section() -> str:
         parts.append("|---|---|---|---|---|---|---|")
         for row in measured["rows"]:
             ratio = f"**{row['ratio']:.1f}** ({row['ratio_low']:.1f}–{row['ratio_high']:.1f})"
-            other = f"{row['other']}: {row['other_ms']:.2f} ms"
-            ours = f"`{row['operation']}` | {row['case']} | {row['backend']} | {row['ours_ms']:.2f} ms"
+            other = f"{row['other']}: {row['other_ms']:.2f} ms{_memory(row, 'other_')}"
+            ours = f"`{row['operation']}` | {row['case']} | {row['backend']} | {row['ours_ms']:.2f} ms{_memory(row)}"
             parts.append(f"| {ours} | {other} | {ratio} | {row['percent_of_copy']:.0f} % |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _memory(row: dict, side: str = "") -> str:
+    """What a call needs at its peak beyond its arguments, where that was measured."""
+    return f", {row[f'{side}memory_mib']:.1f} MiB" if f"{side}memory_mib" in row else ""
 
 
 def readme(text: str) -> str:

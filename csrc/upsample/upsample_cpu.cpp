@@ -161,10 +161,11 @@ void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
   for (int32_t i = 0; i < cells + 2; ++i) counts[i] = 0;
   for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, Int best) {
     const Int label = read_labels<A>(p.target, pixel, count, classes, p.ignore_index);
-    const Int cell = label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE), others = cell - cell[0];
-    typename Integers<A>::scalar other = 0;
-    for (int i = 0; i < W; ++i) other |= others[i];
-    if (other == 0) {  // as inside an object: one addition, where each of W would wait for the one before
+    typename Integers<A>::scalar cell[W], others = 0;
+    store_integers<A>(cell, label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE));
+    if (cell[0] == cell[W - 1])
+      for (int i = 1; i < W; ++i) others |= cell[i] ^ cell[0];
+    if (cell[0] == cell[W - 1] && others == 0) {  // as inside an object: not W additions that wait for each other
       counts[cell[0]] += W;
     } else {
       for (int i = 0; i < W; ++i) ++counts[cell[i]];
