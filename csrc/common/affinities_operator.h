@@ -25,7 +25,7 @@ inline Affinities describe_affinities(const Tensor& x, const Tensor& weight, con
   const AffinitySizes sizes = check_affinities(x, weight, bias, scales);
   isa();  // a wrong APC_KERNELS_ISA is reported from here, not from inside a thread
   Affinities a{};
-  a.scalar = scalar_of(x);
+  a.scalar = scalar_of(x, "x");
   a.batch = sizes.batch, a.channels = sizes.channels, a.rows = sizes.rows, a.pairs = sizes.pairs;
   a.positions = x.size(2) * x.size(3);
   a.num_scales = static_cast<int>(scales.size()), a.scales = scales.data();

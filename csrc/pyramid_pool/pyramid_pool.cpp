@@ -21,7 +21,7 @@ struct Work {
     isa();  // a wrong APC_KERNELS_ISA is reported from here, not from inside a thread
     int64_t columns = 0, regions = 0;
     for (int64_t s : scales) columns += s, regions += s * s;
-    pool.scalar = scalar_of(map);
+    pool.scalar = scalar_of(map, "map");
     pool.batch = map.size(0), pool.channels = map.size(1), pool.height = map.size(2), pool.width = map.size(3);
     pool.stride_b = map.stride(0), pool.stride_c = map.stride(1);
     pool.stride_y = map.stride(2), pool.stride_x = map.stride(3);

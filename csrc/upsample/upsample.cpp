@@ -24,7 +24,7 @@ Upsample describe(const Tensor& logits, int64_t height, int64_t width, bool alig
     STD_TORCH_CHECK(extent >= 1 && extent < MAX_EXTENT, "expected classes, heights and widths of 1 to ", MAX_EXTENT - 1,
                     ", got ", extent);
   isa();  // a wrong APC_KERNELS_ISA is reported from here, not from inside a thread
-  return {scalar_of(logits),
+  return {scalar_of(logits, "logits"),
           logits.size(0),
           logits.size(1),
           Axis(logits.size(2), height, align_corners),
