@@ -28,6 +28,7 @@ def are_checked(target: Tensor) -> bool:
 
 def refuse(target: Tensor, classes: int, ignore_index: int) -> None:
     """Raises for the labels of which a kernel has said that some are out of range."""
+    target = target.long()  # a narrow dtype would wrap what it is compared with
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
     first = wrong.nonzero()[0].tolist()
     label = target[tuple(first)].item()

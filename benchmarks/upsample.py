@@ -10,11 +10,7 @@ Memory is what a call needs at its peak beyond its arguments, results included.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import stock
@@ -24,7 +20,7 @@ from cases import channels_last, nchw
 from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
 
 import apc_kernels
-from benchmarks import ROOT
+from benchmarks.memory import peak, peak_here
 from benchmarks.timing import paired, result_row
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -124,7 +120,7 @@ def measure(
     operation, _, direction = task.partition(", ")
     name = ", ".join(filter(None, (direction, str(case), layout.__name__, str(DTYPE)[len("torch.") :])))
     memory = {
-        f"{prefix}memory_mib": peak(case, layout, task, which) / 2**20
+        f"{prefix}memory_mib": peak("benchmarks.upsample", str(case), layout.__name__, task, which) / 2**20
         for prefix, which in (("", backend), ("other_", "stock"))
     }
     pair, moved = paired(ours, other, DEVICE, seconds), bytes_moved(case, task)
@@ -143,40 +139,12 @@ def bench_upsample(benchmark, case, layout, task, backend, compiled):
     benchmark.pedantic(ours, rounds=5)
 
 
-# Memory: in a process of its own, since what was freed before would hide what is allocated.
-
-
-def peak(case: UpsampleCase, layout, task: str, which: str) -> int:
-    """Bytes that a call needs at its peak; `which` is a backend, or "stock" for PyTorch's composition."""
-    command = [sys.executable, "-m", "benchmarks.upsample", "--peak", str(case), layout.__name__, task, which]
-    # What is freed goes back to the system at once: kept, it would be used again and not be counted.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    if run.returncode != 0:
-        raise RuntimeError(f"the measurement of memory failed:\n{run.stderr}")
-    return int(run.stdout)
-
-
-def _peak_here(name: str, layout: str, task: str, which: str) -> int:
+def _peak(name: str, layout: str, task: str, which: str) -> int:
+    """Of a call on a backend, or of PyTorch's composition where `which` is "stock"."""
     module, backend = (stock, "auto") if which == "stock" else (apc_kernels, which)
     small = UpsampleCase(1, 3, (4, 4), (8, 8))
     step(module, task, arguments(small, LAYOUTS[layout], task), backend)()  # libraries and threads are there
-    function = step(module, task, arguments(CASES[name], LAYOUTS[layout], task), backend)
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
-    before = _status("VmRSS")
-    function()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    """Not getrusage: what it gives for a process begins with the peak of the one that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return peak_here(step(module, task, arguments(CASES[name], LAYOUTS[layout], task), backend), DEVICE)
 
 
 def main() -> None:
@@ -184,7 +152,7 @@ def main() -> None:
     parser.add_argument("--peak", nargs=4, metavar=("CASE", "LAYOUT", "TASK", "WHICH"), help="prints bytes, no more")
     peak_of = parser.parse_args().peak
     if peak_of:
-        print(_peak_here(*peak_of))
+        print(_peak(*peak_of))
         return
     place = apc_kernels.dispatch.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"upsample_*, {str(DTYPE).removeprefix('torch.')}, {place}; beside F.interpolate and what follows it\n")

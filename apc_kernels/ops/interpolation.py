@@ -46,10 +46,10 @@ def check_size(size: Sequence[int]) -> tuple[int, int]:
             height, width = operator.index(height), operator.index(width)
     except (TypeError, ValueError):
         raise TypeError(f"size: expected two integers (H, W), got {size!r}") from None
-    check_extent((height, width), f"size: expected a height and width of at least 1, got {(height, width)}")
+    check_extent((height, width), "size", (height, width))
     return height, width
 
 
-def check_extent(size: Sequence[int], message: str) -> None:
+def check_extent(size: Sequence[int], name: str, given: Sequence[int]) -> None:
     if not (1 <= size[0] < MAX_SIZE and 1 <= size[1] < MAX_SIZE):
-        raise ValueError(message)
+        raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(given)}")

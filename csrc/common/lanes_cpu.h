@@ -51,7 +51,7 @@ inline typename Pack<A>::type permute(typename Pack<A>::type values, typename In
 #endif
 }
 
-// exp(t) for t <= 0 or a rounding error above it: within one unit in the last place, 0 below the least normal number. A
+// exp(t) for t <= 0 or a rounding error above it: within one unit in the last place, 0 below exp(-87). A
 // NaN stays one, or becomes 0 where NAN_IS_ZERO.
 template <bool NAN_IS_ZERO = false>
 inline typename Pack<float>::type exp_lanes(typename Pack<float>::type t) {

@@ -34,8 +34,8 @@ struct ColumnBlock {
       const Position p = axis.at(i < valid ? first + i : axis.size - 1);
       own[i] = static_cast<typename Integers<A>::scalar>(p.index - base);
       next[i] = static_cast<typename Integers<A>::scalar>(p.next - base);
-      own_weight[i] = static_cast<A>(axis.denominator - p.rest) / static_cast<A>(axis.denominator);
       next_weight[i] = static_cast<A>(p.rest) / static_cast<A>(axis.denominator);
+      own_weight[i] = 1 - next_weight[i];
     }
     in_vector = next[W - 1] < W;
   }
@@ -53,15 +53,16 @@ struct ColumnBlock {
   }
 };
 
-// The weights of a row of the output.
+// The weights of a row of the output. They add up to 1, rounded though they are: what all logits have in common stays
+// what it is.
 template <typename A>
 struct RowWeights {
   A own, next;
   RowWeights() = default;
   RowWeights(const Axis& axis, int64_t row) {
     const int64_t rest = axis.at(row).rest;
-    own = static_cast<A>(axis.denominator - rest) / static_cast<A>(axis.denominator);
     next = static_cast<A>(rest) / static_cast<A>(axis.denominator);
+    own = 1 - next;
   }
 };
 
@@ -70,8 +71,7 @@ inline int64_t row_stride(const Upsample& u) {
   return u.columns.source + Pack<A>::width;
 }
 
-// to (classes x row_stride) = source row y of an image; the end of each row is filled up with zeros. Minus infinity
-// becomes a finite number: a class that is ruled out has probability 0, where 0 * infinity would be NaN.
+// to (classes x row_stride) = source row y of an image; the end of each row is filled up with zeros.
 template <typename T>
 void load_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to) {
   using A = Acc<T>;
@@ -84,12 +84,21 @@ void load_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to
       for (int64_t x = 0; x < width; ++x)
         to[k * stride + x] = load(from[k * u.logits.stride_k + x * u.logits.stride_x]);
   }
-  const A least = sizeof(A) == 4 ? static_cast<A>(-1e38) : static_cast<A>(-1e308);
-  for (int64_t k = 0; k < u.classes; ++k) {
-    A* row = to + k * stride;
-    for (int64_t x = 0; x < width; ++x) row[x] = row[x] < least ? least : row[x];
-    for (int64_t x = width; x < stride; ++x) row[x] = 0;
-  }
+  for (int64_t k = 0; k < u.classes; ++k)
+    for (int64_t x = width; x < stride; ++x) to[k * stride + x] = 0;
+}
+
+// The same, relative to each source pixel's largest logit. Probabilities do not change, for interpolation is linear;
+// what all logits have in common, which rounding would be measured by, is gone.
+template <typename T>
+void load_relative_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to, Acc<T>* __restrict largest) {
+  load_row<T>(u, image, y, to);
+  const int64_t width = u.columns.source, stride = row_stride<Acc<T>>(u);
+  for (int64_t x = 0; x < width; ++x) largest[x] = to[x];
+  for (int64_t k = 1; k < u.classes; ++k)
+    for (int64_t x = 0; x < width; ++x) largest[x] = to[k * stride + x] > largest[x] ? to[k * stride + x] : largest[x];
+  for (int64_t k = 0; k < u.classes; ++k)
+    for (int64_t x = 0; x < width; ++x) to[k * stride + x] -= largest[x];
 }
 
 // Calls run.operator()<R>(row) for R rows at a time, as many as registers hold.

@@ -95,9 +95,9 @@ void upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits, c
   check_like(grad_logits, "grad_logits", logits, "logits");
   check_layout(grad_logits, "grad_logits");
   p.grad = grad.data_ptr(), p.grad_logits = view(grad_logits);
-  // Two bands for each thread, or bands of 8 rows: of its groups a band shares one with the band above it.
+  // Two bands for each thread, of 4 rows at least: of its groups a band shares one with the band above it.
   const int64_t rows = p.upsample.rows.source, wanted = 2 * torch::stable::get_num_threads();
-  p.bands = std::clamp<int64_t>((wanted + p.upsample.batch - 1) / p.upsample.batch, 1, std::max<int64_t>(1, rows / 8));
+  p.bands = std::clamp<int64_t>((wanted + p.upsample.batch - 1) / p.upsample.batch, 1, std::max<int64_t>(1, rows / 4));
   torch::stable::parallel_for(0, p.upsample.batch * p.bands, 1, [&](int64_t begin, int64_t end) {
     APC_DISPATCH_ISA(cross_entropy_backward_bands, p, begin, end);
   });

@@ -34,6 +34,7 @@ class Band {
   const Scratch<ColumnBlock<A>> columns;
   const Scratch<int64_t> ends;               // of each source column, the output columns
   const Scratch<A> own_row, next_row;        // (classes, stride)
+  const Scratch<A> largest;                  // (stride)
   const Scratch<A> of_class;                 // weights of classes
   const Scratch<Vec> interpolated;           // (classes, 2): both source rows, in one vector of columns
   const Scratch<Pixels<A>> pixels;           // (blocks, rows at hand)
@@ -56,6 +57,7 @@ class Band {
         ends(u.columns.source),
         own_row(u.classes * stride),
         next_row(u.classes * stride),
+        largest(stride),
         of_class(u.classes),
         interpolated(2 * u.classes),
         pixels(blocks * ROW_BLOCK),
@@ -75,7 +77,7 @@ class Band {
 
   // The gradient of the source rows [top, bottom).
   void run(int64_t image, int64_t top, int64_t bottom) {
-    clear(following);
+    clear(current), clear(following);
     if (top > 0) add_group(image, top - 1);
     for (int64_t y = top; y < bottom; ++y) {
       A* reached = following;
@@ -96,8 +98,8 @@ class Band {
     const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
     if (first == last) return;
     const bool is_last = y + 1 == u.rows.source;
-    load_row<T>(u, image, y, own_row);
-    load_row<T>(u, image, is_last ? y : y + 1, next_row);
+    load_relative_row<T>(u, image, y, own_row, largest);
+    load_relative_row<T>(u, image, is_last ? y : y + 1, next_row, largest);
     for (int64_t row = first; row < last; row += ROW_BLOCK) {
       const int64_t rows = last - row < ROW_BLOCK ? last - row : ROW_BLOCK;
       for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(u.rows, row + r);

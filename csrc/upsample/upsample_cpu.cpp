@@ -16,21 +16,27 @@ struct Piece {
   }
 };
 
-// Calls visit(piece) for every vector of the groups [begin, end).
-template <typename T, typename Visit>
+// Calls visit(piece) for every vector of the groups [begin, end), with logits as they are or relative to the largest.
+template <typename T, bool RELATIVE, typename Visit>
 inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
   using A = Acc<T>;
   const int64_t count = blocks_of(u.columns.size, Pack<A>::width), stride = row_stride<A>(u);
   Scratch<ColumnBlock<A>> blocks(count);
   for (int64_t v = 0; v < count; ++v) blocks[v] = ColumnBlock<A>(u.columns, v * Pack<A>::width);
-  Scratch<A> own(u.classes * stride), next(u.classes * stride);
+  Scratch<A> own(u.classes * stride), next(u.classes * stride), largest(stride);
+  const auto load = [&](int64_t image, int64_t y, A* to) {
+    if constexpr (RELATIVE)
+      load_relative_row<T>(u, image, y, to, largest);
+    else
+      load_row<T>(u, image, y, to);
+  };
   Scratch<typename Pack<A>::type> wide(2 * u.classes);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / u.rows.source, y = unit % u.rows.source;
     const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
     if (first == last) continue;
-    load_row<T>(u, image, y, own);
-    load_row<T>(u, image, y + 1 < u.rows.source ? y + 1 : y, next);
+    load(image, y, own);
+    load(image, y + 1 < u.rows.source ? y + 1 : y, next);
     for (int64_t v = 0; v < count; ++v) {
       for (int64_t k = 0; k < u.classes; ++k) {
         wide[2 * k] = blocks[v].of(own + k * stride);
@@ -70,7 +76,7 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
   Scratch<A> of_class(u.classes);
   A all_classes = 0;
   for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
-  for_each_piece<T>(u, begin, end, [&](const Piece<A>& piece) {
+  for_each_piece<T, true>(u, begin, end, [&](const Piece<A>& piece) {
     double* totals = p.sums + 4 * piece.unit;
     for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
       RowWeights<A> weights[R];
@@ -123,7 +129,7 @@ void cross_entropy_groups_as(const CrossEntropy& p, int64_t begin, int64_t end) 
 template <typename T, typename Store>
 inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Store store) {
   using A = Acc<T>;
-  for_each_piece<T>(u, begin, end, [&](const Piece<A>& piece) {
+  for_each_piece<T, false>(u, begin, end, [&](const Piece<A>& piece) {
     for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
       RowWeights<A> weights[R];
       weigh_rows<A, R>(u.rows, row, weights);
@@ -157,12 +163,21 @@ void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
   using Int = typename Integers<A>::type;
   constexpr int W = Pack<A>::width;
   const int32_t classes = static_cast<int32_t>(p.upsample.classes), cells = classes * classes;
-  Scratch<int64_t> counts(int64_t(cells) + 2);  // the last two: of pixels that are ignored, of labels out of range
-  for (int32_t i = 0; i < cells + 2; ++i) counts[i] = 0;
+  // A thread counts by itself, unless its matrix would be large: then it adds pixel by pixel. Integers: any order gives
+  // the same sums.
+  const bool alone = cells <= 1 << 20;
+  Scratch<int64_t> counts(alone ? int64_t(cells) + 2
+                                : 0);  // the last two: pixels that are ignored, labels out of range
+  for (int32_t i = 0; alone && i < cells + 2; ++i) counts[i] = 0;
   for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, Int best) {
     const Int label = read_labels<A>(p.target, pixel, count, classes, p.ignore_index);
     typename Integers<A>::scalar cell[W], others = 0;
     store_integers<A>(cell, label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE));
+    if (!alone) {
+      for (int i = 0; i < W; ++i)
+        if (cell[i] != cells) __atomic_fetch_add(cell[i] < cells ? p.counts + cell[i] : p.invalid, 1, __ATOMIC_RELAXED);
+      return;
+    }
     if (cell[0] == cell[W - 1])
       for (int i = 1; i < W; ++i) others |= cell[i] ^ cell[0];
     if (cell[0] == cell[W - 1] && others == 0) {  // as inside an object: not W additions that wait for each other
@@ -171,6 +186,7 @@ void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
       for (int i = 0; i < W; ++i) ++counts[cell[i]];
     }
   });
+  if (!alone) return;
   for (int32_t i = 0; i < cells; ++i)
     if (counts[i] > 0) __atomic_fetch_add(p.counts + i, counts[i], __ATOMIC_RELAXED);
   __atomic_fetch_add(p.invalid, counts[cells + 1], __ATOMIC_RELAXED);
@@ -183,7 +199,7 @@ void softmax_groups_as(const Softmax& p, int64_t begin, int64_t end) {
   constexpr int W = Pack<A>::width;
   const Upsample& u = p.upsample;
   Scratch<Vec> exponentials(u.classes);
-  for_each_piece<T>(u, begin, end, [&](const Piece<A>& piece) {
+  for_each_piece<T, true>(u, begin, end, [&](const Piece<A>& piece) {
     const int64_t x = p.flip ? u.columns.size - 1 - piece.columns.first : piece.columns.first;
     const int64_t step = p.flip ? -p.out.stride_x : p.out.stride_x;
     for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {

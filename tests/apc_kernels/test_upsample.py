@@ -256,6 +256,22 @@ def test_a_label_out_of_range(backend, label, dtype):
             apc_kernels.upsample_confusion(logits, target)
 
 
+@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize(
+    ("label", "dtype", "ignored"),
+    [(156, torch.uint8, -100), (20, torch.uint8, 276), (20, torch.int32, 2**32 + 20), (-20, torch.int16, 2**16 - 20)],
+)
+def test_a_label_that_wraps_to_the_ignored_one(backend, label, dtype, ignored):
+    """An ignored label that the target's dtype does not hold is no label at all."""
+    logits, target = with_wrong_label(label, dtype)
+    target[target == 255] = 0
+    message = rf"or {ignored} for pixels to ignore; got {label} in 2 pixels, the first at \(1, 5, 40\)$"
+    with apc_kernels.backend(backend):
+        for function in apc_kernels.upsample_cross_entropy, apc_kernels.upsample_confusion:
+            with pytest.raises(ValueError, match=message):
+                function(logits, target, ignore_index=ignored)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @wrong_labels

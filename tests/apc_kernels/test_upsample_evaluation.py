@@ -4,7 +4,7 @@ import pytest
 import stock
 import torch
 from accuracy import assert_accurate, same_bits
-from cases import channels_last, nchw, sliced, transposed
+from cases import channels_last, nchw, sliced, sliced_channels_last, transposed
 from places import CPU, dtypes, layouts, places_without_cuda
 from upsample_cases import UPSAMPLES, UpsampleCase, assert_labels, draw_upsample, tied_logits
 
@@ -207,8 +207,20 @@ def test_softmax_of_layouts_and_dtypes(device, backend, layout, dtype, case):
     with apc_kernels.backend(backend):
         result = apc_kernels.upsample_softmax(logits, case.size, flip=True, align_corners=case.align_corners)
     assert_probabilities(result, logits, case, True)
-    last = layout is channels_last
+    last = layout in (channels_last, sliced_channels_last)
     assert result.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+@places_without_cuda
+def test_a_buffer_that_holds_the_logits(device, backend):
+    """What is read is not what has just been written."""
+    logits = draw_upsample(ODD, device=device)["logits"]
+    out = torch.zeros(2, 13, *ODD.size, device=device)
+    inside = out[:, :, : ODD.source[0], : ODD.source[1]].copy_(logits)
+    before = out.clone()
+    with apc_kernels.backend(backend):
+        apc_kernels.upsample_softmax(inside, ODD.size, out=out)
+    assert_probabilities(out, logits, ODD, False, before)
 
 
 @places_without_cuda

@@ -321,3 +321,18 @@ def test_more_pixels_than_an_int_counts():
         labels = apc_kernels.upsample_argmax(logits, (46342, 46342))
     assert labels.numel() > 2**31
     assert bool((labels[..., : 46342 // 2] == 1).all()) and not bool(labels[..., 46342 // 2 :].any())
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_all_logits_have_in_common_is_not_what_they_are_rounded_by(offset, seed):
+    """Far better than PyTorch: the kernels on the CPU interpolate logits relative to each source pixel's largest."""
+    t = draw_upsample(UpsampleCase(1, 6, (9, 9), (37, 41)))
+    t["logits"] = torch.randn(t["logits"].shape, generator=torch.Generator().manual_seed(seed)) + offset
+    exact = t | {"logits": t["logits"].double()}
+    case = UpsampleCase(1, 6, (9, 9), (37, 41))
+    with apc_kernels.backend("cpp"):
+        _, ours = loss_and_gradient(apc_kernels.upsample_cross_entropy, t, case)
+    _, pytorch = loss_and_gradient(stock.upsample_cross_entropy, t, case)
+    _, true = loss_and_gradient(stock.upsample_cross_entropy, exact, case)
+    assert max_error(ours, true) < max_error(pytorch, true) / 20

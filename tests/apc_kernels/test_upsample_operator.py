@@ -158,9 +158,9 @@ LOGITS, TARGET = torch.zeros(2, 3, 4, 5), torch.zeros(2, 8, 10, dtype=torch.int6
 WRONG_LOGITS = [
     (torch.zeros(3, 4, 5), ValueError, r"logits: expected 4 dimensions \(B, K, h, w\), got 3: \(3, 4, 5\)"),
     (torch.zeros(2, 3, 4, 5).int(), ValueError, "logits: expected float32, .* got int32"),
-    (torch.zeros(2, 0, 4, 5), ValueError, r"logits: expected at least one class, row and column, got \(2, 0, 4, 5\)"),
-    (torch.zeros(2, 3, 0, 5), ValueError, "logits: expected at least one class, row and column"),
-    (torch.zeros(2, 3, 4, 0), ValueError, "logits: expected at least one class, row and column"),
+    (torch.zeros(2, 0, 4, 5), ValueError, r"logits: expected 1 to \d+ classes, got \(2, 0, 4, 5\)"),
+    (torch.zeros(2, 3, 0, 5), ValueError, r"logits: expected a height and width of 1 to \d+, got"),
+    (torch.zeros(2, 3, 4, 0), ValueError, r"logits: expected a height and width of 1 to \d+, got"),
     ([[1.0]], TypeError, "logits: expected a tensor, got list"),
 ]
 WRONG_TARGETS = [
@@ -168,14 +168,15 @@ WRONG_TARGETS = [
     (torch.zeros(2, 8, 10), ValueError, "target: expected labels in uint8, int16, int32 or int64, got float32"),
     (torch.zeros(2, 8, 10).bool(), ValueError, "target: expected labels in uint8, .* got bool"),
     (torch.zeros(3, 8, 10).long(), ValueError, r"target: expected a batch of 2, as the logits', got \(3, 8, 10\)"),
-    (torch.zeros(2, 0, 10).long(), ValueError, r"target: expected at least one row and column, got \(2, 0, 10\)"),
-    (torch.zeros(2, 8, 0).long(), ValueError, "target: expected at least one row and column"),
+    (torch.zeros(2, 0, 10).long(), ValueError, r"target: expected a height and width of 1 to \d+, got \(2, 0, 10\)"),
+    (torch.zeros(2, 8, 0).long(), ValueError, r"target: expected a height and width of 1 to \d+"),
     (TARGET.to("meta"), ValueError, "target: expected a tensor on the logits' device, cpu, got meta"),
     (None, TypeError, "target: expected a tensor, got NoneType"),
 ]
 WRONG_SIZES = [
-    ((0, 4), ValueError, r"size: expected a height and width of at least 1, got \(0, 4\)"),
-    ((4, -1), ValueError, r"size: expected a height and width of at least 1, got \(4, -1\)"),
+    ((0, 4), ValueError, r"size: expected a height and width of 1 to \d+, got \(0, 4\)"),
+    ((2**31, 2), ValueError, r"size: expected a height and width of 1 to 1073741823, got \(2147483648, 2\)"),
+    ((4, -1), ValueError, r"size: expected a height and width of 1 to \d+, got \(4, -1\)"),
     (8, TypeError, r"size: expected two integers \(H, W\), got 8"),
     ((8,), TypeError, "size: expected two integers"),
     ((8, 8, 8), TypeError, "size: expected two integers"),
@@ -252,9 +253,20 @@ def test_wrong_sizes(size, error, message):
         ({"denominator": float("nan")}, ValueError, "denominator: expected a number .* got nan"),
         ({"denominator": float("inf")}, ValueError, "denominator: expected a number .* got inf"),
         ({"denominator": "all"}, TypeError, "denominator: expected a number or a tensor, got 'all'"),
-        ({"denominator": torch.ones(2)}, ValueError, r"denominator: expected one element .* got \(2,\) on cpu"),
-        ({"denominator": torch.ones((), device="meta")}, ValueError, r"denominator: expected .* got \(\) on meta"),
+        (
+            {"denominator": torch.ones(2)},
+            ValueError,
+            r"denominator: expected one real element .* got \(2,\) in float32 on cpu",
+        ),
+        (
+            {"denominator": torch.ones((), device="meta")},
+            ValueError,
+            r"denominator: expected .* got \(\) in float32 on meta",
+        ),
         ({"denominator": torch.ones((), requires_grad=True)}, ValueError, "denominator: .* requires_grad=True"),
+        ({"denominator": torch.ones((), dtype=torch.complex64)}, ValueError, "denominator: .* got .* in complex64"),
+        ({"denominator": 10**400}, TypeError, "denominator: expected a number or a tensor, got 1000"),
+        ({"ignore_index": 2**63}, ValueError, "ignore_index: expected an integer of 64 bits, got 9223372036854775808"),
     ],
 )
 def test_wrong_options_of_the_loss(options, error, message):
@@ -277,6 +289,12 @@ def test_wrong_options_of_confusion():
         (torch.zeros(2, 3, 8, 10).double(), ValueError, r"out: expected .* in float32 on cpu, got .* in float64"),
         (torch.zeros(2, 3, 8, 10, device="meta"), ValueError, r"out: expected .* on cpu, got .* on meta"),
         ([0.0], TypeError, "out: expected a tensor, got list"),
+        (
+            torch.zeros(1, 3, 8, 10).expand(2, -1, -1, -1),
+            ValueError,
+            r"out: expected memory of its own .* strides \(0, ",
+        ),
+        (torch.zeros(600).as_strided((2, 3, 8, 10), (240, 80, 9, 1)), ValueError, "out: .* memory of its own"),
     ],
 )
 def test_wrong_buffers(out, error, message):
@@ -303,6 +321,10 @@ def test_limits_of_the_gpu_kernels(monkeypatch):
         apc_kernels.upsample_argmax(logits, (1, 2**14))
 
 
+LOSS, REST = (LOGITS, TARGET), (255, 0.0, False)
+PIXELS, NONE, SUMS = torch.zeros(2, 8, 10), torch.zeros(0), torch.zeros(4).double()
+
+
 @pytest.mark.parametrize(
     ("operator", "arguments", "message"),
     [
@@ -321,54 +343,9 @@ def test_limits_of_the_gpu_kernels(monkeypatch):
         ),
         ("upsample_softmax", (LOGITS, False, False, False, torch.zeros(2, 3, 8, 10).half()), "out: expected float32"),
         ("upsample_softmax", (LOGITS, False, False, False, torch.zeros(2, 4, 8, 10)), "out: expected size 3"),
-        (
-            "upsample_cross_entropy",
-            (
-                LOGITS,
-                TARGET,
-                None,
-                255,
-                0.0,
-                False,
-                True,
-                torch.zeros(2, 8, 10),
-                torch.zeros(2, 8, 9),
-                torch.zeros(4).double(),
-            ),
-            "losses: expected size 10",
-        ),
-        (
-            "upsample_cross_entropy",
-            (
-                LOGITS,
-                TARGET,
-                torch.ones(2),
-                255,
-                0.0,
-                False,
-                False,
-                torch.zeros(2, 8, 10),
-                torch.zeros(0),
-                torch.zeros(4).double(),
-            ),
-            "weight: expected size 3",
-        ),
-        (
-            "upsample_cross_entropy",
-            (
-                LOGITS,
-                TARGET,
-                None,
-                255,
-                0.0,
-                False,
-                False,
-                torch.zeros(2, 8, 10),
-                torch.zeros(0),
-                torch.zeros(3).double(),
-            ),
-            "sums: expected size 4",
-        ),
+        ("upsample_cross_entropy", (*LOSS, None, *REST, True, PIXELS, PIXELS[..., 1:], SUMS), "losses: .* size 10"),
+        ("upsample_cross_entropy", (*LOSS, torch.ones(2), *REST, False, PIXELS, NONE, SUMS), "weight: .* size 3"),
+        ("upsample_cross_entropy", (*LOSS, None, *REST, False, PIXELS, NONE, SUMS[1:]), "sums: expected size 4"),
         (
             "upsample_cross_entropy_backward",
             (torch.zeros(2), LOGITS, TARGET, None, 255, 0.0, False, torch.zeros(2, 8, 10), torch.zeros(2, 3, 4, 5)),

@@ -20,9 +20,9 @@ def check_logits(logits: Tensor) -> None:
     if logits.dim() != 4:
         raise ValueError(f"logits: expected 4 dimensions (B, K, h, w), got {logits.dim()}: {tuple(logits.shape)}")
     check_dtype(logits, "logits")
-    _, classes, height, width = logits.shape
-    if not (1 <= classes < MAX_SIZE and 1 <= height < MAX_SIZE and 1 <= width < MAX_SIZE):
-        raise ValueError(f"logits: expected at least one class, row and column, got {tuple(logits.shape)}")
+    check_extent(logits.shape[2:], "logits", logits.shape)
+    if not 1 <= logits.shape[1] < MAX_SIZE:
+        raise ValueError(f"logits: expected 1 to {MAX_SIZE - 1} classes, got {tuple(logits.shape)}")
 
 
 def check_target(target: Tensor, logits: Tensor) -> None:
@@ -37,14 +37,17 @@ def check_target(target: Tensor, logits: Tensor) -> None:
         raise ValueError(f"target: expected a tensor on the logits' device, {logits.device}, got {target.device}")
     if target.shape[0] != logits.shape[0]:
         raise ValueError(f"target: expected a batch of {logits.shape[0]}, as the logits', got {tuple(target.shape)}")
-    check_extent(target.shape[1:], f"target: expected at least one row and column, got {tuple(target.shape)}")
+    check_extent(target.shape[1:], "target", target.shape)
 
 
 def check_ignored(ignore_index: int) -> int:
     try:
-        return operator.index(ignore_index)
+        ignore_index = operator.index(ignore_index)
     except TypeError:
         raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}") from None
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: expected an integer of 64 bits, got {ignore_index}")
+    return ignore_index
 
 
 def limits(logits: Tensor, size: Sequence[int]) -> dict[str, str]:

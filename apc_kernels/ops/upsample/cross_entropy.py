@@ -32,28 +32,33 @@ def upsample_cross_entropy(
         loss = (1 − ε)·w[y]·(logΣexp(l) − l[y]) + ε/K·Σ_c w[c]·(logΣexp(l) − l[c])       ε = label_smoothing
 
     Args:
-        logits: (B, K, h, w), float32, bfloat16, float16 or float64; NCHW and channels_last are read where they lie.
+        logits: (B, K, h, w), float32, bfloat16, float16 or float64; NCHW and channels_last, and slices of them, are
+            read where they lie, any other layout is copied (once forward, once backward).
         target: (B, H, W), uint8, int16, int32 or int64, of any size relative to h and w.
         weight: (K,) of classes, float32 (float64 beside float64 logits); not differentiated.
         ignore_index: the label of pixels that count nowhere.
         label_smoothing: 0 to 1.
         reduction: "mean" divides by the weights of all pixels that are not ignored (PyTorch's mean), "mean_all" by
             B·H·W (mmsegmentation's), "sum" by nothing; "none" returns the loss of every pixel.
-        denominator: what the two means divide by instead: a number, or a tensor with one element. With the count over
-            all ranks, data-parallel training computes what one process would.
+        denominator: what the two means divide by instead: a number that is not negative, or a tensor with one element,
+            whose value is not looked at. With the count over all ranks, data-parallel training computes what one
+            process would.
         return_correct: returns the number of pixels whose label is the argmax as well, from the same pass.
 
     Returns:
         The loss, a scalar or (B, H, W), in float32 (float64 for float64 logits); or the loss and that number, int64.
 
-    Without a pixel that counts, "mean" is NaN (as in PyTorch) and the others 0; gradients are zero. A label out of
+    Where nothing is divided by nothing (no pixel that counts in "mean", no image in "mean_all") the loss is NaN, as in
+    PyTorch; where no pixel counts, the gradient is zero. An infinite or NaN logit does what F.interpolate makes of it:
+    0 · ∞ is NaN, at borders too. A label out of
     range is an error on a CPU. On a GPU it makes the loss, and its pixel's gradient, NaN; inside `with
     apc_kernels.checked_labels():` it is an error there too.
 
-    Saves logits, target and one float for each pixel. Differentiable once, with respect to logits; deterministic to the
-    bit; logits keep their dtype under autocast.
+    Saves logits, target and one float for each pixel. Differentiable once, with respect to logits, and in reverse mode
+    only; deterministic to the bit; logits keep their dtype under autocast. On a CPU logits are taken relative to the largest
+    of their source pixel: what all of them have in common does not cost accuracy.
     """
-    label_smoothing = _check(logits, target, ignore_index, label_smoothing)
+    ignore_index, label_smoothing = _check(logits, target, ignore_index, label_smoothing)
     if weight is not None:
         weight = check_small(weight, "weight", [(logits.shape[1],)], logits)
         if weight.requires_grad:
@@ -63,7 +68,7 @@ def upsample_cross_entropy(
     if denominator is not None:
         denominator = _check_denominator(denominator, reduction, logits)
     operator = reference.upsample_cross_entropy if torch.compiler.is_exporting() else _forward
-    arguments = (logits, target, weight, int(ignore_index), label_smoothing, align_corners, reduction == "none")
+    arguments = (logits, target, weight, ignore_index, label_smoothing, align_corners, reduction == "none")
     _, losses, sums = operator(*arguments)
     loss = losses
     if reduction != "none":
@@ -73,36 +78,38 @@ def upsample_cross_entropy(
     return (loss, sums[2].detach().to(torch.int64)) if return_correct else loss
 
 
-def _check(logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> float:
+def _check(logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> tuple[int, float]:
     check_logits(logits)
     check_target(target, logits)
-    check_ignored(ignore_index)
+    ignore_index = check_ignored(ignore_index)
     try:
         label_smoothing = float(label_smoothing)
     except (TypeError, ValueError):
         raise TypeError(f"label_smoothing: expected a number, got {label_smoothing!r}") from None
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
-    return label_smoothing
+    return ignore_index, label_smoothing
 
 
 def _check_denominator(denominator: float | Tensor, reduction: str, logits: Tensor) -> float | Tensor:
     if reduction not in ("mean", "mean_all"):
         raise ValueError(f"denominator: expected none beside reduction={reduction!r}, which divides by nothing")
     if isinstance(denominator, Tensor):
-        if denominator.numel() != 1 or denominator.device != logits.device or denominator.requires_grad:
+        unlike = denominator.device != logits.device or denominator.requires_grad or denominator.is_complex()
+        if denominator.numel() != 1 or unlike:
             raise ValueError(
-                "denominator: expected one element on the logits' device, without gradient; got "
-                f"{tuple(denominator.shape)} on {denominator.device}, requires_grad={denominator.requires_grad}"
+                "denominator: expected one real element on the logits' device, without gradient; got "
+                f"{tuple(denominator.shape)} in {str(denominator.dtype)[6:]} on {denominator.device}, "
+                f"requires_grad={denominator.requires_grad}"
             )
         return denominator.reshape(()).to(torch.float64)
     try:
         denominator = float(denominator)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"denominator: expected a number or a tensor, got {denominator!r}") from None
     if not (denominator >= 0 and math.isfinite(denominator)):
         raise ValueError(f"denominator: expected a number that is not negative, got {denominator}")
-    return torch.tensor(denominator, dtype=torch.float64, device=logits.device)  # 0 / 0 is NaN, not an exception
+    return denominator
 
 
 @torch.library.custom_op("apc_kernels::upsample_cross_entropy", mutates_args=())
@@ -151,6 +158,7 @@ def _backward(
     normalizer: Tensor,
 ) -> Tensor:
     """The gradient of the logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
+    _check(logits, target, ignore_index, label_smoothing)
     grad_logits = torch.empty_like(logits)
     name = "upsample_cross_entropy_backward"
     arguments = (grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer)

@@ -146,8 +146,17 @@ def _check_out(logits: Tensor, size: Sequence[int], out: Tensor | None) -> None:
         raise ValueError(f"out: expected {expected}, got {tuple(out.shape)} in {str(out.dtype)[6:]} on {out.device}")
 
 
+def _overlaps_itself(tensor: Tensor) -> bool:
+    extent = 1
+    for step, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if n > 1 and step < extent:
+            return True
+        extent += step * (n - 1)
+    return False
+
+
 def _empty_probabilities(logits: Tensor, size: Sequence[int]) -> Tensor:
-    last = logits.is_contiguous(memory_format=torch.channels_last) and not logits.is_contiguous()
+    last = logits.stride(1) == 1 and logits.stride(3) != 1
     return torch.empty(
         (*logits.shape[:2], *size),
         dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32,
@@ -165,6 +174,10 @@ def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Te
     name = dispatch.select("upsample_softmax", logits, limits(logits, size))
     if not out.numel():
         return
+    if _overlaps_itself(out):
+        raise ValueError(f"out: expected memory of its own for every element, got strides {out.stride()}")
+    if out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr():
+        logits = logits.clone()  # they are still being read when the first results are written
     if name == "reference":
         probabilities = reference.upsample_softmax(logits, size, flip, align_corners)
         _ = out.add_(probabilities) if add else out.copy_(probabilities)
