@@ -8,6 +8,8 @@ from apc_kernels.labels import checked_labels
 from apc_kernels.ops.adaptive_context import adaptive_context
 from apc_kernels.ops.adaptive_context_norm import BatchNorm, adaptive_context_norm
 from apc_kernels.ops.affinity_moments import affinity_moments
+from apc_kernels.ops.encode import encode
+from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
 from apc_kernels.ops.upsample import (
     upsample_argmax,
@@ -24,6 +26,8 @@ __all__ = [
     "affinity_moments",
     "backend",
     "checked_labels",
+    "encode",
+    "pyramid_conv",
     "pyramid_pool",
     "upsample_argmax",
     "upsample_confusion",

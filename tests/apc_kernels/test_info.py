@@ -6,7 +6,7 @@ import sys
 import apc_kernels
 from apc_kernels import info
 
-COMPOSITIONS = {"adaptive_context_norm"}  # of other operations: no kernels of their own
+COMPOSITIONS = {"adaptive_context_norm", "encode", "pyramid_conv"}  # no kernels of their own
 
 
 def test_it_names_every_operation_on_every_device():

@@ -178,3 +178,23 @@ def upsample_softmax(
     probabilities = upsampled(logits, size, align_corners).softmax(1)
     probabilities = probabilities.flip(3) if flip else probabilities
     return out.add_(probabilities) if out is not None else probabilities
+
+
+def upsampled_pyramid(
+    regions: Tensor, size: Sequence[int], scales: Sequence[int], align_corners: bool = False
+) -> Tensor:
+    maps = [vectors.unflatten(2, (s, s)) for s, vectors in zip(scales, _split(regions, 2, scales), strict=True)]
+    return torch.cat([upsampled(pooled, size, align_corners) for pooled in maps], 1)
+
+
+def pyramid_conv(
+    regions: Tensor, weight: Tensor, size: Sequence[int], scales: Sequence[int], align_corners: bool = False
+) -> Tensor:
+    return F.conv2d(upsampled_pyramid(regions, size, scales, align_corners), weight, padding=weight.shape[2] // 2)
+
+
+def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
+    """EncNet's encoding as its peers have it: every residual of every position and codeword, in the widest dtype."""
+    residuals = x.flatten(2).mT[:, :, None].to(codewords.dtype) - codewords  # (B, N, K, C)
+    weights = (scale * residuals.square().sum(3)).softmax(2)
+    return (weights[..., None] * residuals).sum(1)

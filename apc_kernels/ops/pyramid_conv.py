@@ -1,0 +1,104 @@
+"""pyramid_conv: a convolution of the bilinearly upsampled pyramid, without upsampling it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apc_kernels.ops.common import check_dtype, check_scales
+from apc_kernels.ops.interpolation import check_size, matrix
+
+MAX_SCALES, MAX_SCALE = 64, 32768
+
+BUILT_ON = ("PyTorch's matrix products",)
+
+
+def pyramid_conv(
+    regions: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    scales: Sequence[int],
+    *,
+    align_corners: bool = False,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Convolves, with zero padding, what each scale's regions become when they are upsampled and concatenated.
+
+        F.conv2d(cat([F.interpolate(r.view(B, C, s, s), size, mode="bilinear") for r of each scale], 1), weight,
+                 padding=k // 2)
+
+    The convolution is linear in the few region vectors, and the interpolation is one matrix an axis:
+
+        out = Σ_scales M_y · (regions · taps) · M_xᵀ        M_y: (h, s·k), M_x: (w, s·k)
+
+    With this, PSPNet's bottleneck is a convolution of the features plus pyramid_conv(regions): neither the upsampled
+    pyramid nor its concatenation with the features exists.
+
+    Args:
+        regions: (B, C, J), J = Σ s², scale-major, then row-major, as pyramid_pool returns them.
+        weight: (O, S·C, k, k), k odd; channel block i belongs to scale i.
+        size: (h, w) of the result.
+        scales: the S scales, in the order in which regions and weight hold them.
+        align_corners: of the upsampling, as in F.interpolate.
+        memory_format: of the result, torch.contiguous_format or torch.channels_last; that of the convolution it is
+            added to.
+
+    Returns:
+        (B, O, h, w) in the dtype of regions and weight, or in autocast's, as a convolution. Products of library
+        matrices throughout: differentiable any number of times, and the same under torch.compile and torch.export.
+    """
+    size, scales, kernel = _check(regions, weight, size, scales, memory_format)
+    last = memory_format == torch.channels_last
+    channels, products = regions.shape[1], []
+    for i, (s, rows) in enumerate(zip(scales, regions.split([s * s for s in scales], 2), strict=True)):
+        taps = weight[:, i * channels : (i + 1) * channels].flatten(2).mT  # (O, k², C)
+        vectors = rows.transpose(0, 1).flatten(1)  # (C, B·s²)
+        product = torch.bmm(taps, vectors.expand(taps.shape[0], -1, -1))
+        product = product.view(weight.shape[0], kernel, kernel, regions.shape[0], s, s)  # (O, ky, kx, B, sy, sx)
+        columns = _taps_of_axis(s, size[1], kernel, align_corners, product)  # (w, s·k)
+        if last:
+            product = product.permute(3, 4, 1, 5, 2, 0).flatten(3, 4).flatten(1, 2)  # (B, s·k, s·k, O)
+            products.append((columns @ product).flatten(2))  # (B, s·k, w·O)
+        else:
+            product = product.permute(3, 0, 4, 1, 5, 2).flatten(4).flatten(2, 3)  # (B, O, s·k, s·k)
+            products.append(product @ columns.mT)  # (B, O, s·k, w)
+    rows = torch.cat([_taps_of_axis(s, size[0], kernel, align_corners, products[0]) for s in scales], 1)  # (h, Σ s·k)
+    if last:
+        return (rows @ torch.cat(products, 1)).unflatten(2, (size[1], weight.shape[0])).permute(0, 3, 1, 2)
+    return rows @ torch.cat(products, 2)
+
+
+def _taps_of_axis(s: int, size: int, kernel: int, align_corners: bool, like: Tensor) -> Tensor:
+    """(size, s·k): the weight of region i in what tap t sees of each position; nothing past the ends."""
+    weights = F.pad(matrix(s, size, align_corners, like), (0, 0, kernel // 2, kernel // 2))
+    return weights.unfold(0, kernel, 1).flatten(1).to(like.dtype)
+
+
+def _check(
+    regions: Tensor, weight: Tensor, size: Sequence[int], scales: Sequence[int], memory_format: torch.memory_format
+) -> tuple[tuple[int, int], list[int], int]:
+    for tensor, name, shape in ((regions, "regions", "(B, C, J)"), (weight, "weight", "(O, S*C, k, k)")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != shape.count(",") + 1:
+            raise ValueError(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
+        check_dtype(tensor, name)
+    scales = check_scales(scales, MAX_SCALES, MAX_SCALE)
+    channels, rows = regions.shape[1], sum(s * s for s in scales)
+    if regions.shape[2] != rows:
+        raise ValueError(f"regions: expected (B, C, {rows}) for scales {tuple(scales)}, got {tuple(regions.shape)}")
+    _, inputs, kernel, width = weight.shape
+    if inputs != len(scales) * channels:
+        expected = f"{len(scales)} scales of {channels} channels, {len(scales) * channels}"
+        raise ValueError(f"weight: expected (O, S*C, k, k) for {expected}; got {tuple(weight.shape)}")
+    if kernel != width or kernel % 2 == 0:
+        raise ValueError(f"weight: expected an odd, square kernel, got {tuple(weight.shape)}")
+    if weight.device != regions.device:
+        raise ValueError(f"weight: expected a tensor on the regions' device, {regions.device}, got {weight.device}")
+    if weight.dtype != regions.dtype and not torch.is_autocast_enabled(regions.device.type):
+        given, beside = (str(t.dtype).removeprefix("torch.") for t in (weight, regions))
+        raise ValueError(f"weight: expected the dtype of regions, {beside}, got {given}")
+    if memory_format not in (torch.contiguous_format, torch.channels_last):
+        raise ValueError(f"memory_format: expected contiguous_format or channels_last, got {memory_format}")
+    return check_size(size), scales, kernel

@@ -1,0 +1,191 @@
+"""pyramid_conv against float64 and against upsampling, concatenating and convolving in PyTorch."""
+
+import pytest
+import stock
+import torch
+from accuracy import assert_accurate, same_bits
+from head_cases import CONVS, ConvCase, draw_conv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from places import dtypes
+
+import apc_kernels
+
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=("nchw", "nhwc"))
+ODD = ConvCase(2, 7, 5, (9, 14), 3, (1, 2, 3, 6))
+
+
+def with_gradients(function, tensors, case, **options):
+    leaves = [tensors[name].detach().requires_grad_() for name in ("regions", "weight")]
+    result = function(*leaves, case.size, case.scales, align_corners=case.align_corners, **options)
+    return result.detach(), *torch.autograd.grad(result, leaves, tensors["grad"])
+
+
+def check(case, dtype=torch.float32, device="cpu", **options):
+    tensors = draw_conv(case, dtype, device)
+    actual = with_gradients(apc_kernels.pyramid_conv, tensors, case, **options)
+    exact = with_gradients(stock.pyramid_conv, {name: t.double() for name, t in tensors.items()}, case)
+    pytorch = with_gradients(stock.pyramid_conv, tensors, case)
+    for ours, true, own, name in zip(actual, exact, pytorch, ("result", "regions", "weight"), strict=True):
+        assert_accurate(ours, true, own, f"{case} {name}")
+    return actual[0]
+
+
+@DEVICES
+@FORMATS
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_hard_cases(device, memory_format, case):
+    result = check(case, device=device, memory_format=memory_format)
+    assert result.is_contiguous(memory_format=memory_format)
+
+
+@DEVICES
+@dtypes
+@FORMATS
+def test_dtypes(device, dtype, memory_format):
+    check(ConvCase(2, 32, 24, (20, 17), 3, (1, 2, 3, 6)), dtype, device, memory_format=memory_format)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    scales=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    kernel=st.sampled_from((1, 3, 5, 7)),
+    align_corners=st.booleans(),
+    last=st.booleans(),
+)
+def test_any_size_scales_and_kernel(size, scales, kernel, align_corners, last):
+    case = ConvCase(1, 3, 2, size, kernel, tuple(scales), align_corners)
+    tensors = draw_conv(case, torch.float64)
+    exact = with_gradients(stock.pyramid_conv, tensors, case)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    actual = with_gradients(apc_kernels.pyramid_conv, tensors, case, memory_format=memory_format)
+    for ours, expected in zip(actual, exact, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
+
+
+@FORMATS
+def test_gradcheck(memory_format):
+    case = ConvCase(2, 2, 2, (4, 5), 3, (2, 1))
+    t = draw_conv(case, torch.float64)
+
+    def function(regions, weight):
+        return apc_kernels.pyramid_conv(regions, weight, case.size, case.scales, memory_format=memory_format)
+
+    assert torch.autograd.gradcheck(function, (t["regions"].requires_grad_(), t["weight"].requires_grad_()))
+    assert torch.autograd.gradgradcheck(function, (t["regions"], t["weight"]))
+
+
+@DEVICES
+def test_same_bits_every_time(device):
+    tensors = draw_conv(ODD, device=device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, *others = [with_gradients(apc_kernels.pyramid_conv, tensors, ODD) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(same_bits(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+def test_pspnets_bottleneck():
+    """conv(features) + pyramid_conv(regions) is the convolution of their concatenation, in its memory format."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 12, 10, generator=generator).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(5, 6 + 4 * 3, 3, 3, generator=generator)
+    regions = torch.randn(2, 3, 50, generator=generator)
+    pyramid = apc_kernels.pyramid_conv(
+        regions, weight[:, 6:], x.shape[2:], (1, 2, 3, 6), memory_format=torch.channels_last
+    )
+    ours = torch.nn.functional.conv2d(x, weight[:, :6], padding=1) + pyramid
+    upsampled = stock.upsampled_pyramid(regions, x.shape[2:], (1, 2, 3, 6))
+    expected = torch.nn.functional.conv2d(torch.cat([x, upsampled], 1), weight, padding=1)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+# As an operation
+
+
+def test_compile():
+    """One graph, and no second one for other sizes."""
+    compiled = torch.compile(apc_kernels.pyramid_conv, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for case in (ODD, ConvCase(3, 4, 6, (11, 8), 3, (1, 2, 3, 6))):
+            tensors = draw_conv(case)
+            actual = with_gradients(compiled, tensors, case)
+            for ours, expected in zip(actual, with_gradients(apc_kernels.pyramid_conv, tensors, case), strict=True):
+                torch.testing.assert_close(ours, expected)
+
+
+class Conv(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 4 * 3, 3, 3))
+
+    def forward(self, x, regions):
+        return apc_kernels.pyramid_conv(regions, self.weight, x.shape[2:], (1, 2, 3, 6))
+
+
+def test_export_with_dynamic_sizes():
+    sizes = {2: torch.export.Dim("h", min=2, max=512), 3: torch.export.Dim("w", min=2, max=512)}
+    module = Conv()
+    program = torch.export.export(
+        module, (torch.randn(2, 1, 13, 17), torch.randn(2, 3, 50)), dynamic_shapes={"x": sizes, "regions": None}
+    )
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert all(getattr(call, "namespace", "aten") == "aten" for call in calls), calls
+    x, regions = torch.randn(2, 1, 30, 9), torch.randn(2, 3, 50)
+    torch.testing.assert_close(program.module()(x, regions), module(x, regions))
+
+
+def test_autocast_computes_as_a_convolution_does():
+    t = draw_conv(ODD)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = apc_kernels.pyramid_conv(t["regions"].bfloat16(), t["weight"], ODD.size, ODD.scales)
+    assert result.dtype == torch.bfloat16
+    exact = stock.pyramid_conv(t["regions"].double(), t["weight"].double(), ODD.size, ODD.scales)
+    narrow = stock.pyramid_conv(t["regions"].bfloat16(), t["weight"].bfloat16(), ODD.size, ODD.scales)
+    assert_accurate(result, exact, narrow, "under autocast")
+
+
+REGIONS, WEIGHT = torch.zeros(2, 3, 5), torch.zeros(4, 6, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("regions", "weight", "size", "scales", "message"),
+    [
+        (torch.zeros(2, 3), WEIGHT, (4, 4), (1, 2), r"regions: expected \(B, C, J\), got \(2, 3\)"),
+        (torch.zeros(2, 3, 6), WEIGHT, (4, 4), (1, 2), r"regions: expected \(B, C, 5\) for scales \(1, 2\)"),
+        (REGIONS.long(), WEIGHT, (4, 4), (1, 2), "regions: expected float32, .* got int64"),
+        (REGIONS, torch.zeros(4, 6, 3), (4, 4), (1, 2), r"weight: expected \(O, S\*C, k, k\), got \(4, 6, 3\)"),
+        (REGIONS, torch.zeros(4, 5, 3, 3), (4, 4), (1, 2), "weight: .* for 2 scales of 3 channels, 6; got"),
+        (REGIONS, torch.zeros(4, 6, 2, 2), (4, 4), (1, 2), "weight: expected an odd, square kernel"),
+        (REGIONS, torch.zeros(4, 6, 3, 1), (4, 4), (1, 2), "weight: expected an odd, square kernel"),
+        (REGIONS, WEIGHT.double(), (4, 4), (1, 2), "weight: expected the dtype of regions, float32, got float64"),
+        (REGIONS, WEIGHT.to("meta"), (4, 4), (1, 2), "weight: expected a tensor on the regions' device, cpu, got meta"),
+        (REGIONS, WEIGHT, (0, 4), (1, 2), "size: expected a height and width of at least 1"),
+        (REGIONS, WEIGHT, (4, 4), (), "scales: expected 1 to 64 scales, got 0"),
+    ],
+)
+def test_wrong_input(regions, weight, size, scales, message):
+    with pytest.raises(ValueError, match=message):
+        apc_kernels.pyramid_conv(regions, weight, size, scales)
+
+
+@pytest.mark.parametrize(
+    ("regions", "weight", "size", "message"),
+    [
+        ([1.0], WEIGHT, (4, 4), "regions: expected a tensor, got list"),
+        (REGIONS, None, (4, 4), "weight: expected a tensor, got NoneType"),
+        (REGIONS, WEIGHT, 4, "size: expected two integers"),
+    ],
+)
+def test_wrong_types(regions, weight, size, message):
+    with pytest.raises(TypeError, match=message):
+        apc_kernels.pyramid_conv(regions, weight, size, (1, 2))
+
+
+def test_wrong_memory_format():
+    with pytest.raises(ValueError, match="memory_format: expected contiguous_format or channels_last, got"):
+        apc_kernels.pyramid_conv(REGIONS, WEIGHT, (4, 4), (1, 2), memory_format=torch.preserve_format)

@@ -1,0 +1,99 @@
+"""The hard cases of pyramid_conv and encode, written once: tests run all of them, benchmarks the large ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    """Regions with so many channels for each scale, convolved to so many channels of a map."""
+
+    batch: int
+    channels: int
+    outputs: int
+    size: tuple[int, int]
+    kernel: int
+    scales: tuple[int, ...] = (1, 2, 3, 6)
+    align_corners: bool = False
+
+    def __str__(self) -> str:
+        sizes = f"{self.batch}x{self.channels}-{self.outputs}x{self.size[0]}x{self.size[1]}-{self.kernel}"
+        return f"{sizes}-{'.'.join(map(str, self.scales))}{'-corners' if self.align_corners else ''}"
+
+
+CONVS = [
+    ConvCase(2, 8, 6, (12, 18), 3),
+    ConvCase(2, 5, 3, (13, 17), 3),  # odd
+    ConvCase(2, 5, 3, (13, 17), 3, align_corners=True),
+    ConvCase(1, 4, 4, (10, 7), 1),  # no taps to shift
+    ConvCase(1, 3, 2, (9, 8), 5, (6, 4)),
+    ConvCase(1, 3, 2, (2, 3), 7, (2, 1)),  # a kernel larger than the map: mostly padding
+    ConvCase(1, 3, 2, (4, 5), 3, (7, 9)),  # scales larger than the map
+    ConvCase(1, 3, 2, (4, 5), 3, (7, 9), True),
+    ConvCase(1, 1, 1, (1, 1), 3),
+    ConvCase(2, 3, 2, (1, 9), 3, (3, 3, 1)),  # a scale twice, in no order
+    ConvCase(3, 2, 5, (8, 8), 3, (1,)),
+    ConvCase(1, 3, 2, (6, 6), 3, (6,)),  # the identity
+    ConvCase(1, 3, 2, (6, 6), 3, (6,), True),
+    ConvCase(0, 3, 2, (6, 7), 3),
+]
+BOTTLENECK = ConvCase(1, 512, 512, (64, 64), 3)  # of PSPNet: beside 2048 channels of features
+
+
+def draw_conv(case: ConvCase, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Tensor]:
+    """Regions, weight, and a gradient of the result."""
+    generator = torch.Generator().manual_seed(case.channels + sum(case.size))
+    inputs = len(case.scales) * case.channels
+    tensors = {
+        "regions": torch.randn(case.batch, case.channels, sum(s * s for s in case.scales), generator=generator),
+        "weight": torch.randn(case.outputs, inputs, case.kernel, case.kernel, generator=generator)
+        / (inputs * case.kernel**2) ** 0.5,
+        "grad": torch.randn(case.batch, case.outputs, *case.size, generator=generator),
+    }
+    return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class CodeCase:
+    """A map with so many channels, and so many codewords."""
+
+    batch: int
+    channels: int
+    size: tuple[int, int]
+    codewords: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.channels}x{self.size[0]}x{self.size[1]}-{self.codewords}"
+
+
+CODES = [
+    CodeCase(2, 8, (6, 9), 4),
+    CodeCase(2, 13, (7, 5), 5),
+    CodeCase(1, 1, (1, 1), 3),
+    CodeCase(2, 6, (5, 4), 1),  # nothing to choose from
+    CodeCase(1, 4, (1, 40), 7),
+    CodeCase(3, 64, (16, 16), 32),
+    CodeCase(0, 4, (3, 3), 5),
+]
+ENCODER = CodeCase(1, 512, (64, 64), 32)  # of EncNet
+
+
+def draw_code(
+    case: CodeCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Features, codewords and scales as EncNet begins with, and a gradient of the result.
+
+    Squared distances are about 2 and scales between −1 and 0, so that every codeword has a share of every position.
+    """
+    generator = torch.Generator().manual_seed(case.channels + case.codewords)
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    x = torch.randn(case.batch, case.channels, *case.size, generator=generator) / case.channels**0.5
+    small = {
+        "codewords": torch.randn(case.codewords, case.channels, generator=generator) / case.channels**0.5,
+        "scale": -torch.rand(case.codewords, generator=generator),
+        "grad": torch.randn(case.batch, case.codewords, case.channels, generator=generator),
+    }
+    return {"x": layout(x.to(device, dtype))} | {name: tensor.to(device, working) for name, tensor in small.items()}
