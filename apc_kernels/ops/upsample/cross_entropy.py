@@ -55,8 +55,8 @@ def upsample_cross_entropy(
     apc_kernels.checked_labels():` it is an error there too.
 
     Saves logits, target and one float for each pixel. Differentiable once, with respect to logits, and in reverse mode
-    only; deterministic to the bit; logits keep their dtype under autocast. On a CPU logits are taken relative to the largest
-    of their source pixel: what all of them have in common does not cost accuracy.
+    only; deterministic to the bit; logits keep their dtype under autocast. On a CPU logits are taken relative to the
+    largest of their source pixel: what all of them have in common does not cost accuracy.
     """
     ignore_index, label_smoothing = _check(logits, target, ignore_index, label_smoothing)
     if weight is not None:
