@@ -164,7 +164,7 @@ REGIONS, WEIGHT = torch.zeros(2, 3, 5), torch.zeros(4, 6, 3, 3)
         (REGIONS, torch.zeros(4, 6, 3, 1), (4, 4), (1, 2), "weight: expected an odd, square kernel"),
         (REGIONS, WEIGHT.double(), (4, 4), (1, 2), "weight: expected the dtype of regions, float32, got float64"),
         (REGIONS, WEIGHT.to("meta"), (4, 4), (1, 2), "weight: expected a tensor on the regions' device, cpu, got meta"),
-        (REGIONS, WEIGHT, (0, 4), (1, 2), "size: expected a height and width of at least 1"),
+        (REGIONS, WEIGHT, (0, 4), (1, 2), "size: expected a height and width of 1 to 1073741823"),
         (REGIONS, WEIGHT, (4, 4), (), "scales: expected 1 to 64 scales, got 0"),
     ],
 )
