@@ -40,11 +40,11 @@ class _Encode(torch.autograd.Function):
     def forward(ctx, x, codewords, scale):
         with without_autocast(x):
             features, words = _centered(x, codewords)
-            squares = torch.linalg.vector_norm(features, dim=1, keepdim=True).square() + words.square().sum(1)[:, None]
+            squares = features.square().sum(1, keepdim=True) + words.square().sum(1)[:, None]
             distances = torch.baddbmm(squares, words.expand(x.shape[0], -1, -1), features, alpha=-2)  # (B, K, N)
             weights = (scale[:, None] * distances).softmax(1)
             ctx.save_for_backward(x, codewords, scale, distances, weights)
-            return weights @ features.mT - weights.sum(2)[..., None] * words
+            return (features @ weights.mT).mT - weights.sum(2)[..., None] * words
 
     @staticmethod
     @torch.autograd.function.once_differentiable

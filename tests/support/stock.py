@@ -195,6 +195,6 @@ def pyramid_conv(
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
     """EncNet's encoding as its peers have it: every residual of every position and codeword, in the widest dtype."""
-    residuals = x.flatten(2).mT[:, :, None].to(codewords.dtype) - codewords  # (B, N, K, C)
+    residuals = x.flatten(2).mT.contiguous()[:, :, None].to(codewords.dtype) - codewords  # (B, N, K, C)
     weights = (scale * residuals.square().sum(3)).softmax(2)
     return (weights[..., None] * residuals).sum(1)
