@@ -121,14 +121,15 @@ inline void weigh_rows(const Axis& axis, int64_t row, RowWeights<A>* weights) {
 
 // The largest logit, and the first class that has it.
 template <typename A, int R>
-inline Best<A, R> best_class(const typename Pack<A>::type* wide, int64_t classes, const RowWeights<A>* weights) {
+inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t classes,
+                             const RowWeights<A>* weights) {
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
   Best<A, R> best;
   for (int r = 0; r < R; ++r)
-    best.value[r] = weights[r].own * wide[0] + weights[r].next * wide[1], best.index[r] = Int{};
+    best.value[r] = weights[r].own * interpolated[0] + weights[r].next * interpolated[1], best.index[r] = Int{};
   for (int64_t k = 1; k < classes; ++k) {
-    const Vec own = wide[2 * k], next = wide[2 * k + 1];
+    const Vec own = interpolated[2 * k], next = interpolated[2 * k + 1];
     const Int label = Int{} + static_cast<typename Integers<A>::scalar>(k);
     for (int r = 0; r < R; ++r) {
       const Vec logit = weights[r].own * own + weights[r].next * next;

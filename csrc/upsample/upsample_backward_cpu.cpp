@@ -30,7 +30,7 @@ class Band {
 
   const CrossEntropy& p;
   const Upsample& u;
-  const int64_t stride, blocks, wide, lanes;  // of a source row; vectors in a row; of a wide row; classes, padded
+  const int64_t stride, blocks, width, lanes;  // of a source row; vectors in a row; of a wide row; classes, padded
   const Scratch<ColumnBlock<A>> columns;
   const Scratch<int64_t> ends;               // of each source column, the output columns
   const Scratch<A> own_row, next_row;        // (classes, stride)
@@ -38,8 +38,8 @@ class Band {
   const Scratch<A> of_class;                 // weights of classes
   const Scratch<Vec> interpolated;           // (classes, 2): both source rows, in one vector of columns
   const Scratch<Pixels<A>> pixels;           // (blocks, rows at hand)
-  const Scratch<A> own_sum, next_sum;        // (W classes, wide)
-  const Scratch<A> own_turned, next_turned;  // (wide, W classes)
+  const Scratch<A> own_sum, next_sum;        // (W classes, width)
+  const Scratch<A> own_turned, next_turned;  // (width, W classes)
   const Scratch<A> gradients;                // two of (source columns, lanes)
   A *current, *following;                    // the gradient of source row y, and what has reached that of row y + 1
   A all_classes = 0;
@@ -51,7 +51,7 @@ class Band {
         u(p.upsample),
         stride(row_stride<A>(u)),
         blocks(blocks_of(u.columns.size, W)),
-        wide((blocks + 1) * W),
+        width((blocks + 1) * W),
         lanes(blocks_of(u.classes, W) * W),
         columns(blocks),
         ends(u.columns.source),
@@ -61,10 +61,10 @@ class Band {
         of_class(u.classes),
         interpolated(2 * u.classes),
         pixels(blocks * ROW_BLOCK),
-        own_sum(W * wide),
-        next_sum(W * wide),
-        own_turned(wide * W),
-        next_turned(wide * W),
+        own_sum(W * width),
+        next_sum(W * width),
+        own_turned(width * W),
+        next_turned(width * W),
         gradients(2 * u.columns.source * lanes),
         current(gradients),
         following(gradients + u.columns.source * lanes) {
@@ -72,7 +72,7 @@ class Band {
     for (int64_t x = 0; x < u.columns.source; ++x) ends[x] = u.columns.first(x + 1);
     const A* weight = static_cast<const A*>(p.weight);
     for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
-    for (int64_t i = 0; i < W * wide; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
+    for (int64_t i = 0; i < W * width; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
   }
 
   // The gradient of the source rows [top, bottom).
@@ -137,8 +137,8 @@ class Band {
     A at_own[W], at_next[W], factor[W], normalizer[W], grad[W];
     for (int i = 0; i < W; ++i) {
       const int64_t inside = labels[i] < 0 ? 0 : labels[i], at = pixel + (i < block.valid ? i : 0);
-      const A* wide = reinterpret_cast<const A*>(interpolated + 2 * inside) + i;
-      at_own[i] = wide[0], at_next[i] = wide[W], factor[i] = of_class[inside];
+      const A* pair = reinterpret_cast<const A*>(interpolated + 2 * inside) + i;
+      at_own[i] = pair[0], at_next[i] = pair[W], factor[i] = of_class[inside];
       normalizer[i] = static_cast<const A*>(p.normalizer)[at];
       grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : at];
     }
@@ -171,14 +171,14 @@ class Band {
         own += weights[r].own * gradient;
         next += weights[r].next * gradient;
       }
-      store_lanes<A>(own_sum + lane * wide + v * W, own);
-      store_lanes<A>(next_sum + lane * wide + v * W, next);
+      store_lanes<A>(own_sum + lane * width + v * W, own);
+      store_lanes<A>(next_sum + lane * width + v * W, next);
     }
   }
 
   // Adds wide rows of W classes, weighted, to W lanes of the gradient.
   void collapse(const A* sum, A* turned, A* gradient) const {
-    transpose<A>(sum, wide, W, blocks * W, turned, W);
+    transpose<A>(sum, width, W, blocks * W, turned, W);
     for (int64_t x = 0, column = 0; x < u.columns.source; ++x) {
       Vec own{}, next{};
       for (; column < ends[x]; ++column) {

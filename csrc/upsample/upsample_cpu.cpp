@@ -8,7 +8,7 @@ template <typename A>
 struct Piece {
   int64_t unit, image, first_row, last_row;
   const ColumnBlock<A>& columns;
-  const typename Pack<A>::type* wide;  // (classes, 2): both source rows, interpolated
+  const typename Pack<A>::type* interpolated;  // (classes, 2): both source rows, interpolated
 
   // Of the pixel in this row at the vector's first lane, counted through the batch.
   int64_t pixel(const Upsample& u, int64_t row) const {
@@ -30,7 +30,7 @@ inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit 
     else
       load_row<T>(u, image, y, to);
   };
-  Scratch<typename Pack<A>::type> wide(2 * u.classes);
+  Scratch<typename Pack<A>::type> interpolated(2 * u.classes);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / u.rows.source, y = unit % u.rows.source;
     const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
@@ -39,23 +39,23 @@ inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit 
     load(image, y + 1 < u.rows.source ? y + 1 : y, next);
     for (int64_t v = 0; v < count; ++v) {
       for (int64_t k = 0; k < u.classes; ++k) {
-        wide[2 * k] = blocks[v].of(own + k * stride);
-        wide[2 * k + 1] = blocks[v].of(next + k * stride);
+        interpolated[2 * k] = blocks[v].of(own + k * stride);
+        interpolated[2 * k + 1] = blocks[v].of(next + k * stride);
       }
-      visit(Piece<A>{unit, image, first, last, blocks[v], wide});
+      visit(Piece<A>{unit, image, first, last, blocks[v], interpolated});
     }
   }
 }
 
 // sums = the sum of exp(logit - best); where SMOOTH, linear = that of of_class * (logit - best).
 template <typename A, int R, bool SMOOTH>
-inline void sum_exponentials(const typename Pack<A>::type* wide, int64_t classes, const RowWeights<A>* weights,
+inline void sum_exponentials(const typename Pack<A>::type* interpolated, int64_t classes, const RowWeights<A>* weights,
                              const typename Pack<A>::type* best, const A* of_class, typename Pack<A>::type* sums,
                              typename Pack<A>::type* linear) {
   using Vec = typename Pack<A>::type;
   for (int r = 0; r < R; ++r) sums[r] = linear[r] = Vec{};
   for (int64_t k = 0; k < classes; ++k) {
-    const Vec own = wide[2 * k], next = wide[2 * k + 1];
+    const Vec own = interpolated[2 * k], next = interpolated[2 * k + 1];
     for (int r = 0; r < R; ++r) {
       const Vec below = weights[r].own * own + weights[r].next * next - best[r];
       sums[r] += exp_lanes(below);
@@ -81,9 +81,9 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
     for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
       RowWeights<A> weights[R];
       weigh_rows<A, R>(u.rows, row, weights);
-      const Best<A, R> best = best_class<A, R>(piece.wide, u.classes, weights);
+      const Best<A, R> best = best_class<A, R>(piece.interpolated, u.classes, weights);
       Vec sums[R], linear[R];
-      sum_exponentials<A, R, SMOOTH>(piece.wide, u.classes, weights, best.value, of_class, sums, linear);
+      sum_exponentials<A, R, SMOOTH>(piece.interpolated, u.classes, weights, best.value, of_class, sums, linear);
       Vec loss_sum{}, weight_sum{};
       Int correct_sum{}, wrong_sum{};
       for (int r = 0; r < R; ++r) {
@@ -94,8 +94,8 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
         A at_own[W], at_next[W], weight_of[W];
         for (int i = 0; i < W; ++i) {
           const int64_t inside = labels[i] < 0 ? 0 : labels[i];
-          const A* wide = reinterpret_cast<const A*>(piece.wide + 2 * inside) + i;
-          at_own[i] = wide[0], at_next[i] = wide[W], weight_of[i] = of_class[inside];
+          const A* pair = reinterpret_cast<const A*>(piece.interpolated + 2 * inside) + i;
+          at_own[i] = pair[0], at_next[i] = pair[W], weight_of[i] = of_class[inside];
         }
         const Vec own = load_lanes<A>(at_own), next = load_lanes<A>(at_next), of_label = load_lanes<A>(weight_of);
         const Vec logit = weights[r].own * own + weights[r].next * next, total = log_lanes(sums[r]);
@@ -133,7 +133,7 @@ inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Store s
     for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
       RowWeights<A> weights[R];
       weigh_rows<A, R>(u.rows, row, weights);
-      const Best<A, R> best = best_class<A, R>(piece.wide, u.classes, weights);
+      const Best<A, R> best = best_class<A, R>(piece.interpolated, u.classes, weights);
       for (int r = 0; r < R; ++r) {
         store(piece.pixel(u, row + r), piece.columns.valid, best.index[r]);
       }
@@ -205,11 +205,12 @@ void softmax_groups_as(const Softmax& p, int64_t begin, int64_t end) {
     for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
       RowWeights<A> weights[R];
       weigh_rows<A, R>(u.rows, row, weights);
-      const Best<A, R> best = best_class<A, R>(piece.wide, u.classes, weights);
+      const Best<A, R> best = best_class<A, R>(piece.interpolated, u.classes, weights);
       for (int r = 0; r < R; ++r) {
         Vec sum{};
         for (int64_t k = 0; k < u.classes; ++k) {
-          const Vec logit = weights[r].own * piece.wide[2 * k] + weights[r].next * piece.wide[2 * k + 1];
+          const Vec logit =
+              weights[r].own * piece.interpolated[2 * k] + weights[r].next * piece.interpolated[2 * k + 1];
           sum += exponentials[k] = exp_lanes(logit - best.value[r]);
         }
         const Vec inverse = 1 / sum;
