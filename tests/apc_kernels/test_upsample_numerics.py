@@ -8,7 +8,7 @@ import sys
 import pytest
 import stock
 import torch
-from accuracy import assert_accurate, max_error, same_bits, unit
+from accuracy import assert_accurate, max_error, same_bits
 from cases import channels_last, nchw, sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +39,7 @@ def same(a, b):
     return same_bits(a, b) if a.is_floating_point() else torch.equal(a, b)
 
 
-def assert_everything(results, tensors, case, name="", probabilities_within=None, **options):
+def assert_everything(results, tensors, case, name="", **options):
     """By the accuracy rule. Losses and probabilities are float32: they are held to those of widened logits."""
     tensors = {key: t.cpu() for key, t in tensors.items()}
     exact_tensors = {key: t.double() if t.is_floating_point() else t for key, t in tensors.items()}
@@ -53,10 +53,7 @@ def assert_everything(results, tensors, case, name="", probabilities_within=None
     exact, widened = (
         stock.upsample_softmax(t["logits"], case.size, align_corners=case.align_corners) for t in (exact_tensors, wide)
     )
-    if probabilities_within is None:
-        assert_accurate(probabilities, exact, widened, f"{name} probabilities")
-    else:
-        assert max_error(probabilities, exact) <= probabilities_within
+    assert_accurate(probabilities, exact, widened, f"{name} probabilities")
     assert torch.equal(counts, stock.confusion(labels, tensors["target"], case.classes))
     assert_labels(labels, tensors["logits"], case)
 
@@ -86,10 +83,7 @@ def test_extreme_logits(device, backend, kind, case):
             results = everything(t, case, **options)
         if kind == "all the same":  # nothing but rounding says which label is the largest
             assert not results[4].any() or backend == "reference"
-        # A logit of 65504 is rounded to 1/256 when it is interpolated. The few probabilities between 0 and 1 are as far
-        # off, PyTorch's by chance less or more.
-        within = unit(t["logits"].double(), torch.float32) if "float16" in kind else None
-        assert_everything(results, t, case, f"{kind} {options}", within, **options)
+        assert_everything(results, t, case, f"{kind} {options}", **options)
 
 
 @places_without_cuda
@@ -282,7 +276,8 @@ def test_sixteen_million_pixels_and_more(device, backend):
 @kernels
 @pytest.mark.slow
 def test_more_scores_than_an_int_counts(device, backend):
-    """B·K·H·W = 2.2e9, and more classes than an int16 holds. All rows of a map with one source row are the same."""
+    """B·K·H·W = 2.2e9, and more classes than an int16 holds. All rows of a map with one source row are the same,
+    but for how the weights of that row and itself round."""
     case = UpsampleCase(1, 32800, (1, 2), (256, 257))
     row = UpsampleCase(1, 32800, (1, 2), (1, 257))
     t = draw_upsample(row, device=device, labels=torch.int32)
@@ -290,11 +285,11 @@ def test_more_scores_than_an_int_counts(device, backend):
     with apc_kernels.backend(backend):
         labels = apc_kernels.upsample_argmax(t["logits"], case.size)
         losses, grad = loss_and_gradient(apc_kernels.upsample_cross_entropy, tall, case, reduction="none")
-    assert labels.dtype == torch.int32 and (labels == labels[:, :1]).all() and same(losses, losses[:, :1] + 0 * losses)
+    assert labels.dtype == torch.int32 and (labels == labels[:, :1]).all()
     assert_labels(labels[:, :1], t["logits"], row)
     cpu = {name: tensor.cpu() for name, tensor in t.items()}
     expected = loss_and_gradient(stock.upsample_cross_entropy, cpu, row, reduction="none")
-    torch.testing.assert_close(losses[:, :1].cpu(), expected[0], rtol=2e-6, atol=0)
+    torch.testing.assert_close(losses.cpu(), expected[0].expand(1, *case.size), rtol=2e-6, atol=0)
     torch.testing.assert_close(grad.cpu(), 256 * expected[1], rtol=1e-4, atol=1e-4)
 
 

@@ -117,7 +117,8 @@ def upsample_softmax(
         size: (H, W) of the result.
         flip: the logits are those of a mirrored image: the result is mirrored back, columns in reverse order.
         out: (B, K, H, W), float32 (float64 for float64 logits). The probabilities are added to it: the sum over scales
-            and flips of an image needs no other memory.
+            and flips of an image needs no other memory. A layout with neither columns nor channels side by side costs
+            a copy, and so do logits that lie in it.
 
     Returns:
         `out`; or, if it is not given, a new tensor in the memory format of the logits.
