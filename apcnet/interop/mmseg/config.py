@@ -1,0 +1,174 @@
+"""mmsegmentation's config dicts into our models; what ours cannot do is refused by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from apcnet.choices import check_choice
+from apcnet.interop.mmseg.names import assign_theirs
+from apcnet.models import Segmentor, build
+from apcnet.models.build import HEADS
+from apcnet.models.resnet import STAGES
+
+MODELS = {"APCHead": "apcnet", "PSPHead": "pspnet", "EncHead": "encnet", "FPNHead": "semantic_fpn", "FCNHead": "fcn"}
+SHARED = {"channels": "channels", "dropout_ratio": "dropout", "align_corners": "align_corners"}
+OPTIONS = {  # of a head: their names and ours, whose defaults agree
+    "APCHead": {"pool_scales": "scales", "fusion": "fusion"},
+    "PSPHead": {"pool_scales": "scales"},
+    "EncHead": {"num_codes": "codes", "use_se_loss": "presence", "add_lateral": "lateral"},
+    "FPNHead": {"feature_strides": "strides"},
+    "FCNHead": {"num_convs": "convs", "concat_input": "concat"},
+}
+FIXED = {  # what has to have this value where it is given
+    "act_cfg": ({"type": "ReLU"}, {"type": "ReLU", "inplace": True}),
+    "conv_cfg": (None,),
+    "kernel_size": (3,),
+    "dilation": (1,),
+    "style": ("pytorch",),
+    "num_stages": (4,),
+    "in_channels": (3,),
+    "out_indices": ((0, 1, 2, 3),),
+    "dcn": (None,),
+    "plugins": (None,),
+    "multi_grid": (None,),
+    "deep_stem": (True,),
+    "avg_down": (False,),
+    "start_level": (0,),
+    "end_level": (-1,),
+    "add_extra_convs": (False,),
+    "relu_before_extra_convs": (False,),
+    "no_norm_on_lateral": (False,),
+    "upsample_cfg": ({"mode": "nearest"},),
+}
+OF_TRAINING = {"init_cfg", "pretrained", "loss_decode", "loss_se_decode", "sampler", "ignore_index", "input_transform"}
+OF_TRAINING |= {"norm_eval", "frozen_stages", "with_cp", "zero_init_residual", "train_cfg", "test_cfg", "threshold"}
+
+
+def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Our head for mmsegmentation's config dict of a head, with its weights.
+
+    It takes the backbone's list of maps, selects config["in_index"], and returns the logits; an EncHead with its SE
+    branch (logits, se_logits).
+    """
+    head = HEADS[MODELS[_type(config, "config", MODELS)]](
+        config["in_channels"],
+        config["num_classes"],
+        index=config.get("in_index", -1),
+        **_head_options(config, "config"),
+    )
+    assign_theirs(head, state_dict)
+    return head
+
+
+def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Segmentor:
+    """Our model for mmsegmentation's config dict of an EncoderDecoder, with its weights.
+
+    Its losses' weights are taken over; everything else about training (other losses, frozen stages) is left to it.
+    """
+    _type(config, "config", ("EncoderDecoder",))
+    allowed = ("backbone", "neck", "decode_head", "auxiliary_head", "data_preprocessor")
+    _check_rest(config, "config", allowed)
+    head, auxiliary, neck = (config.get(part) for part in ("decode_head", "auxiliary_head", "neck"))
+    backbone, options = _backbone(config["backbone"])
+    name = MODELS[_type(head, "config.decode_head", MODELS)]
+    options |= _head_options(head, "config.decode_head")
+    options.pop("strides", None)  # they follow from the backbone's
+    index = {"encnet": (1, 2, 3), "semantic_fpn": (0, 1, 2, 3)}.get(name, 3)
+    _check_index(head, "config.decode_head", index)
+    options |= _neck(neck) if name == "semantic_fpn" else {}
+    if neck is not None and name != "semantic_fpn":
+        raise ValueError(f"config.neck: expected none beside {head['type']}, got {neck['type']}")
+    options |= _auxiliary(auxiliary, options)
+    if name == "encnet" and "loss_se_decode" in head:
+        options["presence_weight"] = head["loss_se_decode"].get("loss_weight", 1.0)
+    model = build(name, backbone, head["num_classes"], **options)
+    assign_theirs(model, state_dict)
+    model.mean, model.std = _normalisation(config.get("data_preprocessor") or {}, model)
+    return model
+
+
+def _head_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    names = SHARED | OPTIONS[config["type"]]
+    _check_rest(config, where, {*names, "in_channels", "in_index", "num_classes"})
+    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+
+
+def _backbone(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    where = "config.backbone"
+    _type(config, where, ("ResNetV1c",))
+    _check_rest(config, where, {"depth", "strides", "dilations", "contract_dilation", "base_channels", "stem_channels"})
+    stages = tuple(tuple(config.get(name, (1, 1, 1, 1))) for name in ("strides", "dilations"))
+    if "strides" not in config:
+        stages = ((1, 2, 2, 2), stages[1])
+    strides = [stride for stride, known in STAGES.items() if known == stages]
+    if not strides:
+        known = " or ".join(map(str, STAGES.values()))
+        raise ValueError(f"{where}.strides, dilations: expected {known}, got {stages}")
+    if max(stages[1]) > 1 and not config.get("contract_dilation", False):
+        raise ValueError(f"{where}.contract_dilation: expected True beside dilations {stages[1]}, got False")
+    widths = {"width": config.get("base_channels", 64), "stem_width": config.get("stem_channels", 64)}
+    options = {name: width for name, width in widths.items() if width != 64}
+    return f"resnet{config['depth']}", {"output_stride": strides[0], **options}
+
+
+def _neck(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    if config is None:
+        raise ValueError("config.neck: expected an FPN before an FPNHead, got none")
+    _type(config, "config.neck", ("FPN",))
+    _check_rest({**config, "in_channels": 3}, "config.neck", {"out_channels", "num_outs"})
+    norm = {"neck_norm": True} if config.get("norm_cfg") else {}
+    return {"neck_channels": config["out_channels"], **norm}
+
+
+def _auxiliary(config: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    if config is None:
+        return {"auxiliary_channels": 0}
+    where = "config.auxiliary_head"
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{where}: expected one head, got {len(config)}")
+    _type(config, where, ("FCNHead",))
+    of_auxiliary = _head_options(config, where)
+    _check_index(config, where, 2)
+    expected = {"convs": 1, "concat": False, **{k: options[k] for k in ("dropout", "align_corners") if k in options}}
+    for name, value in expected.items():
+        if of_auxiliary.get(name, value) != value:
+            raise ValueError(f"{where}: expected {name} {value}, got {of_auxiliary[name]}")
+    weight = config.get("loss_decode", {}).get("loss_weight", 1.0)
+    return {"auxiliary_channels": config["channels"], "auxiliary_weight": weight}
+
+
+def _normalisation(config: Mapping[str, Any], model: Segmentor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if config and not config.get("bgr_to_rgb", False):
+        raise ValueError("config.data_preprocessor.bgr_to_rgb: expected True, got False: models here take RGB images")
+    return tuple(tuple(config.get(name) or getattr(model, name)) for name in ("mean", "std"))
+
+
+def _type(config: Mapping[str, Any], where: str, known) -> str:
+    check_choice(config.get("type"), f"{where}.type", known)
+    norm = config.get("norm_cfg") or {"type": "BN"}
+    check_choice(norm["type"], f"{where}.norm_cfg.type", ("BN", "SyncBN"))
+    return config["type"]
+
+
+def _check_index(config: Mapping[str, Any], where: str, expected: int | tuple[int, ...]) -> None:
+    given = config.get("in_index", -1)
+    given = given % 4 if isinstance(given, int) else tuple(given)
+    if given != expected:
+        raise ValueError(f"{where}.in_index: expected {expected}, got {config.get('in_index', -1)}")
+
+
+def _check_rest(config: Mapping[str, Any], where: str, used) -> None:
+    """Everything that is not used has to be of no consequence, or to have the one value that the models here have."""
+    for name, value in config.items():
+        if name in used or name in OF_TRAINING or name in ("type", "norm_cfg"):
+            continue
+        if name == "out_channels" and value in (None, config.get("num_classes")):
+            continue
+        check_choice(name, where, sorted({*used, *FIXED, *OF_TRAINING}))
+        if _frozen(value) not in [_frozen(allowed) for allowed in FIXED[name]]:
+            raise ValueError(f"{where}.{name}: expected {' or '.join(map(str, FIXED[name]))}, got {value}")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,122 @@
+"""ResNetV1c: a ResNet with a stem of three 3×3 convolutions, dilated so that its last maps keep an eighth of the size.
+
+Layers and parameter names are those that ResNetV1c has everywhere (layer3.0.conv2.weight). Strides sit in a
+bottleneck's 3×3 convolution; the first block of a dilated stage has half its dilation.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2)), 32: ((1, 2, 2, 2), (1, 1, 1, 1))}
+
+
+class ResNetV1c(nn.Module):
+    """Images to the maps of its four stages.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        output_stride: of the last stage to the image: 8, 16 or 32.
+        width: channels of the first stage's 3×3 convolutions, 64 in the published models.
+        stem_width: channels that the stem ends with.
+
+    `channels` holds how many channels the four maps have, `strides` how many pixels one of their positions stands for.
+    """
+
+    def __init__(self, depth: int = 50, *, output_stride: int = 8, width: int = 64, stem_width: int = 64):
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"depth: expected one of {', '.join(map(str, BLOCKS))}, got {depth}")
+        if output_stride not in STAGES:
+            raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
+        block = BasicBlock if depth < 50 else Bottleneck
+        half = stem_width // 2
+        self.stem = nn.Sequential(
+            *_conv_norm(3, half, 3, stride=2), nn.ReLU(inplace=True),
+            *_conv_norm(half, half, 3), nn.ReLU(inplace=True),
+            *_conv_norm(half, stem_width, 3), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        channels, total = stem_width, 4
+        self.channels, self.strides = [], []
+        for stage, (blocks, stride, dilation) in enumerate(zip(BLOCKS[depth], *STAGES[output_stride], strict=True)):
+            first = block(channels, width << stage, stride, max(dilation // 2, 1))
+            channels, total = (width << stage) * block.expansion, total * stride
+            rest = [block(channels, width << stage, 1, dilation) for _ in range(1, blocks)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
+            self.channels.append(channels)
+            self.strides.append(total)
+        self._initialise()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = F.max_pool2d(self.stem(images), kernel_size=3, stride=2, padding=1)
+        features = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            features.append(x)
+        return features
+
+    def _initialise(self) -> None:
+        """As for training from nothing: every block starts as the identity, by the last norm's weight of 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_(module.last_norm.weight)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions around which the input goes unchanged, or through a 1×1 convolution where sizes differ."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv_norm(in_channels, width, 3, stride=stride, dilation=dilation)
+        self.conv2, self.bn2 = _conv_norm(width, width, 3)
+        self.downsample = _downsample(in_channels, width, stride)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """A 3×3 convolution between two 1×1 ones, around which the input goes as in BasicBlock."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, dilation: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv_norm(in_channels, width, 1)
+        self.conv2, self.bn2 = _conv_norm(width, width, 3, stride=stride, dilation=dilation)
+        self.conv3, self.bn3 = _conv_norm(width, width * self.expansion, 1)
+        self.downsample = _downsample(in_channels, width * self.expansion, stride)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
+def _conv_norm(in_channels: int, channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1):
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(in_channels, channels, kernel_size, stride, padding, dilation, bias=False)
+    return conv, nn.BatchNorm2d(channels)
+
+
+def _downsample(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(*_conv_norm(in_channels, channels, 1, stride=stride))

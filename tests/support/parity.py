@@ -1,0 +1,39 @@
+"""What mmsegmentation computes, as data: small cases lie in tests/data/parity, large ones beside the project."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from safetensors import safe_open
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = (ROOT / "tests" / "data" / "parity", ROOT.parent / "shared" / "parity")
+
+
+class Case(NamedTuple):
+    about: dict
+    tensors: dict[str, Tensor]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    def listed(self, prefix: str) -> list[Tensor]:
+        """The tensors prefix0, prefix1, …"""
+        found = self.under(prefix)
+        return [found[str(i)] for i in range(len(found))]
+
+
+def load(name: str) -> Case:
+    """A case by its name; skips the test where there is none."""
+    for folder in FOLDERS:
+        if (folder / f"{name}.safetensors").exists():
+            with safe_open(folder / f"{name}.safetensors", "pt") as file:
+                return Case(json.loads(file.metadata()["case"]), {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    pytest.skip(f"needs the parity case {name} in ../shared/parity")
+
+
+def distance(given: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest magnitude of what was expected."""
+    return ((given.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)).item()
