@@ -21,7 +21,7 @@ OPTIONS = {  # of a head: their names and ours, whose defaults agree
     "FCNHead": {"num_convs": "convs", "concat_input": "concat"},
 }
 FIXED = {  # what has to have this value where it is given
-    "act_cfg": ({"type": "ReLU"}, {"type": "ReLU", "inplace": True}),
+    "act_cfg": (None, {"type": "ReLU"}, {"type": "ReLU", "inplace": True}, {"type": "ReLU", "inplace": False}),
     "conv_cfg": (None,),
     "kernel_size": (3,),
     "dilation": (1,),
@@ -117,6 +117,8 @@ def _neck(config: Mapping[str, Any] | None) -> dict[str, Any]:
         raise ValueError("config.neck: expected an FPN before an FPNHead, got none")
     _type(config, "config.neck", ("FPN",))
     _check_rest({**config, "in_channels": 3}, "config.neck", {"out_channels", "num_outs"})
+    if bool(config.get("norm_cfg")) != bool(config.get("act_cfg")):
+        raise ValueError("config.neck: expected norm_cfg and act_cfg, or neither of them")
     norm = {"neck_norm": True} if config.get("norm_cfg") else {}
     return {"neck_channels": config["out_channels"], **norm}
 
@@ -148,6 +150,9 @@ def _type(config: Mapping[str, Any], where: str, known) -> str:
     check_choice(config.get("type"), f"{where}.type", known)
     norm = config.get("norm_cfg") or {"type": "BN"}
     check_choice(norm["type"], f"{where}.norm_cfg.type", ("BN", "SyncBN"))
+    for name, value in {"eps": 1e-5, "momentum": 0.1}.items():
+        if norm.get(name, value) != value:
+            raise ValueError(f"{where}.norm_cfg.{name}: expected {value}, got {norm[name]}")
     return config["type"]
 
 

@@ -28,7 +28,7 @@ RULES = {  # a * stands for every scale in turn
         (r"^guide", "acm_modules.*.global_info"),
         (r"^affinity", "acm_modules.*.gla"),
         (r"^residual", "acm_modules.*.residual_conv"),
-        (r"^fusion", "acm_modules.*.fusion_conv"),
+        (r"^fusion\.(\d+)", r"acm_modules.\1.fusion_conv"),
     ],
     PSPHead: [(r"^regions\.reductions\.(\d+)", r"psp_modules.\1.1")],
     EncHead: [
@@ -41,8 +41,9 @@ RULES = {  # a * stands for every scale in turn
     ],
     FCNHead: [(r"^concat", "conv_cat")],
     FPN: [
-        (r"^laterals\.(\d+)(\.conv)?", r"lateral_convs.\1.conv"),
-        (r"^outputs\.(\d+)(\.conv)?", r"fpn_convs.\1.conv"),
+        (r"^(laterals|outputs)\.(\d+)\.(weight|bias)$", r"\1.\2.conv.\3"),
+        (r"^laterals", "lateral_convs"),
+        (r"^outputs", "fpn_convs"),
     ],
     FPNHead: [
         (r"^levels\.(\d+)\.(\d+)", lambda m: f"scale_heads.{m[1]}.{2 * int(m[2])}")

@@ -1,0 +1,98 @@
+"""The command line of apcnet: models in, out and through their work."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+import apcnet
+from apcnet.export import export as export_model
+from apcnet.interop.convert import convert as convert_checkpoint
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses; 2 is also that of wrong flags
+
+# A command is a function: its parameters are its flags, its docstring is their help.
+
+
+def convert(
+    source: Positional[Annotated[str, arg(metavar="FILE|URL|NAME")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT.safetensors")]],
+    align_corners: bool | None = None,
+    output_stride: Literal[8, 16, 32] | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Make a model file from a checkpoint of mmsegmentation (0.x, 1.x) or sssegmentation.
+
+    Its architecture is read off the names and shapes of its weights. Nothing in the checkpoint is run.
+
+    Args:
+        source: A file, a URL, or the name of weights that mmsegmentation has published.
+        out: The file to write, NAME.safetensors.
+        align_corners: How the model resized its logits in training, where the checkpoint does not say it.
+        output_stride: Of the backbone, where the checkpoint does not say it.
+        folder: For what is downloaded.
+    """
+    model = convert_checkpoint(
+        source, out, align_corners=align_corners, output_stride=output_stride, folder=folder, progress=_show_progress
+    )
+    about = ", ".join(f"{name} {value}" for name, value in model.architecture.items())
+    print(f"{out}: {about}, {'with' if model.classes else 'without'} names of classes")
+
+
+def export(
+    model: Positional[Annotated[Path, arg(metavar="MODEL.safetensors")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    format: Literal["exportedprogram", "onnx"] | None = None,
+    size: tuple[int, int] = (512, 512),
+    dynamic: bool = True,
+    output: Literal["logits", "upsampled", "labels"] = "logits",
+    normalise: bool = False,
+) -> None:
+    """Write a model as a file that runs without this package, and compare the two.
+
+    Args:
+        model: The model's file, as `apcnet convert` and model.save write it.
+        out: The file to write.
+        format: An ExportedProgram for PyTorch (.pt2) or ONNX (.onnx); not given as OUT ends.
+        size: Height and width to trace it at.
+        dynamic: Take images of every size and any number of them, otherwise one of that size.
+        output: Logits at the model's resolution, logits at the images' size, or labels at the images' size.
+        normalise: Take RGB pixels, uint8, and normalise them in the model.
+    """
+    differences = export_model(
+        apcnet.load(model), out, format=format, size=size, dynamic=dynamic, output=output, normalise=normalise
+    )
+    compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
+    print(f"{out}: {output}, {f'off by {compared}' if compared else 'not compared'}")
+
+
+COMMANDS = {"convert": convert, "export": export}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command. What is wrong with its input is said in one line, without a traceback."""
+    warnings.showwarning = _show_warning
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="apcnet", description=__doc__, args=arguments)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"apcnet: {_line(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _show_warning(message, *_):
+    print(f"apcnet: {_line(message)}", file=sys.stderr)
+
+
+def _line(message):
+    return " ".join(str(message).split())
+
+
+def _show_progress(come: int, total: int | None) -> None:
+    if sys.stderr.isatty():
+        of_total = f" of {total / 1e6:.1f}" if total else ""
+        print(f"\rdownload {come / 1e6:.1f}{of_total} MB", end="\n" if come == total else "", file=sys.stderr)

@@ -1,0 +1,266 @@
+"""Exported models: what the file computes is what the model computes, at every size, without this package."""
+
+import copy
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import apc_kernels
+import apcnet
+from apcnet import export as exporting
+from apcnet.export import export
+
+MODELS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"]
+VARIANTS = [
+    ("apcnet", {"plain": True, "scales": (1, 4), "align_corners": True}),
+    ("apcnet", {"guide": False, "fusion": False}),
+    ("pspnet", {"align_corners": True, "output_stride": 16}),
+    ("encnet", {"lateral": True, "presence": False}),
+    ("semantic_fpn", {"neck_norm": True}),
+]
+TRACED = (64, 80)
+OTHERS = [(1, 65, 97), (3, 41, 56), (2, 131, 72)]  # images, height and width that were not traced
+
+onnx = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs onnx, onnxscript and onnxruntime",
+)
+
+
+def small(name, **options):
+    """A model whose weights and statistics are none of those it starts with."""
+    torch.manual_seed(0)
+    model = apcnet.create(name, "resnet18", 7, width=8, stem_width=8, channels=16, **options).eval()
+    for module in model.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            for tensor in (module.running_mean, module.bias):
+                torch.nn.init.normal_(tensor, std=0.2)
+            for tensor in (module.running_var, module.weight):
+                torch.nn.init.uniform_(tensor, 0.5, 1.5)
+    return model
+
+
+def images_of(batch, height, width):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def pixels_of(batch, height, width):
+    generator = torch.Generator().manual_seed(height)
+    return torch.randint(256, (batch, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def assert_close(actual, expected):
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # such small products are no work for more
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Of each model without options a file, written by the first test that asks for it."""
+    folder, differences = tmp_path_factory.mktemp("exported"), {}
+
+    def file_of(name):
+        if name not in differences:
+            differences[name] = export(small(name), folder / f"{name}.pt2", size=TRACED)
+        return folder / f"{name}.pt2", differences[name]
+
+    return file_of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_exported_program(files, name):
+    model, (path, differences) = small(name), files(name)
+    assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
+    program = torch.export.load(path)
+    operators = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    assert {target.namespace for target in operators if isinstance(target, torch._ops.OpOverload)} == {"aten"}
+    exported = program.module()
+    for shape in OTHERS:
+        images = images_of(*shape)
+        with torch.no_grad():
+            assert_close(exported(images), model(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_options_of_the_models(tmp_path, name, options):
+    differences = export(small(name, **options), tmp_path / "model.pt2", size=TRACED)
+    assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
+
+
+ELSEWHERE = """
+import sys, torch
+sys.modules["apc_kernels"] = sys.modules["apcnet"] = None  # importing them is an error
+torch.set_num_threads(1)
+results = {}
+for path in sys.argv[1:]:
+    model = torch.export.load(path).module()
+    with torch.no_grad():
+        results[path] = [model(images) for images in torch.load("images.pt")]
+torch.save(results, "results.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_this_package_runs_all_models(tmp_path, files):
+    images = [images_of(*shape) for shape in OTHERS]
+    torch.save(images, tmp_path / "images.pt")
+    paths = {name: str(files(name)[0]) for name in MODELS}
+    command = [sys.executable, "-c", ELSEWHERE, *paths.values()]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    results = torch.load(tmp_path / "results.pt")
+    for name in MODELS:
+        model = small(name)
+        for actual, given in zip(results[paths[name]], images, strict=True):
+            with torch.no_grad():
+                assert_close(actual, model(given))
+
+
+@pytest.mark.parametrize(("output", "align_corners"), [("upsampled", True), ("labels", False)])
+def test_pixels_in_and_an_output_of_their_size(tmp_path, output, align_corners):
+    model, path = small("fcn", align_corners=align_corners), tmp_path / "model.pt2"
+    model.mean, model.std = (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
+    export(model, path, size=TRACED, output=output, normalise=True)
+    exported = torch.export.load(path).module()
+    for shape in OTHERS:
+        pixels = pixels_of(*shape)
+        with torch.no_grad():
+            logits, actual = model((pixels - mean) / std), exported(pixels)
+        if output == "labels":
+            expected = apc_kernels.upsample_argmax(logits, shape[1:], align_corners=align_corners)
+            assert actual.dtype == expected.dtype and (actual != expected).double().mean() <= 1e-3
+        else:
+            assert_close(actual, F.interpolate(logits, shape[1:], mode="bilinear", align_corners=align_corners))
+
+
+def test_a_fixed_size_and_what_the_file_says(tmp_path):
+    model, path = small("fcn"), tmp_path / "model.pt2"
+    model.classes, model.palette = ("sky", "road"), ((1, 2, 3), (4, 5, 6))
+    assert list(export(model, path, size=(40, 56), dynamic=False)) == [(40, 56)]
+    said = {"apcnet": ""}
+    exported, images = torch.export.load(path, extra_files=said).module(), images_of(1, 40, 56)
+    with torch.no_grad():
+        assert_close(exported(images), model(images))
+        with pytest.raises((AssertionError, RuntimeError), match="40"):
+            exported(images_of(1, 41, 56))
+    assert json.loads(said["apcnet"]) == {
+        "classes": ["sky", "road"],
+        "palette": [[1, 2, 3], [4, 5, 6]],
+        "mean": list(model.mean),
+        "std": list(model.std),
+    }
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    traced = exporting._traced
+
+    def wrong(deployed, size, dynamic):
+        deployed = copy.deepcopy(deployed)
+        deployed.model.head.classifier.conv.bias += 1e-2
+        return traced(deployed, size, dynamic)
+
+    monkeypatch.setattr(exporting, "_traced", wrong)
+    path = tmp_path / "model.pt2"
+    path.write_text("what was there before")
+    with pytest.raises(RuntimeError, match=r"an image of \(64, 80\) the logits of the file are off by .* nothing was"):
+        export(small("fcn"), path, size=TRACED)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+    assert path.read_text() == "what was there before"
+
+
+def test_wrong_arguments(tmp_path, monkeypatch):
+    model, path = small("fcn"), tmp_path / "model.pt2"
+    with pytest.raises(ValueError, match=r"model: .* call model.eval\(\) first"):
+        export(small("fcn").train(), path)
+    with pytest.raises(ValueError, match=r"model: expected float32, got torch.bfloat16 .* call model.float\(\) first"):
+        export(small("fcn").bfloat16(), path)
+    with pytest.raises(TypeError, match=r"model: expected one of this package .* got Linear"):
+        export(torch.nn.Linear(2, 2).eval(), path)
+    with pytest.raises(
+        ValueError, match="format: expected one of exportedprogram, onnx, got 'onx'; did you mean 'onnx'"
+    ):
+        export(model, path, format="onx")
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in \.pt2 or \.onnx, or a format; got"):
+        export(model, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"output: .* did you mean 'labels'"):
+        export(model, path, output="label")
+    with pytest.raises(TypeError, match=r"size: expected two integers \(H, W\), got 64"):
+        export(model, path, size=64)
+    with pytest.raises(ValueError, match=r"size: expected 33 pixels or more each way to trace at, got \(32, 64\)"):
+        export(model, path, size=(32, 64))
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        export(model, tmp_path / "nowhere" / "model.pt2")
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None)
+    message = r"format: onnx needs onnx and onnxscript: pip install 'apc_kernels\[onnx\]'"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        export(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ONNX
+
+
+@onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx(tmp_path, name):
+    import onnx
+    import onnxruntime
+
+    model, path = small(name), tmp_path / "model.onnx"
+    differences = export(model, path, size=TRACED)
+    assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
+    file = onnx.load(path)
+    onnx.checker.check_model(file)
+    assert {node.domain for node in file.graph.node} == {""}  # ONNX's own operators
+    assert [size.dim_param for size in file.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        "",
+        "height",
+        "width",
+    ]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for shape in OTHERS:
+        images = images_of(*shape)
+        with torch.no_grad():
+            assert_close(torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]), model(images))
+
+
+@onnx
+def test_onnx_of_pixels_to_labels(tmp_path):
+    import onnxruntime
+
+    model, path = small("encnet"), tmp_path / "model.onnx"
+    model.classes = ("sky", "road")
+    export(model, path, size=TRACED, output="labels", normalise=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["apcnet"])["classes"] == ["sky", "road"]
+    export(model, tmp_path / "model.pt2", size=TRACED, output="labels", normalise=True)
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    for shape in OTHERS:
+        pixels = pixels_of(*shape)
+        labels = torch.from_numpy(session.run(["labels"], {"images": pixels.numpy()})[0])
+        assert labels.dtype == torch.uint8 and (labels != exported(pixels)).double().mean() <= 1e-3
+
+
+@onnx
+def test_onnx_without_onnxruntime_says_that_nothing_was_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    with pytest.warns(
+        UserWarning, match="onnxruntime is not installed: the ONNX file was written without a comparison"
+    ):
+        assert export(small("fcn"), tmp_path / "model.onnx", size=TRACED, dynamic=False) == {}
+    assert (tmp_path / "model.onnx").is_file()

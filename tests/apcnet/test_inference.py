@@ -1,0 +1,348 @@
+"""Whole image, sliding window, multi-scale and flip against the same rules without care for memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import apc_kernels
+from apcnet import inference
+
+
+class Network(torch.nn.Module):
+    """Stands in for a model: logits at a quarter of the resolution that depend on what is around a pixel."""
+
+    def __init__(self, classes=5, align_corners=False):
+        super().__init__()
+        self.align_corners = align_corners
+        generator = torch.Generator().manual_seed(classes)
+        self.near = torch.nn.Parameter(torch.randn(classes, 3, 5, 5, generator=generator))
+        self.everywhere = torch.nn.Parameter(torch.randn(classes, 3, generator=generator))
+        self.eval()
+
+    def forward(self, images):
+        context = (images.mean((2, 3)) @ self.everywhere.mT)[:, :, None, None]
+        return F.conv2d(images, self.near, stride=4, padding=2).tanh() + context
+
+
+def draw(batch, height, width, dtype=torch.float32):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height), dtype=dtype)
+
+
+def resized(logits, size, align_corners):
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def slid(model, images, crop, stride):
+    """The window rule, window by window over a whole image of sums."""
+    (height, width), total, hits = images.shape[2:], 0, torch.zeros(1, 1, *images.shape[2:])
+    for i in range(max(height - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
+        for j in range(max(width - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
+            bottom, right = min(i * stride[0] + crop[0], height), min(j * stride[1] + crop[1], width)
+            top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
+            window = images[:, :, top:bottom, left:right]
+            logits = resized(model(window), window.shape[2:], model.align_corners)
+            around = (left, width - right, top, height - bottom)
+            total, hits = total + F.pad(logits, around), hits + F.pad(torch.ones_like(logits[:1, :1]), around)
+    assert hits.min() > 0
+    return total / hits
+
+
+def averaged(model, views, size, flip, window=None):
+    """The mean of the softmax of every view and its mirror image, each resized twice."""
+    scores = []
+    for view in views:
+        for mirrored in (False, True)[: 1 + flip]:
+            images = view.flip(3) if mirrored else view
+            logits = slid(model, images, *window) if window else resized(model(images), view.shape[2:], False)
+            probabilities = resized(logits, size, model.align_corners).softmax(1)
+            scores.append(probabilities.flip(3) if mirrored else probabilities)
+    return torch.stack(scores).mean(0)
+
+
+def close(actual, expected):
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    return (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def agree(labels, scores):
+    """Labels are the largest score, or one that rounding cannot tell from it."""
+    assert labels.dtype == torch.uint8
+    chosen = scores.gather(1, labels.long()[:, None])[:, 0]
+    return labels.shape == chosen.shape and (scores.amax(1) - chosen).max() <= 1e-4
+
+
+class Allocations(TorchDispatchMode):
+    """The number of elements of the largest floating-point tensor that any operator returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor._is_view():
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+# Windows
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("size", "crop", "stride"),
+    [
+        ((64, 96), (32, 32), (32, 32)),  # side by side
+        ((65, 97), (33, 51), (21, 32)),  # the last ones are moved back inside
+        ((65, 97), (33, 33), (7, 11)),  # many over each pixel
+        ((40, 70), (64, 32), (32, 31)),  # higher than the image
+        ((23, 31), (64, 64), (43, 43)),  # larger than the image
+        ((32, 48), (32, 48), (1, 1)),  # as large as the image
+        ((33, 49), (32, 48), (32, 48)),
+    ],
+    ids=str,
+)
+def test_sliding_window(size, crop, stride, align_corners):
+    model, images = Network(align_corners=align_corners), draw(2, *size)
+    with torch.no_grad():
+        expected = slid(model, images, crop, stride)
+        assert close(inference.slide_logits(model, images, crop, stride), expected)
+        assert close(inference.slide_logits(model, images, crop, stride, windows_at_once=3), expected)
+    assert agree(inference.labels(model, images, crop_size=crop, stride=stride), expected)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_whole_image(align_corners):
+    model, images = Network(align_corners=align_corners), draw(2, 37, 54)
+    with torch.no_grad():
+        expected = resized(model(images), (37, 54), align_corners)
+        assert torch.equal(inference.whole_logits(model, images), expected)
+    assert agree(inference.labels(model, images), expected)
+    assert torch.equal(inference.labels(model, images, (37, 54)), inference.labels(model, images))
+
+
+def test_one_window_is_the_whole_image():
+    model, images = Network(), draw(1, 30, 41)
+    with torch.no_grad():
+        whole = inference.whole_logits(model, images)
+        assert torch.equal(inference.slide_logits(model, images, (30, 41), (20, 20)), whole)
+        assert torch.equal(inference.slide_logits(model, images, (99, 99), (99, 99)), whole)
+
+
+def test_the_same_bits_however_they_are_consumed():
+    model, images, window = Network(), draw(2, 65, 97), ((33, 51), (21, 32))
+    with torch.no_grad():
+        logits = inference.slide_logits(model, images, *window)
+        one_by_one = [inference.slide_logits(model, image, *window) for image in images.split(1)]
+        bands = [(top, rows.clone()) for top, rows in inference.slide_bands(model, images[:1], *window)]
+    assert torch.equal(logits, torch.cat(one_by_one))
+    assert [top for top, _ in bands] == [0, 21, 32] and [rows.shape[2] for _, rows in bands] == [21, 11, 33]
+    assert torch.equal(torch.cat([rows for _, rows in bands], 2), logits[:1])
+    labels = inference.labels(model, images, crop_size=window[0], stride=window[1])
+    assert torch.equal(labels, apc_kernels.upsample_argmax(logits, (65, 97)))
+    assert torch.equal(labels, inference.labels(model, images, crop_size=window[0], stride=window[1]))
+
+
+def test_labels_of_a_large_image_need_one_band_of_logits():
+    model, image = Network(classes=40), draw(1, 300, 50)
+    with Allocations() as streamed:
+        labels = inference.labels(model, image, crop_size=(32, 32), stride=(20, 20))
+    with torch.no_grad(), Allocations() as formed:
+        logits = inference.slide_logits(model, image, (32, 32), (20, 20))
+    assert streamed.largest == 40 * 32 * 50 and formed.largest == 40 * 300 * 50
+    assert torch.equal(labels, apc_kernels.upsample_argmax(logits, (300, 50)))
+
+
+@pytest.mark.parametrize("infer", ["whole_logits", "slide_logits"])
+def test_logits_are_differentiable(infer):
+    model = Network()
+    images, again = (draw(2, 41, 50).requires_grad_() for _ in range(2))
+    window = ((24, 20), (15, 20)) if infer == "slide_logits" else ()
+    logits = getattr(inference, infer)(model, images, *window)
+    expected = slid(model, again, *window) if window else resized(model(again), (41, 50), False)
+    cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    of_network = torch.autograd.grad((logits * cotangent).sum(), [images, model.near])
+    for actual, wanted in zip(
+        of_network, torch.autograd.grad((expected * cotangent).sum(), [again, model.near]), strict=True
+    ):
+        assert close(actual, wanted)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(80, 121), (19, 30)], ids=str)
+@pytest.mark.parametrize("window", [None, ((33, 40), (21, 32))], ids=["whole", "slide"])
+def test_labels_go_through_the_size_of_the_network_input(size, window, align_corners):
+    model, images = Network(align_corners=align_corners), draw(2, 40, 61)
+    sliding = {"crop_size": window[0], "stride": window[1]} if window else {}
+    labels = inference.labels(model, images, size, **sliding)
+    with torch.no_grad():
+        first = slid(model, images, *window) if window else resized(model(images), (40, 61), align_corners)
+    assert agree(labels, resized(first, size, align_corners))
+
+
+def test_a_single_resize_is_another_thing():
+    model, images = Network(), draw(2, 40, 61)
+    labels = inference.labels(model, images, (80, 121), single_resize=True)
+    with torch.no_grad():
+        assert agree(labels, resized(model(images), (80, 121), False))
+    differing = (labels != inference.labels(model, images, (80, 121))).double().mean()
+    assert 0 < differing < 0.05
+
+
+def test_which_logits_are_formed():
+    """One image's at the network's input where a second resize follows, none where not."""
+    model, images = Network(classes=30), draw(4, 64, 64)
+    largest = {}
+    for size, single in (((64, 64), False), ((128, 128), False), ((128, 128), True)):
+        with Allocations() as made:
+            inference.labels(model, images, size, single_resize=single)
+        largest[size, single] = made.largest
+    of_network = 4 * 30 * 16 * 16
+    assert largest == {
+        ((64, 64), False): of_network,
+        ((128, 128), False): 30 * 64 * 64,
+        ((128, 128), True): of_network,
+    }
+
+
+def test_more_classes_than_a_byte_holds():
+    labels = inference.labels(Network(classes=300), draw(1, 24, 24), crop_size=(16, 16), stride=(8, 8))
+    assert labels.dtype == torch.int16 and labels.max() > 255
+
+
+def test_logits_of_low_precision_are_resized_in_float32():
+    class Rounded(Network):
+        def forward(self, images):
+            return super().forward(images).bfloat16()
+
+    class Widened(Rounded):
+        def forward(self, images):
+            return super().forward(images).float()
+
+    images, window = draw(1, 33, 47), ((20, 20), (13, 13))
+    with torch.no_grad():
+        assert close(inference.whole_logits(Rounded(), images), resized(Widened()(images), (33, 47), False))
+        assert close(inference.slide_logits(Rounded(), images, *window), slid(Widened(), images, *window))
+
+
+# Scales and flips
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("window", [None, ((33, 40), (21, 32))], ids=["whole", "slide"])
+def test_multi_scale(window, flip):
+    model, size = Network(), (48, 73)
+    views = [draw(2, height, width) for height, width in ((24, 37), (48, 73), (72, 109))]
+    sliding = {"crop_size": window[0], "stride": window[1]} if window else {}
+    probabilities = inference.multi_scale_probabilities(model, iter(views), size, flip=flip, **sliding)
+    with torch.no_grad():
+        expected = averaged(model, views, size, flip, window)
+    assert close(probabilities, expected) and not probabilities.requires_grad
+    labels = inference.multi_scale_labels(model, (view for view in views), size, flip=flip, **sliding)
+    assert agree(labels, probabilities)
+
+
+def test_the_views_need_not_exist_at_once():
+    """A view is asked for when the passes over the one before it are done."""
+    seen, model = [], Network()
+
+    def watched(images):
+        seen.append(tuple(images.shape[2:]))
+        return model(images)
+
+    watched.align_corners = False
+
+    def views():
+        for height in (16, 24):
+            seen.append(height)
+            yield draw(1, height, 20)
+
+    inference.multi_scale_labels(watched, views(), (20, 20))
+    assert seen == [16, (16, 20), (16, 20), 24, (24, 20), (24, 20)]
+
+
+def test_multi_scale_adds_into_one_buffer():
+    """Of the size of the result nothing else is made, whatever the number of views."""
+    model, size = Network(classes=30), (100, 100)
+    with Allocations() as made:
+        inference.multi_scale_probabilities(model, [draw(2, 32, 32), draw(2, 48, 48)], size)
+    assert made.largest == 2 * 30 * 100 * 100
+    full = []
+
+    class Buffers(Allocations):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            full.extend(
+                tensor.data_ptr()
+                for tensor in tree_leaves(result)
+                if isinstance(tensor, torch.Tensor) and tensor.shape[2:] == size
+            )
+            return result
+
+    with Buffers():
+        result = inference.multi_scale_probabilities(model, [draw(1, 32, 32), draw(1, 48, 48)], size)
+    assert set(full) == {result.data_ptr()}
+
+
+# Errors
+
+IMAGES = torch.zeros(1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"images": torch.zeros(3, 16, 16)}, ValueError, r"images: expected \(B, 3, H, W\).* got \(3, 16, 16\)"),
+        ({"images": torch.zeros(0, 3, 16, 16)}, ValueError, r"images: .* got \(0, 3, 16, 16\)"),
+        ({"images": IMAGES.byte()}, TypeError, "images: expected normalised images in floating point, got uint8"),
+        ({"images": [[1.0]]}, TypeError, "images: expected a tensor, got list"),
+        ({"size": (0, 4)}, ValueError, "size: expected a positive integer, got 0"),
+        ({"size": 4}, TypeError, r"size: expected two integers \(h, w\), got 4"),
+        ({"size": (4.5, 4)}, TypeError, r"size: expected two integers \(h, w\), got \(4.5, 4\)"),
+        ({"crop_size": (8, 8)}, ValueError, r"crop_size, stride: expected both or neither, got \(8, 8\) and None"),
+        ({"crop_size": (8, 8), "stride": (8, 9)}, ValueError, r"stride: \(8, 9\) leaves gaps between windows"),
+        ({"crop_size": (8, -8), "stride": (8, 8)}, ValueError, "crop_size: expected a positive integer, got -8"),
+        ({"crop_size": (8, 8), "stride": (0, 8)}, ValueError, "stride: expected a positive integer, got 0"),
+        (
+            {"crop_size": (8, 8), "stride": (8, 8), "windows_at_once": 0},
+            ValueError,
+            "windows_at_once: expected a positive integer, got 0",
+        ),
+        ({"crop_size": (8, 8), "stride": (8, 8), "single_resize": True}, ValueError, "single_resize: a sliding window"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        inference.labels(Network(), **{"images": IMAGES} | arguments)
+
+
+def test_wrong_views():
+    model = Network()
+    with pytest.raises(ValueError, match="views: expected at least one"):
+        inference.multi_scale_labels(model, [], (4, 4))
+    with pytest.raises(ValueError, match=r"views: expected 1 images, as in the first, got \(2, 3, 8, 8\)"):
+        inference.multi_scale_labels(model, [IMAGES, torch.zeros(2, 3, 8, 8)], (4, 4))
+    with pytest.raises(ValueError, match=r"image: expected one at a time, \(1, 3, H, W\), got \(2, 3, 8, 8\)"):
+        next(inference.slide_bands(model, torch.zeros(2, 3, 8, 8), (4, 4), (4, 4)))
+
+
+def test_wrong_models():
+    with pytest.raises(ValueError, match=r"model: .* one in training: call model.eval\(\) first"):
+        inference.labels(Network().train(), IMAGES)
+
+    def unresized(images):
+        return images
+
+    with pytest.raises(TypeError, match=r"model: expected an attribute align_corners \(bool\), function has none"):
+        inference.labels(unresized, IMAGES)
+
+    def several(images):
+        return images, images
+
+    with pytest.raises(TypeError, match=r"model: expected logits \(1, K, h, w\) from it, got tuple"):
+        inference.whole_logits(several, IMAGES)
