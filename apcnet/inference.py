@@ -54,7 +54,7 @@ def slide_bands(
     _check_images(image)
     if image.shape[0] != 1:
         raise ValueError(f"image: expected one at a time, (1, 3, H, W), got {tuple(image.shape)}")
-    crop, stride = _windows(crop_size, stride)
+    crop, stride = _checked_window(crop_size, stride)
     windows_at_once = _positive(windows_at_once, "windows_at_once")
     (tops, height, row_hits), (lefts, width, column_hits) = (
         _places(size, window, step) for size, window, step in zip(image.shape[2:], crop, stride, strict=True)
@@ -94,7 +94,9 @@ def labels(
         single_resize: from the model's own resolution straight to `size`: faster, and less memory, but about 0.2 % of
             the labels are not those of mmsegmentation's two resizes.
     """
-    size, window = _arguments(images, size, crop_size, stride, windows_at_once)
+    _check_images(images)
+    size = tuple(images.shape[2:]) if size is None else _pair(size, "size")
+    window = _window(crop_size, stride, windows_at_once)
     if single_resize and window:
         raise ValueError("single_resize: a sliding window is put together at the size of the images; leave out one")
     with torch.no_grad():
@@ -126,10 +128,11 @@ def multi_scale_probabilities(
     Returns:
         float32 (float64 for float64 logits). Beside it only the logits of one image at the size of its view exist.
     """
+    size, window = _pair(size, "size"), _window(crop_size, stride, windows_at_once)
     total, passes = None, 0
     with torch.no_grad():
         for view in views:
-            size, window = _arguments(view, size, crop_size, stride, windows_at_once)
+            _check_images(view)
             if total is not None and view.shape[0] != total.shape[0]:
                 raise ValueError(f"views: expected {total.shape[0]} images, as in the first, got {tuple(view.shape)}")
             for mirrored in (False, True) if flip else (False,):
@@ -223,19 +226,17 @@ def _move_up(band: Tensor, rows: int) -> None:
     band[:, :, kept:] = 0
 
 
-def _arguments(images, size, crop_size, stride, windows_at_once) -> tuple[tuple[int, int], dict]:
-    """The size of the result, and the arguments of a sliding window, empty where there is none."""
-    _check_images(images)
-    size = tuple(images.shape[2:]) if size is None else _pair(size, "size")
+def _window(crop_size: Sequence[int] | None, stride: Sequence[int] | None, windows_at_once: int) -> dict:
+    """The arguments of a sliding window; none where there is none."""
     if (crop_size is None) != (stride is None):
         raise ValueError(f"crop_size, stride: expected both or neither, got {crop_size} and {stride}")
     if crop_size is None:
-        return size, {}
-    crop_size, stride = _windows(crop_size, stride)
-    return size, {"crop_size": crop_size, "stride": stride, "windows_at_once": windows_at_once}
+        return {}
+    crop_size, stride = _checked_window(crop_size, stride)
+    return {"crop_size": crop_size, "stride": stride, "windows_at_once": _positive(windows_at_once, "windows_at_once")}
 
 
-def _windows(crop_size: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def _checked_window(crop_size: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     crop_size, stride = _pair(crop_size, "crop_size"), _pair(stride, "stride")
     if stride[0] > crop_size[0] or stride[1] > crop_size[1]:
         raise ValueError(f"stride: {stride} leaves gaps between windows of {crop_size}; expected at most their size")

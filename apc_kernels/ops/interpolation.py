@@ -32,7 +32,8 @@ def matrix(source: int, size: int, align_corners: bool, like: Tensor) -> Tensor:
     """The (size, source) matrix that interpolates an axis, in float32 (float64 beside float64)."""
     step, start, denominator = mapping(source, size, align_corners)
     position = (torch.arange(size, device=like.device) * step + start).clamp(min=0)[:, None]
-    index, rest = position // denominator, position % denominator
+    index = position // denominator
+    rest = position - index * denominator  # not %: ONNX has none by a symbolic size
     column = torch.arange(source, device=like.device)
     own = (column == index) * (denominator - rest)
     following = (column == (index + 1).clamp(max=source - 1)) * rest

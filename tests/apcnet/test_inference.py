@@ -10,6 +10,11 @@ import apc_kernels
 from apcnet import inference
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # such small products are no work for more
+
+
 class Network(torch.nn.Module):
     """Stands in for a model: logits at a quarter of the resolution that depend on what is around a pixel."""
 
