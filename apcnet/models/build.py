@@ -57,6 +57,7 @@ def assemble(
     auxiliary_channels: int | None = None,
     auxiliary_weight: float = 0.4,
     presence_weight: float = 0.2,
+    reduction: str = "mean_all",
 ) -> Segmentor:
     """
     Args:
@@ -64,6 +65,7 @@ def assemble(
         neck_channels, neck_norm: of Semantic FPN's neck.
         auxiliary_channels: of the auxiliary head, 0 for none; where nothing is said 256, and none for Semantic FPN.
         auxiliary_weight, presence_weight: of these two losses beside the main one.
+        reduction: of the cross entropies where none is asked for, as in Segmentor.forward.
     """
     pyramid = head is FPNHead
     backbone = ResNetV1c(
@@ -93,6 +95,7 @@ def assemble(
         auxiliary=auxiliary,
         auxiliary_weight=auxiliary_weight,
         presence_weight=presence_weight,
+        reduction=reduction,
     )
 
 

@@ -15,6 +15,7 @@ class FCNHead(nn.Module):
         in_channels: of the features, features[index].
         convs: how many convolutions there are.
         concat: one more convolution, of the features and of what the others made of them.
+        kernel_size: of all of these.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class FCNHead(nn.Module):
         channels: int = 512,
         convs: int = 2,
         concat: bool = True,
+        kernel_size: int = 3,
         dropout: float = 0.1,
         align_corners: bool = False,
         index: int = 3,
@@ -32,8 +34,8 @@ class FCNHead(nn.Module):
         super().__init__()
         self.index, self.align_corners = index, align_corners
         widths = [in_channels, *[channels] * convs]
-        self.convs = nn.Sequential(*(ConvNormReLU(a, b, 3) for a, b in pairwise(widths)))
-        self.concat = ConvNormReLU(in_channels + widths[-1], channels, kernel_size=3) if concat else None
+        self.convs = nn.Sequential(*(ConvNormReLU(a, b, kernel_size) for a, b in pairwise(widths)))
+        self.concat = ConvNormReLU(in_channels + widths[-1], channels, kernel_size) if concat else None
         self.classifier = Classifier(channels if concat else widths[-1], num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -41,10 +41,11 @@ class Segmentor(nn.Module):
         auxiliary: nn.Module | None = None,
         auxiliary_weight: float = 0.4,
         presence_weight: float = 0.2,
+        reduction: str = "mean_all",
     ):
         super().__init__()
         self.backbone, self.neck, self.head, self.auxiliary = backbone, neck, head, auxiliary
-        self.auxiliary_weight, self.presence_weight = auxiliary_weight, presence_weight
+        self.auxiliary_weight, self.presence_weight, self.reduction = auxiliary_weight, presence_weight, reduction
         self.architecture: dict | None = None
         self.classes: Sequence[str] | None = None
         self.palette: Sequence[tuple[int, int, int]] | None = None
@@ -64,7 +65,7 @@ class Segmentor(nn.Module):
         images: Tensor,
         target: Tensor | None = None,
         *,
-        reduction: str = "mean_all",
+        reduction: str | None = None,
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = 255,
@@ -76,8 +77,9 @@ class Segmentor(nn.Module):
             images: (B, 3, H, W), normalised.
             target: (B, H, W) labels.
             reduction, weight, label_smoothing, ignore_index, denominator: of the cross entropies, as in
-                `apc_kernels.upsample_cross_entropy`. "mean_all", the mean over all pixels with ignored ones counted, is
-                what mmsegmentation's recipes were tuned with; "mean" is the mean over the valid ones.
+                `apc_kernels.upsample_cross_entropy`. "mean_all" is the mean over all pixels, ignored ones too, which
+                mmsegmentation's recipes were tuned with, "mean" that over the valid ones; where none is given, the
+                model's own, mean_all unless `create` was told otherwise.
 
         Returns:
             in evaluation (B, K, h, w) logits at the head's resolution, in training an Output; with a target a dict of
@@ -105,7 +107,7 @@ class Segmentor(nn.Module):
                 weight=weight,
                 ignore_index=ignore_index,
                 label_smoothing=label_smoothing,
-                reduction=reduction,
+                reduction=reduction or self.reduction,
                 align_corners=align_corners,
                 denominator=denominator,
             )

@@ -18,12 +18,12 @@ OPTIONS = {  # of a head: their names and ours, whose defaults agree
     "PSPHead": {"pool_scales": "scales"},
     "EncHead": {"num_codes": "codes", "use_se_loss": "presence", "add_lateral": "lateral"},
     "FPNHead": {"feature_strides": "strides"},
-    "FCNHead": {"num_convs": "convs", "concat_input": "concat"},
+    "FCNHead": {"num_convs": "convs", "concat_input": "concat", "kernel_size": "kernel_size"},
 }
 FIXED = {  # what has to have this value where it is given
     "act_cfg": (None, {"type": "ReLU"}, {"type": "ReLU", "inplace": True}, {"type": "ReLU", "inplace": False}),
     "conv_cfg": (None,),
-    "kernel_size": (3,),
+    "input_transform": (None, "multiple_select"),
     "dilation": (1,),
     "style": ("pytorch",),
     "num_stages": (4,),
@@ -41,7 +41,7 @@ FIXED = {  # what has to have this value where it is given
     "no_norm_on_lateral": (False,),
     "upsample_cfg": ({"mode": "nearest"},),
 }
-OF_TRAINING = {"init_cfg", "pretrained", "loss_decode", "loss_se_decode", "sampler", "ignore_index", "input_transform"}
+OF_TRAINING = {"init_cfg", "pretrained", "loss_decode", "loss_se_decode", "sampler", "ignore_index"}
 OF_TRAINING |= {"norm_eval", "frozen_stages", "with_cp", "zero_init_residual", "train_cfg", "test_cfg", "threshold"}
 
 
@@ -64,7 +64,8 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
 def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Segmentor:
     """Our model for mmsegmentation's config dict of an EncoderDecoder, with its weights.
 
-    Its losses' weights are taken over; everything else about training (other losses, frozen stages) is left to it.
+    Of its losses the weights are taken over, and whether the mean is over all pixels or the valid ones; everything else
+    about training (class weights, frozen stages) is left to it.
     """
     _type(config, "config", ("EncoderDecoder",))
     allowed = ("backbone", "neck", "decode_head", "auxiliary_head", "data_preprocessor")
@@ -80,6 +81,8 @@ def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> S
     if neck is not None and name != "semantic_fpn":
         raise ValueError(f"config.neck: expected none beside {head['type']}, got {neck['type']}")
     options |= _auxiliary(auxiliary, options)
+    if head.get("loss_decode", {}).get("avg_non_ignore", False):
+        options["reduction"] = "mean"
     if name == "encnet" and "loss_se_decode" in head:
         options["presence_weight"] = head["loss_se_decode"].get("loss_weight", 1.0)
     model = build(name, backbone, head["num_classes"], **options)
@@ -132,7 +135,12 @@ def _auxiliary(config: Mapping[str, Any] | None, options: Mapping[str, Any]) -> 
     _type(config, where, ("FCNHead",))
     of_auxiliary = _head_options(config, where)
     _check_index(config, where, 2)
-    expected = {"convs": 1, "concat": False, **{k: options[k] for k in ("dropout", "align_corners") if k in options}}
+    expected = {
+        "convs": 1,
+        "concat": False,
+        "kernel_size": 3,
+        **{k: options[k] for k in ("dropout", "align_corners") if k in options},
+    }
     for name, value in expected.items():
         if of_auxiliary.get(name, value) != value:
             raise ValueError(f"{where}: expected {name} {value}, got {of_auxiliary[name]}")
