@@ -8,6 +8,7 @@ from apc_kernels.labels import checked_labels
 from apc_kernels.ops.adaptive_context import adaptive_context
 from apc_kernels.ops.adaptive_context_norm import BatchNorm, adaptive_context_norm
 from apc_kernels.ops.affinity_moments import affinity_moments
+from apc_kernels.ops.conv3x3 import conv3x3
 from apc_kernels.ops.encode import encode
 from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
@@ -26,6 +27,7 @@ __all__ = [
     "affinity_moments",
     "backend",
     "checked_labels",
+    "conv3x3",
     "encode",
     "pyramid_conv",
     "pyramid_pool",

@@ -3,6 +3,7 @@
 #include "adaptive_context/operators.h"
 #include "common/isa.h"
 #include "common/tensor.h"
+#include "conv3x3/operators.h"
 #include "pyramid_pool/operators.h"
 #include "upsample/operators.h"
 
@@ -38,6 +39,9 @@ STABLE_TORCH_LIBRARY(apc_kernels_cpp, library) {
   library.def(
       "upsample_confusion(Tensor logits, Tensor target, int ignore_index, bool align_corners, Tensor(a!) counts, "
       "Tensor(b!) invalid) -> ()");
+  library.def("conv3x3_tiles(Tensor map, int first_row, bool of_result, Tensor(a!) tiles) -> ()");
+  library.def("conv3x3(Tensor tiles, int first_row, Tensor(a!) map) -> ()");
+  library.def("conv3x3_weight(Tensor weight, bool reversed, Tensor(a!) transformed) -> ()");
   library.def("upsample_softmax(Tensor logits, bool flip, bool align_corners, bool add, Tensor(a!) out) -> ()");
 }
 
@@ -56,5 +60,8 @@ STABLE_TORCH_LIBRARY_IMPL(apc_kernels_cpp, CPU, library) {
   library.impl("upsample_cross_entropy_backward", TORCH_BOX(&upsample_cross_entropy_backward));
   library.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));
   library.impl("upsample_confusion", TORCH_BOX(&upsample_confusion));
+  library.impl("conv3x3_tiles", TORCH_BOX(&conv3x3_tiles));
+  library.impl("conv3x3", TORCH_BOX(&conv3x3));
+  library.impl("conv3x3_weight", TORCH_BOX(&conv3x3_weight));
   library.impl("upsample_softmax", TORCH_BOX(&upsample_softmax));
 }

@@ -72,7 +72,7 @@ class APCHead(nn.Module):
         if self.fusion is not None:  # one by one: a grouped convolution takes twice the time of separate ones
             maps = context[0].chunk(len(self.scales), dim=1)
             context = [fusion(z) for fusion, z in zip(self.fusion, maps, strict=True)]
-        return self.classifier(self.bottleneck.of_parts(features, *context))
+        return self.classifier(self.bottleneck(features, *context))
 
     def context(self, x: Tensor, regions: Tensor) -> Tensor:
         """x (B, S·C, h, w), regions (B, J, C) -> (B, S·C, h, w)"""

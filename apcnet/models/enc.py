@@ -64,4 +64,4 @@ class EncHead(nn.Module):
         laterals = [lateral(features) for lateral, features in zip(self.laterals, others, strict=True)]
         size, align_corners = x.shape[2:], self.align_corners
         enlarged = (F.interpolate(y, size, mode="bilinear", align_corners=align_corners) for y in laterals)
-        return self.fusion.of_parts(x, *enlarged)
+        return self.fusion(x, *enlarged)

@@ -41,4 +41,4 @@ class FCNHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         features = features[self.index]
         x = self.convs(features)
-        return self.classifier(x if self.concat is None else self.concat.of_parts(features, x))
+        return self.classifier(x if self.concat is None else self.concat(features, x))

@@ -25,23 +25,15 @@ class ConvNormReLU(nn.Module):
         fan_out = channels // convolutions * kernel_size**2
         nn.init.normal_(self.conv.weight, std=(2 / fan_out) ** 0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activate(self.conv(x))
-
-    def of_parts(self, *maps: Tensor) -> Tensor:
-        """Of several maps as if they were concatenated along their channels, which takes a copy of all of them."""
-        first, *others = zip(maps, self.weights(*(x.shape[1] for x in maps)), strict=True)
-        product = self.product(*first)
-        for x, weight in others:
-            product += self.product(x, weight)
-        return self.activate(product)
-
-    def weights(self, *channels: int) -> Sequence[Tensor]:
-        """The convolution's weight, split along the channels it takes."""
-        return self.conv.weight.split(channels, dim=1)
-
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, padding=self.conv.padding)
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Of one map, or of several as if they were concatenated along their channels, which takes a copy of all."""
+        weight = self.conv.weight
+        if self.conv.kernel_size == (3, 3):
+            return self.activate(apc_kernels.conv3x3(maps, weight))
+        if len(maps) == 1:
+            return self.activate(self.conv(maps[0]))
+        parts = zip(maps, weight.split([x.shape[1] for x in maps], dim=1), strict=True)
+        return self.activate(sum(F.conv2d(x, part) for x, part in parts))
 
     def activate(self, product: Tensor) -> Tensor:
         check_values(self.norm, product)

@@ -39,9 +39,9 @@ class PSPHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         features = features[self.index]
         channels, width = features.shape[1], self.bottleneck.conv.in_channels
-        weight, pyramid_weight = self.bottleneck.weights(channels, width - channels)
-        product = self.bottleneck.product(features, weight)
-        product += apc_kernels.pyramid_conv(
+        weight, pyramid_weight = self.bottleneck.conv.weight.split([channels, width - channels], dim=1)
+        product = apc_kernels.conv3x3(features, weight)
+        product = product + apc_kernels.pyramid_conv(
             self.regions(features),
             pyramid_weight,
             features.shape[2:],

@@ -1,0 +1,145 @@
+"""conv3x3: a 3×3 convolution of several maps side by side, with fewer multiplications than it seems to need."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apc_kernels import dispatch
+from apc_kernels.ops.common import check_dtype, without_autocast
+from apc_kernels.ops.conv3x3 import reference, tiles
+
+# From here on tiles are faster than PyTorch's convolution (benchmarks/conv3x3.py): below, transforms cost more.
+LEAST_CHANNELS, LEAST_POSITIONS = 128, 1024
+
+
+def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
+    """A 3×3 convolution that keeps the size of its input, of several maps as if they were concatenated.
+
+        out[b, o, y, x] = Σ_c Σ_{i, j} weight[o, c, i, j] · maps[b, c, y + i − 1, x + j − 1]
+
+    On a CPU 2×2 of the result are computed from 4×4 of the maps by 16 products instead of 36 (Winograd's F(2×2, 3×3)),
+    with the accuracy of a convolution: all factors of its transforms are 1 or 1/2. On a GPU, where PyTorch's own
+    library chooses among such algorithms, in low precision, under autocast, and where channels or positions are few, it
+    is PyTorch's convolution, map by map.
+
+    Args:
+        maps: one (B, C, h, w) map or several, which may differ in C; float32, float64, bfloat16 or float16.
+        weight: (O, Σ C, 3, 3), in the maps' dtype.
+
+    Returns:
+        (B, O, h, w) in the maps' dtype. By tiles it is contiguous, and once differentiable in maps and weight.
+    """
+    maps = [maps] if isinstance(maps, Tensor) else list(maps)
+    _check(maps, weight)
+    if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
+        return reference.conv3x3(maps, weight)
+    return _forward(maps, weight)
+
+
+def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
+    if not maps:
+        raise ValueError("maps: expected one map at least, got none")
+    for name, tensor in [*((f"maps[{i}]", x) for i, x in enumerate(maps)), ("weight", weight)]:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 4:
+            raise ValueError(f"{name}: expected 4 dimensions, got {tensor.dim()}: {tuple(tensor.shape)}")
+        check_dtype(tensor, name)
+        if tensor.device != maps[0].device:
+            raise ValueError(f"{name}: expected a tensor on {maps[0].device}, got one on {tensor.device}")
+    for i, x in enumerate(maps):
+        if (x.shape[0], *x.shape[2:]) != (maps[0].shape[0], *maps[0].shape[2:]) or x.dtype != maps[0].dtype:
+            first, given = (f"{tuple(t.shape)} in {str(t.dtype)[6:]}" for t in (maps[0], x))
+            raise ValueError(f"maps[{i}]: expected batch, size and dtype of maps[0], {first}, got {given}")
+    inputs = sum(x.shape[1] for x in maps)
+    if weight.shape[1:] != (inputs, 3, 3):
+        raise ValueError(f"weight: expected (O, {inputs}, 3, 3), got {tuple(weight.shape)}")
+
+
+def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
+    first = maps[0]
+    return (
+        first.device.type == "cpu"
+        and first.dtype in (torch.float32, torch.float64)
+        and weight.dtype == first.dtype
+        and not torch.is_autocast_enabled("cpu")
+        and min(weight.shape[:2]) >= LEAST_CHANNELS
+        and all(x.stride(3) == 1 for x in maps)
+        and first.shape[0] * first.shape[2] * first.shape[3] >= LEAST_POSITIONS
+    )
+
+
+@torch.library.custom_op("apc_kernels::conv3x3", mutates_args=())
+def _forward(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    _check(maps, weight)
+    with without_autocast(weight):
+        if dispatch.select("conv3x3", weight) == "reference":
+            return reference.conv3x3(maps, weight).contiguous()
+        return tiles.convolve([_lines(x) for x in maps], _dense(weight))
+
+
+@_forward.register_fake
+def _(maps, weight):
+    _check(maps, weight)
+    return maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
+
+
+@torch.library.custom_op("apc_kernels::conv3x3_backward_maps", mutates_args=())
+def _backward_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
+    """The gradients of maps of these numbers of channels."""
+    with without_autocast(weight):
+        if dispatch.select("conv3x3", weight) == "reference":
+            transposed = weight.flip(2, 3).transpose(0, 1)
+            return [reference.conv3x3([grad], w).contiguous() for w in transposed.split(list(channels))]
+        return tiles.gradient_of_maps(_lines(grad), _dense(weight), channels)
+
+
+@_backward_maps.register_fake
+def _(grad, weight, channels):
+    return [grad.new_empty(grad.shape[0], count, *grad.shape[2:]) for count in channels]
+
+
+@torch.library.custom_op("apc_kernels::conv3x3_backward_weight", mutates_args=())
+def _backward_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    with without_autocast(grad):
+        if dispatch.select("conv3x3", grad) == "reference":
+            shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
+            return torch.nn.grad.conv2d_weight(torch.cat(list(maps), 1), shape, grad, padding=1).contiguous()
+        return tiles.gradient_of_weight(_lines(grad), [_lines(x) for x in maps])
+
+
+@_backward_weight.register_fake
+def _(grad, maps):
+    return grad.new_empty(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
+
+
+def _lines(x: Tensor) -> Tensor:
+    """A map whose columns lie side by side, as the kernels take it."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """A weight whose inputs lie side by side; outputs may lie apart, as in a slice."""
+    return weight if weight.stride()[1:] == (9, 3, 1) else weight.contiguous()
+
+
+def _remember(ctx, inputs, output):
+    maps, weight = inputs
+    ctx.save_for_backward(weight, *maps)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad):
+    weight, *maps = ctx.saved_tensors
+    if grad is None:
+        return [None] * len(maps), None
+    of_maps, of_weight = ctx.needs_input_grad
+    grads = [None] * len(maps)
+    if any(of_maps):
+        computed = _backward_maps(grad, weight, [x.shape[1] for x in maps])
+        grads = [g if wanted else None for g, wanted in zip(computed, of_maps, strict=True)]
+    return grads, _backward_weight(grad, maps) if of_weight else None
+
+
+_forward.register_autograd(_backward, setup_context=_remember)

@@ -1,0 +1,12 @@
+"""conv3x3 in plain PyTorch: the convolution of each map with its share of the weight, added up."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def conv3x3(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    weights = weight.split([x.shape[1] for x in maps], dim=1)
+    products = [F.conv2d(x, w, padding=1) for x, w in zip(maps, weights, strict=True)]
+    return sum(products[1:], start=products[0])

@@ -1,0 +1,214 @@
+"""conv3x3 against float64 and against PyTorch's convolution of the concatenation; by tiles at every size."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import assert_accurate, same_bits
+from cases import channels_last, even_window, nchw, sliced, transposed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import apc_kernels
+from apc_kernels.ops.conv3x3 import LEAST_CHANNELS, _backward_maps, _backward_weight, _forward, reference
+
+
+class Case(NamedTuple):
+    batch: int
+    channels: tuple[int, ...]  # of each map
+    outputs: int
+    size: tuple[int, int]
+
+
+CASES = [
+    Case(1, (1,), 1, (1, 1)),
+    Case(2, (3,), 2, (1, 7)),
+    Case(2, (3, 5), 4, (7, 9)),
+    Case(3, (2, 1, 2), 3, (8, 6)),
+    Case(1, (4,), 3, (2, 70)),
+    Case(2, (600,), 530, (6, 5)),  # several blocks of channels on both sides
+    Case(3, (4,), 4, (70, 68)),  # several blocks of rows, one of them of two images
+    Case(1, (130, 520), 128, (33, 40)),
+    Case(0, (3,), 2, (5, 5)),
+]
+BACKENDS = ["reference", "cpp"]
+
+
+def draw(case, dtype=torch.float32, layout=nchw):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    maps = [layout(normal(case.batch, c, *case.size)) for c in case.channels]
+    return maps, normal(case.outputs, sum(case.channels), 3, 3), layout(normal(case.batch, case.outputs, *case.size))
+
+
+def stock(maps, weight):
+    return F.conv2d(torch.cat(maps, 1), weight, padding=1)
+
+
+def with_gradients(function, maps, weight, grad):
+    leaves = [t.detach().requires_grad_() for t in (*maps, weight)]
+    result = function(leaves[:-1], leaves[-1])
+    return result.detach(), *torch.autograd.grad(result, leaves, grad)
+
+
+def check(case, dtype=torch.float32, layout=nchw, function=_forward):
+    given = draw(case, dtype, layout)
+    maps, weight, grad = given
+    wide = [x.double() for x in maps], weight.double(), grad.double()
+    results = [with_gradients(*each) for each in ((function, *given), (stock, *wide), (stock, *given))]
+    for ours, exact, own in zip(*results, strict=True):
+        assert_accurate(ours, exact, own, f"{case}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_hard_cases(case, backend):
+    with apc_kernels.backend(backend):
+        check(case)
+
+
+@pytest.mark.parametrize("layout", [sliced, transposed, even_window, channels_last], ids=lambda layout: layout.__name__)
+def test_layouts(layout):
+    check(Case(2, (3, 5), 4, (7, 9)), layout=layout)
+    check(Case(2, (3, 5), 4, (7, 9)), layout=layout, function=apc_kernels.conv3x3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_public_function_in_every_dtype(dtype):
+    check(Case(2, (LEAST_CHANNELS, 16), LEAST_CHANNELS, (23, 24)), dtype, function=apc_kernels.conv3x3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    outputs=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+)
+def test_any_size_in_float64(batch, channels, outputs, size):
+    given = draw(Case(batch, tuple(channels), outputs, size), torch.float64)
+    with apc_kernels.backend("cpp"):
+        actual = with_gradients(_forward, *given)
+    for ours, expected in zip(actual, with_gradients(stock, *given), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend):
+    maps, weight, _ = draw(Case(2, (2, 1), 2, (3, 4)), torch.float64)
+    leaves = [t.requires_grad_() for t in (*maps, weight)]
+    with apc_kernels.backend(backend):
+        assert torch.autograd.gradcheck(lambda a, b, w: _forward([a, b], w), leaves)
+
+
+def test_only_the_gradients_asked_for():
+    maps, weight, grad = draw(Case(1, (2, 3), 2, (4, 4)))
+    maps[1].requires_grad_()
+    result = _forward(maps, weight)
+    (ours,) = torch.autograd.grad(result, [maps[1]], grad)
+    (expected,) = torch.autograd.grad(stock(maps, weight), [maps[1]], grad)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_a_part_of_a_weight():
+    """PSPNet's bottleneck gives the features' part of it; other channels of the outputs lie between."""
+    maps, weight, _ = draw(Case(1, (3, 4), 5, (6, 6)))
+    torch.testing.assert_close(_forward(maps[:1], weight[:, :3]), stock(maps[:1], weight[:, :3]))
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[6]], ids=str)
+def test_same_bits_every_time_and_for_any_number_of_threads(case, threads):
+    given, bits = draw(case), []
+    for count in (2, 2, 1, 3):
+        threads(count)
+        bits.append(with_gradients(_forward, *given))
+    for other in bits[1:2]:
+        assert all(same_bits(a, b) for a, b in zip(bits[0], other, strict=True))
+    for other in bits[2:]:  # the library's products may split their sums by threads
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(bits[0], other, strict=True))
+
+
+# As an operation
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend):
+    maps, weight, grad = draw(Case(2, (3, 5), 4, (7, 9)))
+    leaves = [x.requires_grad_() for x in maps]
+    with apc_kernels.backend(backend):
+        torch.library.opcheck(_forward, (leaves, weight.requires_grad_()))
+        torch.library.opcheck(_backward_maps, (grad, weight.detach(), [3, 5]))
+        torch.library.opcheck(_backward_weight, (grad, [x.detach() for x in leaves]))
+
+
+def test_compiled_whole_by_tiles():
+    case = Case(2, (LEAST_CHANNELS, 8), LEAST_CHANNELS, (24, 32))
+    given = draw(case)
+    compiled = torch.compile(apc_kernels.conv3x3, fullgraph=True, backend="aot_eager")
+    for ours, expected in zip(with_gradients(compiled, *given), with_gradients(_forward, *given), strict=True):
+        assert same_bits(ours, expected)
+
+
+def test_what_takes_tiles(monkeypatch):
+    """Large maps in float32 on a CPU; not small ones, low precision, channels_last, autocast."""
+    taken = []
+    monkeypatch.setattr("apc_kernels.ops.conv3x3._forward", lambda maps, weight: taken.append(len(maps)))
+    maps, weight, _ = draw(Case(1, (LEAST_CHANNELS,), LEAST_CHANNELS, (32, 32)))
+    apc_kernels.conv3x3(maps, weight)
+    assert taken == [1]
+    for others, other in (
+        ([x[:, :, 1:] for x in maps], weight),
+        ([x[:, :64] for x in maps], weight[:, :64]),
+        (maps, weight[:64]),
+        ([x.bfloat16() for x in maps], weight.bfloat16()),
+        ([channels_last(x) for x in maps], weight),
+    ):
+        torch.testing.assert_close(apc_kernels.conv3x3(others, other), reference.conv3x3(others, other))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apc_kernels.conv3x3(maps, weight).dtype == torch.bfloat16
+    assert taken == [1]
+
+
+X, W = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("maps", "weight", "error", "message"),
+    [
+        ([], W, ValueError, "maps: expected one map at least"),
+        ([X, 3], W, TypeError, r"maps\[1\]: expected a tensor, got int"),
+        (X, None, TypeError, "weight: expected a tensor, got NoneType"),
+        (X[0], W, ValueError, r"maps\[0\]: expected 4 dimensions, got 3"),
+        (X.long(), W, ValueError, r"maps\[0\]: expected float32"),
+        ([X, X[:, :, :2]], W, ValueError, r"maps\[1\]: expected batch, size and dtype of maps\[0\]"),
+        ([X, X.double()], W, ValueError, r"maps\[1\]: expected batch, size and dtype of maps\[0\]"),
+        ([X, X], W, ValueError, r"weight: expected \(O, 6, 3, 3\), got \(2, 3, 3, 3\)"),
+        (X, W[..., :2], ValueError, r"weight: expected \(O, 3, 3, 3\)"),
+        (X, W.to("meta"), ValueError, "weight: expected a tensor on cpu, got one on meta"),
+    ],
+)
+def test_wrong_input(maps, weight, error, message):
+    with pytest.raises(error, match=message):
+        apc_kernels.conv3x3(maps, weight)
+
+
+def test_raw_operators_check_what_they_are_given():
+    raw, tiles = torch.ops.apc_kernels_cpp, torch.zeros(16, 3, 4)
+    for call, message in (
+        (lambda: raw.conv3x3_tiles(X, 1, False, tiles), "first_row"),
+        (lambda: raw.conv3x3_tiles(X, 0, False, torch.zeros(16, 2, 4)), "tiles: expected size 3"),
+        (lambda: raw.conv3x3_tiles(X, 0, False, tiles.double()), "differ in dtype"),
+        (
+            lambda: raw.conv3x3_tiles(channels_last(torch.zeros(1, 3, 4, 4)), 0, False, tiles),
+            "columns to lie side by side",
+        ),
+        (lambda: raw.conv3x3(tiles[:, :, :3], 0, X), "tiles"),
+        (lambda: raw.conv3x3_weight(W.mT, False, torch.zeros(16, 2, 3)), "weight: expected inputs"),
+        (lambda: raw.conv3x3_weight(W.bfloat16(), False, torch.zeros(16, 2, 3).bfloat16()), "float32 or float64"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call()
