@@ -15,7 +15,6 @@ from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, batc
 #   A         σ(affinity(x + g))                               (B, h·w, s²)
 #   z         residual(A·regions) + x                          (B, C, h, w)
 #   fusion(z)
-# What is one convolution for each scale in the paper is one grouped convolution here.
 
 
 class APCHead(nn.Module):
@@ -48,19 +47,20 @@ class APCHead(nn.Module):
         self.index, self.align_corners, self.scales = index, align_corners, tuple(scales)
         count, rows = len(self.scales), sum(s * s for s in self.scales)
         stacked = count * channels
-        several = {"convolutions": count, "grouped": True}
         self.regions = RegionReduction(in_channels, channels, self.scales, norm=not plain)
         self.reduction = ConvNormReLU(in_channels, stacked, convolutions=count)
-        self.affinity = nn.Conv2d(
-            channels, rows, kernel_size=1
-        )  # rows of all scales: each acts on its scale's channels
+        # Its rows of all scales, each of which sees the channels of its own scale.
+        self.affinity = nn.Conv2d(channels, rows, kernel_size=1)
+        # In the official form these two hold parameters; adaptive_context_norm computes what they would.
+        side_by_side = {"convolutions": count, "grouped": True}
         self.guide = self.residual = self.fusion = None
-        if guide:
-            self.guide = (
-                nn.Conv2d(stacked, stacked, 1, groups=count) if plain else ConvNormReLU(stacked, stacked, **several)
-            )
+        if guide and plain:
+            self.guide = nn.Conv2d(stacked, stacked, kernel_size=1, groups=count)
+        elif guide:
+            self.guide = ConvNormReLU(stacked, stacked, **side_by_side)
         if not plain:
-            self.residual = ConvNormReLU(stacked, stacked, **several)
+            self.residual = ConvNormReLU(stacked, stacked, **side_by_side)
+            # One by one: a grouped convolution takes twice the time of separate ones.
             self.fusion = nn.ModuleList(ConvNormReLU(channels, channels) for _ in self.scales) if fusion else None
         self.bottleneck = ConvNormReLU(in_channels + stacked, channels, kernel_size=3)
         self.classifier = Classifier(channels, num_classes, dropout)
@@ -69,7 +69,7 @@ class APCHead(nn.Module):
         features = features[self.index]
         regions = self.regions(features).mT
         context = [self.context(self.reduction(features), regions)]
-        if self.fusion is not None:  # one by one: a grouped convolution takes twice the time of separate ones
+        if self.fusion is not None:
             maps = context[0].chunk(len(self.scales), dim=1)
             context = [fusion(z) for fusion, z in zip(self.fusion, maps, strict=True)]
         return self.classifier(self.bottleneck(features, *context))

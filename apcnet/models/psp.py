@@ -38,11 +38,12 @@ class PSPHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         features = features[self.index]
+        regions = self.regions(features)
         channels, width = features.shape[1], self.bottleneck.conv.in_channels
         weight, pyramid_weight = self.bottleneck.conv.weight.split([channels, width - channels], dim=1)
         product = apc_kernels.conv3x3(features, weight)
         product = product + apc_kernels.pyramid_conv(
-            self.regions(features),
+            regions,
             pyramid_weight,
             features.shape[2:],
             self.scales,

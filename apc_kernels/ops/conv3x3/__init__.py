@@ -135,11 +135,12 @@ def _backward(ctx, grad):
     if grad is None:
         return [None] * len(maps), None
     of_maps, of_weight = ctx.needs_input_grad
+    grad_weight = _backward_weight(grad, maps) if of_weight else None
     grads = [None] * len(maps)
     if any(of_maps):
         computed = _backward_maps(grad, weight, [x.shape[1] for x in maps])
         grads = [g if wanted else None for g, wanted in zip(computed, of_maps, strict=True)]
-    return grads, _backward_weight(grad, maps) if of_weight else None
+    return grads, grad_weight
 
 
 _forward.register_autograd(_backward, setup_context=_remember)

@@ -1,7 +1,7 @@
 """mmsegmentation: its weights into our models and back, and its live models made faster in place."""
 
-# from apcnet.interop.mmseg.accelerate import accelerate
+from apcnet.interop.mmseg.accelerate import accelerate
 from apcnet.interop.mmseg.config import load_head, load_model
 from apcnet.interop.mmseg.names import state_dict
 
-__all__ = ["load_head", "load_model", "state_dict"]
+__all__ = ["accelerate", "load_head", "load_model", "state_dict"]
