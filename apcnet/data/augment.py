@@ -1,9 +1,39 @@
-"""What is done to images before a network sees them: sizes as mmsegmentation computes them, to the pixel."""
+"""What is done to images and masks before a network sees them: mmsegmentation's pipelines, to the pixel.
+
+Training: a random scale, a crop that no class fills, a flip, photometric distortion, normalisation, padding. Only the
+crop is ever resized: of the resized image, whatever its size, the crop's window alone is computed, and equals the
+crop of the whole, bit for bit. What is drawn are integers of the generator that is given, always as many, and
+everything before the normalisation is exact arithmetic, so that a seed means the same on every machine.
+"""
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apcnet.data.photometric import DRAWS, PIXELS, UNIT, brightness, check_image, contrast, distortion, hue, saturation
+from apcnet.data.sample import IGNORE, Sample
+from apcnet.models.segmentor import MEAN, STD
+
+__all__ = [
+    "brightness",
+    "contrast",
+    "evaluate",
+    "hue",
+    "keep_ratio_size",
+    "normalise",
+    "resize",
+    "saturation",
+    "train",
+    "view_sizes",
+]
+
+CROPS = 11  # drawn at most until one is varied enough; the last is taken as it is
 TEST_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of every published multi-scale result
 
 
@@ -50,6 +80,201 @@ def view_sizes(
     return [keep_ratio_size(original, (int(long * ratio), int(short * ratio))) for ratio in ratios]
 
 
+def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
+    """An image, (3, H, W) uint8, resized bilinearly to (h, w), or a mask, (H, W) uint8, to its nearest labels.
+
+    As OpenCV: half-pixel centres, and a shrinking image is not smoothed, unless `antialias` says so (Pillow's and
+    PyTorch's way, up to dozens of grey levels away). Bilinear weights have 8 binary places, so that nothing is rounded
+    but the result: within 1 of OpenCV's. Nearest is OpenCV's INTER_NEAREST, which rounds down.
+    """
+    size = _pair(size, "size")
+    if isinstance(image, Tensor) and image.ndim == 2:
+        check_mask(image)
+        return _nearest(image, size, Window(0, 0, *size))
+    check_image(image)
+    if antialias and (size[0] < image.shape[1] or size[1] < image.shape[2]):
+        return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    resized = torch.empty(3, *size, dtype=torch.uint8)
+    for rows, levels in _bilinear(image, size, Window(0, 0, *size)):
+        resized.numpy()[:, rows] = levels
+    return resized
+
+
+def normalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """An image, (3, H, W) uint8 RGB, as the float32 that networks are fed: (image − mean) / std in each channel."""
+    check_image(image)
+    normalised = torch.empty(image.shape, dtype=torch.float32)
+    _normalise_into(normalised.numpy(), image.numpy(), mean, std)
+    return normalised
+
+
+def evaluate(
+    sample: Sample,
+    scale: Sequence[int],
+    *,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> tuple[Tensor, Tensor]:
+    """A sample as it is evaluated: the image fitted into a scale (keep_ratio_size) and normalised, the mask as it is.
+
+    Returns:
+        the image, (3, h, w) float32, and the mask, (H, W) uint8.
+    """
+    _check_sample(sample)
+    size = keep_ratio_size(sample.image.shape[1:], scale)
+    image = sample.image if size == tuple(sample.image.shape[1:]) else resize(sample.image, size)
+    return normalise(image, mean, std), sample.mask
+
+
+def train(
+    sample: Sample,
+    generator: torch.Generator,
+    crop_size: Sequence[int],
+    scale: Sequence[int],
+    *,
+    ratio_range: tuple[float, float] = (0.5, 2.0),
+    cat_max_ratio: float = 0.75,
+    antialias: bool = False,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+) -> tuple[Tensor, Tensor]:
+    """A sample as it is trained on.
+
+    Draws from the generator, whatever becomes of them: the ratio, the flip, photometric.distortion's, and (row, column)
+    of up to 11 crops.
+
+    Args:
+        sample: image, mask and name.
+        generator: the only source of chance.
+        crop_size: (h, w) of the result; less is padded at the right and the bottom, after the normalisation.
+        scale: two bounds, as in keep_ratio_size, that the image is fitted into at ratio 1.
+        ratio_range: of the factors on both bounds.
+        cat_max_ratio: a crop is drawn again, 10 times at most, unless it holds two classes or more and none has this
+            share or more of the pixels that count; 1: any crop will do.
+        antialias: smooth images that shrink, which mmsegmentation does not, for about 4 ms more.
+        mean, std: of the RGB levels, 0–255.
+
+    Returns:
+        the image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
+    """
+    _check_sample(sample)
+    height, width = _pair(crop_size, "crop_size")
+    scale = _pair(scale, "scale")
+    _check_ranges(ratio_range, cat_max_ratio)
+    ratio, flip, *draws = torch.randint(UNIT, (2 + DRAWS + 2 * CROPS,), generator=generator).tolist()
+    ratio = ratio_range[0] + (ratio_range[1] - ratio_range[0]) * (ratio / UNIT)
+    flip = 2 * flip >= UNIT
+    size = keep_ratio_size(sample.image.shape[1:], (int(scale[0] * ratio), int(scale[1] * ratio)))
+    window, labels = _varied_crop(sample.mask, size, (height, width), draws[DRAWS:], cat_max_ratio, flip)
+
+    padded = (window.height, window.width) != (height, width)
+    image = torch.zeros(3, height, width) if padded else torch.empty(3, height, width)
+    mask = torch.full((height, width), IGNORE, dtype=torch.uint8) if padded else labels
+    mask[: window.height, : window.width] = labels
+    steps = distortion(draws[:DRAWS])
+    source = resize(sample.image, size, antialias=True) if antialias else sample.image
+    for rows, levels in _bilinear(source, size, window, flip):
+        for step in steps:
+            step(levels.reshape(3, -1))
+        _normalise_into(image.numpy()[:, rows, : window.width], levels, mean, std)
+    return image, mask
+
+
+class Window(NamedTuple):
+    """A part of a resized image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def _varied_crop(
+    mask: Tensor, size: tuple[int, int], crop_size: tuple[int, int], draws: list[int], max_ratio: float, flip: bool
+) -> tuple[Window, Tensor]:
+    """The first window whose classes are varied, or the last, and its labels."""
+    height, width = min(size[0], crop_size[0]), min(size[1], crop_size[1])
+    for row, column in zip(draws[::2], draws[1::2], strict=True):
+        top = row * (size[0] - height + 1) // UNIT
+        left = column * (size[1] - width + 1) // UNIT
+        window = Window(top, left, height, width)
+        labels = _nearest(mask, size, window, flip)
+        if max_ratio >= 1:
+            break
+        counts = torch.bincount(labels.flatten(), minlength=256)
+        counts[IGNORE] = 0
+        if counts.count_nonzero() > 1 and counts.max().item() / counts.sum().item() < max_ratio:
+            break
+    return window, labels
+
+
+def _bilinear(
+    image: Tensor, size: tuple[int, int], window: Window, flip: bool = False
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """A window of a resized image, (3, rows, w) uint8 in strips that a cache holds, with the rows that they are.
+
+    Interpolated along columns, then along rows. Weights have 8 binary places, so every float32 on the way is exact:
+    8 binary places after the first, 16 after the second, before the point never more than 8.
+    """
+    above, below, down = _taps(image.shape[1], size[0], window.top, window.height)
+    before, after, right = _taps(image.shape[2], size[1], window.left, window.width)
+    if flip:
+        before, after, right = (each[::-1].copy() for each in (before, after, right))
+    first, last = before.min(), after.max() + 1
+    source = image.permute(1, 2, 0)[above[0] : below[-1] + 1, first:last].flatten(1).numpy()  # (rows, columns·3)
+    at = [[3 * (columns - first) + channel for channel in range(3)] for columns in (before, after)]
+    above, below = above - above[0], below - above[0]
+
+    strip = max(1, PIXELS // max(window.width, last - first))
+    ends = torch.empty(2, 3, strip, window.width)
+    for start in range(0, window.height, strip):
+        rows = slice(start, min(start + strip, window.height))
+        low, high = above[rows], below[rows]
+        lines = source[low[0] : high[-1] + 1] + np.float32(0.5)  # the half rounds at the end
+        upper = lines.take(low - low[0], axis=0)
+        lower = lines.take(high - low[0], axis=0)
+        lower -= upper
+        lower *= down[rows, None]
+        upper += lower
+        left_right = ends[:, :, : len(low)]
+        for end, columns in zip(left_right.numpy(), at, strict=True):
+            for plane, column in zip(end, columns, strict=True):
+                np.take(upper, column, axis=1, out=plane, mode="clip")  # its faster mode: none is out of range
+        levels = torch.lerp(*left_right, torch.from_numpy(right))
+        yield rows, levels.numpy().astype(np.uint8)
+
+
+def _taps(length: int, resized: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every place of a window along an axis: the two that it lies between, and how far towards the second."""
+    places = (2 * np.arange(start, start + count) + 1) * length - resized  # in units of 1 / (2·resized)
+    places = places.clip(0, (length - 1) * 2 * resized)
+    first, rest = np.divmod(places, 2 * resized)
+    weights = (rest * 256 + resized) // (2 * resized)
+    return first, np.minimum(first + 1, length - 1), (weights / 256).astype(np.float32)
+
+
+def _nearest(mask: Tensor, size: tuple[int, int], window: Window, flip: bool = False) -> Tensor:
+    """A window of a resized mask."""
+    rows = _nearest_places(mask.shape[0], size[0], window.top, window.height)
+    columns = _nearest_places(mask.shape[1], size[1], window.left, window.width)
+    if flip:
+        columns = columns[::-1]
+    return torch.from_numpy(mask.numpy()[rows].take(columns, axis=1))
+
+
+def _nearest_places(length: int, resized: int, start: int, count: int) -> np.ndarray:
+    places = np.arange(start, start + count) * (1 / (resized / length))  # OpenCV's two divisions, rounded as there
+    return np.minimum(places.astype(np.int64), length - 1)
+
+
+def _normalise_into(out: np.ndarray, levels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != 3 or len(std) != 3 or not all(deviation > 0 for deviation in std):
+        raise ValueError(f"mean, std: expected three numbers each, std positive, got {mean!r} and {std!r}")
+    out[...] = levels
+    out -= np.array(mean, np.float32)[:, None, None]
+    out *= (1 / np.array(std)).astype(np.float32)[:, None, None]
+
+
 def _times(size: Sequence[int], factor: float) -> tuple[int, int]:
     return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
 
@@ -62,3 +287,26 @@ def _pair(given: Sequence[int], name: str) -> tuple[int, int]:
     if first < 1 or second < 1:
         raise ValueError(f"{name}: expected two positive integers, got {(first, second)}")
     return first, second
+
+
+def check_mask(mask: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or mask.device.type != "cpu":
+        given = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask: expected a uint8 tensor on the CPU, got {given}")
+    if mask.ndim != 2 or not mask.numel():
+        raise ValueError(f"mask: expected the shape (H, W), none of them 0, got {tuple(mask.shape)}")
+
+
+def _check_sample(sample: Sample) -> None:
+    check_image(sample.image)
+    check_mask(sample.mask)
+    if sample.image.shape[1:] != sample.mask.shape:
+        sizes = f"{tuple(sample.image.shape[1:])} and {tuple(sample.mask.shape)}"
+        raise ValueError(f"sample: {sample.name}: image and mask differ in size: {sizes}")
+
+
+def _check_ranges(ratio_range: tuple[float, float], cat_max_ratio: float) -> None:
+    if len(ratio_range) != 2 or not 0 < ratio_range[0] <= ratio_range[1] < math.inf:
+        raise ValueError(f"ratio_range: expected two positive numbers, the smaller first, got {ratio_range!r}")
+    if not 0 < cat_max_ratio <= 1:
+        raise ValueError(f"cat_max_ratio: expected a share above 0, up to 1, got {cat_max_ratio}")

@@ -1,8 +1,10 @@
 """What a user of the command line reads, and the exit statuses."""
 
+import json
 import subprocess
 import sys
 
+import fake_trees
 import pytest
 import torch
 
@@ -71,6 +73,51 @@ def test_wrong_input_is_one_line(run, checkpoint, tmp_path, arguments, message):
     assert (status, out) == (2, "") and message in err and err.count("\n") == 1 and "Traceback" not in err
 
 
+def test_check_says_what_is_wrong(run, tmp_path):
+    """Nothing: 0, something that would break training: 1; the report is also a file where one is asked for."""
+    fake_trees.folder(tmp_path / "data")
+    status, out, err = run("check", "folder", tmp_path / "data", "--workers", "0")
+    assert (status, err) == (0, "") and out.endswith("\nNothing is wrong.\n")
+    (tmp_path / "data" / "masks" / "val" / "d.png").write_bytes(b"")
+    status, out, err = run("check", "folder", tmp_path / "data", "--json", tmp_path / "report.json", "--splits", "val")
+    assert (status, err) == (1, "") and "\nerror: unreadable mask, 1 in val\n  the file is empty\n    d: " in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert not report["ok"] and report["findings"][0]["kind"] == "unreadable mask" and list(report["splits"]) == ["val"]
+
+
+def test_check_takes_labels(run, tmp_path):
+    fake_trees.folder(tmp_path)
+    labels = ("0", "255", "1", "0", "2", "1", "255", "2")
+    assert run("check", "folder", tmp_path, "--workers", "0", "--labels", *labels)[0] == 0
+    assert run("check", "folder", tmp_path, "--workers", "0", "--labels", *labels[2:])[0] == 1
+
+
+def test_prepare_and_check(run, tmp_path):
+    fake_trees.cityscapes(tmp_path, prepared=False)
+    status, out, _ = run("check", "cityscapes", tmp_path, "--workers", "0")
+    assert status == 1 and f"`apcnet prepare cityscapes {tmp_path}`" in out
+    assert run("prepare", "cityscapes", tmp_path) == (0, f"{tmp_path}: 5 files written, 0 were there already\n", "")
+    assert run("prepare", "cityscapes", tmp_path) == (0, f"{tmp_path}: 0 files written, 5 were there already\n", "")
+    assert run("check", "cityscapes", tmp_path, "--workers", "0")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "folders", "."), "name: expected one of cityscapes, "),
+        (("check", "folder", "nowhere"), "root: there is no folder nowhere"),
+        (("check", "cityscapes", ".", "--labels", "0", "1"), "labels: those of cityscapes are fixed"),
+        (("check", "folder", ".", "--json", "nowhere/a.json"), "json: there is no folder nowhere"),
+        (("check", "cityscapes", ".", "--worker", "0"), "--workers"),
+        (("prepare", "ade20k", "."), "name: expected one of cityscapes, voc2012, pascal_context, got 'ade20k'"),
+        (("prepare", "cityscapes", "nowhere"), "root: there is no folder nowhere"),
+    ],
+)
+def test_wrong_use_of_check_and_prepare(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "") and message in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,5 +139,6 @@ def test_every_command_has_help(run, command):
 
 
 def test_the_library_needs_neither_tyro_nor_rich():
-    code = "import sys, apcnet, apcnet.interop.convert; assert not {'tyro', 'rich'} & set(sys.modules)"
+    imports = "import sys, apcnet, apcnet.interop.convert, apcnet.data.check"
+    code = f"{imports}; assert not {{'tyro', 'rich'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

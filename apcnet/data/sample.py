@@ -1,0 +1,13 @@
+"""What every data set gives: an image, its mask and a name to speak of them."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+IGNORE = 255  # the label of pixels that neither training nor evaluation counts
+
+
+class Sample(NamedTuple):
+    image: Tensor  # (3, H, W) uint8, RGB
+    mask: Tensor  # (H, W) uint8: the index of a class, or IGNORE
+    name: str

@@ -1,0 +1,217 @@
+"""The order of training: an endless stream in which everything about a sample follows from the seed and its position.
+
+Position p of the stream is sample permutation(p mod n) of epoch p div n, and transforms draw from a generator of its
+own. The global batch of step t is the positions t·B to t·B + B − 1, whatever the number of processes; rank r of w
+takes those that leave r when divided by w. A batch is thus a function of (seed, step, rank), computed wherever a
+worker is free: any number of workers gives the same batches, and to resume at step t is to ask for step t, nothing is
+replayed. No global random state is read or written, here or in PyTorch's loader, which gets a generator of its own.
+
+Evaluation reads every sample once: shard says which indices a rank has, loader makes what is wanted of each.
+"""
+
+import functools
+import itertools
+import multiprocessing
+import operator
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from apcnet.choices import check_choice
+from apcnet.data.sample import Sample
+
+Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
+
+BITS, STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
+ORDER, DRAWS = 0, 1  # what a key is for
+
+
+def mix(x):
+    """splitmix64's bijection of the integers below 2⁶⁴: of a Python integer, or of every one in a uint64 array."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & BITS
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & BITS
+    return x ^ (x >> 31)
+
+
+def keyed(*numbers: int) -> int:
+    """64 bits that depend on these integers alone, and differ where only the last of them differs."""
+    key = 0
+    for number in numbers:
+        key = mix((key ^ (number & BITS)) + STEP & BITS)
+    return key
+
+
+def hashes(key: int, count: int) -> np.ndarray:
+    """As many different uint64 numbers, in the order that the key gives them."""
+    return mix(np.arange(1, count + 1, dtype=np.uint64) * STEP + key)
+
+
+@functools.lru_cache(maxsize=4)  # a batch may lie across the border of two epochs
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of n samples in an epoch."""
+    return np.argsort(hashes(keyed(seed, ORDER, epoch), n))
+
+
+def sample_index(seed: int, position: int, n: int) -> int:
+    """Which of n samples stands at a position of the stream."""
+    epoch, offset = divmod(position, n)
+    return int(permutation(seed, epoch, n)[offset])
+
+
+def generator_at(seed: int, position: int) -> torch.Generator:
+    """What the sample at a position is transformed with."""
+    return torch.Generator().manual_seed(keyed(seed, DRAWS, position))
+
+
+class Batch(NamedTuple):
+    """What one rank gets for one step: images and masks as the transform gives them, stacked."""
+
+    images: Tensor
+    masks: Tensor
+    names: list[str]
+    positions: list[int]
+
+
+class Batches:
+    """The stream of one rank: batches[step], for every step there may ever be.
+
+    Args:
+        dataset: of Samples.
+        transform: takes a Sample and a torch.Generator, gives image and mask, in one batch all of one size.
+        seed: of order and transforms.
+        batch_size: of the global batch, all ranks together.
+        rank, world: which process this is, of how many.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Sample],
+        transform: Transform,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        _check_rank(rank, world)
+        if not len(dataset):
+            raise ValueError("dataset: expected one sample at least, it is empty")
+        if batch_size < 1 or batch_size % world:
+            raise ValueError(f"batch_size: expected a multiple of the {world} processes, got {batch_size}")
+        self.dataset, self.transform, self.seed = dataset, transform, operator.index(seed)
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+
+    def __getitem__(self, step: int) -> Batch:
+        start = step * self.batch_size
+        positions = list(range(start + self.rank, start + self.batch_size, self.world))
+        samples = [self.sample(position) for position in positions]
+        images, masks, names = zip(*samples, strict=True)
+        for kind, tensors in (("images", images), ("masks", masks)):
+            if len({tensor.shape for tensor in tensors}) > 1:
+                sizes = ", ".join(f"{n!r} {tuple(t.shape)}" for n, t in zip(names, tensors, strict=True))
+                raise ValueError(f"transform: expected {kind} of one size in the batch of step {step}, got {sizes}")
+        return Batch(default_collate(images), default_collate(masks), list(names), positions)
+
+    def sample(self, position: int) -> tuple[Tensor, Tensor, str]:
+        """Image, mask and name of the sample at a position."""
+        index = sample_index(self.seed, position, len(self.dataset))
+        try:
+            sample = self.dataset[index]
+            image, mask = self.transform(sample, generator_at(self.seed, position))
+        except Exception as error:
+            what = f"sample {self.dataset.names[index]!r} (number {index}), position {position} of the stream"
+            raise RuntimeError(f"{what}: {type(error).__name__}: {error}") from error
+        return image, mask, sample.name
+
+
+def training_stream(
+    dataset: Sequence[Sample],
+    transform: Transform,
+    *,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    workers: int = 0,
+    prefetch: int = 2,
+    start_method: str | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The batches of one rank from a step on, without end; the same for any number of workers.
+
+    Args:
+        dataset, transform, seed, batch_size, rank, world: see Batches.
+        start_step: the first step; a resumed run asks for the one it stopped before.
+        workers: processes that make batches ahead; 0 makes each when it is asked for.
+        prefetch: batches that each worker is ahead.
+        start_method: of the workers: fork, spawn or forkserver; None is Python's choice.
+        pin_memory: hand out batches in page-locked memory, for asynchronous copies to a GPU.
+    """
+    if start_step < 0:
+        raise ValueError(f"start_step: expected 0 or more, got {start_step}")
+    batches = Batches(dataset, transform, seed=seed, batch_size=batch_size, rank=rank, world=world)
+    return iter(loader(batches, itertools.count(start_step), workers, prefetch, start_method, pin_memory))
+
+
+def loader(
+    items,
+    keys,
+    workers: int = 0,
+    prefetch: int = 2,
+    start_method: str | None = None,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """items[key] for every one of the keys, in their order, made by workers that stay from one pass to the next.
+
+    PyTorch's loader with a generator of its own, nothing collated and nothing drawn.
+    """
+    if workers < 0:
+        raise ValueError(f"workers: expected 0 or more, got {workers}")
+    if prefetch < 1:
+        raise ValueError(f"prefetch: expected 1 or more, got {prefetch}")
+    if start_method is not None:
+        check_choice(start_method, "start_method", multiprocessing.get_all_start_methods())
+    of_workers = {
+        "prefetch_factor": prefetch,
+        "persistent_workers": True,
+        "multiprocessing_context": start_method,
+        "worker_init_fn": _leave_interrupts_to_the_parent,
+    }
+    return DataLoader(
+        items,
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),
+        pin_memory=pin_memory,
+        **(of_workers if workers else {}),
+    )
+
+
+def shard(n: int, rank: int = 0, world: int = 1) -> range:
+    """The indices of n samples that a rank evaluates: over all ranks every index once, and nothing added."""
+    _check_rank(rank, world)
+    return range(rank, n, world)
+
+
+def _check_rank(rank: int, world: int) -> None:
+    if world < 1:
+        raise ValueError(f"world: expected one process at least, got {world}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank: expected 0 to {world - 1}, got {rank}")
+
+
+def _as_it_is(item):
+    return item
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal's group; the parent may want one batch more before it stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,73 @@
+"""PASCAL VOC 2012: photographs, 20 kinds of objects and background; 1464 + 1449, and 9118 more from SBD.
+
+    ROOT/JPEGImages/*.jpg
+    ROOT/SegmentationClass/*.png        of VOC, borders of objects 255
+    ROOT/SegmentationClassAug/*.png     of SBD, as `apcnet prepare voc2012 ROOT` writes them
+    ROOT/ImageSets/Segmentation/{train,val,aug,trainaug}.txt
+
+`trainaug` is what networks are trained on: train.txt with VOC's masks and all further names with SBD's. The further
+names are those of trainaug.txt where there is one, else those of aug.txt. Where there is no folder SegmentationClassAug
+all masks are taken from SegmentationClass, since downloads go around that have both sorts there.
+"""
+
+from pathlib import Path
+
+from apcnet.choices import check_choice
+from apcnet.data.classes import read_classes
+from apcnet.data.files import Files
+from apcnet.data.layout import find_root, images_in, names_in, pair_up
+
+PLACES = ("VOC2012", "VOCdevkit/VOC2012")
+CLASSES, PALETTE = read_classes(
+    """
+    background
+    aeroplane
+    bicycle
+    bird
+    boat
+    bottle
+    bus
+    car
+    cat
+    chair
+    cow
+    diningtable
+    dog
+    horse
+    motorbike
+    person
+    pottedplant
+    sheep
+    sofa
+    train
+    tvmonitor
+    """,
+    "voc2012",
+)
+
+
+def open_voc2012(root: str | Path | None, split: str = "val") -> Files:
+    """The train, trainaug or val split; masks hold 0 to 20, and 255 at borders."""
+    check_choice(split, "split", ("train", "trainaug", "val"))
+    root = find_root(root, "JPEGImages", PLACES)
+    image_folder, mask_folder, more = root / "JPEGImages", root / "SegmentationClass", root / "SegmentationClassAug"
+    lists, masks, wanted, hint = root / "ImageSets" / "Segmentation", images_in(mask_folder), f"{mask_folder}", ""
+    if split == "trainaug":
+        train = set(names_in(lists / "train.txt"))
+        hint = f"; `apcnet prepare voc2012 {root}` makes what SBD has"
+        names = _trainaug_names(lists, train, hint)
+        if more.is_dir():
+            masks = {name: masks[name] for name in train & masks.keys()}
+            masks |= {name: path for name, path in images_in(more).items() if name not in train}
+            wanted = f"{mask_folder} (names of train.txt) or {more} (all others)"
+    else:
+        names = names_in(lists / f"{split}.txt")
+    return Files(pair_up(names, images_in(image_folder), masks, image_folder, wanted, hint), CLASSES, PALETTE)
+
+
+def _trainaug_names(lists: Path, train: set[str], hint: str) -> list[str]:
+    if (lists / "trainaug.txt").is_file():
+        return names_in(lists / "trainaug.txt")
+    if (lists / "aug.txt").is_file():
+        return [*train, *set(names_in(lists / "aug.txt")) - train]
+    raise FileNotFoundError(f"there is neither trainaug.txt nor aug.txt in {lists}{hint}")

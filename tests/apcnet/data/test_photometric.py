@@ -1,0 +1,148 @@
+"""Brightness, contrast, saturation and hue, beside what mmsegmentation computes and beside OpenCV's 8-bit HSV."""
+
+import colorsys
+import itertools
+
+import parity
+import pytest
+import torch
+
+from apcnet.data import augment, photometric
+from apcnet.data.photometric import BRIGHTNESS, DRAWS, HUE, UNIT, distortion
+
+STEPS = ("brightness", "contrast", "saturation", "hue")
+NEVER, ALWAYS = 0, UNIT - 1
+
+
+def colors(count=5000, seed=0):
+    levels = torch.randint(256, (3, 1, count), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    corners = torch.tensor(list(itertools.product((0, 1, 127, 254, 255), repeat=3)), dtype=torch.uint8).T[:, None]
+    return torch.cat([levels, levels // 16 + 90, corners], 2)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_as_mmsegmentation(step):
+    case = parity.load("pixels")
+    image = case.tensors["photometric.input"].permute(2, 0, 1)
+    checked = [given for given in case.about["photometric"] if given["step"] == step]
+    assert checked
+    for given in checked:
+        changed = getattr(augment, step)(image, given["value"]).permute(1, 2, 0)
+        apart = (changed.int() - case.tensors[given["tensor"]].int()).abs()
+        assert apart.max() <= (step in ("saturation", "hue")), given  # of the 10 allowed
+        assert (apart > 0).float().mean() <= 0.02, given
+
+
+@pytest.mark.parametrize(
+    ("factor", "delta"), [(1.0, -32.0), (1.0, 31.9), (1.0, -0.001), (0.5, 0.0), (1 / 3, 0), (1.5, 0)]
+)
+def test_levels_are_clamped_and_cut_off(factor, delta):
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+    changed = photometric.brightness(levels, delta) if delta else photometric.contrast(levels, factor)
+    expected = (levels.float() * factor + delta).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize("turn", [-180, -77, -30, -18, -1, 0, 17, 31, 90, 180])
+def test_hue_of_the_color_circle(turn):
+    """The definition, color by color: hue rounded to two degrees, saturation to 1/255; levels cut off."""
+    image = colors(200)
+    turned = photometric.hue(image, turn)
+    for given, found in zip(image.flatten(1).T.tolist(), turned.flatten(1).T.tolist(), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in given))
+        degrees = {(round(hue * 180 + side) + turn) % 180 for side in (-0.16, 0.16)}  # OpenCV divides by tables
+        near = [colorsys.hsv_to_rgb(h / 180, round(saturation * 255) / 255, value) for h in degrees]
+        assert min(max(abs(255 * e - f - 0.5) for e, f in zip(each, found, strict=True)) for each in near) <= 1.6, given
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.5, 9.0])
+def test_saturation_keeps_the_largest_level_and_grey(factor):
+    image = colors()
+    changed = photometric.saturation(image, factor)
+    assert torch.equal(changed.amax(0), image.amax(0))
+    grey = image.amax(0) == image.amin(0)
+    assert grey.any() and torch.equal(changed[:, grey], image[:, grey])
+    if factor == 0:
+        assert torch.equal(changed, image.amax(0, keepdim=True).expand_as(image))
+
+
+def test_whole_turns_change_nothing_more_than_none():
+    image = colors()
+    assert torch.equal(photometric.hue(image, 180), photometric.hue(image, 0))
+    assert torch.equal(photometric.hue(image, -180), photometric.hue(image, 0))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_strips_and_layouts_change_nothing(step, monkeypatch):
+    image = torch.randint(256, (3, 37, 53), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    value = {"brightness": 7.5, "hue": -11}.get(step, 1.2)
+    function, before = getattr(photometric, step), image.clone()
+    changed = function(image, value)
+    assert torch.equal(image, before) and changed.is_contiguous()
+    monkeypatch.setattr(photometric, "PIXELS", 100)
+    assert torch.equal(function(image, value), changed)
+    assert torch.equal(function(image.permute(1, 2, 0).contiguous().permute(2, 0, 1), value), changed)
+
+
+def test_distortion_is_the_steps_in_order():
+    """Each of the four or not, contrast before or after the colors: what the draws say, as the public functions do."""
+    image = colors(300)
+    for chosen in itertools.product((NEVER, ALWAYS), repeat=5):
+        bright, early, contrasted, saturated, turned = chosen
+        draws = [bright, UNIT // 4, early, contrasted, UNIT // 8, saturated, UNIT // 2 + 77, turned, UNIT // 3 + 1]
+        levels = image.flatten(1).clone()
+        for step in distortion(draws):
+            step(levels.numpy())
+        expected = image
+        contrast = (lambda x: photometric.contrast(x, 0.625)) if contrasted else (lambda x: x)
+        if bright:
+            expected = photometric.brightness(expected, -16.0)
+        if early:
+            expected = contrast(expected)
+        if saturated:
+            expected = photometric.saturation(expected, 0.5 + draws[6] / UNIT)
+        if turned:
+            expected = photometric.hue(expected, -6)
+        if not early:
+            expected = contrast(expected)
+        assert torch.equal(levels.view_as(image), expected), chosen
+
+
+@pytest.mark.parametrize(("draw", "turn", "delta"), [(0, -HUE, -BRIGHTNESS), (UNIT - 1, HUE - 1, BRIGHTNESS)])
+def test_ends_of_the_draws(draw, turn, delta):
+    """Hue is drawn as NumPy's randint(-18, 18): its upper end is never reached."""
+    draws = [NEVER] * DRAWS
+    draws[7:] = ALWAYS, draw
+    assert [step.keywords["turn"] for step in distortion(draws)] == [turn]
+    draws = [ALWAYS, draw] + [NEVER] * (DRAWS - 2)
+    assert [step.keywords["delta"] for step in distortion(draws)] == [pytest.approx(delta, abs=1e-6)]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda x: photometric.brightness(x.float(), 1),
+            TypeError,
+            "image: expected a uint8 tensor on the CPU, got torch.float32",
+        ),
+        (
+            lambda x: photometric.brightness(x.numpy(), 1),
+            TypeError,
+            "image: expected a uint8 tensor on the CPU, got ndarray",
+        ),
+        (lambda x: photometric.hue(x[:1], 1), ValueError, r"image: expected the shape \(3, H, W\), .* got \(1, 2, 4\)"),
+        (lambda x: photometric.hue(x[..., :0], 1), ValueError, r"none of them 0, got \(3, 2, 0\)"),
+        (lambda x: photometric.hue(x, 1.5), ValueError, "delta: hue is turned by whole steps of two degrees, got 1.5"),
+        (lambda x: photometric.saturation(x, -0.1), ValueError, "factor: expected a number from 0 to 255, got -0.1"),
+        (
+            lambda x: photometric.contrast(x, float("nan")),
+            ValueError,
+            "factor: expected a number from 0 to 255, got nan",
+        ),
+        (lambda x: photometric.brightness(x, "a"), TypeError, "delta: expected a number, got 'a'"),
+    ],
+)
+def test_wrong_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.zeros(3, 2, 4, dtype=torch.uint8))

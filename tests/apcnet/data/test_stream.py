@@ -1,0 +1,298 @@
+"""The stream of training: a function of (seed, position), whatever workers, processes and interruptions there are."""
+
+import itertools
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apcnet.data.sample import Sample
+from apcnet.data.stream import (
+    Batches,
+    generator_at,
+    hashes,
+    keyed,
+    loader,
+    mix,
+    permutation,
+    sample_index,
+    shard,
+    training_stream,
+)
+
+
+class Counted:
+    """Sample i is a picture full of i; not all of one size where that is asked for, the one of `broken` unreadable."""
+
+    def __init__(self, n=10, broken=None, sizes=1):
+        self.n, self.broken, self.sizes = n, broken, sizes
+        self.names = [f"picture {i}" for i in range(n)]
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i == self.broken:
+            raise OSError("image file is truncated")
+        size = 2 + i % self.sizes
+        return Sample(torch.full((3, size, 2), i, dtype=torch.uint8), torch.zeros(size, 2).byte(), self.names[i])
+
+
+def shifted(sample, generator):
+    """An augmentation: random, but the generator's alone."""
+    return sample.image + 100, sample.mask + torch.randint(0, 100, sample.mask.shape, generator=generator).byte()
+
+
+def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, **options):
+    dataset = Counted(n) if dataset is None else dataset
+    return training_stream(dataset, transform, seed=seed, batch_size=batch_size, **options)
+
+
+def first(steps, batches):
+    """So many batches, as plain lists, which compare."""
+    taken = [(b.images.tolist(), b.masks.tolist(), b.names, b.positions) for b in itertools.islice(batches, steps)]
+    assert len(taken) == steps
+    return taken
+
+
+def indices(batches, steps):
+    return [int(image[0, 0, 0]) - 100 for batch in itertools.islice(batches, steps) for image in batch.images]
+
+
+# what a position is
+
+
+def test_keys_are_splitmix64():
+    """The published generator's first numbers from seed 1234567, as scalars and as arrays."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert hashes(1234567, 4).tolist() == published
+    assert mix(np.array([7, 2**64 - 1], np.uint64)).tolist() == [mix(7), mix(2**64 - 1)]
+
+
+def test_keys_depend_on_every_number():
+    numbers = [(0,), (0, 0), (0, 1), (1, 0), (-1, 0), (2**63, 0), (0, 0, 0), (0, 2**40)]
+    assert len({keyed(*given) for given in numbers}) == len(numbers)
+
+
+def test_the_order_is_the_same_everywhere():
+    """Written down: it must not change with a version of PyTorch or numpy, or runs could not be resumed."""
+    assert [sample_index(5, position, 10) for position in range(20)] == [
+        *(1, 2, 9, 6, 8, 5, 3, 4, 7, 0),
+        *(7, 9, 5, 0, 1, 8, 6, 3, 2, 4),
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 257])
+def test_an_epoch_is_a_permutation(n):
+    for epoch in range(3):
+        assert sorted(sample_index(0, epoch * n + offset, n) for offset in range(n)) == list(range(n))
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    orders = {tuple(permutation(seed, epoch, 50)) for seed in (0, 1, 2**40, -1) for epoch in range(3)}
+    assert len(orders) == 12
+
+
+def test_every_sample_stands_everywhere_equally_often():
+    counts = np.zeros((5, 5), int)
+    for epoch in range(2000):
+        counts[np.arange(5), permutation(3, epoch, 5)] += 1
+    assert abs(counts - 400).max() < 90  # five standard deviations
+
+
+def test_generators_differ_between_positions_and_seeds():
+    draws = {float(torch.rand(1, generator=generator_at(seed, position))) for seed in (0, 1) for position in range(50)}
+    assert len(draws) == 100
+
+
+# batches
+
+
+def test_a_batch_is_its_positions():
+    batch = Batches(Counted(), shifted, seed=5, batch_size=4)[3]
+    assert batch.positions == [12, 13, 14, 15]
+    assert batch.names == [f"picture {sample_index(5, position, 10)}" for position in batch.positions]
+    assert batch.images.shape == (4, 3, 2, 2) and batch.images.dtype == torch.uint8
+    alone = shifted(Counted()[sample_index(5, 14, 10)], generator_at(5, 14))
+    assert torch.equal(batch.images[2], alone[0]) and torch.equal(batch.masks[2], alone[1])
+
+
+def test_batches_cross_the_borders_of_epochs():
+    seen = indices(stream(n=10, batch_size=4), 5)
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 1), (1, 4), (3, 8)])
+def test_batches_larger_than_the_dataset(n, batch_size):
+    seen = indices(stream(n=n, batch_size=batch_size), 3)
+    whole = len(seen) // n * n
+    assert sorted(seen[:whole]) == sorted(list(range(n)) * (whole // n))
+    assert len(seen) == 3 * batch_size
+
+
+def test_seeds_decide_order_and_transforms():
+    one, same, other = (stream(n=1, batch_size=1, seed=seed) for seed in (5, 5, 6))
+    masks = [first(6, batches) for batches in (one, same, other)]
+    assert masks[0] == masks[1] != masks[2]
+    assert len({str(batch[1]) for batch in masks[0]}) == 6  # one sample, six ways
+
+
+@pytest.mark.parametrize("step", [1, 7, 10**9])
+def test_a_resumed_stream_is_the_tail(step):
+    """A run asks for the step it has not done; nothing before it is read."""
+    read = []
+    far = first(3, stream(start_step=step, transform=lambda s, g: (read.append(s.name), shifted(s, g))[1]))
+    assert len(read) == 12 and far[0][3] == list(range(4 * step, 4 * step + 4))
+    if step < 100:
+        assert far == first(step + 3, stream())[step:]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_ranks(world):
+    """Laid beside one another, rank by rank within each step, they are the one process's stream in its order."""
+    ranks = [first(6, stream(rank=rank, world=world)) for rank in range(world)]
+    for step, whole in enumerate(first(6, stream())):
+        parts = [rank[step] for rank in ranks]
+        for kind in range(4):
+            assert [one for each in zip(*(part[kind] for part in parts), strict=True) for one in each] == whole[kind]
+
+
+# workers
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers(workers):
+    assert first(8, stream(workers=workers, start_method="fork")) == first(8, stream())
+
+
+def test_workers_on_a_rank_after_a_resume():
+    given = {"rank": 1, "world": 2, "start_step": 5}
+    assert first(4, stream(workers=2, prefetch=3, start_method="fork", **given)) == first(4, stream(**given))
+
+
+def test_spawned_workers():
+    assert first(3, stream(workers=1, start_method="spawn")) == first(3, stream())
+
+
+def test_workers_work_ahead(tmp_path):
+    """One batch is asked for, and `prefetch` of them are begun before it comes."""
+    batches = stream(transform=Recorded(tmp_path), workers=1, prefetch=3, start_method="fork")
+    next(batches)
+    for _ in range(500):
+        if len(list(tmp_path.iterdir())) >= 12:
+            break
+        time.sleep(0.01)
+    assert len(list(tmp_path.iterdir())) >= 12
+
+
+class Recorded:
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def __call__(self, sample, generator):
+        mask = torch.randint(0, 2**31, sample.mask.shape, generator=generator)
+        (self.folder / str(int(mask.flatten()[0]))).touch()
+        return sample.image, mask
+
+
+def test_workers_stay_from_pass_to_pass():
+    """The loader of an evaluation, read twice: the same items in the order of the keys, and the same workers."""
+    passes = loader(Identified(), shard(7, 1, 2), workers=2, start_method="fork")
+    once, again = list(passes), list(passes)
+    assert [key for key, _ in once] == [key for key, _ in again] == [1, 3, 5]
+    assert {worker for _, worker in once} == {worker for _, worker in again} == {0, 1}
+    assert once == again and len(passes) == 3
+
+
+class Identified:
+    def __getitem__(self, key):
+        return key, torch.utils.data.get_worker_info().id
+
+
+def test_interrupts_are_the_parents_to_handle():
+    """Ctrl-C at a terminal reaches the workers too; they go on."""
+    given = loader(Handlers(), range(1), workers=1, start_method="fork")
+    assert list(given) == [signal.SIG_IGN]
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+class Handlers:
+    def __getitem__(self, key):
+        return signal.getsignal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_state_is_left_alone(workers):
+    """Neither read nor written: the batches do not follow it, and it is afterwards what it was."""
+    taken = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+        taken.append(first(4, stream(workers=workers, start_method="fork" if workers else None)))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (random.getstate(), str(np.random.get_state())) == before[1:]
+    assert taken[0] == taken[1]
+
+
+# what goes wrong
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_sample_is_named(workers):
+    dataset = Counted(broken=3)
+    position = next(p for p in range(10) if sample_index(5, p, 10) == 3)
+    batches = stream(dataset=dataset, workers=workers, start_method="fork" if workers else None)
+    message = rf"'picture 3' \(number 3\), position {position} of the stream: OSError: image file is truncated"
+    before = first(position // 4, batches)
+    with pytest.raises(RuntimeError, match=message):
+        next(batches)
+    assert before == first(position // 4, stream())
+
+
+def test_samples_of_different_sizes_are_named():
+    with pytest.raises(ValueError, match=r"transform: expected images of one size in .* step 0, got 'picture \d' \(3,"):
+        next(stream(dataset=Counted(sizes=10)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": Counted(0)}, "dataset: expected one sample at least, it is empty"),
+        ({"batch_size": 6, "world": 4}, "batch_size: expected a multiple of the 4 processes, got 6"),
+        ({"batch_size": 0}, "batch_size: expected a multiple of the 1 processes, got 0"),
+        ({"rank": 2, "world": 2}, "rank: expected 0 to 1, got 2"),
+        ({"rank": 0, "world": 0}, "world: expected one process at least, got 0"),
+        ({"start_step": -1}, "start_step: expected 0 or more, got -1"),
+        ({"workers": -1}, "workers: expected 0 or more, got -1"),
+        ({"prefetch": 0}, "prefetch: expected 1 or more, got 0"),
+        ({"start_method": "spwan"}, "start_method: .*did you mean 'spawn'"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        stream(**options)
+
+
+# evaluation
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 12])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_shards_hold_every_index_once(n, world):
+    shards = [shard(n, rank, world) for rank in range(world)]
+    assert sorted(itertools.chain(*shards)) == list(range(n))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_bad_shard():
+    with pytest.raises(ValueError, match="rank: expected 0 to 1, got -1"):
+        shard(5, -1, 2)
