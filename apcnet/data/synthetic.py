@@ -50,7 +50,7 @@ CUES: tuple[Pattern, ...] = (
     lambda v, u: (v & u & 4) > 0,  # dots
     lambda v, u: ((v | u) & 4) > 0,  # mesh
 )
-RAKED: tuple[Pattern, ...] = (
+RAKED: tuple[Pattern, ...] = (  # on the left, on the right; above and below, before the picture is turned
     lambda v, u: ((v + u) & 7) < 3,
     lambda v, u: ((v - u) & 7) < 3,
     lambda v, u: (u & 7) < 3,

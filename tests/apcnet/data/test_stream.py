@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from counted import Counted, shifted
 
-from apcnet.data.sample import Sample
 from apcnet.data.stream import (
     Batches,
     generator_at,
@@ -23,28 +23,6 @@ from apcnet.data.stream import (
     shard,
     training_stream,
 )
-
-
-class Counted:
-    """Sample i is a picture full of i; not all of one size where that is asked for, the one of `broken` unreadable."""
-
-    def __init__(self, n=10, broken=None, sizes=1):
-        self.n, self.broken, self.sizes = n, broken, sizes
-        self.names = [f"picture {i}" for i in range(n)]
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        if i == self.broken:
-            raise OSError("image file is truncated")
-        size = 2 + i % self.sizes
-        return Sample(torch.full((3, size, 2), i, dtype=torch.uint8), torch.zeros(size, 2).byte(), self.names[i])
-
-
-def shifted(sample, generator):
-    """An augmentation: random, but the generator's alone."""
-    return sample.image + 100, sample.mask + torch.randint(0, 100, sample.mask.shape, generator=generator).byte()
 
 
 def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, **options):
@@ -217,9 +195,12 @@ class Identified:
 
 def test_interrupts_are_the_parents_to_handle():
     """Ctrl-C at a terminal reaches the workers too; they go on."""
-    given = loader(Handlers(), range(1), workers=1, start_method="fork")
-    assert list(given) == [signal.SIG_IGN]
-    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it from the start
+    try:
+        assert list(loader(Handlers(), range(1), workers=1, start_method="fork")) == [signal.SIG_IGN]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Handlers:

@@ -1,0 +1,27 @@
+"""A data set of numbered pictures and an augmentation of them, where spawned workers find them by name."""
+
+import torch
+
+from apcnet.data.sample import Sample
+
+
+class Counted:
+    """Sample i is a picture full of i; not all of one size where that is asked for, the one of `broken` unreadable."""
+
+    def __init__(self, n=10, broken=None, sizes=1):
+        self.n, self.broken, self.sizes = n, broken, sizes
+        self.names = [f"picture {i}" for i in range(n)]
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i == self.broken:
+            raise OSError("image file is truncated")
+        size = 2 + i % self.sizes
+        return Sample(torch.full((3, size, 2), i, dtype=torch.uint8), torch.zeros(size, 2).byte(), self.names[i])
+
+
+def shifted(sample, generator):
+    """An augmentation: random, but the generator's alone."""
+    return sample.image + 100, sample.mask + torch.randint(0, 100, sample.mask.shape, generator=generator).byte()
