@@ -15,8 +15,8 @@ labels of bands and fabric (a test does it). From a band to fabric it is at leas
 band sees it, in the regional family a quarter; a network whose field reaches less far can only guess.
 
 Scenes follow from (seed, family, split, index) alone, in integer arithmetic, so that they are the same to the bit on
-every machine; the digest of eight of them is committed with the tests. They were fixed before any head was compared on
-them, and are not to be changed for a comparison's sake.
+every machine; the digest of eight of them is committed with the tests. Their geometry was changed while PSP and APC
+heads were tried on them, to make both families learnable; it is not to be changed for a comparison's sake.
 """
 
 import functools
