@@ -25,7 +25,7 @@ def create(
 
     Args:
         model: apcnet, pspnet, encnet, semantic_fpn or fcn.
-        backbone: resnet18, resnet34, resnet50 or resnet101 (ResNetV1c).
+        backbone: resnet18, resnet34, resnet50 or resnet101 (ResNetV1c), or tiny.
         num_classes: how many there are to tell apart.
         backbone_weights: a file (mmsegmentation's resnet50_v1c .pth, or any model saved here), or "timm:resnet50c".
         options: of the model, as in `apcnet.models.build`.

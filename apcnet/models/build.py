@@ -1,5 +1,6 @@
 """From the names of a model and a backbone to a segmentor with fresh weights."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -13,9 +14,10 @@ from apcnet.models.fpn import FPN, FPNHead
 from apcnet.models.psp import PSPHead
 from apcnet.models.resnet import BLOCKS, ResNetV1c
 from apcnet.models.segmentor import Segmentor
+from apcnet.models.tiny import Tiny
 
 HEADS = {"apcnet": APCHead, "pspnet": PSPHead, "encnet": EncHead, "semantic_fpn": FPNHead, "fcn": FCNHead}
-BACKBONES = {f"resnet{depth}": depth for depth in BLOCKS}
+BACKBONES = {f"resnet{depth}": functools.partial(ResNetV1c, depth) for depth in BLOCKS} | {"tiny": Tiny}
 
 
 def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **options) -> Segmentor:
@@ -23,35 +25,36 @@ def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **opti
 
     Args:
         model: apcnet, pspnet, encnet, semantic_fpn or fcn.
-        backbone: resnet18, resnet34, resnet50 or resnet101, all of them ResNetV1c.
+        backbone: resnet18, resnet34, resnet50 or resnet101, all of them ResNetV1c, or tiny.
         num_classes: how many there are to tell apart.
-        options: of the backbone (output_stride, width, stem_width: see ResNetV1c), of the neck and the auxiliary head
-            (see assemble), and of the head (see APCHead, PSPHead, EncHead, FPNHead, FCNHead).
+        options: of the backbone (see ResNetV1c, Tiny), of the neck and the auxiliary head (see assemble), and of the
+            head (see APCHead, PSPHead, EncHead, FPNHead, FCNHead).
     """
     check_choice(model, "model", HEADS)
     check_choice(backbone, "backbone", BACKBONES)
     if num_classes < 1:
         raise ValueError(f"num_classes: expected one at least, got {num_classes}")
-    head = HEADS[model]
-    of_head = set(_options(head)) - {"index", "strides"}  # these follow from the backbone
+    parts = HEADS[model], BACKBONES[backbone]
+    of_head = set(_options(parts[0])) - {"index", "strides"}  # these follow from the backbone
+    of_backbone = set(_options(parts[1]))
     for name in options:
-        check_choice(name, f"option of {model}", sorted({*_options(assemble), *of_head}))
-    head_options = {name: value for name, value in options.items() if name in of_head}
-    others = {name: value for name, value in options.items() if name not in of_head}
-    segmentor = assemble(head, BACKBONES[backbone], num_classes, head_options, **others)
+        check_choice(name, f"option of {model} on {backbone}", sorted({*_options(assemble), *of_head, *of_backbone}))
+    head_options, backbone_options, others = (
+        {name: value for name, value in options.items() if name in names}
+        for names in (of_head, of_backbone, options.keys() - of_head - of_backbone)
+    )
+    segmentor = assemble(*parts, num_classes, head_options, backbone_options, **others)
     segmentor.architecture = {"model": model, "backbone": backbone, "num_classes": num_classes, **options}
     return segmentor
 
 
 def assemble(
     head: type[nn.Module],
-    depth: int,
+    make_backbone: Callable[..., nn.Module],
     num_classes: int,
     head_options: dict,
+    backbone_options: dict,
     *,
-    output_stride: int | None = None,
-    width: int = 64,
-    stem_width: int = 64,
     neck_channels: int = 256,
     neck_norm: bool = False,
     auxiliary_channels: int | None = None,
@@ -61,16 +64,15 @@ def assemble(
 ) -> Segmentor:
     """
     Args:
-        output_stride: 8, 16 or 32; where nothing is said 8, and 32 for Semantic FPN.
         neck_channels, neck_norm: of Semantic FPN's neck.
         auxiliary_channels: of the auxiliary head, 0 for none; where nothing is said 256, and none for Semantic FPN.
         auxiliary_weight, presence_weight: of these two losses beside the main one.
         reduction: of the cross entropies where none is asked for, as in Segmentor.forward.
     """
     pyramid = head is FPNHead
-    backbone = ResNetV1c(
-        depth, output_stride=output_stride or (32 if pyramid else 8), width=width, stem_width=stem_width
-    )
+    if pyramid:
+        backbone_options = {"output_stride": 32, **backbone_options}
+    backbone = make_backbone(**backbone_options)
     channels, neck = backbone.channels, None
     if pyramid:
         neck = FPN(channels, neck_channels, norm=neck_norm)

@@ -45,7 +45,10 @@ class ResNetV1c(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
             self.channels.append(channels)
             self.strides.append(total)
-        self._initialise()
+        initialise(self)
+        for module in self.modules():  # every block starts as the identity
+            if isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = F.max_pool2d(self.stem(images), kernel_size=3, stride=2, padding=1)
@@ -54,14 +57,6 @@ class ResNetV1c(nn.Module):
             x = layer(x)
             features.append(x)
         return features
-
-    def _initialise(self) -> None:
-        """As for training from nothing: every block starts as the identity, by the last norm's weight of 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock | Bottleneck):
-                nn.init.zeros_(module.last_norm.weight)
 
 
 class BasicBlock(nn.Module):
@@ -108,6 +103,13 @@ class Bottleneck(nn.Module):
         y = self.bn3(self.conv3(y))
         y += x if self.downsample is None else self.downsample(x)
         return F.relu(y, inplace=True)
+
+
+def initialise(backbone: nn.Module) -> None:
+    """Its convolutions, for training from nothing."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _conv_norm(in_channels: int, channels: int, kernel_size: int, *, stride: int = 1, dilation: int = 1):

@@ -195,7 +195,7 @@ def test_backbone_weights_from_a_file(tmp_path):
         ({"model": "pspnett"}, "model: .*apcnet, pspnet.*did you mean 'pspnet'"),
         ({"backbone": "resnet51"}, "backbone: .*resnet18.*did you mean 'resnet"),
         ({"num_classes": 0}, "num_classes: expected one at least, got 0"),
-        ({"fusoin": True}, "option of apcnet: .*did you mean 'fusion'"),
+        ({"fusoin": True}, "option of apcnet on resnet18: .*did you mean 'fusion'"),
         ({"output_stride": 4}, "output_stride: expected 8, 16 or 32, got 4"),
         ({"neck_norm": True}, "neck_norm: expected with semantic_fpn alone"),
         ({"scales": (0, 1)}, "scales: expected"),

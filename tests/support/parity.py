@@ -34,6 +34,11 @@ def load(name: str) -> Case:
     pytest.skip(f"needs the parity case {name} in ../shared/parity")
 
 
+def names(prefix: str) -> list[str]:
+    """All cases whose names begin like this."""
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob(f"{prefix}*.safetensors")})
+
+
 def distance(given: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest magnitude of what was expected."""
     return ((given.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)).item()
