@@ -60,6 +60,16 @@ class Model:
     """Of encnet: how many codewords."""
     presence: bool | None = None
     """Of encnet: the branch that says which classes are in an image."""
+    lateral: bool | None = None
+    """Of encnet: the backbone's earlier stages too."""
+    convs: int | None = None
+    """Of fcn: how many convolutions."""
+    concat: bool | None = None
+    """Of fcn: its input once more beside their result."""
+    kernel_size: int | None = None
+    """Of fcn: of these convolutions."""
+    neck_channels: int | None = None
+    """Of semantic_fpn: of the neck."""
     neck_norm: bool | None = None
     """Of semantic_fpn: batch norm in the neck, as in sssegmentation."""
     align_corners: bool | None = None
@@ -70,14 +80,22 @@ class Model:
     """Of the auxiliary head; 0: none."""
     auxiliary_weight: float | None = None
     """Of the auxiliary loss."""
+    presence_weight: float | None = None
+    """Of encnet: of the loss on which classes are in an image."""
 
     def __post_init__(self):
         _settle(self)
         if bool(self.backbone_weights) + bool(self.init) + self.from_scratch > 1:
             raise ValueError("backbone_weights, init, from_scratch: expected one of them at most")
-        _check(self, *COUNT, "width", "stem_width", "channels", "codes")
-        _check(self, *NOT_NEGATIVE, "auxiliary_channels", "auxiliary_weight")
+        _check(self, *COUNT, "width", "stem_width", "channels", "codes", "kernel_size", "neck_channels")
+        _check(self, *NOT_NEGATIVE, "convs", "auxiliary_channels", "auxiliary_weight", "presence_weight")
         _check(self, *PART, "dropout")
+
+    @classmethod
+    def of(cls, architecture: dict, **start) -> "Model":
+        """A model's architecture, as its file has it, and what it starts from."""
+        elsewhere = {"num_classes", "reduction"}  # of the data, and of the optimisation
+        return cls(**{name: value for name, value in architecture.items() if name not in elsewhere}, **start)
 
     def options(self) -> dict:
         """What `apcnet.create` is to be told beside names and weights."""
@@ -271,7 +289,7 @@ def _read(kind, given, name: str):
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(given, dict):
         for key in given:
-            check_choice(key, f"field of {name}", [field.name for field in dataclasses.fields(kind)])
+            check_choice(key, f"field of {name}", typing.get_type_hints(kind))
         return kind(**given)
     if origin in (typing.Union, types.UnionType):  # X | None is all there is
         return None if given is None else _read(next(a for a in arguments if a is not type(None)), given, name)
@@ -283,7 +301,8 @@ def _read(kind, given, name: str):
             raise ValueError(f"{name}: expected {len(arguments)} numbers, got {list(given)}")
         return tuple(_read(arguments[0], item, name) for item in given)  # those of a tuple are all of one type
     if origin is dict and isinstance(given, dict):
-        return {_number(key, name): _read(arguments[1], item, name) for key, item in given.items()}
+        pairs = ((int(key) if str(key).isdecimal() else key, item) for key, item in given.items())  # JSON's are strings
+        return {_read(arguments[0], key, name): _read(arguments[1], item, name) for key, item in pairs}
     if kind is float and type(given) is int:
         return float(given)
     if kind is Path and isinstance(given, (str, Path)):
@@ -291,10 +310,3 @@ def _read(kind, given, name: str):
     if type(given) is not kind:
         raise TypeError(f"{name}: expected {kind if origin else kind.__name__}, got {given!r}")
     return given
-
-
-def _number(key: int | str, name: str) -> int:
-    try:
-        return int(key)  # JSON's are strings
-    except ValueError:
-        raise ValueError(f"{name}: expected whole numbers, got {key!r}") from None
