@@ -1,28 +1,188 @@
-"""The command line of apcnet: models in, out and through their work."""
+"""The command line of apcnet: train, test, predict, and models and data on their way in and out."""
 
-import json
+import dataclasses
+import functools
+import itertools
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import apcnet
-from apcnet.data.check import check as check_data
-from apcnet.data.prepare import prepare as prepare_data
-from apcnet.export import export as export_model
-from apcnet.files import replacing
-from apcnet.interop.convert import convert as convert_checkpoint
+from apcnet import presets
+from apcnet.config import Config, Data, Evaluation, Model
 
 FOUND, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 2 is also that of wrong flags
 
-# A command is a function: its parameters are its flags, its docstring is their help.
+# A command is a function: its parameters are its flags, its docstring is their help. PyTorch takes a second to import:
+# each command imports what it needs itself.
+
+
+def train(
+    config: OmitArgPrefixes[Config],
+    out: Path,
+    new: bool = False,
+    gpus: int = 1,
+    device: Literal["cpu", "cuda"] | None = None,
+    workers: int | None = None,
+    log_every: int = 50,
+    log: Literal["tensorboard", "wandb"] | None = None,
+) -> None:
+    """Train a model: apcnet train [PRESET] [flags]. The same command goes on where it was stopped.
+
+    Args:
+        config: What the run is.
+        out: The run's folder.
+        new: Start another run, in a folder beside one that is there.
+        gpus: Of this machine, a process each. Of several machines, and on CPUs: torchrun -m apcnet train …
+        device: Where to train; not given, on a GPU if there is one.
+        workers: Processes that read and augment images, for each that trains; not given, up to 8.
+        log_every: Steps from one record of losses to the next.
+        log: Where records go beside the run's log.jsonl.
+    """
+    from apcnet.console import RunDisplay, table
+    from apcnet.runs import unused
+    from apcnet.training import train
+
+    one_of_several = "WORLD_SIZE" in os.environ
+    if new:
+        if gpus > 1 or one_of_several:
+            raise ValueError("new: several processes have to be told their folder, by --out")
+        out = unused(out)
+    if gpus != 1 and not one_of_several:
+        _start_processes(gpus, device)
+    with RunDisplay() as display:
+        scores = train(
+            config,
+            out,
+            device=device,
+            workers=_workers() if workers is None else workers,
+            log_every=log_every,
+            log_to=log,
+            show=display,
+        )
+    if os.environ.get("RANK", "0") == "0":
+        table([("class", "IoU"), *((name, _percent(iou)) for name, iou in scores["iou"].items())])
+        print(f"mIoU {_percent(scores['miou'])}  mAcc {_percent(scores['macc'])}  aAcc {_percent(scores['aacc'])}")
+        print(f"model    {out / 'final.safetensors'}, the best one {out / 'best.safetensors'}")
+        print(f"pictures {out / 'preview' / str(scores['step']).zfill(6)}.png")
+
+
+def evaluate(
+    weights: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    data: OmitArgPrefixes[Data],
+    evaluation: OmitArgPrefixes[Evaluation],
+    multi_scale: bool = False,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    out: Path | None = None,
+    predictions: Path | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    workers: int | None = None,
+) -> None:
+    """Test a model: apcnet evaluate RUN|MODEL.safetensors [PRESET] [flags].
+
+    Of a run, the data and the way to test are its own; of other models, those of a preset.
+
+    Args:
+        weights: The folder of a run, or a model's file.
+        data: What it is tested on.
+        evaluation: How.
+        multi_scale: The published multi-scale test: six scales, each mirrored as well.
+        precision: Of the matrix products (autocast).
+        out: A folder for metrics.json, confusion.npy and confusion.png.
+        predictions: A folder for the labels, as the benchmark's server wants them.
+        device: Where to run; not given, on a GPU if there is one.
+        workers: Processes that read images; not given, up to 8.
+    """
+    from apcnet import draw, runs, submission
+    from apcnet.console import bar, table
+    from apcnet.data.augment import TEST_RATIOS
+    from apcnet.distributed import processes, rank
+    from apcnet.evaluation import evaluate
+
+    if multi_scale:
+        evaluation = dataclasses.replace(evaluation, ratios=TEST_RATIOS, flip=True)
+    model = apcnet.load(runs.weights(weights))
+    dataset = runs.open_data(data, data.val_split)
+    with processes(device) as device, bar("evaluating") as progress:
+        matrix = evaluate(
+            model.to(device),
+            dataset,
+            evaluation,
+            workers=_workers() if workers is None else workers,
+            precision=precision,
+            progress=progress,
+            submission=predictions and submission.writer(data.dataset, dataset, predictions),
+        )
+        if rank() != 0:
+            return
+    scores = matrix.scores()
+    table(scores.rows(dataset.classes))
+    print(f"mIoU {_percent(scores.miou)}  mAcc {_percent(scores.macc)}  aAcc {_percent(scores.aacc)}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        runs.write_json(out / "metrics.json", runs.metrics(scores, dataset))
+        matrix.save(out / "confusion.npy")
+        draw.save(draw.confusion(matrix.matrix, dataset.classes), out / "confusion.png")
+
+
+def predict(
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE|FOLDER ...")]],
+    out: Path,
+    evaluation: OmitArgPrefixes[Evaluation],
+    overlay: Literal["jpg", "png", "none"] = "jpg",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: Literal["cpu", "cuda"] | None = None,
+) -> None:
+    """Label images of any kind and size. Exit status 1: one of them cannot be read.
+
+    Args:
+        model: The model's file, or the folder of a run, whose images are then seen as the run's tests saw theirs.
+        sources: Images, and folders with images.
+        out: The folder for label maps and overlays.
+        evaluation: How the network sees an image.
+        overlay: The kind of file for pictures of the labels over the image.
+        precision: Of the matrix products (autocast).
+        device: Where to run; not given, on a GPU if there is one.
+    """
+    from apcnet.console import bar
+    from apcnet.distributed import processes
+    from apcnet.prediction import predict_files
+    from apcnet.runs import weights
+
+    options = vars(evaluation) | {"scale": evaluation.test_scale, "precision": precision}
+    del options["test_scale"]
+    with processes(device) as device, bar("predicting") as progress:
+        loaded = apcnet.load(weights(model)).to(device)
+        report = predict_files(
+            loaded, sources, out, overlay=None if overlay == "none" else overlay, progress=progress, **options
+        )
+    print(f"{out}: {report.done} images")
+    for failure in report.failures:
+        print(f"apcnet: {_line(failure)}", file=sys.stderr)
+    if report.failures:
+        sys.exit(FOUND)
+
+
+def list_presets(containing: Positional[Annotated[str, arg(metavar="TEXT")]] = "") -> None:
+    """List what `apcnet train` knows by name, with the published mIoU, memory and speed, and who published them.
+
+    Args:
+        containing: Only names that contain it.
+    """
+    print(presets.table(containing), end="")
+
+
+def info() -> None:
+    """Say what is installed, what is built and why not, and which backend serves each operation."""
+    from apc_kernels.info import report
+
+    print(report())
 
 
 def convert(
@@ -43,8 +203,11 @@ def convert(
         output_stride: Of the backbone, where the checkpoint does not say it.
         folder: For what is downloaded.
     """
-    model = convert_checkpoint(
-        source, out, align_corners=align_corners, output_stride=output_stride, folder=folder, progress=_show_progress
+    from apcnet.console import show_download
+    from apcnet.interop.convert import convert
+
+    model = convert(
+        source, out, align_corners=align_corners, output_stride=output_stride, folder=folder, progress=show_download
     )
     about = ", ".join(f"{name} {value}" for name, value in model.architecture.items())
     print(f"{out}: {about}, {'with' if model.classes else 'without'} names of classes")
@@ -70,7 +233,9 @@ def export(
         output: Logits at the model's resolution, logits at the images' size, or labels at the images' size.
         normalise: Take RGB pixels, uint8, and normalise them in the model.
     """
-    differences = export_model(
+    from apcnet.export import export
+
+    differences = export(
         apcnet.load(model), out, format=format, size=size, dynamic=dynamic, output=output, normalise=normalise
     )
     compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
@@ -102,11 +267,15 @@ def check(
         raise ValueError(f"labels: those of {name} are fixed, only folder takes them")
     if json is not None and not json.parent.is_dir():  # said now, and not after an hour of reading
         raise FileNotFoundError(f"json: there is no folder {json.parent}")
-    with _bar("looking") as progress:
-        report = check_data(name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options)
+    from apcnet.console import bar
+    from apcnet.data.check import check
+    from apcnet.runs import write_json
+
+    with bar("looking") as progress:
+        report = check(name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options)
     print(report.text(), end="")
     if json is not None:
-        _write_json(report.json(), json)
+        write_json(json, report.json())
     if not report.ok:
         sys.exit(FOUND)
 
@@ -123,24 +292,93 @@ def prepare(
         root: The folder that holds leftImg8bit or JPEGImages.
         source: Of voc2012 the folder of SBD that holds cls, of pascal_context the JSON file, if not where usual.
     """
-    with _bar("preparing") as progress:
-        written, kept = prepare_data(name, root, source, progress)
+    from apcnet.console import bar
+    from apcnet.data.prepare import prepare
+
+    with bar("preparing") as progress:
+        written, kept = prepare(name, root, source, progress)
     print(f"{root}: {written} files written, {kept} were there already")
 
 
-COMMANDS = {"convert": convert, "export": export, "check": check, "prepare": prepare}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "presets": list_presets,
+    "convert": convert,
+    "export": export,
+    "check": check,
+    "prepare": prepare,
+    "info": info,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. What is wrong with its input is said in one line, without a traceback."""
     warnings.showwarning = _show_warning
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="apcnet", description=__doc__, args=arguments)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+        arguments, defaults = _defaults(list(sys.argv[1:] if arguments is None else arguments))
+        commands = {name: functools.partial(command, **defaults.get(name, {})) for name, command in COMMANDS.items()}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         print(f"apcnet: {_line(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _defaults(arguments: list[str]) -> tuple[list[str], dict]:
+    """Takes the names of presets and runs out of a command line: they say what the defaults of its other flags are."""
+    command, rest = arguments[:1], arguments[1:]
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
+    if command == ["train"]:
+        name = names[0] if names else "tiny"
+        config = presets.preset(name)
+        if "--init" in rest[:-1]:
+            config = dataclasses.replace(config, model=_model_of(Path(rest[rest.index("--init") + 1])))
+        return command + rest[len(names[:1]) :], {"train": {"config": config, "out": Path("runs") / name}}
+    if command == ["evaluate"] and names:
+        config = presets.preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
+        return command + names[:1] + rest[len(names[:2]) :], {
+            "evaluate": {"data": config.data, "evaluation": config.evaluation}
+        }
+    if command == ["predict"] and names and Path(names[0]).is_dir():
+        return arguments, {"predict": {"evaluation": _config_of(Path(names[0])).evaluation}}
+    return arguments, {}
+
+
+def _model_of(path: Path) -> Model:
+    """The model in a file, as a run's config says it."""
+    from apcnet.zoo import read
+
+    return Model.of(read(path)[0]["architecture"], init=path)
+
+
+def _config_of(path: Path) -> Config:
+    """Of the run in a folder, or that a model's file lies in."""
+    from apcnet.runs import read_config
+
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{path}: it is in no run's folder; name the preset whose data it is to be tested on")
+    return read_config(folder)
+
+
+def _start_processes(gpus: int, device: str | None) -> None:
+    """Becomes torchrun, with this command line in a process for each GPU."""
+    if gpus < 1 or device == "cpu":
+        raise ValueError(f"gpus: expected 1 or more, and none with --device cpu, got {gpus}")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "apcnet", *sys.argv[1:]])
+
+
+def _workers() -> int:
+    """As many as there are cores for, beside the processes that train."""
+    return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None or share != share else f"{100 * share:.2f}"
 
 
 def _show_warning(message, *_):
@@ -149,23 +387,3 @@ def _show_warning(message, *_):
 
 def _line(message):
     return " ".join(str(message).split())
-
-
-def _show_progress(come: int, total: int | None) -> None:
-    if sys.stderr.isatty():
-        of_total = f" of {total / 1e6:.1f}" if total else ""
-        print(f"\rdownload {come / 1e6:.1f}{of_total} MB", end="\n" if come == total else "", file=sys.stderr)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Draws how much is done of how much, until it is; only where somebody may be looking."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _write_json(report: dict, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

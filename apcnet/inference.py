@@ -1,4 +1,4 @@
-"""Logits and labels of whole images: in one piece, by a sliding window, and at several scales with flips.
+"""Logits, labels and confusion matrices of images: whole, by a sliding window, and at several scales with flips.
 
 A model is anything that, called with normalised images (B, 3, H, W), returns logits (B, K, h, w) at a resolution of its
 own, and has `align_corners`, which says how those are resized. The rules are mmsegmentation's: logits are resized to
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apc_kernels import upsample_argmax, upsample_softmax
+from apc_kernels import upsample_argmax, upsample_confusion, upsample_softmax
 
 Model = Callable[[Tensor], Tensor]
 
@@ -96,14 +96,53 @@ def labels(
     """
     _check_images(images)
     size = tuple(images.shape[2:]) if size is None else _pair(size, "size")
-    window = _window(crop_size, stride, windows_at_once)
-    if single_resize and window:
-        raise ValueError("single_resize: a sliding window is put together at the size of the images; leave out one")
+    window = _window(crop_size, stride, windows_at_once, single_resize)
     with torch.no_grad():
         if window and size == tuple(images.shape[2:]):
             return torch.cat([_labels_by_bands(model, image, window) for image in images.split(1)])
         last = _last_logits(model, images, images.shape[2:] if single_resize else size, window)
         return torch.cat([upsample_argmax(logits, size, align_corners=_align_corners(model)) for logits in last])
+
+
+def confusion(
+    model: Model,
+    images: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = 255,
+    crop_size: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    windows_at_once: int = 1,
+    single_resize: bool = False,
+) -> Tensor:
+    """The confusion matrix of the labels, at the size of a target, with that target: they are never formed.
+
+    Args:
+        target: (B, H, W), the true labels of the original images, uint8, int16, int32 or int64.
+        ignore_index: of pixels that are not counted.
+        crop_size, stride, windows_at_once, single_resize: as in labels.
+
+    Returns:
+        (K, K) int64, rows: target, columns: prediction, of all images together.
+    """
+    _check_images(images)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
+    if target.dim() != 3 or target.shape[0] != images.shape[0]:
+        raise ValueError(f"target: expected ({images.shape[0]}, H, W), as many as images, got {tuple(target.shape)}")
+    size, window = tuple(target.shape[1:]), _window(crop_size, stride, windows_at_once, single_resize)
+    counting = {"ignore_index": ignore_index, "align_corners": _align_corners(model)}
+    with torch.no_grad():
+        if window and size == tuple(images.shape[2:]):
+            return sum(
+                upsample_confusion(rows, mask[:, top : top + rows.shape[2]], **counting)
+                for image, mask in zip(images.split(1), target.split(1), strict=True)
+                for top, rows in slide_bands(model, image, **window)
+            )
+        last = _last_logits(model, images, images.shape[2:] if single_resize else size, window)
+        return sum(
+            upsample_confusion(logits, mask, **counting) for logits, mask in zip(last, target.split(1), strict=True)
+        )
 
 
 def multi_scale_probabilities(
@@ -226,12 +265,16 @@ def _move_up(band: Tensor, rows: int) -> None:
     band[:, :, kept:] = 0
 
 
-def _window(crop_size: Sequence[int] | None, stride: Sequence[int] | None, windows_at_once: int) -> dict:
+def _window(
+    crop_size: Sequence[int] | None, stride: Sequence[int] | None, windows_at_once: int, single_resize: bool = False
+) -> dict:
     """The arguments of a sliding window; none where there is none."""
     if (crop_size is None) != (stride is None):
         raise ValueError(f"crop_size, stride: expected both or neither, got {crop_size} and {stride}")
     if crop_size is None:
         return {}
+    if single_resize:
+        raise ValueError("single_resize: a sliding window is put together at the size of the images; leave out one")
     crop_size, stride = _checked_window(crop_size, stride)
     return {"crop_size": crop_size, "stride": stride, "windows_at_once": _positive(windows_at_once, "windows_at_once")}
 

@@ -11,3 +11,7 @@ class Sample(NamedTuple):
     image: Tensor  # (3, H, W) uint8, RGB
     mask: Tensor  # (H, W) uint8: the index of a class, or IGNORE
     name: str
+
+
+class SampleError(ValueError):
+    """A sample that cannot be had: which one, where in the stream, and why."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from apcnet.choices import check_choice
-from apcnet.data.sample import Sample
+from apcnet.data.sample import Sample, SampleError
 
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -125,7 +125,7 @@ class Batches:
             image, mask = self.transform(sample, generator_at(self.seed, position))
         except Exception as error:
             what = f"sample {self.dataset.names[index]!r} (number {index}), position {position} of the stream"
-            raise RuntimeError(f"{what}: {type(error).__name__}: {error}") from error
+            raise SampleError(f"{what}: {type(error).__name__}: {error}") from error
         return image, mask, sample.name
 
 
@@ -166,10 +166,10 @@ def loader(
     prefetch: int = 2,
     start_method: str | None = None,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> "Loader":
     """items[key] for every one of the keys, in their order, made by workers that stay from one pass to the next.
 
-    PyTorch's loader with a generator of its own, nothing collated and nothing drawn.
+    PyTorch's loader with a generator of its own, nothing collated and nothing drawn. A SampleError arrives as it is.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
@@ -183,8 +183,8 @@ def loader(
         "multiprocessing_context": start_method,
         "worker_init_fn": _leave_interrupts_to_the_parent,
     }
-    return DataLoader(
-        items,
+    return Loader(
+        Caught(items),
         batch_size=None,
         sampler=keys,
         num_workers=workers,
@@ -193,6 +193,29 @@ def loader(
         pin_memory=pin_memory,
         **(of_workers if workers else {}),
     )
+
+
+class Caught:
+    """items[key], or its SampleError: raised in a worker it would arrive wrapped in the worker's traceback."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __getitem__(self, key):
+        try:
+            return self.items[key]
+        except SampleError as error:
+            return error
+
+
+class Loader(DataLoader):
+    """Raises what Caught has caught."""
+
+    def __iter__(self):
+        for item in super().__iter__():
+            if isinstance(item, SampleError):
+                raise item
+            yield item
 
 
 def shard(n: int, rank: int = 0, world: int = 1) -> range:
@@ -213,5 +236,6 @@ def _as_it_is(item):
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal's group; the parent may want one batch more before it stops."""
+    """Ctrl-C, and a scheduler's SIGTERM, reach all processes; the parent may want one batch more before it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # a second one is for it

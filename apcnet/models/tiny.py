@@ -1,4 +1,4 @@
-"""A backbone for trying things out on a CPU: six 3×3 convolutions, and a field so small that context is the head's work."""
+"""A backbone to try things out with on a CPU; it sees so little at once that context is the head's work."""
 
 from torch import Tensor, nn
 

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 
 import fake_trees
 import pytest
+import small_runs
 import torch
+from PIL import Image
 
 import apcnet
 from apcnet import cli
@@ -142,3 +145,104 @@ def test_the_library_needs_neither_tyro_nor_rich():
     imports = "import sys, apcnet, apcnet.interop.convert, apcnet.data.check"
     code = f"{imports}; assert not {{'tyro', 'rich'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_does_not_wait_for_pytorch():
+    script = (
+        "import sys; from apcnet.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert "train" in run.stdout and run.stdout.endswith("False\n")
+    assert min(seconds) < 1  # 0.2 on an idle machine
+
+
+@pytest.fixture
+def trained(run, tmp_path):
+    """The folder of a finished run, and what the command said."""
+    root = small_runs.write_images(tmp_path / "data")
+    status, out, err = run(*small_runs.flags(small_runs.small(root)), "--out", tmp_path / "run", "--workers", 0)
+    assert status == 0, err
+    return tmp_path / "run", out
+
+
+def test_a_run_is_shown_tested_and_used(run, trained, tmp_path):
+    folder, out = trained
+    assert f"{folder}: 0.0" in out and "step 12 of 12  loss" in out and "fabric by dots" in out
+    picture = out.splitlines()[-1].split()[-1]
+    assert picture == str(folder / "preview" / "000012.png") and Image.open(picture).width > 400
+    results, labels = tmp_path / "results", tmp_path / "labels"
+    status, out, err = run("evaluate", folder, "--out", results, "--predictions", labels)
+    assert status == 0 and "mIoU" in out, err
+    said, kept = (json.loads((path / "metrics.json").read_text()) for path in (results, folder))
+    assert said["miou"] == kept["miou"] and said["iou"] == kept["iou"]
+    assert len(list(labels.rglob("*.png"))) == 5
+    status, out, err = run("evaluate", folder / "best.safetensors", "--multi-scale", "--workers", 1)
+    assert status == 0, err
+    status, out, err = run("predict", folder, tmp_path / "data" / "images" / "val", "--out", tmp_path / "seen")
+    assert status == 0 and out.endswith("5 images\n"), err
+    assert len(list((tmp_path / "seen").glob("*_overlay.jpg"))) == 5
+
+
+def test_a_broken_image_is_named_and_the_others_are_labelled(run, trained, tmp_path):
+    images = tmp_path / "data" / "images" / "val"
+    (images / "broken.png").write_bytes(b"no image")
+    status, out, err = run("predict", trained[0], images, "--out", tmp_path / "seen")
+    assert status == 1 and out.endswith("5 images\n") and "broken.png" in err and err.count("\n") == 1
+
+
+def test_the_same_command_goes_on_and_another_one_does_not(run, trained, tmp_path):
+    again = small_runs.flags(small_runs.small(tmp_path / "data")), ("--out", trained[0], "--workers", 0)
+    status, out, _ = run(*again[0], *again[1])
+    assert status == 0 and "going on at step 12" in out and "step 12 of 12" not in out
+    status, _, err = run(*again[0], *again[1], "--lr", 0.5)
+    assert status == 2 and "holds another run, lr: 0.02 → 0.5" in err
+    status, out, _ = run(*again[0], *again[1], "--lr", 0.5, "--new", "--steps", 1)
+    assert status == 0 and (tmp_path / "run-2" / "final.safetensors").exists()
+
+
+def test_several_processes_train_and_test(tmp_path):
+    root = small_runs.write_images(tmp_path / "data")
+    arguments = *small_runs.flags(small_runs.small(root)), "--out", tmp_path / "run", "--workers", 0
+    out, err = (both := small_runs.start(*arguments, processes=2)).communicate()
+    assert both.returncode == 0, err
+    assert out.count("9 classes") == 0 and out.count("in 2 processes") == 1
+    matrices = []
+    for processes in (1, 2):
+        folder = tmp_path / f"results{processes}"
+        small_runs.start("evaluate", tmp_path / "run", "--out", folder, processes=processes).communicate()
+        matrices.append((folder / "confusion.npy").read_bytes())
+    assert matrices[0] == matrices[1]
+
+
+def test_presets_are_listed(run):
+    status, out, _ = run("presets", "apcnet-r50-ade20k")
+    assert status == 0 and "apcnet-r50-ade20k-80k" in out and "42.20" in out and "pspnet" not in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "tinny"], "preset: none is called 'tinny'; did you mean tiny?"),
+        (["train", "--lrr", "3"], "Perhaps you meant: --lr"),
+        (["train", "--lr", "-3"], "lr: expected a positive number"),
+        (["train", "apcnet-r50-ade20k"], "backbone_weights: resnet50 is trained from ImageNet's weights"),
+        (["train", "apcnet-r50-ade20k", "--from-scratch"], "root: expected the folder of ade20k, by --root"),
+        (["train", "folder", "--init", "no.safetensors"], "no.safetensors: there is no such file"),
+        (["train", "tiny", "--gpus", "2", "--device", "cpu"], "gpus: expected 1 or more"),
+        (["evaluate", "no.safetensors"], "it is in no run's folder; name the preset"),
+        (["evaluate", "."], "it is in no run's folder"),
+        (["predict", "no.safetensors", "a.jpg", "--out", "b"], "no.safetensors: there is no such file"),
+        (["presets", "unet"], "presets: no name contains 'unet'"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_a_line(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*arguments)
+    assert status == 2 and message in " ".join(err.replace("│", " ").split()) and "Traceback" not in err
+    assert not list(tmp_path.iterdir())

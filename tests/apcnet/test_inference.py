@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from naive_inference import averaged, resized, slid
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,37 +34,6 @@ class Network(torch.nn.Module):
 
 def draw(batch, height, width, dtype=torch.float32):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height), dtype=dtype)
-
-
-def resized(logits, size, align_corners):
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners)
-
-
-def slid(model, images, crop, stride):
-    """The window rule, window by window over a whole image of sums."""
-    (height, width), total, hits = images.shape[2:], 0, torch.zeros(1, 1, *images.shape[2:])
-    for i in range(max(height - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
-        for j in range(max(width - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
-            bottom, right = min(i * stride[0] + crop[0], height), min(j * stride[1] + crop[1], width)
-            top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
-            window = images[:, :, top:bottom, left:right]
-            logits = resized(model(window), window.shape[2:], model.align_corners)
-            around = (left, width - right, top, height - bottom)
-            total, hits = total + F.pad(logits, around), hits + F.pad(torch.ones_like(logits[:1, :1]), around)
-    assert hits.min() > 0
-    return total / hits
-
-
-def averaged(model, views, size, flip, window=None):
-    """The mean of the softmax of every view and its mirror image, each resized twice."""
-    scores = []
-    for view in views:
-        for mirrored in (False, True)[: 1 + flip]:
-            images = view.flip(3) if mirrored else view
-            logits = slid(model, images, *window) if window else resized(model(images), view.shape[2:], False)
-            probabilities = resized(logits, size, model.align_corners).softmax(1)
-            scores.append(probabilities.flip(3) if mirrored else probabilities)
-    return torch.stack(scores).mean(0)
 
 
 def close(actual, expected):
@@ -214,6 +184,34 @@ def test_which_logits_are_formed():
     }
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        ((40, 61), {}),
+        ((80, 121), {}),
+        ((80, 121), {"single_resize": True}),
+        ((40, 61), {"crop_size": (33, 40), "stride": (21, 32)}),
+        ((19, 30), {"crop_size": (33, 40), "stride": (21, 32), "windows_at_once": 2}),
+    ],
+    ids=str,
+)
+def test_the_confusion_matrix_is_that_of_the_labels(size, how, align_corners):
+    model, images = Network(align_corners=align_corners), draw(2, 40, 61)
+    target = torch.randint(6, (2, *size), generator=torch.Generator().manual_seed(0))
+    labels = inference.labels(model, images, size, **how)
+    counted = target != 5
+    expected = torch.bincount(target[counted] * 5 + labels[counted], minlength=25).view(5, 5)
+    assert torch.equal(inference.confusion(model, images, target, ignore_index=5, **how), expected)
+
+
+def test_the_confusion_matrix_of_a_large_image_needs_one_band_of_logits():
+    model, image = Network(classes=40), draw(1, 300, 50)
+    with Allocations() as made:
+        inference.confusion(model, image, torch.zeros(1, 300, 50).byte(), crop_size=(32, 32), stride=(20, 20))
+    assert made.largest == 40 * 32 * 50
+
+
 def test_more_classes_than_a_byte_holds():
     labels = inference.labels(Network(classes=300), draw(1, 24, 24), crop_size=(16, 16), stride=(8, 8))
     assert labels.dtype == torch.int16 and labels.max() > 255
@@ -324,6 +322,13 @@ IMAGES = torch.zeros(1, 3, 16, 16)
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         inference.labels(Network(), **{"images": IMAGES} | arguments)
+
+
+def test_wrong_targets():
+    with pytest.raises(ValueError, match=r"target: expected \(1, H, W\), as many as images, got \(2, 16, 16\)"):
+        inference.confusion(Network(), IMAGES, torch.zeros(2, 16, 16).byte())
+    with pytest.raises(TypeError, match="target: expected a tensor, got list"):
+        inference.confusion(Network(), IMAGES, [[0]])
 
 
 def test_wrong_views():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from counted import Counted, shifted
 
+from apcnet.data.sample import SampleError
 from apcnet.data.stream import (
     Batches,
     generator_at,
@@ -197,15 +198,20 @@ def test_interrupts_are_the_parents_to_handle():
     """Ctrl-C at a terminal reaches the workers too; they go on."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it from the start
     try:
-        assert list(loader(Handlers(), range(1), workers=1, start_method="fork")) == [signal.SIG_IGN]
+        handlers = list(loader(Handlers(), range(3), workers=1, start_method="fork"))
+        assert handlers == [(signal.SIG_IGN, True), (signal.SIG_IGN, True), (signal.SIG_IGN, False)]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 class Handlers:
+    """What a worker would do about SIGINT, and whether it would survive SIGTERM; before the last it has got one."""
+
     def __getitem__(self, key):
-        return signal.getsignal(signal.SIGINT)
+        if key == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -233,7 +239,7 @@ def test_an_unreadable_sample_is_named(workers):
     batches = stream(dataset=dataset, workers=workers, start_method="fork" if workers else None)
     message = rf"'picture 3' \(number 3\), position {position} of the stream: OSError: image file is truncated"
     before = first(position // 4, batches)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(SampleError, match=message):
         next(batches)
     assert before == first(position // 4, stream())
 

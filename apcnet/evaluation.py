@@ -1,0 +1,166 @@
+"""Testing a model on a data set: one image after the other into one confusion matrix, on any number of processes.
+
+Each process takes every world-th image, none twice, and at the end the counts are added up: they are integers, so that
+the result does not depend on how many processes there were. Of the images only those exist that are being worked on
+or that loaders have ready. What is done to one is mmsegmentation's test (apcnet.inference): it is fitted into a scale,
+its logits are resized to that size, and from there to its own; the second resize ends in the confusion matrix, or in
+labels where they are wanted. Several scales and flips are averaged as probabilities.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apc_kernels import upsample_confusion
+from apcnet import inference
+from apcnet.choices import check_choice
+from apcnet.config import Evaluation
+from apcnet.confusion import ConfusionMatrix
+from apcnet.data import augment
+from apcnet.data.sample import IGNORE, Sample
+from apcnet.data.stream import loader, shard
+from apcnet.distributed import rank, world
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Sequence[Sample],
+    evaluation: Evaluation | None = None,
+    *,
+    workers: int = 0,
+    precision: str = "float32",
+    channels_last: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    submission: Callable[[str, Tensor], None] | None = None,
+) -> ConfusionMatrix:
+    """The confusion matrix of a model on all images of a data set; every process of a group has to call this.
+
+    `matrix.scores()` has the figures. Those of some classes alone, the context classes of the generated scenes say, are
+    `scores.iou[list(dataset.context_classes)].nanmean()`.
+
+    Args:
+        model: a Segmentor, or a module like it: logits of normalised images, with `num_classes`, `align_corners`,
+            `mean` and `std`. It is tested in evaluation mode, on the device it is on, and left in the mode it was in.
+        dataset: of Samples, with `classes` and `names`.
+        evaluation: scales, windows, flips; None: every image as large as it is, as a whole. More than one scale, or
+            a flip, make the mean of probabilities. single_resize takes whole images at one scale.
+        workers: processes that read and resize images, beside this one.
+        precision: of the matrix products: float32, bfloat16 or float16 (autocast).
+        channels_last: hand images to the model in this layout.
+        progress: is called with how many images this process has done, of how many.
+        submission: is given the name and the labels, (H, W) on the CPU, of each image of this process, in their order
+            (apcnet.submission.writer makes one that writes files). The labels exist only then.
+    """
+    evaluation = evaluation or Evaluation()
+    _check(model, dataset, evaluation, precision)
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    mine = shard(len(dataset), rank(), world())
+    inputs = Inputs(dataset, evaluation, model.mean, model.std)
+    matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
+    report = progress or (lambda done, total: None)
+    report(0, len(mine))
+    low = precision != "float32"
+    with _in_evaluation(model), torch.autocast(device.type, getattr(torch, precision) if low else None, enabled=low):
+        # No variable holds the loader, or a traceback would, and its workers outlive the loop after an error.
+        for done, item in enumerate(loader(inputs, mine, min(workers, len(mine)), pin_memory=on_gpu), 1):
+            if isinstance(item, Exception):
+                raise item
+            views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in item.views)
+            target = item.mask[None].to(device, non_blocking=True)
+            if submission is None:
+                matrix.add(_confusion(model, views, target, evaluation))
+            else:
+                labels = _labels(model, views, target.shape[1:], evaluation)
+                matrix.update(labels, target)
+                submission(item.name, labels[0].cpu())
+            report(done, len(mine))
+    return matrix.reduce()
+
+
+class Item(NamedTuple):
+    """An image at every scale that it is tested at, (3, h, w) normalised, its mask as it is, (H, W), and its name."""
+
+    views: list[Tensor]
+    mask: Tensor
+    name: str
+
+
+class Inputs:
+    """What loaders make of the samples of a data set.
+
+    An error is given back in place of an item: raised in a worker it would arrive wrapped in the worker's traceback.
+    """
+
+    def __init__(self, dataset: Sequence[Sample], evaluation: Evaluation, mean: Sequence[float], std: Sequence[float]):
+        self.dataset, self.evaluation, self.mean, self.std = dataset, evaluation, mean, std
+
+    def __getitem__(self, index: int) -> Item | RuntimeError:
+        try:
+            return self.item(self.dataset[index])
+        except Exception as error:
+            name = f"sample {self.dataset.names[index]!r} (number {index} of {len(self.dataset)})"
+            return RuntimeError(f"{name}: {type(error).__name__}: {error}")
+
+    def item(self, sample: Sample) -> Item:
+        size, mask = tuple(sample.image.shape[1:]), sample.mask
+        augment.check_mask(mask)
+        if tuple(mask.shape) != size:
+            raise ValueError(f"image and mask differ in size: {size} and {tuple(mask.shape)}")
+        wrong = mask[(mask >= len(self.dataset.classes)) & (mask != IGNORE)]
+        if len(wrong):
+            raise ValueError(f"expected labels of 0 to {len(self.dataset.classes) - 1} and {IGNORE}, got {wrong[0]}")
+        sizes = augment.view_sizes(size, self.evaluation.ratios, self.evaluation.test_scale)
+        images = (sample.image if view == size else augment.resize(sample.image, view) for view in sizes)
+        return Item([augment.normalise(image, self.mean, self.std) for image in images], mask, sample.name)
+
+
+def _confusion(model: nn.Module, views: Iterator[Tensor], target: Tensor, evaluation: Evaluation) -> Tensor:
+    window = {"crop_size": evaluation.window, "stride": evaluation.stride}
+    if _averages(evaluation):
+        size = target.shape[1:]
+        scores = inference.multi_scale_probabilities(model, views, size, flip=evaluation.flip, **window)
+        return upsample_confusion(scores, target, ignore_index=IGNORE)
+    return inference.confusion(
+        model, next(views), target, ignore_index=IGNORE, single_resize=evaluation.single_resize, **window
+    )
+
+
+def _labels(model: nn.Module, views: Iterator[Tensor], size: Sequence[int], evaluation: Evaluation) -> Tensor:
+    window = {"crop_size": evaluation.window, "stride": evaluation.stride}
+    if _averages(evaluation):
+        return inference.multi_scale_labels(model, views, size, flip=evaluation.flip, **window)
+    return inference.labels(model, next(views), size, single_resize=evaluation.single_resize, **window)
+
+
+def _averages(evaluation: Evaluation) -> bool:
+    """Whether probabilities of several passes are averaged; of one pass the largest logit is the label."""
+    return evaluation.flip or len(evaluation.ratios) > 1
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its parts in its own again, which need not be that of all."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _check(model: nn.Module, dataset: Sequence[Sample], evaluation: Evaluation, precision: str) -> None:
+    check_choice(precision, "precision", PRECISIONS)
+    if not len(dataset):
+        raise ValueError("dataset: expected one sample at least, it is empty")
+    if len(dataset.classes) != model.num_classes:
+        raise ValueError(f"dataset: has {len(dataset.classes)} classes, but the model tells {model.num_classes} apart")
+    if evaluation.single_resize and _averages(evaluation):
+        raise ValueError("single_resize: what is averaged, over ratios and flip, is resized twice; leave out one")

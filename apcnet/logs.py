@@ -1,0 +1,78 @@
+"""Where the records of a run go: lines of JSON in its folder always, TensorBoard or wandb where that is asked for.
+
+A record is a flat dict: {"step": 150, "loss": 0.31, "lr": 0.0093, …} from training, {"step": 150, "miou": 0.71, …} from
+an evaluation.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from apcnet.files import replacing
+
+Writer = Literal["tensorboard", "wandb"]
+NAME = "log.jsonl"
+
+
+class Log:
+    """The records of a run.
+
+    Args:
+        folder: of the run.
+        step: where it goes on; what was written of later steps, before it was killed, is dropped.
+        to: tensorboard or wandb, beside the file.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, to: Writer | None = None):
+        kept = [line for line in _lines(folder / NAME) if json.loads(line)["step"] <= step]
+        with replacing(folder / NAME) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self.file = (folder / NAME).open("a", encoding="utf-8")
+        self.write_elsewhere = {None: None, "tensorboard": _tensorboard, "wandb": _wandb}[to]
+        if self.write_elsewhere:
+            self.write_elsewhere = self.write_elsewhere(folder)
+
+    def __call__(self, record: dict) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.write_elsewhere:
+            self.write_elsewhere(record)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read(folder: Path) -> list[dict]:
+    """All records of a run."""
+    return [json.loads(line) for line in _lines(folder / NAME)]
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines: a killed process may have left a part of its last."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def _tensorboard(folder: Path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def write(record: dict) -> None:
+        for name, value in _scalars(record):
+            writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return write
+
+
+def _wandb(folder: Path):
+    import wandb
+
+    run = wandb.init(project="apcnet", name=folder.name, dir=str(folder), id=folder.name, resume="allow")
+    return lambda record: run.log(dict(_scalars(record)), step=record["step"])
+
+
+def _scalars(record: dict) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in record.items() if name != "step" and isinstance(value, (int, float))]

@@ -1,0 +1,370 @@
+"""Prediction: what a model sees in images of any kind and size. `predict` for some, `predict_files` for whole folders.
+
+An image goes through the network as it is, or fitted into a scale. One that is too large for that is cut into tiles
+that overlap, whose scores are averaged band by band, so that memory does not grow with the image (inference.labels).
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from apc_kernels import upsample_argmax
+from apcnet import draw, inference
+from apcnet.choices import check_choice
+from apcnet.data.augment import normalise, resize, view_sizes
+from apcnet.data.files import read_image
+from apcnet.data.layout import SUFFIXES
+from apcnet.zoo import load
+
+MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
+BAND = 1 << 29  # scores of a band of tiles, classes × rows × columns: 2 GiB; tiles are lower where it would be more
+LOWEST = 256  # but no lower than this: a network has to see something
+
+Source = str | Path | Image.Image | np.ndarray | Tensor
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model sees in an image: `labels`, (H, W) on the CPU, and the image, (3, H, W) uint8, that they lie on."""
+
+    labels: Tensor
+    image: Tensor
+    classes: tuple[str, ...]
+    palette: tuple[draw.Color, ...]
+
+    def colours(self) -> Image.Image:
+        """The labels in the colours of their classes."""
+        return draw.colourise(self.labels, self.palette)
+
+    def overlay(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
+        """The image under the labels' colours, above the names of the classes in it."""
+        picture = draw.overlay(self.image, self.labels, self.palette, opacity)
+        return draw.with_legend(picture, self.labels, self.classes, self.palette) if legend else picture
+
+    def shares(self) -> dict[str, float]:
+        """The share of the pixels that each class has which is there, the largest first."""
+        counts = torch.bincount(self.labels.flatten().long(), minlength=len(self.classes))
+        order = counts.argsort(descending=True, stable=True).tolist()
+        return {self.classes[i]: counts[i].item() / self.labels.numel() for i in order if counts[i]}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the labels to a PNG: indices into the classes' colours; beyond 256 classes grey of 16 bits."""
+        if Path(path).suffix.lower() != ".png":
+            raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
+        if self.labels.dtype == torch.uint8:
+            picture = Image.fromarray(self.labels.numpy())
+            picture.putpalette(np.array([*self.palette, *[draw.IGNORED] * 256], np.uint8)[:256].tobytes())
+        else:
+            picture = Image.fromarray(self.labels.numpy().astype(np.uint16))
+        draw.save(picture, path)
+
+
+class Report(NamedTuple):
+    """What predict_files has done: how many images, and what was wrong with each of the others."""
+
+    done: int
+    failures: list[str]
+
+
+def predict(
+    model: nn.Module | str | Path,
+    images: Source | Sequence[Source],
+    *,
+    scale: Sequence[int] | None = None,
+    window: Sequence[int] | None = None,
+    stride: Sequence[int] | None = None,
+    ratios: Sequence[float] = (1.0,),
+    flip: bool = False,
+    single_resize: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    precision: Precision = "float32",
+) -> Prediction | list[Prediction]:
+    """The class of every pixel of an image, at its own size; of a list, a tuple or a batch a list.
+
+    Args:
+        model: of apcnet.create or apcnet.load, on any device, or the path of its file. It is put back into the mode
+            that it was in.
+        images: a path; a PIL image of any mode, turned upright as its EXIF says, like a file; an array (H, W, 3) or a
+            tensor (3, H, W) of RGB levels, or grey ones (H, W), uint8; or several of these, which may differ in size.
+            Floating point is refused: what is normalised already goes to apcnet.inference.labels.
+        scale: two bounds, of the long and of the short side, that an image is fitted into for the network; None: as
+            large as it is. Best is what the model was tested at.
+        window, stride: (h, w) of a sliding window at the network's resolution, and from one to the next; None: the
+            image as a whole.
+        ratios, flip: average the probabilities of the image at these multiples of its scale, and of their mirror
+            images.
+        single_resize: of a whole image at one scale, straight from the logits to its own size: faster, and less memory,
+            but not all labels are mmsegmentation's.
+        max_pixels: an image that would be larger for the network, in its largest ratio, is cut into tiles of as many
+            pixels at most, unless a window is given. Each of them costs about 0.7 KiB with a ResNet-50 in float32.
+            And where an image itself has more, but is fitted into a scale that has not, probabilities are averaged at
+            the largest size that the network sees, and enlarged from there.
+        precision: of the matrix products, float32, bfloat16 or float16 (autocast).
+    """
+    way = _Way(scale, window, stride, ratios, flip, single_resize, max_pixels, precision)
+    several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
+    with _ready(model, way) as ready:
+        if several:
+            return [_predict(ready, image, f"images[{i}]", way) for i, image in enumerate(images)]
+        return _predict(ready, images, "images", way)
+
+
+def predict_files(
+    model: nn.Module | str | Path,
+    sources: str | Path | Iterable[str | Path],
+    out: str | Path,
+    *,
+    overlay: Literal["jpg", "png"] | None = "jpg",
+    opacity: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+    **options,
+) -> Report:
+    """Predicts files and all images in folders, one after the other; an image that cannot be read stops none of them.
+
+    Of photos/street/a.jpg, found in photos, come out/street/a.png, its labels, and out/street/a_overlay.jpg. Where two
+    images in a folder differ in nothing but their suffix, the suffix stays in the name: a.jpg.png.
+
+    Args:
+        model: as in predict.
+        sources: files and folders. Hidden files, and out where it lies in a folder, are passed over.
+        out: a folder; it is made if need be. Pictures of an earlier run are replaced, images that are read never.
+        overlay: the suffix of overlays; None: labels alone.
+        opacity: of the colours in overlays.
+        progress: is called with how many images are done, and how many there are.
+        options: as in predict.
+    """
+    if overlay is not None:
+        check_choice(overlay, "overlay", ("jpg", "png"))
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
+    way, failures = _Way(**options), []
+    jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
+    with _ready(model, way) as ready:
+        for done, job in enumerate(jobs, 1):
+            try:
+                prediction = _predict(ready, job.source, str(job.source), way)
+            except (ValueError, OSError) as error:  # of this image: the options are checked, and nothing is written yet
+                failures.append(str(error))
+            else:
+                job.labels.parent.mkdir(parents=True, exist_ok=True)
+                prediction.save(job.labels)
+                if job.overlay is not None:
+                    draw.save(prediction.overlay(opacity), job.overlay)
+            if progress is not None:
+                progress(done, len(jobs))
+    return Report(len(jobs) - len(failures), failures)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How images are predicted: the options of predict."""
+
+    scale: Sequence[int] | None = None
+    window: Sequence[int] | None = None
+    stride: Sequence[int] | None = None
+    ratios: Sequence[float] = (1.0,)
+    flip: bool = False
+    single_resize: bool = False
+    max_pixels: int = MAX_PIXELS
+    precision: Precision = "float32"
+
+    def __post_init__(self):
+        for name in ("scale", "window", "stride"):
+            given = getattr(self, name)
+            if given is not None and (len(given) != 2 or not all(isinstance(n, int) and n > 0 for n in given)):
+                raise ValueError(f"{name}: expected two positive integers, got {given!r}")
+        if (self.window is None) != (self.stride is None):
+            raise ValueError(f"window, stride: expected both or neither, got {self.window} and {self.stride}")
+        if self.window is not None and any(step > side for side, step in zip(self.window, self.stride, strict=True)):
+            raise ValueError(f"stride: {self.stride} leaves gaps between windows of {self.window}")
+        if self.single_resize and (self.window is not None or self.averages):
+            raise ValueError("single_resize: windows, and what is averaged over ratios and flip, are resized twice")
+        if not len(self.ratios) or not all(0 < ratio < math.inf for ratio in self.ratios):
+            raise ValueError(f"ratios: expected positive numbers, at least one, got {self.ratios!r}")
+        if not isinstance(self.max_pixels, int) or self.max_pixels < 1:
+            raise ValueError(f"max_pixels: expected a positive integer, got {self.max_pixels!r}")
+        check_choice(self.precision, "precision", get_args(Precision))
+
+    @property
+    def averages(self) -> bool:
+        """Whether there are several passes, whose probabilities are averaged."""
+        return self.flip or len(self.ratios) > 1
+
+
+@contextmanager
+def _ready(model: nn.Module | str | Path, way: _Way) -> Iterator[nn.Module]:
+    """The model in evaluation, without gradients and in the precision asked for; then as it was, module by module."""
+    model = load(model) if isinstance(model, (str, Path)) else model
+    for name in ("mean", "std", "num_classes", "align_corners"):
+        if not isinstance(model, nn.Module) or not hasattr(model, name):
+            raise TypeError(
+                f"model: expected one of apcnet.create or apcnet.load, or its file, got {type(model).__name__}"
+            )
+    training = [module for module in model.modules() if module.training]
+    low = way.precision != "float32"
+    model.eval()
+    try:
+        device = _parameter(model).device.type
+        with torch.no_grad(), torch.autocast(device, getattr(torch, way.precision) if low else None, enabled=low):
+            yield model
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _predict(model: nn.Module, image: Source, name: str, way: _Way) -> Prediction:
+    levels = _levels(image, name)
+    try:
+        labels = _labels(model, levels, way)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
+    colors = getattr(model, "palette", None) or draw.palette(model.num_classes)
+    return Prediction(labels.cpu(), levels, tuple(classes), tuple(tuple(color) for color in colors))
+
+
+def _labels(model: nn.Module, image: Tensor, way: _Way) -> Tensor:
+    """The labels (H, W) of an image (3, H, W) uint8."""
+    size = tuple(image.shape[1:])
+    sizes = view_sizes(size, way.ratios, way.scale)
+    largest = max(sizes, key=math.prod)
+    if way.window is None and math.prod(largest) > way.max_pixels:
+        return _tiled_labels(model, image, sizes, way)
+    sliding = {"crop_size": way.window, "stride": way.stride}
+    views = (_view(model, image, view) for view in sizes)
+    if not way.averages:
+        return inference.labels(model, next(views), size, **sliding, single_resize=way.single_resize)[0]
+    averaged = size if math.prod(size) <= way.max_pixels else min(size, largest, key=math.prod)
+    scores = inference.multi_scale_probabilities(model, views, averaged, flip=way.flip, **sliding)
+    return upsample_argmax(scores, size)[0]
+
+
+def _tiled_labels(model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, int]], way: _Way) -> Tensor:
+    """The labels of an image that is too large at the largest of these sizes: of tiles, each a third over the next."""
+    size = image.shape[1:]
+    shrinks = math.prod(size) / max(map(math.prod, sizes))
+    width = max(1, math.isqrt(int(way.max_pixels * shrinks)))
+    height = min(width, max(LOWEST, BAND // (model.num_classes * size[1])))
+    tiles = _Tiles(model, [(rows / size[0], columns / size[1]) for rows, columns in sizes], way)
+    levels = image[None].half()  # which holds every level exactly
+    stride = [max(1, 2 * length // 3) for length in (height, width)]
+    return inference.labels(tiles, levels, crop_size=(height, width), stride=stride)[0]
+
+
+class _Tiles:
+    """A model of its own for inference.labels: from the levels of a tile to its scores, with all its scales.
+
+    A tile is resized by the factors (of height, of width) that the whole image would be.
+    """
+
+    def __init__(self, model: nn.Module, factors: Sequence[tuple[float, float]], way: _Way):
+        self.model, self.factors, self.way = model, factors, way
+        self.align_corners = model.align_corners
+
+    def __call__(self, levels: Tensor) -> Tensor:
+        tile, size = levels[0].to(torch.uint8), levels.shape[2:]
+        sizes = [[max(1, round(n * factor)) for n, factor in zip(size, pair, strict=True)] for pair in self.factors]
+        views = (_view(self.model, tile, view) for view in sizes)
+        if self.way.averages:
+            return inference.multi_scale_probabilities(self.model, views, size, flip=self.way.flip)
+        return self.model(next(views)) if self.way.single_resize else inference.whole_logits(self.model, next(views))
+
+
+def _view(model: nn.Module, image: Tensor, size: Sequence[int]) -> Tensor:
+    """An image, (3, H, W) uint8, as the network takes it at a size."""
+    resized = image if tuple(size) == tuple(image.shape[1:]) else resize(image, size)
+    return normalise(resized, model.mean, model.std)[None].to(_parameter(model))
+
+
+def _parameter(model: nn.Module) -> Tensor:
+    """Whose device and dtype the model's input has."""
+    return next(model.parameters(), torch.empty(0))
+
+
+def _levels(image: Source, name: str) -> Tensor:
+    """The levels (3, H, W) uint8 on the CPU that an image has, whatever it is."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        image = _array(image, name)
+    if isinstance(image, np.ndarray):
+        planes = torch.from_numpy(np.array(image.transpose(2, 0, 1) if image.ndim == 3 else image))
+        shape = "(H, W, 3) or (H, W)"
+    elif isinstance(image, Tensor):
+        planes, shape = image.detach().cpu(), "(3, H, W) or (H, W)"
+    else:
+        raise TypeError(
+            f"{name}: expected a path, a PIL image, an array, a tensor or several of these, got {type(image).__name__}"
+        )
+    if planes.dtype != torch.uint8:
+        hint = "; what is normalised already goes to apcnet.inference.labels" if planes.is_floating_point() else ""
+        raise TypeError(f"{name}: expected levels of 0 to 255 as uint8, got {image.dtype}{hint}")
+    if not planes.numel() or not (planes.ndim == 2 or (planes.ndim == 3 and len(planes) == 3)):
+        raise ValueError(f"{name}: expected the shape {shape}, none of them 0, got {tuple(image.shape)}")
+    return planes.expand(3, *planes.shape[-2:]).clone(memory_format=torch.contiguous_format)
+
+
+def _array(image: Image.Image, name: str) -> np.ndarray:
+    """The levels of a PIL image as data.files reads them: upright, without alpha, the upper 8 of 16 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name}: expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image) >> 8).astype(np.uint8)
+    return np.asarray(image.convert("RGB"))
+
+
+class _Job(NamedTuple):
+    source: Path
+    labels: Path
+    overlay: Path | None
+
+
+def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[_Job]:
+    """What is read and written: never one file twice, nor one that is read."""
+    found = {}  # where in out what comes of an image lies, by its path
+    for source in map(Path, sources):
+        if source.is_dir():
+            below = _images_below(source, out)
+            if not below:
+                raise FileNotFoundError(f"{source}: there are no images in it ({', '.join(SUFFIXES)})")
+            found |= {path: path.relative_to(source) for path in below}
+        elif source.exists():
+            found[source] = Path(source.name)
+        else:
+            raise FileNotFoundError(f"{source}: there is no such file or folder")
+    if not found:
+        raise FileNotFoundError("sources: expected files or folders, got none")
+    alike = Counter(place.with_suffix("") for place in found.values())
+    images, written, jobs = {path.resolve() for path in found}, {}, []
+    for source, place in found.items():
+        name = place.name if alike[place.with_suffix("")] > 1 else place.stem
+        labels, *overlays = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
+        jobs.append(_Job(source, labels, overlays[0] if overlay else None))
+        for path in filter(None, jobs[-1][1:]):
+            if path.resolve() in images:
+                raise ValueError(f"out: {path} is one of the images that are read; choose another folder")
+            if path in written:
+                raise ValueError(f"{written[path]} and {source}: both would be written to {path}")
+            written[path] = source
+    return jobs
+
+
+def _images_below(folder: Path, out: Path) -> list[Path]:
+    """The images in a folder and below it, but for `out` and what is hidden; links to folders are not followed."""
+    found, out = [], out.resolve()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(place, name).resolve() != out]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)

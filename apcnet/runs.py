@@ -1,0 +1,106 @@
+"""The folder of a run: whose it is, and what the run was."""
+
+import itertools
+import json
+import math
+import platform
+import warnings
+from pathlib import Path
+
+import torch
+
+import apcnet.data
+from apcnet.config import Config, Data, differences
+from apcnet.confusion import Scores
+from apcnet.distributed import world
+from apcnet.files import remove_leftovers, replacing
+
+BEST, FINAL = "best.safetensors", "final.safetensors"
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Makes the folder for a run, or finds that the run in it is this one. One process does it for all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    if (folder / "config.json").exists():
+        if changed := differences(read_config(folder), config):
+            raise ValueError(f"out: {folder} holds another run, {'; '.join(changed)}. Name another folder")
+    else:
+        write_json(folder / "config.json", config.to_json())
+    now, path = environment(), folder / "environment.json"
+    if path.exists():
+        before = read_json(path)
+        if changed := [
+            f"{name}: {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value
+        ]:
+            warnings.warn(f"{folder}: its bits may differ from here on, {'; '.join(changed)}", stacklevel=2)
+    else:
+        write_json(path, now)
+
+
+def read_config(folder: Path) -> Config:
+    """What the run in a folder is."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: there is no run, it has no config.json")
+    try:
+        return Config.from_json(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def open_data(data: Data, split: str):
+    """The data set that a config means."""
+    if data.root is None and data.dataset != "synthetic":
+        raise ValueError(f"root: expected the folder of {data.dataset}, by --root")
+    return apcnet.data.open(data.dataset, data.root, split, **data.open_options())
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, … that is not there yet."""
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], others) if not path.exists())
+
+
+def weights(path: Path) -> Path:
+    """The file of a model: of a run's folder the last one, while it goes on the best so far."""
+    if not path.is_dir():
+        return path
+    files = [path / name for name in (FINAL, BEST)]
+    for file in files:
+        if file.exists():
+            return file
+    raise FileNotFoundError(
+        f"{path}: expected a model's file or a run's folder, there is neither {FINAL} nor {BEST} in it"
+    )
+
+
+def metrics(scores: Scores, dataset) -> dict:
+    """Scores for JSON: fractions, by the names of classes, None where a class does not count."""
+    values = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc}
+    context = getattr(dataset, "context_classes", ())
+    if context:  # of generated scenes
+        values["context_miou"] = scores.iou[list(context)].nanmean().item()
+    iou = zip(dataset.classes, scores.iou.tolist(), strict=True)
+    return {**values, "iou": {name: None if math.isnan(value) else value for name, value in iou}}
+
+
+def environment() -> dict:
+    """What the bits of a run depend on beside its config."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} {capability}",
+        "threads": torch.get_num_threads(),
+        "processes": world(),
+    }
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

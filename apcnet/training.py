@@ -1,0 +1,344 @@
+"""Training: from a config to weights, in a loop that can be killed at any moment and ends with the same bits.
+
+    runs/tiny/
+        config.json            what the run is: the same config goes on, another one is refused
+        environment.json       where it runs
+        log.jsonl              losses, learning rate, speed; scores
+        last.pt, previous.pt   where to go on (checkpoint.py)
+        best.safetensors       the model with the highest mIoU so far
+        final.safetensors      the model after the last step
+        metrics.json           its scores
+        confusion.npy, .png    its confusion matrix
+        preview/000150.png     images, truth, predictions and errors at every evaluation
+
+Everything happens at a step, nothing by the clock, and whatever is random follows from the seed and the step. So a
+run that was killed and is started again does what it would have done, to the bit, with any number of workers, on the
+same version of PyTorch, kind of processor, number of threads and of processes.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from apcnet import checkpoint, draw, runs
+from apcnet.config import Config, Model, differences
+from apcnet.data import augment
+from apcnet.data.stream import Batch, keyed, training_stream
+from apcnet.distributed import gathered, processes, rank, world
+from apcnet.evaluation import evaluate
+from apcnet.files import replacing
+from apcnet.interrupts import Interrupts
+from apcnet.logs import Log, Writer
+from apcnet.models import Segmentor
+from apcnet.optimisation import Descent, NotFiniteError
+from apcnet.prediction import predict
+from apcnet.zoo import create, load
+
+WEIGHTS = 3  # what a key is for, beside stream.ORDER, stream.DRAWS and optimisation.DROPOUT
+PREVIEWED = 4  # images
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    device: str | None = None,
+    workers: int = 0,
+    log_every: int = 10,
+    log_to: Writer | None = None,
+    show: Callable[[dict], None] = lambda record: None,
+) -> dict:
+    """Trains from the first step, or from where the run in a folder was stopped.
+
+    Args:
+        config: what the run is.
+        out: its folder, made if need be.
+        device: cpu or cuda; None: cuda where there is one.
+        workers: processes that make batches, beside each training process.
+        log_every: steps from one record of losses to the next.
+        log_to: tensorboard or wandb, beside log.jsonl.
+        show: is given every record of the log, and {"event": …, …} of what is happening besides.
+
+    Returns:
+        the scores after the last step: step, miou, macc, aacc (fractions), iou of each class by name, of synthetic
+        context_miou, and best: {miou, step}.
+
+    Raises:
+        FloatingPointError: losses or gradients are not finite; last.pt holds the state before that step, failed.json
+            says on what it happened.
+        SystemExit: 128 and the signal's number after SIGINT or SIGTERM; the step was finished and saved.
+    """
+    with processes(device) as device, _reproducible(config, device), Interrupts() as interrupts:
+        run = Run(config, Path(out), device, workers, log_to, show, interrupts)
+        if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed while it evaluated
+            run.evaluate()
+        if run.step == 0:
+            run.draw()
+        for batch in run.batches():
+            values, stop = run.learn(batch)
+            if run.due(log_every):
+                run.log_step(values)
+            if run.due(config.save_every) or run.due(config.eval_every) or stop:
+                run.save()
+            if stop:
+                run.stop()
+            if run.due(config.eval_every):
+                run.evaluate()
+        return run.finish()
+
+
+class Run:
+    """A folder, a model in it, and the step it has come to."""
+
+    def __init__(self, config, out, device, workers, log_to, show, interrupts):
+        self.config, self.out, self.device, self.workers = config, out, device, workers
+        self.chief, self.interrupts = rank() == 0, interrupts
+        self.show = show if self.chief else lambda record: None
+        check(config)
+        self.data, self.held_out = (runs.open_data(config.data, s) for s in (config.data.split, config.data.val_split))
+        if self.chief:
+            runs.claim(out, config)
+        gathered(None)  # now it is there for all
+        model = starting_model(config, self.data)
+        self.descent = Descent(model.to(device), config, class_weights(config, self.data.classes))
+        self.model = self.descent.result
+        self.step, self.evaluated, self.best, self.scores = 0, 0, None, None
+        state = checkpoint.load(out)
+        if state is not None:
+            self.descent.restore(state)
+            self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+        self.log = Log(out, self.step, log_to) if self.chief else None
+        self.since, self.logged = time.perf_counter(), self.step
+        self.show(
+            {
+                "event": "started",
+                "step": self.step,
+                "steps": config.steps,
+                "batch_size": config.batch_size,
+                "folder": str(out),
+                "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+                "processes": world(),
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "images": len(self.data),
+                "val_images": len(self.held_out),
+            }
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """Those of the steps that are left."""
+        if self.step == self.config.steps:
+            return
+        data, model = self.config.data, self.model
+        transform = functools.partial(
+            augment.train,
+            crop_size=data.crop,
+            scale=data.scale,
+            ratio_range=data.ratio,
+            cat_max_ratio=data.cat_max_ratio,
+            antialias=data.antialias,
+            mean=model.mean,
+            std=model.std,
+        )
+        stream = training_stream(
+            self.data,
+            transform,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            rank=rank(),
+            world=world(),
+            start_step=self.step,
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        while self.step < self.config.steps:
+            yield next(stream)
+
+    def due(self, every: int) -> bool:
+        """Whether something that is done every so many steps, and after the last one, is to be done now."""
+        return self.step > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def learn(self, batch: Batch) -> tuple[dict[str, float], bool]:
+        """A step. What it was, and whether a process was told to stop."""
+        try:
+            step = self.descent.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
+        except NotFiniteError as error:
+            self.save()
+            raise FloatingPointError(self._explain(batch, error)) from None
+        self.step += 1
+        return step
+
+    def log_step(self, values: dict[str, float]) -> None:
+        seconds = time.perf_counter() - self.since
+        speed = self.config.batch_size * (self.step - self.logged) / seconds
+        self._tell({"step": self.step, **values, "images_per_second": round(speed, 2), "memory_mib": self._memory()})
+        self.since, self.logged = time.perf_counter(), self.step
+
+    def save(self) -> None:
+        if self.chief:
+            state = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
+            checkpoint.save(self.out, {**state, "config": self.config.to_json(), **self.descent.state()})
+
+    def stop(self) -> None:
+        self.show({"event": "stopped", "step": self.step, "folder": str(self.out)})
+        raise SystemExit(self.interrupts.status)
+
+    def evaluate(self) -> None:
+        """Scores and pictures of the model as it is, and the model's file if it is the best."""
+
+        def progress(done: int, total: int) -> None:
+            self.interrupts.check()  # all that was learned is saved, and it is evaluated when the run goes on
+            self.show({"event": "evaluating", "done": done, "total": total})
+
+        matrix = evaluate(
+            self.model,
+            self.held_out,
+            self.config.evaluation,
+            workers=self.workers,
+            precision=self.config.precision,
+            channels_last=self.config.channels_last,
+            progress=progress,
+        )
+        scores = matrix.scores()
+        if self.best is None or scores.miou > self.best["miou"]:
+            self.best = {"miou": scores.miou, "step": self.step}
+            if self.chief:
+                self.model.save(self.out / runs.BEST)
+        self.scores = {"step": self.step, **runs.metrics(scores, self.held_out), "best": self.best}
+        self.evaluated = self.step
+        self._tell(self.scores)
+        self.draw()
+        if self.chief and self.step == self.config.steps:
+            matrix.save(self.out / "confusion.npy")
+            with replacing(self.out / "confusion.png") as temporary:
+                draw.confusion(matrix.matrix, self.data.classes).save(temporary, "PNG")
+        self.since, self.logged = time.perf_counter(), self.step
+
+    def draw(self) -> None:
+        """Images, truth, predictions and errors."""
+        if not self.chief:
+            return
+        test, rows = self.config.evaluation, []
+        for index in range(min(PREVIEWED, len(self.held_out))):
+            sample = self.held_out[index]
+            seen = predict(self.model, sample.image, scale=test.test_scale, window=test.window, stride=test.stride)
+            rows.append((sample.image, sample.mask, seen.labels))
+        (self.out / "preview").mkdir(exist_ok=True)
+        with replacing(self.out / "preview" / f"{self.step:06}.png") as temporary:
+            draw.preview(rows, self.data.classes, self.data.palette).save(temporary, "PNG")
+
+    def finish(self) -> dict:
+        """What is kept of a run that has come to its last step."""
+        metrics = self.out / "metrics.json"
+        if self.scores is None and metrics.exists():  # it had come there before
+            return runs.read_json(metrics)
+        if self.scores is None:
+            self.evaluate()
+        if self.chief:
+            self.save()
+            self.model.save(self.out / runs.FINAL)
+            runs.write_json(metrics, self.scores)
+            self.log.close()
+        return self.scores
+
+    def _tell(self, record: dict) -> None:
+        if self.chief:
+            self.log(record)
+        self.show(record)
+
+    def _memory(self) -> int:
+        """The most that was needed so far, in MiB: of the GPU's memory, or of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) >> 20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+    def _explain(self, batch: Batch, error: NotFiniteError) -> str:
+        samples = gathered([{"name": n, "position": p} for n, p in zip(batch.names, batch.positions, strict=True)])
+        about = {
+            "step": self.step,
+            "values": {k: str(v) for k, v in error.values.items()},
+            "samples": list(itertools.chain(*samples)),
+        }
+        if self.chief:
+            runs.write_json(self.out / "failed.json", about)
+        return (
+            f"step {self.step}: losses or gradients are not finite ({error}). The state before it is in "
+            f"{self.out / checkpoint.LAST}, its samples in {self.out / 'failed.json'}. A lower --lr or --clip may help"
+        )
+
+
+def check(config: Config) -> None:
+    """What has to be known of a run before its first step and is not seen from a field alone."""
+    model, share = config.model, config.batch_size // world()
+    if config.batch_size % world():
+        raise ValueError(f"batch_size: expected a multiple of the {world()} processes, got {config.batch_size}")
+    if share % config.optimisation.accumulate:
+        raise ValueError(
+            f"accumulate: expected a divisor of the {share} images of a process, got {config.optimisation.accumulate}"
+        )
+    if model.backbone.startswith("resnet") and not (model.backbone_weights or model.init or model.from_scratch):
+        raise ValueError(
+            f"backbone_weights: {model.backbone} is trained from ImageNet's weights: give a file or timm:resnet50c by "
+            "--backbone-weights, a model by --init, or say --from-scratch"
+        )
+
+
+def starting_model(config: Config, data) -> Segmentor:
+    """The model before its first step, on the CPU; its fresh weights follow from the seed."""
+    given, classes = config.model, tuple(data.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed(config.seed, WEIGHTS))
+        if given.init is None:
+            model = create(given.model, given.backbone, len(classes), given.backbone_weights, **given.options())
+        else:
+            model = load(given.init, len(classes))
+            kept = {"backbone_weights": given.backbone_weights, "from_scratch": given.from_scratch, "init": given.init}
+            its = dataclasses.replace(config, model=Model.of(model.architecture, **kept))
+            if changed := differences(its, config):
+                raise ValueError(f"init: {given.init} is another model than the run's, {'; '.join(changed)}")
+            if model.classes and model.classes != classes:
+                warnings.warn(f"{given.init}: its classifiers are kept, but were made for other classes", stacklevel=2)
+    model.classes, model.palette = classes, tuple(data.palette)
+    return model.train()
+
+
+def class_weights(config: Config, classes) -> list[float] | None:
+    """From the report of `apcnet check`, where one is named."""
+    path = config.optimisation.class_weights
+    if path is None:
+        return None
+    try:
+        weights = runs.read_json(path)["class_weights"]["weights"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"class_weights: {path} is no report of `apcnet check --json` with class weights") from None
+    if len(weights) != len(classes):
+        raise ValueError(f"class_weights: {path} has {len(weights)}, the data set has {len(classes)} classes")
+    return weights
+
+
+@contextmanager
+def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
+    """PyTorch as a run wants it, and afterwards as it was: random state, and which algorithms may be used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    fill, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        False,
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.use_deterministic_algorithms(config.deterministic)
+        torch.backends.cudnn.benchmark = not config.deterministic
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(algorithms)
+            torch.backends.cudnn.benchmark = cudnn
+            torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,96 @@
+"""Runs that take a second: a folder of generated scenes, a network of a few thousand parameters."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from apcnet.config import Config, Data, Model, Optimisation
+from apcnet.data.synthetic import Synthetic
+
+IMAGES = {"train": 7, "val": 5}
+
+
+def write_images(root: Path) -> Path:
+    """A folder data set; the classes are those of the scenes."""
+    for split, count in IMAGES.items():
+        scenes = Synthetic(split, size=(48, 56))
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for index in range(count):
+            image, mask, name = scenes[index]
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / split / f"{name}.png")
+            Image.fromarray(mask.numpy()).save(root / "masks" / split / f"{name}.png")
+    (root / "classes.txt").write_text("\n".join(Synthetic.classes) + "\n")
+    return root
+
+
+def small(root: Path, **changes) -> Config:
+    """A run on such a folder, its seed, order, augmentation and dropout included."""
+    given = {
+        "model": Model("apcnet", "tiny", width=8, channels=8, dropout=0.2, auxiliary_channels=8),
+        "data": Data("folder", root, crop=(48, 48), scale=(56, 48)),
+        "optimisation": Optimisation(lr=0.02),
+        "steps": 12,
+        "batch_size": 4,
+        "eval_every": 6,
+        "save_every": 3,
+    }
+    return Config(**given | changes)
+
+
+def flags(config: Config) -> list[str]:
+    """The command line of a small run."""
+    model, data = config.model, config.data
+    return [
+        *("train", "folder", "--root", data.root, "--backbone", "tiny", "--width", model.width),
+        *("--channels", model.channels, "--dropout", model.dropout, "--auxiliary-channels", model.auxiliary_channels),
+        *("--crop", *data.crop, "--scale", *data.scale, "--test-scale", "None", "--lr", config.optimisation.lr),
+        *("--steps", config.steps, "--batch-size", config.batch_size, "--eval-every", config.eval_every),
+        *("--save-every", config.save_every, "--log-every", 1),
+    ]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
+    """`apcnet …` in processes of one thread each."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "apcnet", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def learn(rank: int, world: int, file: str, frozen_norms: bool, steps: int, results: dict) -> None:
+    """A process of several that train a model without dropout: its weights and losses into `results[rank]`."""
+    import apcnet
+    from apcnet.optimisation import Descent
+
+    torch.set_num_threads(1)
+    if world > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = apcnet.create("apcnet", "tiny", 3, width=8, channels=8, dropout=0.0, auxiliary_channels=8).train()
+    if frozen_norms:
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+    settings = Optimisation(lr=0.01, reduction="mean", accumulate=1)
+    descent = Descent(model, Config(steps=steps, batch_size=4, optimisation=settings))
+    losses = []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        target = torch.randint(0, 3, (4, 32, 32), generator=generator, dtype=torch.uint8)
+        target[torch.rand(target.shape, generator=generator) < 0.3] = 255
+        target[0, :25] = 255  # of one process more pixels count than of the other
+        images = torch.randn(4, 3, 32, 32, generator=generator)
+        losses.append(descent.step(step, images[rank::world], target[rank::world]).values["loss"])
+    results[rank] = torch.cat([p.detach().flatten() for p in model.parameters()]), torch.tensor(losses)
+    if world > 1:
+        torch.distributed.destroy_process_group()
