@@ -13,9 +13,7 @@ SOURCES := $(shell find apc_kernels apcnet csrc -type f -not -name '*.pyc') setu
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed
-	$(BIN)/python -m benchmarks.pyramid_pool
-	$(BIN)/python -m benchmarks.adaptive_context_norm
-	$(BIN)/python -m benchmarks.upsample
+	$(BIN)/apcnet train
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

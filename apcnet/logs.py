@@ -4,6 +4,7 @@ A record is a flat dict: {"step": 150, "loss": 0.31, "lr": 0.0093, …} from tra
 an evaluation.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Literal
@@ -28,9 +29,12 @@ class Log:
         with replacing(folder / NAME) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self.file = (folder / NAME).open("a", encoding="utf-8")
-        self.write_elsewhere = {None: None, "tensorboard": _tensorboard, "wandb": _wandb}[to]
-        if self.write_elsewhere:
-            self.write_elsewhere = self.write_elsewhere(folder)
+        self.write_elsewhere = None
+        if to is not None:
+            try:
+                self.write_elsewhere = {"tensorboard": _tensorboard, "wandb": _wandb}[to](folder)
+            except ImportError:
+                raise ModuleNotFoundError(f"log: {to} is not installed: pip install {to}") from None
 
     def __call__(self, record: dict) -> None:
         self.file.write(json.dumps(record) + "\n")
@@ -70,7 +74,8 @@ def _tensorboard(folder: Path):
 def _wandb(folder: Path):
     import wandb
 
-    run = wandb.init(project="apcnet", name=folder.name, dir=str(folder), id=folder.name, resume="allow")
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same run, where it goes on
+    run = wandb.init(project="apcnet", name=folder.name, dir=str(folder), id=place, resume="allow")
     return lambda record: run.log(dict(_scalars(record)), step=record["step"])
 
 

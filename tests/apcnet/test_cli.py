@@ -189,6 +189,18 @@ def test_a_run_is_shown_tested_and_used(run, trained, tmp_path):
     assert len(list((tmp_path / "seen").glob("*_overlay.jpg"))) == 5
 
 
+def test_a_folder_of_ones_own_starts_from_a_model_with_class_weights(run, trained, tmp_path):
+    root, report = tmp_path / "data", tmp_path / "report.json"
+    status, _, err = run("check", "folder", root, "--json", report)
+    assert err == ""
+    start = "--init", trained[0] / "final.safetensors", "--class-weights", report, "--steps", 2, "--workers", 0
+    more = "--crop", 48, 48, "--out", tmp_path / "finer", "--batch-size", 4, "--log-every", 1
+    status, out, err = run("train", "folder", "--root", root, *start, *more)
+    assert status == 0 and "step 2 of 2" in out, err
+    config = json.loads((tmp_path / "finer" / "config.json").read_text())
+    assert config["model"]["backbone"] == "tiny" and config["model"]["width"] == 8  # as the file says
+
+
 def test_a_broken_image_is_named_and_the_others_are_labelled(run, trained, tmp_path):
     images = tmp_path / "data" / "images" / "val"
     (images / "broken.png").write_bytes(b"no image")
