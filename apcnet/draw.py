@@ -293,7 +293,7 @@ def _known(text: str) -> bool:
 def _has_glyph(letter: str) -> bool:
     """Whether the font has more for a letter than the box that it draws for those that it lacks."""
     font = _font(14)
-    return letter.isprintable() and bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

@@ -54,9 +54,9 @@ class Prediction:
 
     def shares(self) -> dict[str, float]:
         """The share of the pixels that each class has which is there, the largest first."""
-        counts = torch.bincount(self.labels.flatten().long(), minlength=len(self.classes))
-        order = counts.argsort(descending=True, stable=True).tolist()
-        return {self.classes[i]: counts[i].item() / self.labels.numel() for i in order if counts[i]}
+        counts = torch.bincount(self.labels.flatten().long()).tolist()
+        present = sorted(filter(counts.__getitem__, range(len(counts))), key=lambda label: -counts[label])
+        return {self.classes[label]: counts[label] / self.labels.numel() for label in present}
 
     def save(self, path: str | Path) -> None:
         """Writes the labels to a PNG: indices into the classes' colours; beyond 256 classes grey of 16 bits."""
@@ -64,7 +64,7 @@ class Prediction:
             raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
         if self.labels.dtype == torch.uint8:
             picture = Image.fromarray(self.labels.numpy())
-            picture.putpalette(np.array([*self.palette, *[draw.IGNORED] * 256], np.uint8)[:256].tobytes())
+            picture.putpalette(np.array(self.palette, np.uint8).tobytes())
         else:
             picture = Image.fromarray(self.labels.numpy().astype(np.uint16))
         draw.save(picture, path)
@@ -204,7 +204,7 @@ class _Way:
 
 @contextmanager
 def _ready(model: nn.Module | str | Path, way: _Way) -> Iterator[nn.Module]:
-    """The model in evaluation, without gradients and in the precision asked for; then as it was, module by module."""
+    """The model in evaluation and in the precision asked for; afterwards as it was, module by module."""
     model = load(model) if isinstance(model, (str, Path)) else model
     for name in ("mean", "std", "num_classes", "align_corners"):
         if not isinstance(model, nn.Module) or not hasattr(model, name):
@@ -216,7 +216,7 @@ def _ready(model: nn.Module | str | Path, way: _Way) -> Iterator[nn.Module]:
     model.eval()
     try:
         device = _parameter(model).device.type
-        with torch.no_grad(), torch.autocast(device, getattr(torch, way.precision) if low else None, enabled=low):
+        with torch.autocast(device, getattr(torch, way.precision) if low else None, enabled=low):
             yield model
     finally:
         for module in training:
@@ -256,7 +256,7 @@ def _tiled_labels(model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, in
     shrinks = math.prod(size) / max(map(math.prod, sizes))
     width = max(1, math.isqrt(int(way.max_pixels * shrinks)))
     height = min(width, max(LOWEST, BAND // (model.num_classes * size[1])))
-    tiles = _Tiles(model, [(rows / size[0], columns / size[1]) for rows, columns in sizes], way)
+    tiles = _Tiles(model, [max(view) / max(size) for view in sizes], way)
     levels = image[None].half()  # which holds every level exactly
     stride = [max(1, 2 * length // 3) for length in (height, width)]
     return inference.labels(tiles, levels, crop_size=(height, width), stride=stride)[0]
@@ -265,16 +265,16 @@ def _tiled_labels(model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, in
 class _Tiles:
     """A model of its own for inference.labels: from the levels of a tile to its scores, with all its scales.
 
-    A tile is resized by the factors (of height, of width) that the whole image would be.
+    A tile is resized by the factors that the whole image would be.
     """
 
-    def __init__(self, model: nn.Module, factors: Sequence[tuple[float, float]], way: _Way):
+    def __init__(self, model: nn.Module, factors: Sequence[float], way: _Way):
         self.model, self.factors, self.way = model, factors, way
         self.align_corners = model.align_corners
 
     def __call__(self, levels: Tensor) -> Tensor:
         tile, size = levels[0].to(torch.uint8), levels.shape[2:]
-        sizes = [[max(1, round(n * factor)) for n, factor in zip(size, pair, strict=True)] for pair in self.factors]
+        sizes = [[max(1, round(n * factor)) for n in size] for factor in self.factors]
         views = (_view(self.model, tile, view) for view in sizes)
         if self.way.averages:
             return inference.multi_scale_probabilities(self.model, views, size, flip=self.way.flip)

@@ -86,10 +86,10 @@ MORE = (18, "cityscapes", "80k"), (18, "cityscapes-769", "80k"), (101, "cityscap
 
 
 def tiny() -> Config:
-    """Generated scenes whose context decides, and 0.34 million parameters that learn it in minutes."""
+    """Generated scenes whose context decides, and 0.11 million parameters that learn it in a minute or two."""
     sides = (96, 96)
     return Config(
-        Model("apcnet", "tiny", width=64, channels=48, dropout=0.0, auxiliary_channels=0),
+        Model("apcnet", "tiny", width=32, channels=32, dropout=0.0, auxiliary_channels=0),
         Data("synthetic", family="whole", size=sides, crop=sides, scale=sides, ratio=(1.0, 1.0), cat_max_ratio=1.0),
         Optimisation(lr=0.05, min_lr=1e-4, weight_decay=5e-4),
         steps=1500,

@@ -200,15 +200,19 @@ def test_preview_shows_image_truth_prediction_and_error():
     assert len(np.unique(np.asarray(error).reshape(-1, 3), axis=0)) == 3  # the rest is one grey
 
 
-def test_preview_says_how_much_is_wrong():
-    truth = torch.zeros(8, 8, dtype=torch.uint8)
-    pages = []
-    for wrong in (1, 2):
-        prediction = truth.clone()
-        prediction[0, :wrong] = 1
-        pages.append(np.asarray(draw.preview([(photo(8, 8), truth, prediction)], CLASSES, PALETTE)))
-    below = (pages[0] != pages[1]).any(-1)[-140:].any(0).nonzero()[0]
-    assert len(below) and below.min() > pages[0].shape[1] * 3 // 4  # a line beneath the last picture
+def test_preview_says_how_much_is_wrong_of_what_counts():
+    """4 of 16 pixels beside 48 ignored ones as 16 of 64, but not as 15."""
+    lines = []
+    for wrong, ignored in ((2, 4), (4, 8), (3, 8)):
+        truth, prediction = torch.zeros(2, 8, 8, dtype=torch.uint8)
+        prediction[:wrong, :wrong] = 1
+        truth[:, ignored:], truth[ignored:] = 255, 255
+        page = draw.preview([(photo(8, 8), truth, prediction)], CLASSES, PALETTE)
+        right, bottom = page.width, where(page, PHOTO)[0][3]
+        line = page.crop((right - right // 4, bottom, right, bottom + 24))
+        assert not empty(line, (0, 0, *line.size)) and empty(page, (0, bottom, right - right // 4, bottom + 24))
+        lines.append(line)
+    assert same(lines[0], lines[1]) and not same(lines[1], lines[2])
 
 
 def test_preview_of_what_is_all_ignored():
