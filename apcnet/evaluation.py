@@ -20,7 +20,7 @@ from apcnet.choices import check_choice
 from apcnet.config import Evaluation
 from apcnet.confusion import ConfusionMatrix
 from apcnet.data import augment
-from apcnet.data.sample import IGNORE, Sample
+from apcnet.data.sample import IGNORE, Sample, SampleError
 from apcnet.data.stream import loader, shard
 from apcnet.distributed import rank, world
 
@@ -68,10 +68,7 @@ def evaluate(
     report(0, len(mine))
     low = precision != "float32"
     with _in_evaluation(model), torch.autocast(device.type, getattr(torch, precision) if low else None, enabled=low):
-        # No variable holds the loader, or a traceback would, and its workers outlive the loop after an error.
         for done, item in enumerate(loader(inputs, mine, min(workers, len(mine)), pin_memory=on_gpu), 1):
-            if isinstance(item, Exception):
-                raise item
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in item.views)
             target = item.mask[None].to(device, non_blocking=True)
             if submission is None:
@@ -93,20 +90,17 @@ class Item(NamedTuple):
 
 
 class Inputs:
-    """What loaders make of the samples of a data set.
-
-    An error is given back in place of an item: raised in a worker it would arrive wrapped in the worker's traceback.
-    """
+    """What loaders make of the samples of a data set."""
 
     def __init__(self, dataset: Sequence[Sample], evaluation: Evaluation, mean: Sequence[float], std: Sequence[float]):
         self.dataset, self.evaluation, self.mean, self.std = dataset, evaluation, mean, std
 
-    def __getitem__(self, index: int) -> Item | RuntimeError:
+    def __getitem__(self, index: int) -> Item:
         try:
             return self.item(self.dataset[index])
         except Exception as error:
             name = f"sample {self.dataset.names[index]!r} (number {index} of {len(self.dataset)})"
-            return RuntimeError(f"{name}: {type(error).__name__}: {error}")
+            raise SampleError(f"{name}: {type(error).__name__}: {error}") from error
 
     def item(self, sample: Sample) -> Item:
         size, mask = tuple(sample.image.shape[1:]), sample.mask

@@ -19,8 +19,8 @@ same version of PyTorch, kind of processor, number of threads and of processes.
 import dataclasses
 import functools
 import itertools
+import math
 import os
-import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,7 +35,6 @@ from apcnet.data import augment
 from apcnet.data.stream import Batch, keyed, training_stream
 from apcnet.distributed import gathered, processes, rank, world
 from apcnet.evaluation import evaluate
-from apcnet.files import replacing
 from apcnet.interrupts import Interrupts
 from apcnet.logs import Log, Writer
 from apcnet.models import Segmentor
@@ -208,6 +207,10 @@ class Run:
             progress=progress,
         )
         scores = matrix.scores()
+        if math.isnan(scores.miou):
+            raise ValueError(
+                f"val_split: no pixel of {self.config.data.val_split} has a label, there is nothing to go by"
+            )
         if self.best is None or scores.miou > self.best["miou"]:
             self.best = {"miou": scores.miou, "step": self.step}
             if self.chief:
@@ -218,8 +221,7 @@ class Run:
         self.draw()
         if self.chief and self.step == self.config.steps:
             matrix.save(self.out / "confusion.npy")
-            with replacing(self.out / "confusion.png") as temporary:
-                draw.confusion(matrix.matrix, self.data.classes).save(temporary, "PNG")
+            draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
         self.since, self.logged = time.perf_counter(), self.step
 
     def draw(self) -> None:
@@ -232,8 +234,9 @@ class Run:
             seen = predict(self.model, sample.image, scale=test.test_scale, window=test.window, stride=test.stride)
             rows.append((sample.image, sample.mask, seen.labels))
         (self.out / "preview").mkdir(exist_ok=True)
-        with replacing(self.out / "preview" / f"{self.step:06}.png") as temporary:
-            draw.preview(rows, self.data.classes, self.data.palette).save(temporary, "PNG")
+        draw.save(
+            draw.preview(rows, self.data.classes, self.data.palette), self.out / "preview" / f"{self.step:06}.png"
+        )
 
     def finish(self) -> dict:
         """What is kept of a run that has come to its last step."""
@@ -258,6 +261,8 @@ class Run:
         """The most that was needed so far, in MiB: of the GPU's memory, or of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) >> 20
+        import resource  # which there is not on Windows
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
     def _explain(self, batch: Batch, error: NotFiniteError) -> str:

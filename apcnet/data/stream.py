@@ -212,8 +212,10 @@ class Loader(DataLoader):
     """Raises what Caught has caught."""
 
     def __iter__(self):
-        for item in super().__iter__():
+        iterator = super().__iter__()
+        for item in iterator:
             if isinstance(item, SampleError):
+                self._iterator = iterator = None  # the workers end now, and not when the traceback goes
                 raise item
             yield item
 

@@ -12,7 +12,7 @@ from naive_inference import at_the_input, averaged, resized
 from apcnet import data
 from apcnet.config import Evaluation
 from apcnet.data import augment
-from apcnet.data.sample import Sample
+from apcnet.data.sample import Sample, SampleError
 from apcnet.evaluation import Inputs, evaluate
 
 ROUNDED = 4  # pixels, of 10,000, that rounding may give to another class
@@ -194,7 +194,7 @@ def test_every_part_of_the_model_is_left_in_its_mode(broken):
     if broken is None:
         assert torch.equal(evaluate(model, Pictures(3)).matrix, expected)
     else:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(SampleError):
             evaluate(model, Pictures(3, broken))
     assert model.training and model.dropout.training and not frozen.training and not frozen[0].training
 
@@ -212,7 +212,7 @@ def test_on_a_gpu(test):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_named(workers):
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(SampleError) as raised:
         evaluate(Network(), Pictures(4, broken=2), workers=workers)
     assert str(raised.value) == "sample 'street 2/picture' (number 2 of 4): OSError: image file is truncated"
 
@@ -229,7 +229,7 @@ def test_a_wrong_mask_is_named(mask, message):
     class Wrong(list):
         classes, names = Pictures.classes, ["x"]
 
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(SampleError, match=message):
         evaluate(Network(), Wrong([Sample(torch.zeros(3, 6, 8).byte(), mask, "x")]))
 
 
