@@ -8,7 +8,6 @@ labels where they are wanted. Several scales and flips are averaged as probabili
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -66,8 +65,7 @@ def evaluate(
     matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
-    low = precision != "float32"
-    with _in_evaluation(model), torch.autocast(device.type, getattr(torch, precision) if low else None, enabled=low):
+    with inference.in_evaluation(model, precision):
         for done, item in enumerate(loader(inputs, mine, min(workers, len(mine)), pin_memory=on_gpu), 1):
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in item.views)
             target = item.mask[None].to(device, non_blocking=True)
@@ -136,18 +134,6 @@ def _labels(model: nn.Module, views: Iterator[Tensor], size: Sequence[int], eval
 def _averages(evaluation: Evaluation) -> bool:
     """Whether probabilities of several passes are averaged; of one pass the largest logit is the label."""
     return evaluation.flip or len(evaluation.ratios) > 1
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each of its parts in its own again, which need not be that of all."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _check(model: nn.Module, dataset: Sequence[Sample], evaluation: Evaluation, precision: str) -> None:

@@ -8,10 +8,11 @@ time; the last is fused with what is made of it.
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from apc_kernels import upsample_argmax, upsample_confusion, upsample_softmax
 
@@ -203,6 +204,21 @@ def multi_scale_labels(
     return _argmax(multi_scale_probabilities(model, views, size, flip=flip, **sliding))
 
 
+@contextmanager
+def in_evaluation(model: nn.Module, precision: str = "float32") -> Iterator[None]:
+    """The model in evaluation mode, with products in a precision (autocast); afterwards each of its parts is in its
+    own mode again, which need not be that of all."""
+    training = [part for part in model.modules() if part.training]
+    device, low = next(model.parameters()).device.type, precision != "float32"
+    model.eval()
+    try:
+        with torch.autocast(device, getattr(torch, precision) if low else None, enabled=low):
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 def _labels_by_bands(model: Model, image: Tensor, window: dict) -> Tensor:
     return torch.cat([_argmax(rows) for _, rows in slide_bands(model, image, **window)], 1)
 
@@ -219,7 +235,7 @@ def _last_logits(model: Model, images: Tensor, size: Sequence[int], window: dict
 
 def _head_logits(model: Model, images: Tensor) -> Tensor:
     _check_images(images)
-    if isinstance(model, torch.nn.Module) and model.training:
+    if isinstance(model, nn.Module) and model.training:
         raise ValueError("model: expected a model in evaluation, got one in training: call model.eval() first")
     logits = model(images)
     if not isinstance(logits, Tensor) or logits.dim() != 4 or logits.shape[0] != images.shape[0]:

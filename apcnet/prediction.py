@@ -1,7 +1,7 @@
 """Prediction: what a model sees in images of any kind and size. `predict` for some, `predict_files` for whole folders.
 
 An image goes through the network as it is, or fitted into a scale. One that is too large for that is cut into tiles
-that overlap, whose scores are averaged band by band, so that memory does not grow with the image (inference.labels).
+that overlap, whose scores are averaged band by band, so that a larger image takes no more memory than its pixels.
 """
 
 import math
@@ -27,8 +27,8 @@ from apcnet.data.layout import SUFFIXES
 from apcnet.zoo import load
 
 MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
-BAND = 1 << 29  # scores of a band of tiles, classes × rows × columns: 2 GiB; tiles are lower where it would be more
-LOWEST = 256  # but no lower than this: a network has to see something
+BAND = 1 << 28  # scores of a band of tiles, classes × rows × columns: 1 GiB, and as much again while they are added up
+LOWEST = 256  # rows of a tile; where bands would be larger it has fewer rows than columns, but no fewer than these
 
 Source = str | Path | Image.Image | np.ndarray | Tensor
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -211,16 +211,8 @@ def _ready(model: nn.Module | str | Path, way: _Way) -> Iterator[nn.Module]:
             raise TypeError(
                 f"model: expected one of apcnet.create or apcnet.load, or its file, got {type(model).__name__}"
             )
-    training = [module for module in model.modules() if module.training]
-    low = way.precision != "float32"
-    model.eval()
-    try:
-        device = _parameter(model).device.type
-        with torch.autocast(device, getattr(torch, way.precision) if low else None, enabled=low):
-            yield model
-    finally:
-        for module in training:
-            module.training = True
+    with inference.in_evaluation(model, way.precision):
+        yield model
 
 
 def _predict(model: nn.Module, image: Source, name: str, way: _Way) -> Prediction:

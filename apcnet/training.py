@@ -231,7 +231,14 @@ class Run:
         test, rows = self.config.evaluation, []
         for index in range(min(PREVIEWED, len(self.held_out))):
             sample = self.held_out[index]
-            seen = predict(self.model, sample.image, scale=test.test_scale, window=test.window, stride=test.stride)
+            seen = predict(
+                self.model,
+                sample.image,
+                scale=test.test_scale,
+                window=test.window,
+                stride=test.stride,
+                precision=self.config.precision,
+            )
             rows.append((sample.image, sample.mask, seen.labels))
         (self.out / "preview").mkdir(exist_ok=True)
         draw.save(

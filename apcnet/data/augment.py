@@ -8,7 +8,7 @@ everything before the normalisation is exact arithmetic, so that a seed means th
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apcnet.data.photometric import DRAWS, PIXELS, UNIT, brightness, check_image, contrast, distortion, hue, saturation
+import apc_kernels
+from apcnet.data.photometric import DRAWS, UNIT, brightness, contrast, distortion, hue, saturation
 from apcnet.data.sample import IGNORE, Sample
-from apcnet.models.segmentor import MEAN, STD
+from apcnet.imagenet import MEAN, STD
 
 __all__ = [
     "brightness",
@@ -91,21 +92,15 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
     if isinstance(image, Tensor) and image.ndim == 2:
         check_mask(image)
         return _nearest(image, size, Window(0, 0, *size))
-    check_image(image)
+    _check_image(image)
     if antialias and (size[0] < image.shape[1] or size[1] < image.shape[2]):
         return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    resized = torch.empty(3, *size, dtype=torch.uint8)
-    for rows, levels in _bilinear(image, size, Window(0, 0, *size)):
-        resized.numpy()[:, rows] = levels
-    return resized
+    return apc_kernels.augment(image, size)
 
 
 def normalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """An image, (3, H, W) uint8 RGB, as the float32 that networks are fed: (image − mean) / std in each channel."""
-    check_image(image)
-    normalised = torch.empty(image.shape, dtype=torch.float32)
-    _normalise_into(normalised.numpy(), image.numpy(), mean, std)
-    return normalised
+    return apc_kernels.augment(image, mean=mean, std=std)
 
 
 def evaluate(
@@ -122,8 +117,7 @@ def evaluate(
     """
     _check_sample(sample)
     size = keep_ratio_size(sample.image.shape[1:], scale)
-    image = sample.image if size == tuple(sample.image.shape[1:]) else resize(sample.image, size)
-    return normalise(image, mean, std), sample.mask
+    return apc_kernels.augment(sample.image, size, mean=mean, std=std), sample.mask
 
 
 def train(
@@ -167,17 +161,13 @@ def train(
     size = keep_ratio_size(sample.image.shape[1:], (int(scale[0] * ratio), int(scale[1] * ratio)))
     window, labels = _varied_crop(sample.mask, size, (height, width), draws[DRAWS:], cat_max_ratio, flip)
 
-    padded = (window.height, window.width) != (height, width)
-    image = torch.zeros(3, height, width) if padded else torch.empty(3, height, width)
-    mask = torch.full((height, width), IGNORE, dtype=torch.uint8) if padded else labels
-    mask[: window.height, : window.width] = labels
-    steps = distortion(draws[:DRAWS])
     source = resize(sample.image, size, antialias=True) if antialias else sample.image
-    for rows, levels in _bilinear(source, size, window, flip):
-        for step in steps:
-            step(levels.reshape(3, -1))
-        _normalise_into(image.numpy()[:, rows, : window.width], levels, mean, std)
-    return image, mask
+    steps = distortion(draws[:DRAWS])
+    image = apc_kernels.augment(source, size, window, flip=flip, steps=steps, mean=mean, std=std)
+    outside = (0, width - window.width, 0, height - window.height)
+    if any(outside):
+        image, labels = F.pad(image, outside), F.pad(labels, outside, value=IGNORE)
+    return image, labels
 
 
 class Window(NamedTuple):
@@ -208,51 +198,6 @@ def _varied_crop(
     return window, labels
 
 
-def _bilinear(
-    image: Tensor, size: tuple[int, int], window: Window, flip: bool = False
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """A window of a resized image, (3, rows, w) uint8 in strips that a cache holds, with the rows that they are.
-
-    Interpolated along columns, then along rows. Weights have 8 binary places, so every float32 on the way is exact:
-    8 binary places after the first, 16 after the second, before the point never more than 8.
-    """
-    above, below, down = _taps(image.shape[1], size[0], window.top, window.height)
-    before, after, right = _taps(image.shape[2], size[1], window.left, window.width)
-    if flip:
-        before, after, right = (each[::-1].copy() for each in (before, after, right))
-    first, last = before.min(), after.max() + 1
-    source = image.permute(1, 2, 0)[above[0] : below[-1] + 1, first:last].flatten(1).numpy()  # (rows, columns·3)
-    at = [[3 * (columns - first) + channel for channel in range(3)] for columns in (before, after)]
-    above, below = above - above[0], below - above[0]
-
-    strip = max(1, PIXELS // max(window.width, last - first))
-    ends = torch.empty(2, 3, strip, window.width)
-    for start in range(0, window.height, strip):
-        rows = slice(start, min(start + strip, window.height))
-        low, high = above[rows], below[rows]
-        lines = source[low[0] : high[-1] + 1] + np.float32(0.5)  # the half rounds at the end
-        upper = lines.take(low - low[0], axis=0)
-        lower = lines.take(high - low[0], axis=0)
-        lower -= upper
-        lower *= down[rows, None]
-        upper += lower
-        left_right = ends[:, :, : len(low)]
-        for end, columns in zip(left_right.numpy(), at, strict=True):
-            for plane, column in zip(end, columns, strict=True):
-                np.take(upper, column, axis=1, out=plane, mode="clip")  # its faster mode: none is out of range
-        levels = torch.lerp(*left_right, torch.from_numpy(right))
-        yield rows, levels.numpy().astype(np.uint8)
-
-
-def _taps(length: int, resized: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every place of a window along an axis: the two that it lies between, and how far towards the second."""
-    places = (2 * np.arange(start, start + count) + 1) * length - resized  # in units of 1 / (2·resized)
-    places = places.clip(0, (length - 1) * 2 * resized)
-    first, rest = np.divmod(places, 2 * resized)
-    weights = (rest * 256 + resized) // (2 * resized)
-    return first, np.minimum(first + 1, length - 1), (weights / 256).astype(np.float32)
-
-
 def _nearest(mask: Tensor, size: tuple[int, int], window: Window, flip: bool = False) -> Tensor:
     """A window of a resized mask."""
     rows = _nearest_places(mask.shape[0], size[0], window.top, window.height)
@@ -265,14 +210,6 @@ def _nearest(mask: Tensor, size: tuple[int, int], window: Window, flip: bool = F
 def _nearest_places(length: int, resized: int, start: int, count: int) -> np.ndarray:
     places = np.arange(start, start + count) * (1 / (resized / length))  # OpenCV's two divisions, rounded as there
     return np.minimum(places.astype(np.int64), length - 1)
-
-
-def _normalise_into(out: np.ndarray, levels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
-    if len(mean) != 3 or len(std) != 3 or not all(deviation > 0 for deviation in std):
-        raise ValueError(f"mean, std: expected three numbers each, std positive, got {mean!r} and {std!r}")
-    out[...] = levels
-    out -= np.array(mean, np.float32)[:, None, None]
-    out *= (1 / np.array(std)).astype(np.float32)[:, None, None]
 
 
 def _times(size: Sequence[int], factor: float) -> tuple[int, int]:
@@ -289,6 +226,14 @@ def _pair(given: Sequence[int], name: str) -> tuple[int, int]:
     return first, second
 
 
+def _check_image(image: Tensor) -> None:
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.device.type != "cpu":
+        given = f"{image.dtype} on {image.device}" if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"image: expected a uint8 tensor on the CPU, got {given}")
+    if image.ndim != 3 or len(image) != 3 or not image.numel():
+        raise ValueError(f"image: expected the shape (3, H, W), none of them 0, got {tuple(image.shape)}")
+
+
 def check_mask(mask: Tensor) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or mask.device.type != "cpu":
         given = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
@@ -298,7 +243,7 @@ def check_mask(mask: Tensor) -> None:
 
 
 def _check_sample(sample: Sample) -> None:
-    check_image(sample.image)
+    _check_image(sample.image)
     check_mask(sample.mask)
     if sample.image.shape[1:] != sample.mask.shape:
         sizes = f"{tuple(sample.image.shape[1:])} and {tuple(sample.mask.shape)}"

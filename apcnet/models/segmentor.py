@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import apc_kernels
 from apcnet.files import replacing
-
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet's pixels (RGB, 0–255)
+from apcnet.imagenet import MEAN, STD
 
 
 class Output(NamedTuple):
