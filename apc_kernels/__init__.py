@@ -1,4 +1,5 @@
 """Fused operations for the context heads of semantic segmentation: exact gradients, bit-identical from run to run.
+And one for the images that they are trained on.
 
 Each is a function of tensors, usable alone; README.md lists them, `python -m apc_kernels.info` says what serves them.
 """
@@ -8,6 +9,7 @@ from apc_kernels.labels import checked_labels
 from apc_kernels.ops.adaptive_context import adaptive_context
 from apc_kernels.ops.adaptive_context_norm import BatchNorm, adaptive_context_norm
 from apc_kernels.ops.affinity_moments import affinity_moments
+from apc_kernels.ops.augment import augment
 from apc_kernels.ops.conv3x3 import conv3x3
 from apc_kernels.ops.encode import encode
 from apc_kernels.ops.pyramid_conv import pyramid_conv
@@ -25,6 +27,7 @@ __all__ = [
     "adaptive_context",
     "adaptive_context_norm",
     "affinity_moments",
+    "augment",
     "backend",
     "checked_labels",
     "conv3x3",

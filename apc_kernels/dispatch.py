@@ -28,7 +28,7 @@ from apc_kernels import library
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}  # not yet measured on a GPU
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CPU_DTYPES = (*GPU_DTYPES, torch.float64)
+CPU_DTYPES = (*GPU_DTYPES, torch.float64, torch.uint8)  # uint8: images, of `augment` alone
 DTYPES = {"reference": CPU_DTYPES, "cpp": CPU_DTYPES, "triton": GPU_DTYPES, "cuda": GPU_DTYPES}
 
 

@@ -1,6 +1,7 @@
 // The CPU library: schemas and registrations. Raw operators that write into tensors they are given;
 // apc_kernels/ops/ wraps them into the public ones.
 #include "adaptive_context/operators.h"
+#include "augment/operators.h"
 #include "common/isa.h"
 #include "common/tensor.h"
 #include "conv3x3/operators.h"
@@ -30,6 +31,9 @@ STABLE_TORCH_LIBRARY(apc_kernels_cpp, library) {
       "affinity_moments(Tensor x, Tensor weight, Tensor bias, int[] scales, Tensor(a!) mean, Tensor(b!) covariance) "
       "-> ()");
   library.def(
+      "augment(Tensor image, int[] size, int[] window, bool flip, int[] kinds, float[] values, float[] mean, "
+      "float[] std, Tensor(a!) out) -> ()");
+  library.def(
       "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
       "bool align_corners, bool per_pixel, Tensor(a!) normalizer, Tensor(b!) losses, Tensor(c!) sums) -> ()");
   library.def(
@@ -56,6 +60,7 @@ STABLE_TORCH_LIBRARY_IMPL(apc_kernels_cpp, CPU, library) {
   library.impl("adaptive_context_backward_regions", TORCH_BOX(&adaptive_context_backward_regions));
   library.impl("adaptive_context_backward_x", TORCH_BOX(&adaptive_context_backward_x));
   library.impl("affinity_moments", TORCH_BOX(&affinity_moments));
+  library.impl("augment", TORCH_BOX(&augment));
   library.impl("upsample_cross_entropy", TORCH_BOX(&upsample_cross_entropy));
   library.impl("upsample_cross_entropy_backward", TORCH_BOX(&upsample_cross_entropy_backward));
   library.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));

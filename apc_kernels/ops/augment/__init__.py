@@ -1,0 +1,153 @@
+"""augment: an image resized, cropped, flipped, distorted and normalised in one pass, without images in between."""
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apc_kernels import dispatch
+from apc_kernels.ops.augment import reference
+
+MAX_SIZE = 2**29  # of an axis, exclusive
+
+# What a step changes by, and the least and the most of it; as the kernels count them.
+STEPS = {"brightness": (-255, 255), "contrast": (0, 255), "saturation": (0, 255), "hue": (-180, 180)}
+
+
+def augment(
+    image: Tensor,
+    size: Sequence[int] | None = None,
+    window: Sequence[int] | None = None,
+    *,
+    flip: bool = False,
+    steps: Sequence[tuple[str, float]] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Tensor:
+    """A window of a resized image, mirrored, distorted and normalised: (steps(resize(image)[window]) − mean) / std.
+
+    Resizing is bilinear as OpenCV's, with half-pixel centres and weights of 8 binary places: nothing is rounded but the
+    result, to 8 bits. Of the resized image only the window is computed, and is what it would be in the whole.
+
+    A step changes the levels in place, and they are cut off to 8 bits:
+
+        ("brightness", d)   level + d,  −255 ≤ d ≤ 255
+        ("contrast", f)     level · f,  0 ≤ f ≤ 255
+        ("saturation", f)   saturation · f in OpenCV's 8-bit HSV,  0 ≤ f ≤ 255
+        ("hue", n)          hue + n steps of two degrees there,  −180 ≤ n ≤ 180, whole
+
+    Every level is exact, so the result is the same bits on every backend, for any instruction set and number of
+    threads. Not differentiable: levels are integers.
+
+    Args:
+        image: (3, H, W) uint8, RGB, read where it lies; fastest with the columns of a channel side by side, or the
+            channels of a pixel, as decoders leave them.
+        size: (h, w) that the image is resized to; None: its own.
+        window: (top, left, height, width) of the resized image; None: all of it.
+        flip: mirror the window, columns in reverse order.
+        steps: taken one after the other.
+        mean, std: of the levels of each channel; both or neither.
+
+    Returns:
+        (3, height, width), contiguous: uint8 levels, or float32 if mean and std are given.
+    """
+    _check_image(image)
+    size = (image.shape[1], image.shape[2]) if size is None else _integers(size, "size", "(h, w)", 2)
+    window = (0, 0, *size) if window is None else _integers(window, "window", "(top, left, height, width)", 4)
+    _check_places(image, size, window)
+    kinds, values = _checked_steps(steps)
+    mean, std = _checked_moments(mean, std)
+    operation = reference.augment if torch.compiler.is_exporting() else _augment
+    return operation(image, size, window, bool(flip), kinds, values, mean, std)
+
+
+@torch.library.custom_op("apc_kernels::augment", mutates_args=())
+def _augment(
+    image: Tensor,
+    size: Sequence[int],
+    window: Sequence[int],
+    flip: bool,
+    kinds: Sequence[int],
+    values: Sequence[float],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    _check_image(image)
+    _check_places(image, size, window)
+    arguments = image, size, window, flip, kinds, values, mean, std
+    if dispatch.select("augment", image) == "reference":
+        return reference.augment(*arguments).contiguous()
+    out = _empty(image, window, mean)
+    dispatch.kernels("cpp", "augment").augment(*arguments, out)
+    return out
+
+
+@_augment.register_fake
+def _(image, size, window, flip, kinds, values, mean, std):
+    _check_image(image)
+    _check_places(image, size, window)
+    return _empty(image, window, mean)
+
+
+def _empty(image: Tensor, window: Sequence[int], mean: Sequence[float]) -> Tensor:
+    return torch.empty(3, *window[2:], dtype=torch.float32 if mean else torch.uint8, device=image.device)
+
+
+def _check_image(image: Tensor) -> None:
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8:
+        given = f"one in {str(image.dtype)[6:]}" if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"image: expected a tensor in uint8, got {given}")
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"image: expected the shape (3, H, W), got {tuple(image.shape)}")
+
+
+def _check_places(image: Tensor, size: Sequence[int], window: Sequence[int]) -> None:
+    for name, sizes in (("image", image.shape[1:]), ("size", size)):
+        if not all(1 <= length < MAX_SIZE for length in sizes):
+            raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(sizes)}")
+    for start, count, length in zip(window[:2], window[2:], size, strict=True):
+        if not (start >= 0 and count >= 1 and start + count <= length):
+            raise ValueError(f"window: expected a part of the resized {tuple(size)}, got {tuple(window)}")
+
+
+def _integers(given: Sequence[int], name: str, expected: str, count: int) -> tuple[int, ...]:
+    try:
+        integers = tuple(given)
+        if not torch.compiler.is_compiling():
+            integers = tuple(map(operator.index, integers))
+    except TypeError:
+        raise TypeError(f"{name}: expected integers {expected}, got {given!r}") from None
+    if len(integers) != count:
+        raise ValueError(f"{name}: expected {expected}, got {given!r}")
+    return integers
+
+
+def _checked_steps(steps: Sequence[tuple[str, float]]) -> tuple[list[int], list[float]]:
+    kinds, values = [], []
+    for step in steps:
+        if not isinstance(step, (tuple, list)) or len(step) != 2:
+            raise TypeError(f"steps: expected pairs of name and value, got {step!r}")
+        name, value = step
+        if name not in STEPS:
+            raise ValueError(f"steps: expected {', '.join(STEPS)}; got {name!r}")
+        low, high = STEPS[name]
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+        if math.isnan(value) or not low <= value <= high:
+            raise ValueError(f"{name}: expected a number from {low} to {high}, got {value}")
+        if name == "hue" and value != int(value):
+            raise ValueError(f"hue: expected whole steps of two degrees, got {value}")
+        kinds.append(list(STEPS).index(name))
+        values.append(float(value))
+    return kinds, values
+
+
+def _checked_moments(mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
+    if mean is None and std is None:
+        return [], []
+    if mean is None or std is None or len(mean) != 3 or len(std) != 3 or not all(deviation > 0 for deviation in std):
+        raise ValueError(f"mean, std: expected three numbers each, std positive, got {mean!r} and {std!r}")
+    return [float(number) for number in mean], [float(number) for number in std]
