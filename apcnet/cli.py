@@ -38,7 +38,8 @@ def train(
         config: What the run is.
         out: The run's folder.
         new: Start another run, in a folder beside one that is there.
-        gpus: Of this machine, a process each. Of several machines, and on CPUs: torchrun -m apcnet train …
+        gpus: Of this machine, a process each; the exit status is then torchrun's, 1 for whatever stopped it. Of several
+            machines, and on CPUs: torchrun -m apcnet train …
         device: Where to train; not given, on a GPU if there is one.
         workers: Processes that read and augment images, for each that trains; not given, up to 8.
         log_every: Steps from one record of losses to the next.
@@ -334,8 +335,9 @@ def _defaults(arguments: list[str]) -> tuple[list[str], dict]:
     if command == ["train"]:
         name = names[0] if names else "tiny"
         config = presets.preset(name)
-        if "--init" in rest[:-1]:
-            config = dataclasses.replace(config, model=_model_of(Path(rest[rest.index("--init") + 1])))
+        for flag, following in itertools.zip_longest(rest, rest[1:]):
+            if flag == "--init" or flag.startswith("--init="):
+                config = dataclasses.replace(config, model=_model_of(flag.partition("=")[2] or following))
         return command + rest[len(names[:1]) :], {"train": {"config": config, "out": Path("runs") / name}}
     if command == ["evaluate"] and names:
         config = presets.preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
@@ -347,11 +349,13 @@ def _defaults(arguments: list[str]) -> tuple[list[str], dict]:
     return arguments, {}
 
 
-def _model_of(path: Path) -> Model:
+def _model_of(path: str | None) -> Model:
     """The model in a file, as a run's config says it."""
     from apcnet.zoo import read
 
-    return Model.of(read(path)[0]["architecture"], init=path)
+    if path is None:
+        raise ValueError("init: expected a model's file after it")
+    return Model.of(read(path)[0]["architecture"], init=Path(path))
 
 
 def _config_of(path: Path) -> Config:
@@ -366,8 +370,13 @@ def _config_of(path: Path) -> Config:
 
 def _start_processes(gpus: int, device: str | None) -> None:
     """Becomes torchrun, with this command line in a process for each GPU."""
-    if gpus < 1 or device == "cpu":
-        raise ValueError(f"gpus: expected 1 or more, and none with --device cpu, got {gpus}")
+    import torch
+
+    there = torch.cuda.device_count()
+    if device == "cpu" or not 1 <= gpus <= there:
+        raise ValueError(
+            f"gpus: expected 1 to {there}, got {gpus}; several processes on CPUs: torchrun -m apcnet train …"
+        )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", "apcnet", *sys.argv[1:]])
 

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +16,7 @@ class RunDisplay:
     def __init__(self):
         self.out = Console(soft_wrap=True, highlight=False)
         self.bar = _progress(MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
-        self.began, self.first, self.steps, self.images = time.monotonic(), 0, 0, None
+        self.steps, self.batch_size, self.images = 0, 0, None
 
     def __enter__(self) -> "RunDisplay":
         self.bar.start()
@@ -37,20 +36,20 @@ class RunDisplay:
         show(record)
 
     def _started(self, event: dict) -> None:
-        self.first, self.steps = event["step"], event["steps"]
+        self.steps, self.batch_size = event["steps"], event["batch_size"]
         several = f" in {event['processes']} processes" if event["processes"] > 1 else ""
         self._say(
             f"{event['folder']}: {event['parameters'] / 1e6:.2f} M parameters, {event['images']:,} images to train on, "
             f"{event['val_images']:,} to evaluate on, {event['steps']:,} steps of {event['batch_size']}, "
             f"on {event['device']}{several}"
         )
-        if self.first:
-            self._say(f"going on at step {self.first:,}")
-        self.task = self.bar.add_task("training", total=self.steps, completed=self.first, now="")
+        if event["step"]:
+            self._say(f"going on at step {event['step']:,}")
+        self.task = self.bar.add_task("training", total=self.steps, completed=event["step"], now="")
 
     def _step(self, record: dict) -> None:
         step = record["step"]
-        left = (time.monotonic() - self.began) / max(step - self.first, 1) * (self.steps - step)
+        left = (self.steps - step) * self.batch_size / record["images_per_second"]
         now = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.1f} images/s"
         memory = f"{record['memory_mib']:,} MiB"
         self.bar.update(self.task, completed=step, now=f"{now}  {memory}")

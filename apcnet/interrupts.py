@@ -5,7 +5,8 @@ import threading
 
 
 class Interrupts:
-    """Notes the first of these signals while the block lasts; a second one ends the process as it would have.
+    """Notes the first of these signals while the block lasts. A second SIGINT ends the process as it would have; more
+    SIGTERMs do not: a scheduler may send one to all processes, and torchrun passes its own on.
 
     `signal` is its number, or None; `status` what the process is then to exit with.
     """
@@ -18,11 +19,6 @@ class Interrupts:
         """Of a process that stopped by request: another one may have got the signal."""
         return 128 + (self.signal or signal.SIGTERM)
 
-    def check(self) -> None:
-        """Stops here, if asked to."""
-        if self.signal is not None:
-            raise SystemExit(self.status)
-
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
             self._usual = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -33,5 +29,5 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number, frame) -> None:
-        self.signal = number
-        self.__exit__()
+        self.signal = self.signal or number
+        signal.signal(signal.SIGINT, self._usual[signal.SIGINT])

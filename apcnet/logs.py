@@ -20,19 +20,22 @@ class Log:
 
     Args:
         folder: of the run.
-        step: where it goes on; what was written of later steps, before it was killed, is dropped.
+        step, evaluated: where it goes on, and where it was last evaluated; what was written of later steps, before it
+            was killed, is dropped.
         to: tensorboard or wandb, beside the file.
     """
 
-    def __init__(self, folder: Path, step: int = 0, to: Writer | None = None):
-        kept = [line for line in _lines(folder / NAME) if json.loads(line)["step"] <= step]
+    def __init__(self, folder: Path, step: int = 0, evaluated: int = 0, to: Writer | None = None):
+        limits = {False: step, True: evaluated}
+        records = ((line, json.loads(line)) for line in _lines(folder / NAME))
+        kept = [line for line, record in records if record["step"] <= limits["miou" in record]]
         with replacing(folder / NAME) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
         self.file = (folder / NAME).open("a", encoding="utf-8")
         self.write_elsewhere = None
         if to is not None:
             try:
-                self.write_elsewhere = {"tensorboard": _tensorboard, "wandb": _wandb}[to](folder)
+                self.write_elsewhere = {"tensorboard": _tensorboard, "wandb": _wandb}[to](folder, step)
             except ImportError:
                 raise ModuleNotFoundError(f"log: {to} is not installed: pip install {to}") from None
 
@@ -58,10 +61,10 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(folder: Path, step: int):
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(record: dict) -> None:
         for name, value in _scalars(record):
@@ -71,7 +74,7 @@ def _tensorboard(folder: Path):
     return write
 
 
-def _wandb(folder: Path):
+def _wandb(folder: Path, step: int):
     import wandb
 
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same run, where it goes on

@@ -103,6 +103,8 @@ class Descent:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # every step overflows, whatever it is scaled by
+            raise NotFiniteError(values)
         if self.result is not self.model:
             with torch.no_grad():
                 averaged, weights = list(self.result.parameters()), list(self.model.parameters())

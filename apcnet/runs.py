@@ -5,37 +5,76 @@ import json
 import math
 import platform
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import torch
 
 import apcnet.data
 from apcnet.config import Config, Data, differences
 from apcnet.confusion import Scores
-from apcnet.distributed import world
+from apcnet.distributed import gathered, rank, world
 from apcnet.files import remove_leftovers, replacing
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
 
-def claim(folder: Path, config: Config) -> None:
-    """Makes the folder for a run, or finds that the run in it is this one. One process does it for all."""
+def claim(folder: Path, config: Config) -> IO | None:
+    """Makes the folder for a run, or finds that the run in it is this one, for all processes.
+
+    Returns:
+        of the first process a file that is locked for as long as it is open: no second run writes there.
+    """
+    lock, trouble = None, None
+    if rank() == 0:
+        try:
+            lock = _claim(folder, config)
+        except (ValueError, OSError) as error:
+            trouble = error
+    told = gathered(str(trouble or ""))[0]
+    if told:
+        raise trouble or ValueError(told)
+    return lock
+
+
+def _claim(folder: Path, config: Config) -> IO:
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    lock = _locked(folder / "lock")
     if (folder / "config.json").exists():
-        if changed := differences(read_config(folder), config):
+        if changed := changes(read_config(folder), config):
             raise ValueError(f"out: {folder} holds another run, {'; '.join(changed)}. Name another folder")
+        remove_leftovers(folder)
     else:
         write_json(folder / "config.json", config.to_json())
     now, path = environment(), folder / "environment.json"
     if path.exists():
         before = read_json(path)
-        if changed := [
-            f"{name}: {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value
-        ]:
-            warnings.warn(f"{folder}: its bits may differ from here on, {'; '.join(changed)}", stacklevel=2)
+        if changed := [f"{key}: {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]]:
+            warnings.warn(f"{folder}: its bits may differ from here on, {'; '.join(changed)}", stacklevel=3)
     else:
         write_json(path, now)
+    return lock
+
+
+def _locked(path: Path) -> IO:
+    """The lock goes with the process, however that ends; the processes that it starts have no part in it."""
+    file = path.open("a")
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"out: another process is training in {path.parent}") from None
+    return file
+
+
+def changes(there: Config, config: Config) -> list[str]:
+    """What differs between two configs of a run. Its data may have moved."""
+    return differences(replace(there, data=replace(there.data, root=config.data.root)), config)
 
 
 def read_config(folder: Path) -> Config:
@@ -97,8 +136,15 @@ def environment() -> dict:
     }
 
 
-def read_json(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict:
+    """The fields in a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected fields and their values, found {type(content).__name__}")
+    return content
 
 
 def write_json(path: Path, content) -> None:

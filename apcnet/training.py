@@ -35,6 +35,7 @@ from apcnet.data import augment
 from apcnet.data.stream import Batch, keyed, training_stream
 from apcnet.distributed import gathered, processes, rank, world
 from apcnet.evaluation import evaluate
+from apcnet.files import remove_leftovers
 from apcnet.interrupts import Interrupts
 from apcnet.logs import Log, Writer
 from apcnet.models import Segmentor
@@ -77,7 +78,7 @@ def train(
         SystemExit: 128 and the signal's number after SIGINT or SIGTERM; the step was finished and saved.
     """
     with processes(device) as device, _reproducible(config, device), Interrupts() as interrupts:
-        run = Run(config, Path(out), device, workers, log_to, show, interrupts)
+        run = Run(config, Path(out), device, workers, log_every, log_to, show, interrupts)
         if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed while it evaluated
             run.evaluate()
         if run.step == 0:
@@ -98,24 +99,27 @@ def train(
 class Run:
     """A folder, a model in it, and the step it has come to."""
 
-    def __init__(self, config, out, device, workers, log_to, show, interrupts):
+    def __init__(self, config, out, device, workers, log_every, log_to, show, interrupts):
         self.config, self.out, self.device, self.workers = config, out, device, workers
         self.chief, self.interrupts = rank() == 0, interrupts
         self.show = show if self.chief else lambda record: None
-        check(config)
+        check(config, log_every, workers)
         self.data, self.held_out = (runs.open_data(config.data, s) for s in (config.data.split, config.data.val_split))
-        if self.chief:
-            runs.claim(out, config)
-        gathered(None)  # now it is there for all
-        model = starting_model(config, self.data)
-        self.descent = Descent(model.to(device), config, class_weights(config, self.data.classes))
+        self.claim = runs.claim(out, config)
+        weights = class_weights(config, self.data.classes)
+        self.descent = Descent(starting_model(config, self.data).to(device), config, weights)
         self.model = self.descent.result
         self.step, self.evaluated, self.best, self.scores = 0, 0, None, None
-        state = checkpoint.load(out)
+        self.means = {"config": config.to_json(), "images": len(self.data), "class_weights": weights}
+        state = checkpoint.load(out, mend=self.chief)
         if state is not None:
+            _check_state(state, self.means, out)
             self.descent.restore(state)
             self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
-        self.log = Log(out, self.step, log_to) if self.chief else None
+        self.saved = self.step
+        if len(set(steps := gathered(self.step))) > 1:
+            raise ValueError(f"out: the processes find different checkpoints in {out}, of steps {steps}")
+        self.log = Log(out, self.step, self.evaluated, log_to) if self.chief else None
         self.since, self.logged = time.perf_counter(), self.step
         self.show(
             {
@@ -178,23 +182,31 @@ class Run:
     def log_step(self, values: dict[str, float]) -> None:
         seconds = time.perf_counter() - self.since
         speed = self.config.batch_size * (self.step - self.logged) / seconds
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # float16's norm
         self._tell({"step": self.step, **values, "images_per_second": round(speed, 2), "memory_mib": self._memory()})
         self.since, self.logged = time.perf_counter(), self.step
 
     def save(self) -> None:
-        if self.chief:
+        if self.chief and self.saved != self.step:  # the one before is not to be lost for the same once more
             state = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
-            checkpoint.save(self.out, {**state, "config": self.config.to_json(), **self.descent.state()})
+            checkpoint.save(self.out, {**state, **self.means, **self.descent.state()})
+        self.saved = self.step
 
     def stop(self) -> None:
+        gathered(None)  # a process that ends sooner would have the others ended while they save
         self.show({"event": "stopped", "step": self.step, "folder": str(self.out)})
         raise SystemExit(self.interrupts.status)
 
     def evaluate(self) -> None:
         """Scores and pictures of the model as it is, and the model's file if it is the best."""
+        if world() > 1:  # batch norms on CPUs have statistics of their own in each process; the first one's are kept
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
         def progress(done: int, total: int) -> None:
-            self.interrupts.check()  # all that was learned is saved, and it is evaluated when the run goes on
+            if self.interrupts.signal is not None:  # all is saved, and it is evaluated when the run goes on
+                self.show({"event": "stopped", "step": self.step, "folder": str(self.out)})
+                raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
         matrix = evaluate(
@@ -241,22 +253,23 @@ class Run:
             )
             rows.append((sample.image, sample.mask, seen.labels))
         (self.out / "preview").mkdir(exist_ok=True)
+        remove_leftovers(self.out / "preview")
         draw.save(
             draw.preview(rows, self.data.classes, self.data.palette), self.out / "preview" / f"{self.step:06}.png"
         )
 
     def finish(self) -> dict:
         """What is kept of a run that has come to its last step."""
-        metrics = self.out / "metrics.json"
-        if self.scores is None and metrics.exists():  # it had come there before
+        metrics, final = self.out / "metrics.json", self.out / runs.FINAL
+        if self.scores is None and metrics.exists() and final.exists():  # it had come there before
             return runs.read_json(metrics)
         if self.scores is None:
             self.evaluate()
         if self.chief:
-            self.save()
-            self.model.save(self.out / runs.FINAL)
+            self.model.save(final)
             runs.write_json(metrics, self.scores)
             self.log.close()
+        gathered(None)  # all is written when train returns, in every process
         return self.scores
 
     def _tell(self, record: dict) -> None:
@@ -282,13 +295,17 @@ class Run:
         if self.chief:
             runs.write_json(self.out / "failed.json", about)
         return (
-            f"step {self.step}: losses or gradients are not finite ({error}). The state before it is in "
-            f"{self.out / checkpoint.LAST}, its samples in {self.out / 'failed.json'}. A lower --lr or --clip may help"
+            f"step {self.step}: losses or gradients are not finite ({error}). The state before it is in {self.out}/"
+            f"{checkpoint.LAST}, its samples in {self.out}/failed.json. Try --new with a lower --lr or --clip"
         )
 
 
-def check(config: Config) -> None:
+def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
     """What has to be known of a run before its first step and is not seen from a field alone."""
+    if log_every < 1:
+        raise ValueError(f"log_every: expected 1 or more, got {log_every}")
+    if workers < 0:
+        raise ValueError(f"workers: expected 0 or more, got {workers}")
     model, share = config.model, config.batch_size // world()
     if config.batch_size % world():
         raise ValueError(f"batch_size: expected a multiple of the {world()} processes, got {config.batch_size}")
@@ -331,9 +348,25 @@ def class_weights(config: Config, classes) -> list[float] | None:
         weights = runs.read_json(path)["class_weights"]["weights"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"class_weights: {path} is no report of `apcnet check --json` with class weights") from None
-    if len(weights) != len(classes):
-        raise ValueError(f"class_weights: {path} has {len(weights)}, the data set has {len(classes)} classes")
+    numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w < math.inf for w in weights)
+    if not numbers or len(weights) != len(classes):
+        raise ValueError(f"class_weights: expected {len(classes)} numbers of 0 or more in {path}, found {weights}")
     return weights
+
+
+def _check_state(state: dict, means: dict, out: Path) -> None:
+    """A checkpoint has to be of this run, and of the data that it began with."""
+    try:
+        other = [*runs.changes(Config.from_json(state["config"]), Config.from_json(means["config"]))]
+        other += [
+            f"{name}: {state[name]} → {means[name]}"
+            for name in ("images", "class_weights")
+            if state[name] != means[name]
+        ]
+    except KeyError as error:
+        raise ValueError(f"out: {out / checkpoint.LAST} is no checkpoint of a run, it has no {error}") from None
+    if other:
+        raise ValueError(f"out: {out} holds another run, {'; '.join(other)}. Name another folder")
 
 
 @contextmanager

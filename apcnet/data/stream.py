@@ -9,6 +9,7 @@ replayed. No global random state is read or written, here or in PyTorch's loader
 Evaluation reads every sample once: shard says which indices a rank has, loader makes what is wanted of each.
 """
 
+import atexit
 import functools
 import itertools
 import multiprocessing
@@ -216,11 +217,20 @@ class Loader(DataLoader):
 
     def __iter__(self):
         iterator = super().__iter__()
-        for item in iterator:
-            if isinstance(item, SampleError):
-                self._iterator = iterator = None  # the workers end now, and not when the traceback goes
-                raise item
-            yield item
+        if self.num_workers:
+            atexit.register(_kill, iterator._workers)  # they are deaf to the signals that Python would end them by
+        try:
+            for item in iterator:
+                if isinstance(item, SampleError):
+                    self._iterator = iterator = None  # the workers end now, and not when the traceback goes
+                    raise item
+                yield item
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise SampleError(
+                f"a process that makes samples was ended from outside; was memory short? {error}"
+            ) from None
 
 
 def shard(n: int, rank: int = 0, world: int = 1) -> range:
@@ -243,4 +253,11 @@ def _as_it_is(item):
 def _leave_interrupts_to_the_parent(worker: int) -> None:
     """Ctrl-C, and a scheduler's SIGTERM, reach all processes; the parent may want one batch more before it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))  # a second one is for it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _kill(workers: list[multiprocessing.Process]) -> None:
+    """What is left of them when the parent exits; they end by themselves when it is killed."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()

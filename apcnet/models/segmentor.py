@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -136,7 +137,10 @@ class Segmentor(nn.Module):
         }
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"apcnet": json.dumps(about)})
+            try:
+                save_file(tensors, temporary, metadata={"apcnet": json.dumps(about)})
+            except SafetensorError as error:
+                raise OSError(f"{path}: {error}") from None
 
 
 def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

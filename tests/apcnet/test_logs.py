@@ -17,7 +17,7 @@ def test_a_log_goes_on_where_the_run_does(tmp_path):
     with (tmp_path / logs.NAME).open("a") as file:
         file.write('{"step": 4, "lo')  # the process was killed in the middle of a line
     assert [record["step"] for record in logs.read(tmp_path)] == [1, 2, 3]
-    log = Log(tmp_path, step=2)
+    log = Log(tmp_path, 2)
     log({"step": 3, "loss": 0.25})
     log.close()
     assert logs.read(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}]
@@ -26,7 +26,7 @@ def test_a_log_goes_on_where_the_run_does(tmp_path):
 def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):
     written = []
     writer = types.SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=lambda: None)
-    module = types.SimpleNamespace(SummaryWriter=lambda folder: writer)
+    module = types.SimpleNamespace(SummaryWriter=lambda folder, purge_step: writer)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     Log(tmp_path, to="tensorboard")({"step": 5, "loss": 0.5, "iou": {"wall": 0.3}})
     assert written == [("loss", 0.5, 5)]
@@ -37,7 +37,7 @@ def test_wandb_gets_the_numbers_of_one_run(tmp_path, monkeypatch):
     run = types.SimpleNamespace(log=lambda values, step: written.append((values, step)))
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **about: started.append(about) or run))
     for step in (5, 6):
-        Log(tmp_path, step, to="wandb")({"step": step, "loss": 0.5})
+        Log(tmp_path, step, step, to="wandb")({"step": step, "loss": 0.5})
     assert written == [({"loss": 0.5}, 5), ({"loss": 0.5}, 6)]
     assert started[0] == started[1] and started[0]["resume"] == "allow"
 

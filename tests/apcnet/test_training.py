@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import signal
 import time
@@ -32,7 +33,7 @@ def test_what_a_run_leaves(root, out):
     shown = []
     scores = train(small(root), out, log_every=4, show=shown.append)
     assert {path.name for path in out.iterdir()} == {
-        *("config.json", "environment.json", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
+        *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
     }
     assert sorted(path.name for path in (out / "preview").iterdir()) == ["000000.png", "000006.png", "000012.png"]
@@ -105,6 +106,10 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(root, tmp_
     train(config, halted)
     assert digest(halted / "final.safetensors") == digest(whole / "final.safetensors")
     assert [r["step"] for r in logs.read(halted) if "miou" in r] == [6, 12]
+    (halted / "metrics.json").unlink()
+    train(config, halted)
+    assert [r["step"] for r in logs.read(halted) if "miou" in r] == [6, 12]
+    assert digest(halted / "metrics.json") == digest(whole / "metrics.json")
 
 
 def test_another_config_in_the_same_folder_is_refused(root, out):
@@ -119,6 +124,48 @@ def test_what_was_left_by_a_killed_writer_is_removed(root, out):
     (out / ".last.pt.abc.tmp").write_bytes(b"half")
     train(small(root, steps=2), out)
     assert not list(out.glob(".*"))
+
+
+def test_two_runs_in_one_folder_are_refused(root, out):
+    """The second is told; the first goes on."""
+    config, refused = small(root), []
+
+    def show(record):
+        if record.get("step") == 3 and not refused:
+            second = start(*flags(config), "--out", out, "--workers", 0)
+            refused.append((second.communicate()[1], second.returncode))
+
+    train(config, out, log_every=3, show=show)
+    assert refused == [(f"apcnet: out: another process is training in {out}\n", 2)]
+
+
+def test_a_checkpoint_of_another_run_is_refused(root, out):
+    """Even where config.json is gone, and where the data are not what they were."""
+    train(small(root, steps=4), out)
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds another run, seed: 0 → 9"):
+        train(small(root, steps=4, seed=9), out)
+    (out / "config.json").unlink()
+    image, mask = (next((root / kind / "train").iterdir()) for kind in ("images", "masks"))
+    for path in (image, mask):
+        path.with_stem("one-more").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="holds another run, images: 7 → 8"):
+        train(small(root, steps=4), out)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_schedulers_may_signal_all_processes_at_once_and_twice(root, tmp_path, workers):
+    config = small(root, steps=400, eval_every=400, save_every=400)
+    run = start(*flags(config), "--workers", workers, "--out", tmp_path / "run", start_new_session=True)
+    while last_step(tmp_path / "run") < 5:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(run.pid, signal.SIGTERM)
+        time.sleep(0.001)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM and "stopped after step" in out, err
+    assert 5 <= checkpoint.load(tmp_path / "run")["step"] < 400
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before_it(root, out):
@@ -199,7 +246,7 @@ def test_class_weights_come_from_a_report(root, out, tmp_path):
     train(config, out)
     for content, message in (
         ("{}", "is no report"),
-        ('{"class_weights": {"weights": [1]}}', "has 1, the data set has 9"),
+        ('{"class_weights": {"weights": [1]}}', "expected 9 numbers of 0 or more"),
     ):
         report.write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -59,12 +59,14 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
+def start(*arguments: object, processes: int = 1, **options) -> subprocess.Popen:
     """`apcnet …` in processes of one thread each."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "apcnet", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def learn(rank: int, world: int, file: str, frozen_norms: bool, steps: int, results: dict) -> None:
