@@ -8,85 +8,86 @@ regions and the shift, and again for dx, which is written).
 Operations, in multiply-adds for each position: J·C a product; forward 2 products, backward 3 + 1 and 4 + 1.
 """
 
-from collections.abc import Iterable
+import itertools
 
-import pytest
 import stock
 import torch
 from accuracy import assert_accurate
-from cases import ContextCase, channels_last, draw_context, nchw
+from cases import ContextCase, draw_context
 
 import apc_kernels
+from benchmarks import setting
+from benchmarks.scaling import BATCHES, CHANNELS, COUNTS, SIDES, THREADS, points, scaled
+from benchmarks.setting import DEVICE, DIRECTIONS, DTYPE, here, name_of
 from benchmarks.timing import paired, result_row
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("cuda", "triton") if DEVICE == "cuda" else ("cpp",)
-DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-CASE = ContextCase(8 if DEVICE == "cuda" else 2, 512, (64, 64))
-LAYOUTS = (nchw, channels_last)
-DIRECTIONS = ("forward", "forward+backward")
+CASE = here(ContextCase(2, 512, (64, 64)), ContextCase(8, 512, (64, 64)), ContextCase(2, 16, (6, 6)))
+SCALING = points(CASE, batch=BATCHES, size=SIDES, channels=CHANNELS, scales=COUNTS, threads=THREADS)
 NAMES = ("x", "regions", "weight", "bias", "shift")
 
 
-def functions(layout, direction: str, backend: str):
+def elements(case: ContextCase) -> int:
+    """Of a map of all scales."""
+    return case.batch * len(case.scales) * case.channels * case.size[0] * case.size[1]
+
+
+def product(case: ContextCase) -> int:
+    """Operations of the product of all positions with the rows of all scales."""
+    return 2 * case.batch * case.size[0] * case.size[1] * sum(s * s for s in case.scales) * case.channels
+
+
+def functions(case: ContextCase, layout, direction: str, backend: str):
     """Ours and PyTorch's on the same input. Checked first: no figure stands behind a wrong result."""
-    t = draw_context(CASE, layout, DTYPE, DEVICE)
+    t = draw_context(case, layout, DTYPE, DEVICE)
     narrow = [t[name].requires_grad_(direction != "forward") for name in NAMES]
     wide = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in narrow]
 
     def step(function, leaves):
         def run():
-            z = function(*leaves[:4], CASE.scales, shift=leaves[4], residual=True)
+            z = function(*leaves[:4], case.scales, shift=leaves[4], residual=True)
             return [z] if direction == "forward" else torch.autograd.grad(z, leaves, t["grad"].to(z.dtype))
 
         return run
 
-    def on_backend(*given, **options):
-        with apc_kernels.backend(backend):
-            return apc_kernels.adaptive_context(*given, **options)
-
     with torch.no_grad():  # rounding decides which way the ReLU goes near its kink: no gradient there
-        z = stock.adaptive_context(*(leaf.double() for leaf in narrow[:4]), CASE.scales)
+        z = stock.adaptive_context(*(leaf.double() for leaf in narrow[:4]), case.scales)
         near = (z + narrow[4].double()[..., None, None]).abs() < (1e-3 if torch.float32 == DTYPE else 3e-2)
         t["grad"].masked_fill_(near, 0)
-    ours, other = step(on_backend, narrow), step(stock.adaptive_context, narrow)
+    ours = setting.on(backend, step(apc_kernels.adaptive_context, narrow))
+    other = step(stock.adaptive_context, narrow)
     names = ("z",) if direction == "forward" else NAMES
     for name, actual, exact, own in zip(names, ours(), step(stock.adaptive_context, wide)(), other(), strict=True):
         assert_accurate(actual, exact, own, f"{direction} {name}")
     return ours, other
 
 
-def measure(layout, direction: str, backend: str, ours, other, seconds: float = 2.0) -> dict:
-    case = ", ".join((direction, str(CASE), layout.__name__, str(DTYPE)[len("torch.") :]))
-    maps = 2 if direction == "forward" else 7
-    elements = CASE.batch * len(CASE.scales) * CASE.channels * CASE.size[0] * CASE.size[1]
-    pair = paired(ours, other, DEVICE, seconds)
-    moved = maps * elements * DTYPE.itemsize
-    return result_row("adaptive_context", case, backend, "PyTorch, op by op", pair, moved, DEVICE)
+def measure(case: ContextCase, layout, direction: str, backend: str) -> tuple[dict, object]:
+    """The row of a results file, and our call."""
+    ours, other = functions(case, layout, direction, backend)
+    name = ", ".join((direction, str(case), layout.__name__, name_of(DTYPE)))
+    maps, products = (2, 2) if direction == "forward" else (7, 11)
+    counts = maps * elements(case) * DTYPE.itemsize, products * product(case)
+    return result_row("adaptive_context", name, backend, "PyTorch, op by op", paired(ours, other), *counts), ours
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@setting.backends("cuda", "triton")
+@setting.directions
+@setting.layouts
 def bench_adaptive_context(benchmark, layout, direction, backend):
-    ours, other = functions(layout, direction, backend)
-    benchmark.extra_info.update(measure(layout, direction, backend, ours, other))
-    benchmark.pedantic(ours, rounds=5)
+    setting.need(backend, "adaptive_context")
+    setting.record(benchmark, *measure(CASE, layout, direction, backend))
 
 
-def print_rows(operation: str, rows: Iterable[dict]) -> None:
-    place = apc_kernels.dispatch.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{operation}, {str(DTYPE).removeprefix('torch.')}, {place}\n")
-    print(f"{'':<76}{'ours ms':>9}{'other ms':>10}{'times':>7}")
-    for row in rows:
-        name = f"{row['case']} | {row['other']}"
-        print(f"{name:<76}{row['ours_ms']:>9.2f}{row['other_ms']:>10.2f}{row['ratio']:>7.1f}", flush=True)
+@scaled(SCALING)
+def bench_scaling(benchmark, point):
+    with point.threads():
+        row, ours = measure(point.case, setting.USUAL, "forward+backward", setting.best("adaptive_context"))
+        setting.record(benchmark, point.row(row), ours)
 
 
 def main() -> None:
-    backend = BACKENDS[0]
-    settings = [(layout, direction) for layout in LAYOUTS for direction in DIRECTIONS]
-    print_rows("adaptive_context", (measure(*s, backend, *functions(*s, backend), seconds=1.0) for s in settings))
+    settings = itertools.product([CASE], setting.LAYOUTS.values(), DIRECTIONS, [setting.best("adaptive_context")])
+    setting.print_rows("adaptive_context", (measure(*each)[0] for each in settings))
 
 
 if __name__ == "__main__":

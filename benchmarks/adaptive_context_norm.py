@@ -5,80 +5,115 @@
 
 From the reduced features of all scales to what the fusion convolution takes, forward and backward in training.
 Bytes that have to move, in maps of x: forward 4 (x for its mean, for the moments, for the product, z), backward 5.
+Operations are those of the two operations it is made of, affinity_moments forward and adaptive_context both ways.
 """
+
+import itertools
 
 import pytest
 import stock
 import torch
-from cases import draw_norm
+from cases import ContextCase, draw_norm
 
 import apc_kernels
 from apc_kernels import BatchNorm
-from benchmarks.adaptive_context import BACKENDS, CASE, DEVICE, DTYPE, LAYOUTS, print_rows
+from benchmarks import setting
+from benchmarks.adaptive_context import CASE, elements, product
+from benchmarks.affinity_moments import square
+from benchmarks.scaling import BATCHES, CHANNELS, COUNTS, SIDES, THREADS, points, scaled
+from benchmarks.setting import DEVICE, DTYPE, ON_GPU, name_of
 from benchmarks.timing import paired, result_row
 
-OTHERS = {
-    "PyTorch modules": stock.adaptive_context_norm,
-    "identities in PyTorch": stock.adaptive_context_norm_by_identities,
-}
-if DEVICE == "cuda":
-    OTHERS["torch.compile of the modules"] = torch.compile(stock.adaptive_context_norm)
+MODULES = "PyTorch modules"
+OTHERS = {MODULES: stock.adaptive_context_norm, "identities in PyTorch": stock.adaptive_context_norm_by_identities}
+if ON_GPU:
+    OTHERS["torch.compile of the modules"] = setting.compile_hard(stock.adaptive_context_norm)
+SCALING = points(CASE, batch=BATCHES, size=SIDES, channels=CHANNELS, scales=COUNTS, threads=THREADS)
 PARAMETERS = ("regions", "weight", "bias", "projection", "norm.weight", "norm.bias", "guide")
 PARAMETERS += ("guide_norm.weight", "guide_norm.bias")
 
 
-def functions(layout, other: str, backend: str):
+def functions(case: ContextCase, layout, other: str, backend: str):
     """A training step of ours and of the other side. Checked first: no figure stands behind a wrong result."""
-    t = draw_norm(CASE, layout, DTYPE, DEVICE)
-    x, grad, leaves = t["x"].requires_grad_(), t["grad"], [t[name].requires_grad_() for name in PARAMETERS]
-    # The modules get maps of their own: slicing one would cost them copies.
-    xs = [layout(part.detach()).requires_grad_() for part in x.chunk(len(CASE.scales), 1)]
-    grads = [layout(part) for part in grad.chunk(len(CASE.scales), 1)]
-    norms = [BatchNorm(*(t[f"{norm}.{field}"] for field in BatchNorm._fields[:4])) for norm in ("norm", "guide_norm")]
-    small = (t["regions"], t["weight"], t["bias"], CASE.scales, t["projection"], norms[0])
-
-    def ours():
-        with apc_kernels.backend(backend):
-            z = apc_kernels.adaptive_context_norm(x, *small, guide=t["guide"], guide_norm=norms[1])
-        return z.detach(), *torch.autograd.grad(z, [x, *leaves], grad)
-
-    def theirs():
-        with torch.autocast(DEVICE, DTYPE, enabled=torch.float32 != DTYPE):
-            zs = OTHERS[other](xs, *small, t["guide"], norms[1])
-        return torch.autograd.grad(zs, [*xs, *leaves], grads), zs
-
-    (z, grad_x, *_), (theirs_grads, zs) = ours(), theirs()
-    # The gradient of x passes through a batch norm over two images, which magnifies rounding; tests compare in float64.
-    for name, a, b, limit in (
-        ("z", z, torch.cat([part.detach() for part in zs], 1), 1e-5),
-        ("x", grad_x, torch.cat(theirs_grads[: len(xs)], 1), 1e-2),
-    ):
-        differs = (a.float() - b.float()).square().mean().sqrt() / b.float().square().mean().sqrt()
-        limit = max(limit, 5e-2 * (DTYPE.itemsize < 4))
-        assert differs < limit, f"{name} differs from {other} by {differs:.1e}"
+    t = draw_norm(case, layout, DTYPE, DEVICE)
+    ours, theirs = setting.on(backend, _fused(case, t)), _by_scale(case, layout, t, OTHERS[other])
+    wide = {name: tensor.detach().double() for name, tensor in t.items()}
+    exact, modules = _by_scale(case, layout, wide, OTHERS[MODULES])(), _by_scale(case, layout, t, OTHERS[MODULES])()
+    # The gradient of x passes through a batch norm over as many values as images, which magnifies rounding.
+    for side, step in (("ours", ours), (other, theirs)):
+        for name, given, right, own, unit in zip(("z", "x"), step(), exact, modules, (1e-6, 1e-4), strict=False):
+            error, its = _error(given, right), _error(own, right)
+            allowed = 2 * its + (unit if torch.float32 == DTYPE else 1e-2)
+            assert error <= allowed, f"{side}: {name} is {error:.1e} off, the modules' {its:.1e}"
     return ours, theirs
 
 
-def measure(layout, other: str, backend: str, ours, theirs, seconds: float = 3.0) -> dict:
-    case = ", ".join(("training step", str(CASE), layout.__name__, str(DTYPE)[len("torch.") :]))
-    elements = CASE.batch * len(CASE.scales) * CASE.channels * CASE.size[0] * CASE.size[1]
-    pair = paired(ours, theirs, DEVICE, seconds)
-    return result_row("adaptive_context_norm", case, backend, other, pair, 9 * elements * DTYPE.itemsize, DEVICE)
+def _fused(case: ContextCase, t: dict):
+    """z, the gradient of x, and those of the parameters."""
+    x, leaves = t["x"].requires_grad_(), [t[name].requires_grad_() for name in PARAMETERS]
+    norm, guide_norm = _norms(t)
+    small = (t["regions"], t["weight"], t["bias"], case.scales, t["projection"], norm)
+
+    def run():
+        z = apc_kernels.adaptive_context_norm(x, *small, guide=t["guide"], guide_norm=guide_norm)
+        return z.detach(), *torch.autograd.grad(z, [x, *leaves], t["grad"])
+
+    return run
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def _by_scale(case: ContextCase, layout, t: dict, function):
+    """The same of a function that takes the scales' maps one by one. They are its own: slicing would cost copies."""
+    leaves = [t[name].requires_grad_() for name in PARAMETERS]
+    xs = [layout(part.detach()).requires_grad_() for part in t["x"].chunk(len(case.scales), 1)]
+    grads = [layout(part) for part in t["grad"].chunk(len(case.scales), 1)]
+    norm, guide_norm = _norms(t)
+    small = (t["regions"], t["weight"], t["bias"], case.scales, t["projection"], norm)
+
+    def run():
+        with torch.autocast(DEVICE, DTYPE, enabled=xs[0].itemsize < 4):
+            zs = function(xs, *small, t["guide"], guide_norm)
+        gradients = torch.autograd.grad(zs, [*xs, *leaves], grads)
+        return [z.detach() for z in zs], gradients[: len(xs)], *gradients[len(xs) :]
+
+    return run
+
+
+def _norms(t: dict) -> list[BatchNorm]:
+    return [BatchNorm(*(t[f"{norm}.{field}"] for field in BatchNorm._fields[:4])) for norm in ("norm", "guide_norm")]
+
+
+def _error(given, exact) -> float:
+    """Of a map, or of those of all scales, relative to its root mean square."""
+    given, exact = (t if torch.is_tensor(t) else torch.cat(list(t), 1) for t in (given, exact))
+    return ((given.double() - exact).square().mean() / exact.square().mean()).sqrt().item()
+
+
+def measure(case: ContextCase, layout, other: str, backend: str) -> tuple[dict, object]:
+    """The row of a results file, and our call."""
+    ours, theirs = functions(case, layout, other, backend)
+    name = ", ".join(("training step", str(case), layout.__name__, name_of(DTYPE)))
+    counts = 9 * elements(case) * DTYPE.itemsize, 12 * product(case) + square(case)
+    return result_row("adaptive_context_norm", name, backend, other, paired(ours, theirs), *counts), ours
+
+
+@setting.backends("cuda", "triton")
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@setting.layouts
 def bench_adaptive_context_norm(benchmark, layout, other, backend):
-    ours, theirs = functions(layout, other, backend)
-    benchmark.extra_info.update(measure(layout, other, backend, ours, theirs))
-    benchmark.pedantic(ours, rounds=5)
+    setting.need(backend, "adaptive_context")
+    setting.record(benchmark, *measure(CASE, layout, other, backend))
+
+
+@scaled(SCALING)
+def bench_scaling(benchmark, point):
+    with point.threads():
+        row, ours = measure(point.case, setting.USUAL, MODULES, setting.best("adaptive_context"))
+        setting.record(benchmark, point.row(row), ours)
 
 
 def main() -> None:
-    backend = BACKENDS[0]
-    settings = [(layout, other) for layout in LAYOUTS for other in OTHERS]
-    print_rows("adaptive_context_norm", (measure(*s, backend, *functions(*s, backend)) for s in settings))
+    settings = itertools.product([CASE], setting.LAYOUTS.values(), OTHERS, [setting.best("adaptive_context")])
+    setting.print_rows("adaptive_context_norm", (measure(*each)[0] for each in settings))
 
 
 if __name__ == "__main__":

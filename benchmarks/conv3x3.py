@@ -3,13 +3,15 @@
     python -m benchmarks.conv3x3               the comparison, printed
     make bench                                 the same through pytest-benchmark, into a JSON file
 
-Operations: 2·9·O·C for each position directly; by tiles 2·4·O·C, and transforms of 4 numbers for each of the maps and
-of the result. Bytes that have to move: maps and weight read, the result written; in the other direction both once more.
-By tiles four times the maps and the result are written and read again, block by block, and the weight 16/9 times.
+Operations: 2·9·O·C for each position directly; by tiles 2·4·O·C, which is what is counted here, and transforms of 4
+numbers for each of the maps and of the result; three times as many with the backward pass. Bytes that have to move:
+maps and weight read, the result written; in the other direction both once more. By tiles four times the maps and the
+result are written and read again, block by block, and the weight 16/9 times.
 On a GPU both sides are PyTorch's convolution: there is nothing to compare.
 """
 
-import argparse
+import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,33 +19,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import apc_kernels
+from benchmarks import setting
+from benchmarks.scaling import BATCHES, SIDES, THREADS, Point, points, scaled
 from benchmarks.timing import paired, result_row
 
-CASES = {  # batch, channels of each map, outputs, size
-    "EncNet's and PSPNet's bottleneck": (2, (2048,), 512, (64, 64)),
-    "APCNet's bottleneck": (2, (2048, 512, 512, 512, 512), 512, (64, 64)),
-    "auxiliary head": (2, (1024,), 256, (64, 64)),
-    "Semantic FPN": (2, (256,), 128, (64, 64)),
-    "smallest": (1, (128,), 128, (32, 32)),
+
+@dataclass(frozen=True)
+class Case:
+    """Maps with so many channels each, and the channels of the result."""
+
+    batch: int
+    channels: tuple[int, ...]
+    outputs: int
+    size: tuple[int, int] = (64, 64)
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{'+'.join(map(str, self.channels))}x{self.size[0]}x{self.size[1]} to {self.outputs}"
+
+
+APCNET = "APCNet's bottleneck"
+CASES = {
+    "EncNet's and PSPNet's bottleneck": Case(2, (2048,), 512),
+    APCNET: Case(2, (2048, 512, 512, 512, 512), 512),
+    "auxiliary head": Case(2, (1024,), 256),
+    "Semantic FPN": Case(2, (256,), 128),
+    "smallest": Case(1, (128,), 128, (32, 32)),
 }
-DIRECTIONS = ("forward", "forward+backward")
+NAMES = [pytest.param(name, marks=setting.long if name == APCNET else ()) for name in CASES]
+BASE = Case(2, (512,), 512)
+SCALING = [
+    *points(BASE, batch=BATCHES[:3], size=SIDES, threads=THREADS),
+    *(Point("channels", n, Case(2, (n,), 512)) for n in (128, 256, 512, 1024)),
+]
+here_tiles_serve = pytest.mark.skipif(setting.ON_GPU, reason="needs no GPU: there it is PyTorch's convolution")
 
 
-def draw(batch: int, channels: tuple[int, ...], outputs: int, size: tuple[int, int]) -> tuple[list[Tensor], Tensor]:
+def draw(case: Case) -> tuple[list[Tensor], Tensor]:
     """Maps and weight, of the size that initialisation gives them, and a gradient of the result."""
-    generator = torch.Generator().manual_seed(0)
-    maps = [torch.randn(batch, c, *size, generator=generator).relu() for c in channels]
-    weight = torch.randn(outputs, sum(channels), 3, 3, generator=generator) / (9 * sum(channels)) ** 0.5
-    return [*maps, weight], torch.randn(batch, outputs, *size, generator=generator)
+    generator, total = torch.Generator().manual_seed(0), sum(case.channels)
+    maps = [torch.randn(case.batch, c, *case.size, generator=generator).relu() for c in case.channels]
+    weight = torch.randn(case.outputs, total, 3, 3, generator=generator) / (9 * total) ** 0.5
+    return [*maps, weight], torch.randn(case.batch, case.outputs, *case.size, generator=generator)
 
 
 def concatenated(maps: list[Tensor], weight: Tensor) -> Tensor:
     return F.conv2d(maps[0] if len(maps) == 1 else torch.cat(maps, 1), weight, padding=1)
 
 
-def functions(name: str, direction: str):
+def functions(case: Case, direction: str):
     """Ours and PyTorch's on the same input. Checked first: no figure stands behind a wrong result."""
-    leaves, grad = draw(*CASES[name])
+    leaves, grad = draw(case)
     leaves = [leaf.requires_grad_(direction != "forward") for leaf in leaves]
 
     def step(function):
@@ -56,39 +81,42 @@ def functions(name: str, direction: str):
     ours, other = step(apc_kernels.conv3x3), step(concatenated)
     for actual, own in zip(ours(), other(), strict=True):  # tests hold both to float64, which takes minutes here
         if not (actual - own).abs().max() <= 1e-5 * own.abs().max():
-            raise RuntimeError(f"{name}, {direction}: not what PyTorch computes")
+            raise RuntimeError(f"{case}, {direction}: not what PyTorch computes")
     return ours, other
 
 
-def measure(name: str, direction: str, seconds: float = 2.0) -> tuple[dict, object]:
+def measure(name: str, case: Case, direction: str) -> tuple[dict, object]:
     """The row of a results file, and our call."""
-    ours, other = functions(name, direction)
-    batch, channels, outputs, size = CASES[name]
-    tensors, grad = draw(*CASES[name])
-    moved = sum(t.nbytes for t in (*tensors, grad)) * (1 if direction == "forward" else 3)
-    case = f"{direction}, {name}, {batch}x{'+'.join(map(str, channels))}x{size[0]}x{size[1]} to {outputs}, float32"
-    pair = paired(ours, other, "cpu", seconds)
-    return result_row("conv3x3", case, "cpp", "F.conv2d", pair, moved, "cpu"), ours
+    ours, other = functions(case, direction)
+    (*maps, weight), grad = draw(case)
+    ways = 1 if direction == "forward" else 3
+    counts = (
+        ways * sum(t.nbytes for t in (*maps, weight, grad)),
+        ways * 8 * case.outputs * sum(case.channels) * case.batch * case.size[0] * case.size[1],
+    )
+    about = ", ".join(filter(None, (direction, name, str(case), "float32")))
+    pair = paired(ours, other, rounds=3)
+    return result_row("conv3x3", about, "cpp", "F.conv2d", pair, *counts, dtype=torch.float32), ours
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU: there it is PyTorch's convolution")
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", CASES)
+@here_tiles_serve
+@setting.directions
+@pytest.mark.parametrize("name", NAMES)
 def bench_conv3x3(benchmark, name, direction):
-    row, ours = measure(name, direction)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(ours, rounds=2)
+    setting.record(benchmark, *measure(name, CASES[name], direction))
+
+
+@here_tiles_serve
+@scaled(SCALING)
+def bench_scaling(benchmark, point):
+    with point.threads():
+        row, ours = measure("", point.case, "forward+backward")
+        setting.record(benchmark, point.row(row), ours)
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
-    print(f"conv3x3 on cpu, {torch.get_num_threads()} threads\n")
-    print(f"{'':<52}{'ours ms':>9}{'PyTorch ms':>12}{'times':>7}")
-    for name in CASES:
-        for direction in DIRECTIONS:
-            row, _ = measure(name, direction, seconds=1.0)
-            line = f"{row['ours_ms']:>9.1f}{row['other_ms']:>12.1f}{row['ratio']:>7.2f}"
-            print(f"{name + ', ' + direction:<52}{line}", flush=True)
+    settings = itertools.product(CASES.items(), setting.DIRECTIONS)
+    setting.print_rows("conv3x3", (measure(*named, direction)[0] for named, direction in settings))
 
 
 if __name__ == "__main__":

@@ -4,28 +4,28 @@
     make bench                                 the same through pytest-benchmark, into a JSON file
 
 Bytes that have to move, in maps of x: forward 1 (x read); backward 2 (x read, its gradient written). The residuals are
-as many maps as there are codewords. Memory is what a call needs at its peak beyond its arguments, results included.
+as many maps as there are codewords. Operations, in multiply-adds for each position: K·C a product with the codewords;
+forward 2 products (distances, sums), backward 3. Memory is what a call needs at its peak beyond its arguments, results
+included.
 """
 
-import argparse
+import itertools
 
-import pytest
 import stock
 import torch
 from accuracy import assert_accurate
-from cases import channels_last, nchw
 from head_cases import ENCODER, CodeCase, draw_code
 
 import apc_kernels
-from benchmarks.memory import peak, peak_here
+from benchmarks import setting
+from benchmarks.memory import peak_here, peaks
+from benchmarks.scaling import BATCHES, CHANNELS, SIDES, THREADS, points, scaled
+from benchmarks.setting import DEVICE, DIRECTIONS, DTYPE, LAYOUTS, here, name_of
 from benchmarks.timing import paired, result_row
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-CASE = CodeCase(8, ENCODER.channels, ENCODER.size, ENCODER.codewords) if DEVICE == "cuda" else ENCODER
-LAYOUTS = {layout.__name__: layout for layout in ((channels_last,) if DEVICE == "cuda" else (nchw, channels_last))}
-COMPILED = (False, True) if DEVICE == "cuda" else (False,)  # PyTorch's side, in torch.compile as well
-DIRECTIONS = ("forward", "forward+backward")
+CASE = here(ENCODER, CodeCase(8, ENCODER.channels, ENCODER.size, ENCODER.codewords), CodeCase(2, 8, (6, 6), 3))
+CODEWORDS = here((8, 16, 32, 64), (8, 16, 32, 64), ())
+SCALING = points(CASE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=CODEWORDS, threads=THREADS)
 LEAVES = ("x", "codewords", "scale")
 
 
@@ -39,64 +39,58 @@ def step(function, t: dict, direction: str):
     return run
 
 
-def functions(layout, direction: str, compiled: bool = False):
+def functions(case: CodeCase, layout, direction: str, compiled: bool = False):
     """Ours and PyTorch's on the same input. Checked first: no figure stands behind a wrong result."""
-    t = draw_code(CASE, layout, DTYPE, DEVICE)
+    t = draw_code(case, layout, DTYPE, DEVICE)
     wide = {name: tensor.double() for name, tensor in t.items()}
-    other = torch.compile(stock.encode) if compiled else stock.encode
+    other = setting.compile_hard(stock.encode) if compiled else stock.encode
     ours, other = step(apc_kernels.encode, t, direction), step(other, t, direction)
     for actual, exact, own in zip(ours(), step(stock.encode, wide, direction)(), other(), strict=True):
         assert_accurate(actual, exact.detach(), own, direction)
     return ours, other
 
 
-def measure(layout, direction: str, compiled: bool = False, seconds: float = 2.0) -> tuple[dict, object]:
+def measure(case: CodeCase, layout, direction: str, compiled: bool = False, **more: float) -> tuple[dict, object]:
     """The row of a results file, and our call."""
-    ours, other = functions(layout, direction, compiled)
-    case = ", ".join((direction, str(CASE), layout.__name__, str(DTYPE)[len("torch.") :]))
-    moved = CASE.batch * CASE.channels * CASE.size[0] * CASE.size[1] * DTYPE.itemsize
-    moved *= 1 if direction == "forward" else 3
-    memory = {
-        f"{prefix}memory_mib": peak("benchmarks.encode", layout.__name__, direction, side) / 2**20
-        for prefix, side in (("", "ours"), ("other_", "stock"))
-    }
+    ours, other = functions(case, layout, direction, compiled)
+    name = ", ".join((direction, str(case), layout.__name__, name_of(DTYPE)))
+    positions = case.batch * case.size[0] * case.size[1]
+    maps, products = (1, 2) if direction == "forward" else (3, 5)
+    counts = (
+        maps * positions * case.channels * DTYPE.itemsize,
+        products * 2 * positions * case.codewords * case.channels,
+    )
     beside = "residuals written out" + (", torch.compile" if compiled else "")
-    pair = paired(ours, other, DEVICE, seconds)
-    return result_row("encode", case, "PyTorch", beside, pair, moved, DEVICE, **memory), ours
+    return result_row("encode", name, "PyTorch", beside, paired(ours, other), *counts, **more), ours
 
 
-@pytest.mark.parametrize("compiled", COMPILED, ids=("eager", "compile")[: len(COMPILED)])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def memory(layout, direction: str) -> dict[str, float]:
+    return peaks("benchmarks.encode", layout.__name__, direction)
+
+
+@setting.compiled
+@setting.directions
+@setting.usual_layout_first
 def bench_encode(benchmark, layout, direction, compiled):
-    row, ours = measure(layout, direction, compiled)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(ours, rounds=5)
+    setting.record(benchmark, *measure(CASE, layout, direction, compiled, **memory(layout, direction)))
 
 
-def _peak(layout: str, direction: str, side: str) -> int:
+@scaled(SCALING)
+def bench_scaling(benchmark, point):
+    with point.threads():
+        row, ours = measure(point.case, setting.USUAL, "forward+backward")
+        setting.record(benchmark, point.row(row), ours)
+
+
+def peak_of(layout: str, direction: str, side: str) -> int:
     function = stock.encode if side == "stock" else apc_kernels.encode
     step(function, draw_code(CodeCase(1, 4, (4, 4), 3), LAYOUTS[layout], DTYPE, DEVICE), direction)()
-    return peak_here(step(function, draw_code(CASE, LAYOUTS[layout], DTYPE, DEVICE), direction), DEVICE)
+    return peak_here(step(function, draw_code(CASE, LAYOUTS[layout], DTYPE, DEVICE), direction))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--peak", nargs=3, metavar=("LAYOUT", "DIRECTION", "SIDE"), help="prints bytes, no more")
-    peak_of = parser.parse_args().peak
-    if peak_of:
-        print(_peak(*peak_of))
-        return
-    print(f"encode, {CASE}, {str(DTYPE)[6:]}, on {DEVICE}; beside the residuals written out\n")
-    print(f"{'':<36}{'ours ms':>9}{'PyTorch ms':>12}{'times':>7}{'ours MiB':>10}{'PyTorch MiB':>13}")
-    for layout in LAYOUTS.values():
-        for direction in DIRECTIONS:
-            row, _ = measure(layout, direction, seconds=1.0)
-            print(
-                f"{layout.__name__ + ', ' + direction:<36}{row['ours_ms']:>9.2f}{row['other_ms']:>12.2f}"
-                f"{row['ratio']:>7.1f}{row['memory_mib']:>10.1f}{row['other_memory_mib']:>13.1f}",
-                flush=True,
-            )
+    settings = itertools.product(LAYOUTS.values(), DIRECTIONS)
+    setting.print_rows("encode", (measure(CASE, *each, **memory(*each))[0] for each in settings))
 
 
 if __name__ == "__main__":

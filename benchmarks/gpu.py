@@ -1,78 +1,228 @@
-"""Builds, tests and measures on a machine with a GPU: python -m benchmarks.gpu FOLDER (make gpu OUT=FOLDER).
+"""Builds, tests and measures on a machine with a GPU: python -m benchmarks.gpu FOLDER (make gpu OUT=FOLDER PART=…).
 
-Uses the interpreter it is run with and installs nothing. Everything that is printed goes into FOLDER, step by step; a
-step that fails does not keep the next ones from running. The summary comes last.
+    build+test   the libraries, compute-sanitizer on small maps where it runs, every test that needs a GPU
+    ops          the operations beside PyTorch and torch.compile
+    models       heads, whole models and training steps beside their stock PyTorch modules
+
+It uses the interpreter it is run with and installs nothing. A part ends in time; every row of results is written as
+soon as it is there, and the same command on the same folder goes on where it ended. All output goes into FOLDER, a log
+for each part; what fails keeps nothing else from running. At most 60 lines of summary come last.
+
+--rehearse does the same without a GPU, tiny: nothing is built, Triton's interpreter and the emulation of CUDA serve.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from apc_kernels import dispatch
-from benchmarks import ROOT, report
+from benchmarks import ROOT
 
+PARTS = ("build+test", "ops", "models")
+SECONDS = 520.0  # of a part
+SANITIZED = 90.0  # of each of the sanitizer's tools
+LAST_ROW = 40.0  # for the row that has begun when the time is over, and the end of its process
+NEEDED = {"pytest_benchmark": "pytest-benchmark", "PIL": "pillow"}
+NEEDED |= {name: name for name in ("numpy", "pytest", "hypothesis", "safetensors")}
+FILES = {  # of benchmarks, in the order in which they are run
+    "ops": (
+        *("upsample", "adaptive_context_norm", "pyramid_pool", "adaptive_context", "affinity_moments"),
+        *("encode", "pyramid_conv"),
+    ),
+    "models": ("models", "mmseg_heads"),
+}
+LINES = 60
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-GPU_TESTS = [*PYTEST, "-m", "gpu", "tests"]
-SMALL = ["-k", "test_hard_cases and not reference"]  # the sanitizer is a hundred times slower
-MEASURED = ["benchmarks", "-o", "python_files=*.py", "-o", "python_functions=bench_*", "--benchmark-only"]
+BENCHMARKS = [
+    "-o",
+    "python_files=benchmarks/*.py",
+    "-o",
+    "python_functions=bench_*",
+    "--benchmark-only",
+    "--benchmark-quiet",
+]
 
 
-def steps(out: Path) -> dict[str, list[str]]:
-    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    return {
-        "build": [sys.executable, "-m", "apc_kernels.build"],
-        "info": [sys.executable, "-m", "apc_kernels.info"],
-        "test": GPU_TESTS,
-        "memcheck": [sanitizer, "--tool=memcheck", "--error-exitcode=9", *GPU_TESTS, *SMALL],
-        "racecheck": [sanitizer, "--tool=racecheck", "--error-exitcode=9", *GPU_TESTS, *SMALL],
-        "bench": [*PYTEST, *MEASURED, f"--benchmark-json={out / 'benchmark.json'}"],
-    }
+class Part:
+    """A part of the work: its time, its log, and what came of its steps, kept in the folder."""
+
+    def __init__(self, name: str, out: Path, rehearse: bool, seconds: float):
+        self.name, self.out, self.rehearse = name, out, rehearse
+        self.end, self.lock = time.time() + seconds, threading.Lock()
+        self.file, self.log = out / "summary.json", out / f"{name}.log"
+        self.outcomes: dict[str, str] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def step(self, name: str, command: list[str], again: bool = False, limit: float = SECONDS) -> None:
+        """Runs a command, unless it has been through before."""
+        name = f"{self.name}: {name}"
+        if not again and self.outcomes.get(name, "").startswith(("passed", "not run")):
+            return
+        outcome, text = run(command, min(limit, self.end - time.time()), self.rehearse)
+        with self.lock:
+            with self.log.open("a") as log:
+                log.write(f"\n==== {name}: {outcome}\n{' '.join(command)}\n{text}\n")
+            self.outcomes[name] = outcome
+            temporary = self.file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.outcomes, indent=1) + "\n")
+            temporary.replace(self.file)
+            print(f"{name:<60} {outcome}", flush=True)
+
+    def build(self) -> None:
+        """At the beginning of every part: a machine may be another one than that of the part before."""
+        build = [sys.executable, "-m", "apc_kernels.build", *["--help"] * self.rehearse]
+        self.step("build", build, again=True)
+        self.step("info", [sys.executable, "-m", "apc_kernels.info"], again=True)
+
+    def test(self) -> None:
+        """The sanitizer first, which takes a known time; then test files side by side."""
+        sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        self.step("every kernel once", [sys.executable, "-m", "benchmarks.sanitized"])
+        for tool in ("memcheck", "racecheck"):
+            watched = [sanitizer, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-m", "benchmarks.sanitized"]
+            self.step(tool, watched, limit=SANITIZED)
+        with ThreadPoolExecutor(2 if self.rehearse else min(6, max(1, (os.cpu_count() or 2) // 2))) as pool:
+            list(pool.map(lambda chosen: self.step(chosen[0], [*PYTEST, *chosen]), tests(self.rehearse)))
+
+    def measure(self, names: Sequence[str]) -> None:
+        """One process for each file: what one does to the GPU the next is not to feel. What takes long comes last."""
+        rows = [f"--rows={self.out / f'{self.name}.json'}", "--resume"]
+        files, extents = [[f"benchmarks/{name}.py"] for name in names], ([], ["--all"])
+        if self.rehearse:  # there is no GPU to be left in disorder, and starting takes a while
+            files, extents = [[file for some in files for file in some]], (["--all"],)
+        for extent in extents:
+            for some in files:
+                label = ", ".join(Path(file).stem for file in some) + ", what takes long" * bool(extent)
+                until = f"--until={self.end - LAST_ROW}"
+                self.step(label, [*PYTEST, *some, *BENCHMARKS, *rows, *extent, until], again=True)
 
 
-def run(command: list[str], log: Path) -> str:
-    """The step's outcome in a few words."""
+def run(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
+    """What came of a command in a few words, and its output. It and all that it started end with its time."""
+    if seconds <= 5:
+        return "not begun, out of time: run it again", ""
     if not Path(command[0]).is_file():
-        return f"not run: {command[0]} is missing"
-    # Freed memory goes back to the driver at once while the sanitizer watches, so that it sees what is still owned.
-    environment = os.environ | {"APC_KERNELS_FORCE_CUDA": "1"}
-    if "sanitizer" in command[0]:
-        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+        return f"not run: {command[0]} is missing", ""
     start = time.perf_counter()
-    with log.open("w") as file:
-        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
-    text = log.read_text(errors="replace")
+    process = subprocess.Popen(
+        command,
+        env=environment(command, rehearse),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        cwd=ROOT,
+    )
+    try:
+        text, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return f"stopped after {seconds:.0f} s: run it again", process.communicate()[0]
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     if "Device not supported" in text:
-        return "not run: the sanitizer does not support this device or driver"
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return f"{'passed' if code == 0 else f'FAILED (exit {code})'} in {time.perf_counter() - start:.0f} s: {last[:150]}"
+        return "not run: the sanitizer does not support this device or driver", text
+    last = next((line.strip("= ") for line in reversed(text.splitlines()) if line.strip("= ")), "")
+    if process.returncode not in (0, 5):  # 5: pytest had nothing to do
+        return f"FAILED (exit {process.returncode}): {last[:110]}", text
+    if "needs more time" in text:
+        return f"out of time: run it again: {last[:110]}", text
+    return f"passed in {time.perf_counter() - start:.0f} s: {last[:110]}", text
+
+
+def environment(command: list[str], rehearse: bool) -> dict[str, str]:
+    """A build for this GPU alone; memory given back at once under the sanitizer, so that it sees whose it is."""
+    found = dict(os.environ)
+    if rehearse:
+        return found | {"APC_REHEARSAL": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    found.setdefault("TORCH_CUDA_ARCH_LIST", ".".join(map(str, torch.cuda.get_device_capability())))
+    watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if "sanitizer" in command[0] else {}
+    return found | {"APC_KERNELS_FORCE_CUDA": "1"} | watched
+
+
+def tests(rehearse: bool) -> list[list[str]]:
+    """Files with tests for a GPU, and what is chosen of them; in a rehearsal two that are quickly through."""
+    if rehearse:
+        return [["tests/test_emulation.py", "-k", "barrier"], ["tests/apc_kernels/test_encode.py", "-m", "gpu"]]
+    files = [(file, file.read_text()) for file in sorted((ROOT / "tests").rglob("test_*.py"))]
+    return [[str(file.relative_to(ROOT)), "-m", "gpu"] for file, text in files if "gpu" in text or "places" in text]
+
+
+def summary(out: Path) -> list[str]:
+    """What there is in the folder, in few lines: what did not pass first, then targets, then the most telling rows."""
+    from benchmarks import rows, targets  # not above: a machine that lacks what they need is told so first
+
+    outcomes = json.loads((out / "summary.json").read_text())
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy"))
+    passed = sum(what.startswith("passed") for what in outcomes.values())
+    lines = [f"{dispatch.gpu()}, {versions}: {passed} of {len(outcomes)} steps passed"]
+    lines += [f"{name}: {what}" for name, what in outcomes.items() if not what.startswith("passed")][:15]
+    logs = "".join(log.read_text() for log in sorted(out.glob("*.log")))
+    failed = (line for line in logs.splitlines() if line.startswith(("FAILED ", "ERROR ")))
+    lines += list(dict.fromkeys(failed))[:10]
+    files = [out / f"{part}.json" for part in PARTS[1:]]
+    measured = [row for file in files if file.exists() for row in rows.read(file)["rows"]]
+    judged = [(target, target.judged(measured)) for target in targets.GPU]
+    lines += [f"target {what}, {t.shown(measured)}: {t}" for t, what in judged if what != targets.OPEN]
+    lines.append(f"{sum(what == targets.OPEN for _, what in judged)} of {len(judged)} targets not measured")
+    for about, some in rows.groups(measured).items():
+        row = targets.telling(some, targets.GPU)
+        copy = f", {row['percent_of_copy']:.0f} % of a copy" if "percent_of_copy" in row else ""
+        beside = f"{row['ratio']:.3g} times as fast as {row['other']}"
+        lines.append(f"{', '.join(filter(None, about))}: {row['ours_ms']:.3g} ms, {beside}{copy}")
+    lines = [line[:160] for line in lines]
+    if len(lines) <= LINES:
+        return lines
+    return [*lines[: LINES - 1], f"and {len(lines) - LINES + 1} more lines: see the files in {out}"]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="the folder that results and logs go into")
-    out = parser.parse_args().out.resolve()
-    if not torch.cuda.is_available():
-        sys.exit(f"make gpu needs a GPU; {dispatch.gpu()}")
+    parser.add_argument("out", type=Path, help="the folder that results and logs go into, or that is gone on with")
+    parser.add_argument("--part", choices=PARTS, help="only this; otherwise all of them in turn")
+    known = sorted(file for files in FILES.values() for file in files)
+    parser.add_argument("--files", nargs="+", choices=known, metavar="FILE", help=f"of benchmarks: {', '.join(known)}")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for a part ({SECONDS:.0f})")
+    parser.add_argument("--rehearse", action="store_true", help="the same on a CPU, tiny, to see that it runs")
+    given = parser.parse_args()
+    if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        parser.error(f"make gpu needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    if not given.rehearse and not torch.cuda.is_available():
+        parser.error(f"make gpu needs a GPU; {dispatch.gpu()}. --rehearse does without one")
+    out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    outcome = {}
-    for name, command in steps(out).items():
-        outcome[name] = run(command, out / f"{name}.log")
-        (out / "summary.json").write_text(json.dumps(outcome, indent=1) + "\n")
-        print(f"{name:<10} {outcome[name]}", flush=True)
-    if (out / "benchmark.json").is_file():
-        results = report.results(out / "benchmark.json")
-        (out / report.file_name(results["machine"]["name"])).write_text(json.dumps(results, indent=1) + "\n")
-        for row in results["rows"]:
-            figures = f"{row['ours_ms']:.3f} ms, {row['ratio']:.1f}x, {row['percent_of_copy']:.0f} % of a copy"
-            print(f"{row['case']:<62} {row['backend']:<7} {figures}")
-    return int(any(text.startswith("FAILED") for text in outcome.values()))
+    for name in [given.part] if given.part else PARTS:
+        part = Part(name, out, given.rehearse, given.seconds)
+        part.build()
+        if name == "build+test":
+            part.test()
+        else:
+            part.measure([file for file in FILES[name] if not given.files or file in given.files])
+    lines = summary(out)
+    (out / "summary.txt").write_text("\n".join(lines) + "\n")
+    print("\n" + "\n".join(lines))
+    return int(any(what.startswith("FAILED") for what in part.outcomes.values()))
 
 
 if __name__ == "__main__":

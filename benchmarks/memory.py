@@ -1,23 +1,31 @@
 """What a call needs at its peak beyond its arguments, results included.
 
-Measured in a process of its own: what was freed before would be used again, and not be counted. A benchmark offers
-`python -m benchmarks.<name> --peak ARGUMENTS`, which prints peak_here(...); peak(...) starts that.
+On a CPU measured in a process of its own: what was freed before would be used again, and not be counted. A benchmark
+has a function `peak_of(*arguments: str)`, which returns peak_here(...) of one of its calls;
+
+    python -m benchmarks.memory benchmarks.encode nchw forward ours
+
+calls it and prints the bytes, and peak("benchmarks.encode", "nchw", "forward", "ours") starts that.
 """
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from benchmarks import ROOT
+from benchmarks.setting import DEVICE, ON_GPU
 
 
 def peak(benchmark: str, *arguments: str) -> int:
-    """Bytes, as `python -m benchmark --peak arguments` finds them."""
-    command = [sys.executable, "-m", benchmark, "--peak", *arguments]
+    """Bytes, as the benchmark's peak_of finds them."""
+    if ON_GPU:  # where PyTorch counts what it allocates
+        return import_module(benchmark).peak_of(*arguments)
+    command = [sys.executable, "-m", "benchmarks.memory", benchmark, *arguments]
     # What is freed goes back to the system at once: kept, it would be used again and not be counted.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -26,9 +34,18 @@ def peak(benchmark: str, *arguments: str) -> int:
     return int(run.stdout)
 
 
-def peak_here(function: Callable, device: str) -> int:
+def peaks(benchmark: str, *arguments: str, ours: str = "ours", other: str = "stock") -> dict[str, float]:
+    """The columns of a row: MiB of ours and of the other, which are the last argument of peak_of."""
+    return {
+        f"{prefix}memory_mib": peak(benchmark, *arguments, side) / 2**20
+        for prefix, side in (("", ours), ("other_", other))
+    }
+
+
+def peak_here(function: Callable) -> int:
     """Bytes. Libraries should have been loaded, and threads started, by a smaller call."""
-    if device == "cuda":
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
@@ -43,3 +60,13 @@ def _status(field: str) -> int:
     """Not getrusage: what it gives for a process begins with the peak of the one that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit("python -m benchmarks.memory BENCHMARK [ARGUMENT …]: a module's name, and what its peak_of takes")
+    print(import_module(sys.argv[1]).peak_of(*sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,52 +1,71 @@
-"""Whole heads beside mmsegmentation's: ours (load_head), and its own after accelerate(). Needs mmsegmentation.
+"""Whole heads beside mmsegmentation's, or its layers in stock PyTorch where that is not installed: ours (load_head),
+and mmsegmentation's own after accelerate().
 
     python -m benchmarks.mmseg_heads [HEAD …]  the comparison, printed: all, or some of apc psp enc fcn
     make bench                                 the same through pytest-benchmark, into a JSON file
 
 2048 channels of 64×64 in, 512 inside. Evaluation: the forward pass of one image. Training step: forward and backward of
 two, gradients of the input and of every parameter, without the loss (benchmarks/upsample.py has that). Most of the work
-is the 3×3 convolution of the bottleneck, the same library call on all sides, over 4096 channels (apc, psp) or 2048
-(enc); of 4096, psp needs 2048. Bytes that have to move: input, output and parameters, three times in training. Memory
-is what a training step needs at its peak beyond parameters and input, in a process of its own.
+is the 3×3 convolution of the bottleneck, over 4096 channels (apc, psp) or 2048 (enc); of 4096, psp needs 2048.
+Operations are those of the stock layers' products, three times as many in training. Bytes that have to move: input,
+output and parameters, three times in training. Memory is what a training step needs at its peak beyond parameters and
+input.
 """
 
 import argparse
+import contextlib
 
 import mmseg_peer as peer
 import pytest
+import stock_models
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from apcnet.interop.mmseg import load_head
 from apcnet.interop.mmseg.accelerate import accelerate
-from benchmarks.memory import peak, peak_here
+from benchmarks import setting
+from benchmarks.memory import peak_here, peaks
+from benchmarks.setting import DEVICE, DTYPE, here, name_of
 from benchmarks.timing import paired, result_row
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CHANNELS, WIDTH, SIZE = 2048, 512, (64, 64)
-HEADS, SIDES, CLASSES = ("apc", "psp", "enc", "fcn"), ("load_head", "accelerate"), (19, 150)
+CHANNELS, WIDTH, SIZE = here((2048, 512, (64, 64)), (2048, 512, (64, 64)), (16, 8, (8, 8)))
+OTHER = "mmsegmentation" if peer.AVAILABLE else "PyTorch modules"
+HEADS, CLASSES = ("apc", "psp", "enc", "fcn"), (19, 150)
+SIDES = ("load_head", "accelerate") if peer.AVAILABLE else ("load_head",)
 BATCHES = {"evaluation": 1, "training": 2}
+ALLOWED = {"evaluation": 1e-5, "training": 1e-3} if torch.float32 == DTYPE else {"evaluation": 5e-2, "training": 5e-2}
+
+
+def head_config(name: str, classes: int) -> dict:
+    codes = {"num_codes": 32} if name == "enc" else {}
+    return peer.head_config(name, CHANNELS, WIDTH, classes, **codes)
 
 
 def build(name: str, side: str, classes: int) -> nn.Module:
     """The same weights on every side."""
-    codes = {"num_codes": 32} if name == "enc" else {}
-    config = peer.head_config(name, CHANNELS, WIDTH, classes, **codes)
-    theirs = peer.build(config)
-    if side == "load_head":
-        return load_head(config, theirs.state_dict()).to(DEVICE)
+    config = head_config(name, classes)
+    if peer.AVAILABLE:
+        theirs = peer.build(config)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            theirs = stock_models.head(config)
+    head = load_head(config, theirs.state_dict()) if side == "load_head" else theirs
     if side == "accelerate":
-        accelerate(theirs)
-    return theirs.to(DEVICE)
+        accelerate(head)
+    return head.to(DEVICE, memory_format=torch.channels_last if setting.ON_GPU else torch.contiguous_format)
 
 
 def draw(batch: int, size: tuple[int, int] = SIZE) -> Tensor:
+    """What a backbone gives, under autocast in low precision."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, CHANNELS, *size, generator=generator).relu().to(DEVICE)
+    return setting.USUAL(torch.randn(batch, CHANNELS, *size, generator=generator).relu().to(DEVICE, DTYPE))
 
 
-def outputs(head: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    result = head.forward([x])
+def outputs(head: nn.Module, x: Tensor, dtype: torch.dtype = DTYPE) -> tuple[Tensor, ...]:
+    with torch.autocast(DEVICE, dtype) if dtype != torch.float32 else contextlib.nullcontext():
+        result = head.forward([x])
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -58,7 +77,8 @@ def step(head: nn.Module, x: Tensor, mode: str):
 
     def run():
         if training:
-            return torch.autograd.grad(sum(t.square().mean() for t in outputs(head, x)), leaves, allow_unused=True)
+            loss = sum(t.float().square().mean() for t in outputs(head, x))
+            return torch.autograd.grad(loss, leaves, allow_unused=True)
         with torch.no_grad():
             return outputs(head, x)
 
@@ -66,80 +86,73 @@ def step(head: nn.Module, x: Tensor, mode: str):
 
 
 def functions(name: str, side: str, mode: str, classes: int):
-    """Ours and mmsegmentation's on the same input. Checked first: no figure stands behind a wrong result.
+    """Ours and the other's on the same input. Checked first: no figure stands behind a wrong result.
 
     By the outputs: gradients through the batch norm of a 1×1 map of two images are not the same to three digits even
     between mmsegmentation in float32 and in float64. The tests hold them to float64.
     """
-    x, heads = draw(BATCHES[mode]), [build(name, which, classes) for which in (side, "mmsegmentation")]
+    x, heads = draw(BATCHES[mode]), [build(name, which, classes) for which in (side, OTHER)]
     with torch.no_grad():
-        given, expected = (outputs(head.train(mode == "training"), x)[0] for head in heads)
-    allowed = (1e-5 if mode == "evaluation" else 1e-3) * expected.abs().max()
+        given, own = (outputs(head.train(mode == "training"), x)[0] for head in heads)
+        expected = outputs(heads[1], x.float(), torch.float32)[0]
+    allowed = 2 * (own - expected).abs().max() + ALLOWED[mode] * expected.abs().max()
     if not (given - expected).abs().max() <= allowed:
-        raise RuntimeError(f"{name}, {side}, {mode}: not what mmsegmentation computes")
+        raise RuntimeError(f"{name}, {side}, {mode}: not what {OTHER} computes")
     ours, other = (step(head, x, mode) for head in heads)
     return ours, other
 
 
-def measure(name: str, side: str, mode: str, classes: int, seconds: float = 2.0) -> tuple[dict, object]:
+def counts(name: str, mode: str, classes: int) -> tuple[int, int]:
+    """Bytes and operations."""
+    ways = 1 if mode == "evaluation" else 3
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        head = stock_models.head(head_config(name, classes))
+        x = torch.empty(BATCHES[mode], CHANNELS, *SIZE)
+        head.train(mode == "training")([x])
+    numbers = x.numel() * (1 + classes / CHANNELS) + sum(p.numel() for p in head.parameters())
+    return ways * int(numbers) * DTYPE.itemsize, ways * counter.get_total_flops()
+
+
+def measure(name: str, side: str, mode: str, classes: int) -> tuple[dict, object]:
     """The row of a results file, and our call."""
     ours, other = functions(name, side, mode, classes)
-    x, parameters = draw(BATCHES[mode]), build(name, side, classes).parameters()
-    logits = x.nbytes * classes // CHANNELS
-    moved = (x.nbytes + logits + sum(p.nbytes for p in parameters)) * (1 if mode == "evaluation" else 3)
-    memory = {}
+    given, memory = (name, str(classes)), {}
     if mode == "training":
-        for prefix, which in (("", side), ("other_", "mmsegmentation")):
-            memory[f"{prefix}memory_mib"] = peak("benchmarks.mmseg_heads", name, which, str(classes)) / 2**20
-    case = f"{name} head, {mode}, {'x'.join(map(str, x.shape))}, {classes} classes, float32"
-    pair = paired(ours, other, DEVICE, seconds)
-    return result_row(side, case, "apcnet", "mmsegmentation", pair, moved, DEVICE, **memory), ours
+        memory = peaks("benchmarks.mmseg_heads", *given, ours=side, other=OTHER)
+    shape = "x".join(map(str, (BATCHES[mode], CHANNELS, *SIZE)))
+    case = f"{name} head, {mode}, {shape}, {classes} classes, {name_of(DTYPE)}"
+    pair = paired(ours, other, rounds=3)
+    return result_row(side, case, "apcnet", OTHER, pair, *counts(name, mode, classes), **memory), ours
 
 
-@pytest.mark.skipif(not peer.AVAILABLE, reason="needs mmsegmentation")
-@pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("mode", BATCHES)
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("name", HEADS)
+def _parameters():
+    for name in HEADS:
+        for side in SIDES:
+            for mode in BATCHES:
+                for classes in CLASSES:
+                    telling = name != "fcn" and side == "load_head" and classes == CLASSES[0]
+                    yield pytest.param(name, side, mode, classes, marks=() if telling else setting.long)
+
+
+@pytest.mark.parametrize(("name", "side", "mode", "classes"), list(_parameters()))
 def bench_mmseg_heads(benchmark, name, side, mode, classes):
-    row, ours = measure(name, side, mode, classes)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(ours, rounds=1)
+    setting.record(benchmark, *measure(name, side, mode, classes))
 
 
-def _peak(name: str, side: str, classes: str) -> int:
+def peak_of(name: str, classes: str, side: str) -> int:
     head = build(name, side, int(classes))
     step(head, draw(BATCHES["training"], (8, 8)), "training")()
-    return peak_here(step(head, draw(BATCHES["training"]), "training"), DEVICE)
+    return peak_here(step(head, draw(BATCHES["training"]), "training"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("heads", nargs="*", metavar="HEAD", help=" ".join(HEADS))
-    parser.add_argument("--peak", nargs=3, metavar=("HEAD", "SIDE", "CLASSES"), help="prints bytes, no more")
-    arguments = parser.parse_args()
-    if arguments.peak:
-        print(_peak(*arguments.peak))
-        return
-    if unknown := set(arguments.heads) - set(HEADS):
+    wanted = parser.parse_args().heads or HEADS
+    if unknown := set(wanted) - set(HEADS):
         parser.error(f"HEAD: expected some of {', '.join(HEADS)}; got {', '.join(sorted(unknown))}")
-    if not peer.AVAILABLE:
-        parser.error("needs mmsegmentation")
-    print(
-        f"Heads on {CHANNELS}x{SIZE[0]}x{SIZE[1]}, {CLASSES[0]} classes, float32, on {DEVICE}; beside mmsegmentation\n"
-    )
-    print(f"{'':<28}{'ours ms':>9}{'theirs ms':>11}{'times':>7}{'ours MiB':>10}{'theirs MiB':>12}{'share':>7}")
-    for name in arguments.heads or HEADS:
-        for side in SIDES:
-            for mode in BATCHES:
-                row, _ = measure(name, side, mode, CLASSES[0], seconds=1.0)
-                line = (
-                    f"{f'{name}, {side}, {mode}':<28}{row['ours_ms']:>9.0f}{row['other_ms']:>11.0f}{row['ratio']:>7.2f}"
-                )
-                if mode == "training":
-                    mib, other = row["memory_mib"], row["other_memory_mib"]
-                    line += f"{mib:>10.0f}{other:>12.0f}{mib / other:>7.2f}"
-                print(line, flush=True)
+    each = [(name, side, mode, CLASSES[0]) for name in wanted for side in SIDES for mode in BATCHES]
+    setting.print_rows("Heads", (measure(*given)[0] for given in each))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,43 @@
     make bench                                 the same through pytest-benchmark, into a JSON file
 
 Bytes that have to move: forward B·C·(h·w + J) elements, x read and the result written; backward as many, the other way.
+Operations: an addition for each element of x, each way (the sums of segments, which are few, are added up once more).
 """
+
+import itertools
 
 import pytest
 import stock
 import torch
 from accuracy import assert_accurate, max_error
-from cases import LARGE_MAPS, MapCase, channels_last, nchw
+from cases import LARGE_MAPS, MapCase
 
 import apc_kernels
-from benchmarks.timing import Pair, paired, result_row
+from benchmarks import setting
+from benchmarks.scaling import BATCHES, CHANNELS, COUNTS, SCALES, SIDES, THREADS, Point, scaled
+from benchmarks.setting import DEVICE, DIRECTIONS, DTYPE, here, name_of
+from benchmarks.timing import paired, result_row
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("cuda", "triton") if DEVICE == "cuda" else ("cpp",)
-DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-CASES = [MapCase((8, 2048, 64, 64)), *LARGE_MAPS] if DEVICE == "cuda" else LARGE_MAPS
-LAYOUTS = (nchw, channels_last)
-DIRECTIONS = ("forward", "forward+backward")
+CASES = here(LARGE_MAPS, [MapCase((8, 2048, 64, 64)), *LARGE_MAPS], [MapCase((1, 4, 6, 6))])
+BASE = here((2, 2048, 64, 64), (8, 2048, 64, 64), (1, 4, 6, 6))
+SCALING = [
+    *(Point("batch", n, MapCase((n, *BASE[1:]))) for n in BATCHES),
+    *(Point("size", n, MapCase((*BASE[:2], n, n))) for n in SIDES),
+    *(Point("channels", n, MapCase((BASE[0], n, *BASE[2:]))) for n in CHANNELS),
+    *(Point("scales", n, MapCase(BASE, SCALES[:n])) for n in COUNTS),
+    *(Point("threads", n, MapCase(BASE)) for n in THREADS),
+]
 
 
-def bytes_moved(case: MapCase, direction: str, dtype: torch.dtype) -> int:
+def counts(case: MapCase, direction: str) -> tuple[int, int]:
+    """Bytes and operations."""
     batch, channels, height, width = case.shape
-    once = batch * channels * (height * width + sum(s * s for s in case.scales)) * dtype.itemsize
-    return once if direction == "forward" else 2 * once
+    ways = 1 if direction == "forward" else 2
+    regions = sum(s * s for s in case.scales)
+    return (
+        ways * batch * channels * (height * width + regions) * DTYPE.itemsize,
+        ways * batch * channels * height * width,
+    )
 
 
 def functions(case: MapCase, layout, direction: str, backend: str):
@@ -41,29 +55,35 @@ def functions(case: MapCase, layout, direction: str, backend: str):
 
         return run
 
-    def on_backend(x, scales):
-        with apc_kernels.backend(backend):
-            return apc_kernels.pyramid_pool(x, scales)
-
-    ours, other = step(on_backend), step(stock.pyramid_pool)
-    exact = _exact(x, case, direction, grad)
-    assert_accurate(ours(), exact, other(), f"{case} {layout.__name__} {direction}")
-    return ours, other, {"error": max_error(ours(), exact), "other_error": max_error(other(), exact)}
+    ours, other = setting.on(backend, step(apc_kernels.pyramid_pool)), step(stock.pyramid_pool)
+    exact, actual, pytorch = _exact(x, case, direction, grad), ours(), other()
+    assert_accurate(actual, exact, pytorch, f"{case} {layout.__name__} {direction}")
+    return ours, other, {"error": max_error(actual, exact), "other_error": max_error(pytorch, exact)}
 
 
-def measure(case: MapCase, layout, direction: str, backend: str, seconds: float = 2.0) -> dict:
+def measure(case: MapCase, layout, direction: str, backend: str) -> tuple[dict, object]:
+    """The row of a results file, and our call."""
     ours, other, errors = functions(case, layout, direction, backend)
-    return _row(case, layout, direction, backend, paired(ours, other, DEVICE, seconds), errors)
+    scales = () if case.scales == SCALES else (f"scales {'.'.join(map(str, case.scales))}",)
+    name = ", ".join((direction, "x".join(map(str, case.shape)), *scales, layout.__name__, name_of(DTYPE)))
+    beside, pair = "F.adaptive_avg_pool2d for each scale", paired(ours, other)
+    return result_row("pyramid_pool", name, backend, beside, pair, *counts(case, direction), **errors), ours
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@setting.backends("cuda", "triton")
+@setting.directions
+@setting.layouts
 @pytest.mark.parametrize("case", CASES, ids=str)
 def bench_pyramid_pool(benchmark, case, layout, direction, backend):
-    ours, other, errors = functions(case, layout, direction, backend)
-    benchmark.extra_info.update(_row(case, layout, direction, backend, paired(ours, other, DEVICE), errors))
-    benchmark.pedantic(ours, rounds=5)
+    setting.need(backend, "pyramid_pool")
+    setting.record(benchmark, *measure(case, layout, direction, backend))
+
+
+@scaled(SCALING)
+def bench_scaling(benchmark, point):
+    with point.threads():
+        row, ours = measure(point.case, setting.USUAL, "forward+backward", setting.best("pyramid_pool"))
+        setting.record(benchmark, point.row(row), ours)
 
 
 def _exact(x, case, direction, grad):
@@ -72,25 +92,9 @@ def _exact(x, case, direction, grad):
     return pooled if direction == "forward" else torch.autograd.grad(pooled, wide, grad.double())[0]
 
 
-def _row(case: MapCase, layout, direction: str, backend: str, pair: Pair, errors: dict) -> dict:
-    name = ", ".join((direction, "x".join(map(str, case.shape)), layout.__name__, str(DTYPE)[len("torch.") :]))
-    other, moved = "F.adaptive_avg_pool2d for each scale", bytes_moved(case, direction, DTYPE)
-    return result_row("pyramid_pool", name, backend, other, pair, moved, DEVICE, **errors)
-
-
 def main() -> None:
-    place = apc_kernels.dispatch.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"pyramid_pool, scales (1, 2, 3, 6), {str(DTYPE).removeprefix('torch.')}, {place}")
-    print("beside one F.adaptive_avg_pool2d call for each scale; errors against float64\n")
-    print(f"{'map':<20}{'layout':<15}{'':<18}{'ours ms':>9}{'PyTorch ms':>12}{'times':>7}{'error':>10}{'PyTorch':>10}")
-    for case in CASES[:2]:
-        for layout in LAYOUTS:
-            for direction in DIRECTIONS:
-                row = measure(case, layout, direction, BACKENDS[0], seconds=1.0)
-                print(
-                    f"{'x'.join(map(str, case.shape)):<20}{layout.__name__:<15}{direction:<18}{row['ours_ms']:>9.2f}"
-                    f"{row['other_ms']:>12.2f}{row['ratio']:>7.1f}{row['error']:>10.1e}{row['other_error']:>10.1e}"
-                )
+    settings = itertools.product(CASES[:2], setting.LAYOUTS.values(), DIRECTIONS, [setting.best("pyramid_pool")])
+    setting.print_rows("pyramid_pool", (measure(*each)[0] for each in settings))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Times two functions in turn, so that what slows the machine down slows both: quote the median of the ratios.
 
 On a GPU each call is timed by events on the stream, after a write that is larger than the L2 cache has gone over it.
+Beside what operations take stands what the machine gives at that moment: a copy, and a product of matrices.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -10,7 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.setting import DEVICE, DTYPE, REHEARSAL, SECONDS, here
+
 COLD = 256 * 2**20  # bytes written between calls on a GPU
+COPIED = here(256, 256, 1) * 2**20  # bytes
+MATRIX = here(2048, 8192, 64)  # rows and columns
+MOST = 200  # rounds
 
 
 @dataclass(frozen=True)
@@ -21,10 +28,12 @@ class Pair:
     other: list[float]
 
     def row(self) -> dict[str, float]:
-        ratios = sorted(other / ours for ours, other in zip(self.ours, self.other, strict=True))
+        times, ratios = sorted(self.ours), sorted(b / a for a, b in zip(self.ours, self.other, strict=True))
         quarter = len(ratios) // 4
         return {
-            "ours_ms": 1e3 * statistics.median(self.ours),
+            "ours_ms": 1e3 * statistics.median(times),
+            "ours_low_ms": 1e3 * times[quarter],
+            "ours_high_ms": 1e3 * times[-1 - quarter],
             "other_ms": 1e3 * statistics.median(self.other),
             "ratio": statistics.median(ratios),
             "ratio_low": ratios[quarter],
@@ -33,35 +42,69 @@ class Pair:
         }
 
 
-def paired(ours: Callable, other: Callable, device: str = "cpu", seconds: float = 2.0) -> Pair:
-    """At least 7 rounds of one call each, more while `seconds` allow."""
-    time_one = _time_on_gpu if device == "cuda" else _time_on_cpu
-    for function in (ours, other):
-        time_one(function)
+def paired(ours: Callable, other: Callable, seconds: float = SECONDS, rounds: int = 7) -> Pair:
+    """At least so many rounds of one call each (one in a rehearsal), more while `seconds` allow.
+
+    Where less than 7 will do, calls are long, and both have been made already: then there is none to warm up by.
+    """
+    least = 1 if REHEARSAL else rounds
+    if least >= 7:
+        for function in (ours, other):
+            time_one(function)
     pair, start = Pair([], []), time.perf_counter()
-    while len(pair.ours) < 7 or (time.perf_counter() - start < seconds and len(pair.ours) < 200):
+    while len(pair.ours) < least or (time.perf_counter() - start < seconds and len(pair.ours) < MOST):
         pair.ours.append(time_one(ours))
         pair.other.append(time_one(other))
     return pair
 
 
 def result_row(
-    operation: str, case: str, backend: str, other: str, pair: Pair, bytes_moved: int, device: str, **more: float
+    operation: str,
+    case: str,
+    backend: str,
+    other: str,
+    pair: Pair,
+    moved: int,
+    operations: int = 0,
+    dtype: torch.dtype = DTYPE,
+    **more: float | str,
 ) -> dict:
-    """A row of a results file: what was measured beside what, and the bytes that had to move over a copy's."""
+    """A row of a results file: what was measured beside what.
+
+    Args:
+        moved: bytes that have to move, which stand over a copy's.
+        operations: additions and multiplications that have to be done, over those of a product of matrices; 0 where
+            nobody counts them.
+    """
     row = {"operation": operation, "case": case, "other": other, "backend": backend, **pair.row(), **more}
-    row["gb_per_s"] = bytes_moved / 1e6 / row["ours_ms"]
-    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth(device)
+    row["bytes"] = moved
+    row["gb_per_s"] = moved / 1e6 / row["ours_ms"]
+    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth()
+    if operations:
+        row["operations"] = operations
+        row["gflop_per_s"] = operations / 1e6 / row["ours_ms"]
+        row["percent_of_matrix"] = 100e9 * row["gflop_per_s"] / matrix_rate(dtype, torch.get_num_threads())
     return row
 
 
-def copy_bandwidth(device: str = "cpu") -> float:
-    """Bytes a second that a plain copy of 256 MB reads and writes here, now: what memory-bound work is measured by."""
-    source = torch.ones(64 * 2**20, device=device)
+def copy_bandwidth() -> float:
+    """Bytes a second that a plain copy reads and writes here, now: what memory-bound work is measured by."""
+    source = torch.ones(COPIED // 4, device=DEVICE)
     target = torch.empty_like(source)
-    time_one = _time_on_gpu if device == "cuda" else _time_on_cpu
     times = [time_one(lambda: target.copy_(source)) for _ in range(9)]
-    return 2 * source.numel() * source.element_size() / statistics.median(times[2:])
+    return 2 * source.nbytes / statistics.median(times[2:])
+
+
+@functools.cache
+def matrix_rate(dtype: torch.dtype, threads: int) -> float:
+    """Operations a second of a product of square matrices here, in a run of its own for each number of threads."""
+    a, b = torch.randn(2, MATRIX, MATRIX, device=DEVICE).to(dtype)
+    times = [time_one(lambda: a @ b) for _ in range(7)]
+    return 2 * MATRIX**3 / statistics.median(times[2:])
+
+
+def time_one(function: Callable) -> float:
+    return _time_on_gpu(function) if DEVICE == "cuda" else _time_on_cpu(function)
 
 
 def _time_on_cpu(function: Callable) -> float:

@@ -6,43 +6,47 @@
 Bytes that have to move: the logits are read, the labels read (int64) or written (uint8), the probabilities read and
 written; the loss writes one float for each pixel, and its backward reads logits, labels and those floats and writes
 the gradient. PyTorch moves the upsampled logits, K floats for each pixel, several times on top.
+Operations, for each pixel and class, an exponential counted as one: 2 of the interpolation, and then 3 of the loss, 1
+of the argmax, 4 of the softmax; the loss's backward has its 5 again, and 4 more to give the result to source pixels.
 Memory is what a call needs at its peak beyond its arguments, results included.
 """
 
-import argparse
 from collections.abc import Callable
 
 import pytest
 import stock
 import torch
 from accuracy import assert_accurate
-from cases import channels_last, nchw
 from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
 
 import apc_kernels
-from benchmarks.memory import peak, peak_here
+from benchmarks import setting
+from benchmarks.memory import peak_here, peaks
+from benchmarks.scaling import BATCHES, THREADS, Point, points, scaled
+from benchmarks.setting import DEVICE, DTYPE, LAYOUTS, USUAL, here, name_of
 from benchmarks.timing import paired, result_row
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("triton",) if DEVICE == "cuda" else ("cpp",)
-DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-MEASURED = [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES] if DEVICE == "cuda" else LARGE_UPSAMPLES
+BACKENDS = here(("cpp",), ("triton",), ("triton",))
+MEASURED = here(
+    LARGE_UPSAMPLES,
+    [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES],
+    [UpsampleCase(1, 5, (4, 5), (9, 12))],
+)
 CASES = {str(case): case for case in MEASURED}
-COMPILED = (False, True) if DEVICE == "cuda" else (False,)  # PyTorch's side, in torch.compile as well
-LAYOUTS = {layout.__name__: layout for layout in (nchw, channels_last)}
 OTHERS = {
     "upsample_cross_entropy": "F.interpolate, F.cross_entropy",
     "upsample_argmax": "F.interpolate, argmax",
     "upsample_confusion": "F.interpolate, argmax, bincount",
     "upsample_softmax": "F.interpolate, softmax, add_",
 }
-TASKS = (
-    "upsample_cross_entropy, forward",
-    "upsample_cross_entropy, forward+backward",
-    "upsample_argmax",
-    "upsample_confusion",
-    "upsample_softmax",
-)
+LOSS, LOSS_AND_GRADIENT = "upsample_cross_entropy, forward", "upsample_cross_entropy, forward+backward"
+OPERATIONS = {LOSS: 5, LOSS_AND_GRADIENT: 14, "upsample_argmax": 3, "upsample_confusion": 3, "upsample_softmax": 6}
+TASKS = tuple(OPERATIONS)
+CLASSES, SIDES = here((19, 60, 150), (19, 60, 150), ()), here((32, 64, 96), (32, 64, 128), ())
+SCALING = [
+    *points(MEASURED[0], batch=BATCHES[:3], classes=CLASSES, threads=THREADS),
+    *(Point("size", n, UpsampleCase(MEASURED[0].batch, 150, (n, n), (8 * n, 8 * n))) for n in SIDES),
+]
 
 
 def bytes_moved(case: UpsampleCase, task: str) -> int:
@@ -61,20 +65,19 @@ def step(module, task: str, tensors: dict, backend: str = "auto", compiled: bool
     """A call of a task by the functions of a module: ours, or the stock ones."""
     operation, _, direction = task.partition(", ")
     function, logits, target = getattr(module, operation), tensors["logits"], tensors["target"]
-    function = torch.compile(function) if compiled else function
+    function = setting.compile_hard(function) if compiled else function
 
     def run():
-        with apc_kernels.backend(backend):
-            if operation == "upsample_cross_entropy":
-                loss = function(logits, target)
-                return loss if direction == "forward" else torch.autograd.grad(loss, logits)[0]
-            if operation == "upsample_confusion":
-                return function(logits, target)
-            if operation == "upsample_argmax":
-                return function(logits, target.shape[1:])
-            return function(logits, target.shape[1:], out=tensors["out"])
+        if operation == "upsample_cross_entropy":
+            loss = function(logits, target)
+            return loss if direction == "forward" else torch.autograd.grad(loss, logits)[0]
+        if operation == "upsample_confusion":
+            return function(logits, target)
+        if operation == "upsample_argmax":
+            return function(logits, target.shape[1:])
+        return function(logits, target.shape[1:], out=tensors["out"])
 
-    return run
+    return setting.on(backend, run)
 
 
 def arguments(case: UpsampleCase, layout, task: str) -> dict:
@@ -113,57 +116,62 @@ def _check(case: UpsampleCase, task: str, tensors: dict, ours, other) -> None:
 
 
 def measure(
-    case: UpsampleCase, layout, task: str, backend: str, compiled: bool = False, seconds: float = 2.0
+    case: UpsampleCase, layout, task: str, backend: str, compiled: bool = False, **more: float
 ) -> tuple[dict, Callable]:
     """The row of a results file, and our call."""
     ours, other = functions(case, layout, task, backend, compiled)
     operation, _, direction = task.partition(", ")
-    name = ", ".join(filter(None, (direction, str(case), layout.__name__, str(DTYPE)[len("torch.") :])))
-    memory = {
-        f"{prefix}memory_mib": peak("benchmarks.upsample", str(case), layout.__name__, task, which) / 2**20
-        for prefix, which in (("", backend), ("other_", "stock"))
-    }
-    pair, moved = paired(ours, other, DEVICE, seconds), bytes_moved(case, task)
+    name = ", ".join(filter(None, (direction, str(case), layout.__name__, name_of(DTYPE))))
+    counts = bytes_moved(case, task), OPERATIONS[task] * case.batch * case.classes * case.size[0] * case.size[1]
     beside = OTHERS[operation] + (" in torch.compile" if compiled else "")
-    return result_row(operation, name, backend, beside, pair, moved, DEVICE, **memory), ours
+    return result_row(operation, name, backend, beside, paired(ours, other), *counts, **more), ours
 
 
-@pytest.mark.parametrize("compiled", COMPILED, ids=("eager", "compile")[: len(COMPILED)])
+def memory(case: UpsampleCase, layout, task: str, backend: str, compiled: bool = False) -> dict[str, float]:
+    other = "stock, compiled" if compiled else "stock"
+    return peaks("benchmarks.upsample", str(case), layout.__name__, task, ours=backend, other=other)
+
+
+def _parameters():
+    """Of the first case everything is telling, of the others what targets name."""
+    for case in MEASURED:
+        for task in TASKS:
+            telling = case is MEASURED[0] or (not setting.ON_GPU and task in (LOSS_AND_GRADIENT, "upsample_argmax"))
+            yield pytest.param(case, task, marks=() if telling else setting.long, id=f"{case}-{task}")
+
+
+@setting.compiled
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("case", MEASURED, ids=str)
+@setting.usual_layout_first
+@pytest.mark.parametrize(("case", "task"), list(_parameters()))
 def bench_upsample(benchmark, case, layout, task, backend, compiled):
-    row, ours = measure(case, layout, task, backend, compiled)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(ours, rounds=5)
+    setting.need(backend, task.partition(",")[0])
+    given = case, layout, task, backend, compiled
+    setting.record(benchmark, *measure(*given, **memory(*given)))
 
 
-def _peak(name: str, layout: str, task: str, which: str) -> int:
-    """Of a call on a backend, or of PyTorch's composition where `which` is "stock"."""
-    module, backend = (stock, "auto") if which == "stock" else (apc_kernels, which)
+@scaled(SCALING)
+def bench_scaling(benchmark, point):
+    with point.threads():
+        row, ours = measure(point.case, USUAL, LOSS_AND_GRADIENT, BACKENDS[0])
+        setting.record(benchmark, point.row(row), ours)
+
+
+def peak_of(name: str, layout: str, task: str, which: str) -> int:
+    """Of a call on a backend, or of PyTorch's composition where `which` says stock."""
+    module, backend = (stock, "auto") if which.startswith("stock") else (apc_kernels, which)
+    compiled = which.endswith("compiled")
     small = UpsampleCase(1, 3, (4, 4), (8, 8))
-    step(module, task, arguments(small, LAYOUTS[layout], task), backend)()  # libraries and threads are there
-    return peak_here(step(module, task, arguments(CASES[name], LAYOUTS[layout], task), backend), DEVICE)
+    step(module, task, arguments(small, LAYOUTS[layout], task), backend, compiled)()  # libraries and threads are there
+    call = step(module, task, arguments(CASES[name], LAYOUTS[layout], task), backend, compiled)
+    if compiled:
+        call()
+    return peak_here(call)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--peak", nargs=4, metavar=("CASE", "LAYOUT", "TASK", "WHICH"), help="prints bytes, no more")
-    peak_of = parser.parse_args().peak
-    if peak_of:
-        print(_peak(*peak_of))
-        return
-    place = apc_kernels.dispatch.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"upsample_*, {str(DTYPE).removeprefix('torch.')}, {place}; beside F.interpolate and what follows it\n")
-    print(f"{'':<80}{'ours ms':>9}{'PyTorch ms':>12}{'times':>7}{'ours MiB':>10}{'PyTorch MiB':>13}")
-    for task in TASKS:
-        row, _ = measure(MEASURED[0], nchw, task, BACKENDS[0], seconds=1.0)
-        print(
-            f"{row['operation'] + ', ' + row['case']:<80}{row['ours_ms']:>9.2f}{row['other_ms']:>12.2f}"
-            f"{row['ratio']:>7.1f}{row['memory_mib']:>10.1f}{row['other_memory_mib']:>13.1f}",
-            flush=True,
-        )
+    tasks = [(MEASURED[0], USUAL, task, BACKENDS[0]) for task in TASKS]
+    setting.print_rows("upsample_*", (measure(*each, **memory(*each))[0] for each in tasks))
 
 
 if __name__ == "__main__":

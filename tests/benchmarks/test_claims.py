@@ -1,0 +1,89 @@
+"""What the README claims of memory and speed, as far as it is stable from machine to machine: with generous slack.
+
+Figures are those of benchmarks/results; here stands what has to hold anywhere that the CPU library runs, on one thread.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import MapCase, nchw
+from head_cases import CodeCase
+from upsample_cases import UpsampleCase
+
+from apc_kernels import dispatch
+from benchmarks import encode, pyramid_pool, upsample
+from benchmarks.setting import DTYPE
+from benchmarks.timing import paired
+
+ROOT = Path(__file__).resolve().parents[2]
+BOTH = "forward+backward"
+MIB = 2**20
+PEAKS = {  # MiB beyond the arguments, results included; (2, 150, 64, 64) to 512×512 takes PyTorch 900, 304, 304 and 600
+    upsample.LOSS_AND_GRADIENT: 0.05 * 900,
+    "upsample_argmax": 10,
+    "upsample_confusion": 10,
+    "upsample_softmax": 10,
+    "encode": 0.1 * 1280,
+}
+MEASURED = f"""
+import json, sys
+import torch
+from benchmarks import encode, upsample
+torch.set_num_threads(1)
+case = str(upsample.CASES["2x150x64x64-512x512"])
+tasks = [upsample.LOSS_AND_GRADIENT, "upsample_argmax", "upsample_confusion", "upsample_softmax"]
+peaks = {{task: upsample.peak_of(case, "nchw", task, "cpp") for task in tasks}}
+print(json.dumps(peaks | {{"encode": encode.peak_of("nchw", "{BOTH}", "ours")}}))
+"""
+
+needs_library = pytest.mark.skipif(
+    dispatch.why_not("cpp", "pyramid_pool", "cpu", DTYPE) is not None, reason="needs the CPU library"
+)
+
+
+def clears_peaks() -> bool:
+    """Whether this system lets a process begin anew with the peak of its memory."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def peaks():
+    if not clears_peaks():
+        pytest.skip("needs a Linux that lets a process reset the peak of its memory")
+    keep_nothing = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURED]
+    run = subprocess.run(command, cwd=ROOT, env=os.environ | keep_nothing, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@needs_library
+@pytest.mark.parametrize("what", PEAKS)
+def test_peak_of_memory(peaks, what):
+    assert 0 <= peaks[what] / MIB <= PEAKS[what]
+
+
+SMALL = UpsampleCase(1, 150, (32, 32), (256, 256))
+FASTER = {  # a benchmark's two calls, and how many times as fast ours has to be at least
+    "loss and gradient": (lambda: upsample.functions(SMALL, nchw, upsample.LOSS_AND_GRADIENT, "cpp"), 2.5),
+    "argmax": (lambda: upsample.functions(SMALL, nchw, "upsample_argmax", "cpp"), 5),
+    "encode": (lambda: encode.functions(CodeCase(1, 256, (48, 48), 32), nchw, BOTH), 5),
+    "pyramid_pool": (lambda: pyramid_pool.functions(MapCase((1, 512, 64, 64)), nchw, BOTH, "cpp"), 2),
+}
+
+
+@needs_library
+@pytest.mark.parametrize("what", FASTER)
+def test_faster(threads, what):
+    threads(1)
+    functions, least = FASTER[what]
+    ours, other, *_ = functions()
+    assert paired(ours, other, seconds=0, rounds=3).row()["ratio"] >= least

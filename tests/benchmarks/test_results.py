@@ -1,0 +1,280 @@
+"""Files of results: written row by row and resumed, compared, and made into reports, whatever columns a row lacks."""
+
+import copy
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import compare, conftest, plots, report, rows, targets
+
+ROOT = Path(__file__).resolve().parents[2]
+POOL = {
+    "operation": "pyramid_pool",
+    "case": "forward, 2x2048x64x64, nchw, float32",
+    "other": "F.adaptive_avg_pool2d for each scale",
+    "backend": "cpp",
+    "ours_ms": 2.5,
+    "other_ms": 20.0,
+    "ratio": 8.0,
+    "ratio_low": 7.5,
+    "ratio_high": 8.5,
+    "bytes": 67_000_000,
+    "gb_per_s": 26.8,
+    "percent_of_copy": 90.0,
+    "operations": 16_800_000,
+    "gflop_per_s": 6.7,
+    "percent_of_matrix": 5.0,
+}
+LOSS = POOL | {
+    "operation": "upsample_cross_entropy",
+    "case": "forward+backward, 2x150x64x64-512x512, nchw, float32",
+    "other": "F.interpolate, F.cross_entropy",
+    "ratio": 9.0,
+    "ratio_low": 8.9,
+    "ratio_high": 9.1,
+    "memory_mib": 9.0,
+    "other_memory_mib": 900.0,
+}
+BARE = {"operation": "something", "case": "else", "ours_ms": 3.0}
+SCALED = [
+    POOL | {"case": f"scaling by batch, {POOL['case']} {n}", "ours_ms": n * 2.0, "scaling": "batch", "value": n}
+    for n in (1, 2, 4)
+]
+MACHINE = {"name": "Some CPU, 2 cores", "torch": "2.13.0", "threads": 2}
+
+
+def measured(*given: dict) -> dict:
+    return {"machine": dict(MACHINE), "rows": [copy.deepcopy(row) for row in given]}
+
+
+# Files
+
+
+def test_a_run_is_resumed(tmp_path):
+    file = tmp_path / "new" / "rows.json"
+    assert rows.begin(file, resume=True) == set()
+    rows.add(file, "a", POOL)
+    rows.add(file, "b", BARE)
+    assert rows.begin(file, resume=True) == {"a", "b"}
+    assert rows.finished(file)["rows"] == [POOL, BARE], "what the run needed is not kept"
+    assert rows.begin(file, resume=False) == set() and rows.read(file)["rows"] == []
+
+
+def test_rows_of_two_machines_do_not_meet(tmp_path):
+    file = tmp_path / "rows.json"
+    rows.write(file, measured())
+    with pytest.raises(ValueError, match=r"rows.json: its rows are from .*Some CPU.*: give another file"):
+        rows.begin(file, resume=True)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}', '{"machine": {}, "rows": 3}'])
+def test_what_is_no_file_of_results(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(ValueError, match=r"rows.json: not a file of results"):
+        rows.read(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("case", "about"),
+    [
+        ("forward, 2x8x4x4, nchw, float32", "forward"),
+        ("2x150x64x64-512x512, nchw, float32", ""),
+        ("apc head, evaluation, 1x2048x64x64, 19 classes, float32", "apc head, evaluation"),
+        ("apcnet, training step, 2x3x64x64, 19 classes, float32", "apcnet, training step"),
+        ("forward, EncNet's and PSPNet's bottleneck, 2x2048x64x64 to 512, float32", "forward"),
+    ],
+)
+def test_what_a_row_is_about(case, about):
+    assert rows.group({"operation": "some", "case": case}) == ("some", about)
+
+
+# Running
+
+
+def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/encode.py"]
+    command += ["-o", "python_files=benchmarks/*.py", "-o", "python_functions=bench_*", "--benchmark-quiet", *arguments]
+    environment = os.environ | {"APC_REHEARSAL": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_rows_are_written_and_what_takes_long_is_asked_for(tmp_path):
+    file = tmp_path / "rows.json"
+    first = run_benchmarks(f"--rows={file}", "-k", "eager or scaling")
+    assert first.returncode == 0, first.stdout
+    assert [row["case"] for row in rows.read(file)["rows"]] == [
+        "forward, 2x8x6x6-3, channels_last, float16",
+        "forward+backward, 2x8x6x6-3, channels_last, float16",
+    ]
+    rest = run_benchmarks(f"--rows={file}", "--resume", "--all", "-k", "eager or scaling")
+    assert rest.returncode == 0 and "1 passed" in rest.stdout
+    last = rows.read(file)["rows"][-1]
+    assert last["case"].startswith("scaling by batch, forward+backward, ") and last["value"] == 2
+
+
+def test_no_row_begins_when_the_time_is_over():
+    def setup(until):
+        conftest.pytest_runtest_setup(SimpleNamespace(config=SimpleNamespace(getoption={"until": until}.get)))
+
+    setup(None)
+    setup(time.time() + 60)
+    with pytest.raises(pytest.skip.Exception, match="needs more time"):
+        setup(time.time() - 60)
+
+
+# Comparing
+
+
+def compared(a: dict, b: dict, margin=compare.MARGIN):
+    lines, worse = compare.compare(measured(a), measured(b), margin)
+    return lines[0].split()[0], worse
+
+
+def test_alike_within_the_spread():
+    within = {"ratio": 7.4, "ratio_low": 7.2, "ratio_high": 7.6}
+    assert compared(POOL, POOL | within) == ("1", False)
+
+
+def test_slower_beyond_the_spread():
+    beyond = {"ratio": 6.9, "ratio_low": 6.8, "ratio_high": 7.0}
+    assert compared(POOL, POOL | beyond) == ("slower", True)
+    assert compared(POOL | beyond, POOL) == ("faster", False)
+    assert compared(POOL, POOL | beyond, margin=0.2) == ("1", False)
+
+
+def test_machines_that_are_slower_altogether_are_not_regressions():
+    assert compared(POOL, POOL | {"ours_ms": 25.0, "other_ms": 200.0}) == ("1", False)
+
+
+def test_times_where_there_is_nothing_beside_them():
+    assert compared(BARE, BARE | {"ours_ms": 3.1}) == ("1", False)
+    assert compared(BARE, BARE | {"ours_ms": 4.0}) == ("slower", True)
+    spread = {"ours_low_ms": 2.0, "ours_high_ms": 5.0}
+    assert compared(BARE | spread, BARE | {"ours_ms": 4.0} | spread) == ("1", False)
+
+
+def test_more_memory():
+    assert compared(LOSS, LOSS | {"memory_mib": 9.9}) == ("1", False)
+    assert compared(LOSS, LOSS | {"memory_mib": 12.0}) == ("more", True)
+    assert compared(LOSS | {"memory_mib": 12.0}, LOSS) == ("less", False)
+
+
+def test_missing_and_new_rows_are_listed():
+    lines, worse = compare.compare(measured(POOL, BARE), measured(POOL, LOSS))
+    assert not worse
+    assert lines[:2] == [
+        "missing     something, else []",
+        "new         upsample_cross_entropy, forward+backward, 2x150x64x64-512x512, nchw, float32 [cpp] "
+        "beside F.interpolate, F.cross_entropy",
+    ]
+    with pytest.raises(ValueError, match="no row in common"):
+        compare.compare(measured(POOL), measured(LOSS))
+
+
+def test_compare_as_a_command(tmp_path, monkeypatch, capsys):
+    for name, row in (("a", POOL), ("b", POOL | {"ratio": 4.0, "ratio_low": 3.9, "ratio_high": 4.1})):
+        rows.write(tmp_path / f"{name}.json", measured(row))
+
+    def run(*names):
+        monkeypatch.setattr(sys, "argv", ["compare", *(str(tmp_path / f"{name}.json") for name in names)])
+        with pytest.raises(SystemExit) as ended:
+            compare.main()
+        return int(ended.value.code), "".join(capsys.readouterr())
+
+    assert run("a", "a")[0] == 0
+    code, text = run("a", "b")
+    assert code == 1 and "8.00 (7.50 to 8.50) -> 4.00 (3.90 to 4.10)" in text
+    code, text = run("a", "c")
+    assert code == 2 and "there is no such file" in text
+
+
+# Targets
+
+
+def test_targets_are_judged():
+    judged = {str(target): target.judged([POOL, LOSS]) for target in targets.CPU}
+    assert judged["pyramid_pool, forward, 2x2048x64x64, nchw, at least 5 times as fast"] == "met"
+    loss = "upsample_cross_entropy, forward+backward, 2x150x64x64-512x512, nchw"
+    assert judged[f"{loss}, at least 10 times as fast"] == "**missed**"
+    assert judged[f"{loss}, at most 0.05 of the other's memory"] == "met"
+    assert set(judged.values()) == {"met", "**missed**", "not measured"}
+
+
+def test_of_several_backends_the_best_counts():
+    target = next(t for t in targets.GPU if t.operation == "upsample_argmax")
+    row = {"operation": target.operation, "case": f"{target.case}, bfloat16", "other": target.other, "ours_ms": 1.0}
+    assert target.judged([row | {"ratio": 4.0}]) == "**missed**"
+    assert target.judged([row | {"ratio": 4.0}, row | {"ratio": 6.0, "backend": "triton"}]) == "met"
+    assert target.judged([row | {"ratio": 9.0, "other": "F.interpolate, argmax in torch.compile"}]) == "not measured"
+
+
+def test_a_gpu_has_targets_of_its_own():
+    assert targets.of({"name": "NVIDIA H200 (sm_90)"}) is targets.GPU and targets.of(MACHINE) is targets.CPU
+
+
+# Reports
+
+
+@pytest.fixture
+def reported(tmp_path, monkeypatch):
+    """A function: the README's section and the report that rows make."""
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+
+    def make(*given: dict) -> tuple[str, str]:
+        file = tmp_path / "results" / "some-cpu.json"
+        file.write_text(json.dumps(measured(*given)))
+        return report.section(), report.report(file)
+
+    return make
+
+
+def test_report(reported):
+    section, text = reported(POOL, POOL | {"case": "forward, 9x9, nchw, float32", "ratio": 3.0}, LOSS, BARE, *SCALED)
+    assert (
+        "| `pyramid_pool`, forward | 2x2048x64x64, nchw, float32 | 2.5 ms | "
+        "F.adaptive_avg_pool2d for each scale **8.0** | 3.0–8.0 |  |" in section
+    )
+    assert "| 9 of 900 MiB (1 %) |" in section and "| `something` | else | 3 ms |  |  |  |" in section
+    assert "scaling by" not in section and "1 missed" in section
+    assert "Missed: upsample_cross_entropy, forward+backward, 2x150x64x64-512x512, nchw, at least 10 times" in section
+    assert text.startswith("# Some CPU, 2 cores, torch 2.13.0, 2 threads\n")
+    assert "at least 10 times as fast | 9 | **missed** |" in text and text.count("scaling by batch") == 3
+    for table in re.findall(r"(?:^\|.*\n)+", f"{section}\n{text}", re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_rows_without_columns_do_not_break_a_report(reported, tmp_path):
+    given = [POOL, LOSS, SCALED[0]]
+    for lacking in set().union(*given) - {"operation", "case", "ours_ms"}:
+        without = [{name: value for name, value in row.items() if name != lacking} for row in given]
+        reported(*without)
+        if plots.AVAILABLE and lacking in ("ratio", "bytes", "value", "memory_mib"):
+            plots.draw(measured(*without), tmp_path / "plots")
+    assert reported()[1].count("not measured") == len(targets.CPU)
+
+
+def test_committed_reports_are_made_from_their_results():
+    made = sorted(report.RESULTS.glob("*.md"))
+    for file in made:
+        assert file.read_text() == report.report(file.with_suffix(".json")), "run python -m benchmarks.report"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
+def test_plots(tmp_path):
+    written = plots.draw(measured(POOL, LOSS, BARE, *SCALED), tmp_path / "some")
+    assert [path.name for path in written] == [f"{name}.png" for name in report.CAPTIONS]
+    before = [path.read_bytes() for path in written]
+    assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in before)
+    plots.draw(measured(POOL, LOSS, BARE, *SCALED), tmp_path / "some")
+    assert [path.read_bytes() for path in written] == before, "the same rows make the same bytes"
+    assert plots.draw(measured(BARE), tmp_path / "some") == [] and not list((tmp_path / "some").iterdir())

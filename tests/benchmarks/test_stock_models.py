@@ -1,0 +1,102 @@
+"""The models in stock PyTorch modules, which whole models are timed beside, compute what ours do."""
+
+import mmseg_peer as peer
+import pytest
+import stock
+import stock_models
+import torch
+from torch import nn
+
+import apc_kernels
+from apcnet.interop.mmseg import load_head, load_model
+
+SMALL = {"depth": 18, "width": 8, "channels": 16}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)
+
+
+def drawn(model):
+    """A model with weights that all matter, images, labels."""
+    torch.manual_seed(0)
+    config = stock_models.config(model, 7, **SMALL)
+    modules = stock_models.EncoderDecoder(config)
+    for norm in modules.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.running_mean, -0.2, 0.2)
+    target = torch.randint(0, 7, (2, 64, 88))
+    target[:, :7] = 255
+    return config, modules, torch.randn(2, 3, 64, 88), target
+
+
+@pytest.mark.parametrize("model", stock_models.MODELS)
+def test_ours(model):
+    config, modules, images, target = drawn(model)
+    ours = load_model(config, modules.state_dict())
+    with torch.no_grad():
+        expected = modules.eval()(images)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        torch.testing.assert_close(ours.eval()(images), expected, rtol=1e-4, atol=1e-5)
+    losses, expected = ours.train()(images, target), modules.train()(images, target)
+    assert list(losses) == list(expected)
+    norms = []
+    for network, found in ((ours, losses), (modules, expected)):
+        sum(found.values()).backward()
+        norms.append(nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*norms, rtol=1e-2, atol=0)
+
+
+@pytest.mark.skipif(not peer.AVAILABLE, reason="needs mmsegmentation")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", stock_models.MODELS)
+def test_mmsegmentation(model):
+    """To the bit: the same calls of PyTorch in the same order."""
+    config, modules, images, target = drawn(model)
+    peer.imported()
+    from mmengine.config import ConfigDict
+    from mmseg.registry import MODELS
+
+    theirs = MODELS.build(config | {"train_cfg": {}, "test_cfg": ConfigDict(mode="whole")})
+    theirs.load_state_dict(modules.state_dict())
+    with torch.no_grad():
+        logits = modules.eval()(images)
+        logits = stock.upsampled(logits[0] if isinstance(logits, tuple) else logits, images.shape[2:])
+        found = theirs.eval().predict(images, peer.samples(target))
+        assert torch.equal(torch.stack([sample.seg_logits.data for sample in found]), logits)
+    losses, expected = modules.train()(images, target), theirs.train().loss(images, peer.samples(target))
+    assert losses == {name: value for name, value in expected.items() if "loss" in name}
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("apc", 0.6), ("psp", 0.8), ("enc", 0.35), ("fcn", 1)],
+)
+def test_heads_keep_less_for_backward(name, share):
+    """Channels in the proportion of the real heads: four times as many go in as are inside."""
+    config = peer.head_config(name, channels=256, width=64, classes=19, **{"num_codes": 32} if name == "enc" else {})
+    torch.manual_seed(0)
+    modules = stock_models.head(config)
+    ours = load_head(config, modules.state_dict())
+    features, target = torch.randn(2, 256, 40, 40), torch.randint(0, 19, (2, 320, 320))
+
+    def kept(head, loss):
+        own = {t.untyped_storage().data_ptr() for t in (*head.parameters(), *head.buffers(), features, target)}
+        storages = {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = head.train()([features.requires_grad_()])
+            value = loss(logits[0] if isinstance(logits, tuple) else logits, target)
+        assert value.requires_grad  # keeps the graph, and so the storages, until here
+        return sum(size for pointer, size in storages.items() if pointer not in own)
+
+    mine = kept(ours, lambda x, y: apc_kernels.upsample_cross_entropy(x, y, reduction="mean_all"))
+    assert mine < share * kept(modules, modules.loss)
