@@ -1,6 +1,6 @@
 """Builds, tests and measures on a machine with a GPU: python -m benchmarks.gpu FOLDER (make gpu OUT=FOLDER PART=…).
 
-    build+test   the libraries, compute-sanitizer on small maps where it runs, every test that needs a GPU
+    build+test   the libraries, every test that needs a GPU, compute-sanitizer on small maps where it runs
     ops          the operations beside PyTorch and torch.compile
     models       heads, whole models and training steps beside their stock PyTorch modules
 
@@ -33,7 +33,7 @@ from benchmarks import ROOT
 
 PARTS = ("build+test", "ops", "models")
 SECONDS = 520.0  # of a part
-SANITIZED = 90.0  # of each of the sanitizer's tools
+SANITIZERS = ("memcheck", "racecheck")
 LAST_ROW = 40.0  # for the row that has begun when the time is over, and the end of its process
 NEEDED = {"pytest_benchmark": "pytest-benchmark", "PIL": "pillow"}
 NEEDED |= {name: name for name in ("numpy", "pytest", "hypothesis", "safetensors")}
@@ -65,12 +65,12 @@ class Part:
         self.file, self.log = out / "summary.json", out / f"{name}.log"
         self.outcomes: dict[str, str] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def step(self, name: str, command: list[str], again: bool = False, limit: float = SECONDS) -> None:
+    def step(self, name: str, command: list[str], again: bool = False) -> None:
         """Runs a command, unless it has been through before."""
         name = f"{self.name}: {name}"
         if not again and self.outcomes.get(name, "").startswith(("passed", "not run")):
             return
-        outcome, text = run(command, min(limit, self.end - time.time()), self.rehearse)
+        outcome, text = run(command, self.end - time.time(), self.rehearse)
         with self.lock:
             with self.log.open("a") as log:
                 log.write(f"\n==== {name}: {outcome}\n{' '.join(command)}\n{text}\n")
@@ -87,14 +87,14 @@ class Part:
         self.step("info", [sys.executable, "-m", "apc_kernels.info"], again=True)
 
     def test(self) -> None:
-        """The sanitizer first, which takes a known time; then test files side by side."""
+        """Every kernel once, which finds what is broken altogether; then tests and sanitizers side by side."""
+        once = [sys.executable, "-m", "benchmarks.sanitized"]
+        self.step("every kernel once", once)
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-        self.step("every kernel once", [sys.executable, "-m", "benchmarks.sanitized"])
-        for tool in ("memcheck", "racecheck"):
-            watched = [sanitizer, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-m", "benchmarks.sanitized"]
-            self.step(tool, watched, limit=SANITIZED)
-        with ThreadPoolExecutor(2 if self.rehearse else min(6, max(1, (os.cpu_count() or 2) // 2))) as pool:
-            list(pool.map(lambda chosen: self.step(chosen[0], [*PYTEST, *chosen]), tests(self.rehearse)))
+        tools = [(tool, [sanitizer, f"--tool={tool}", "--error-exitcode=9", *once]) for tool in SANITIZERS]
+        chosen = [(each[0], [*PYTEST, *each]) for each in tests(self.rehearse)]
+        with ThreadPoolExecutor(2 if self.rehearse else max(2, min(8, (os.cpu_count() or 2) // 2))) as pool:
+            list(pool.map(lambda each: self.step(*each), [*tools, *chosen]))
 
     def measure(self, names: Sequence[str]) -> None:
         """One process for each file: what one does to the GPU the next is not to feel. What takes long comes last."""

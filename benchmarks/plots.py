@@ -112,7 +112,7 @@ def _roofline(rows: list[dict]):
     left, right = min(intensities) / 2, max(*intensities, product / copy) * 2
     axes.plot([left, product / copy, right], [copy * left, product, product], color="black", linewidth=0.9)
     notes = {"textcoords": "offset points", "fontsize": 8}
-    axes.annotate(f"a copy: {copy:.0f} GB/s", (left, copy * left), (4, 8), **notes)
+    axes.annotate(f"a copy: {copy:.0f} GB/s", (left, copy * left), (10, -2), **notes)
     axes.annotate(f"a product: {product:.0f} GFLOP/s", (right, product), (-4, 4), ha="right", **notes)
     for i, operation in enumerate(dict.fromkeys(row["operation"] for row in rows)):
         own = [(r["operations"] / r["bytes"], r["gflop_per_s"]) for r in rows if r["operation"] == operation]

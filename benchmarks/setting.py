@@ -26,6 +26,7 @@ LAYOUTS = {layout.__name__: layout for layout in ((channels_last,) if REHEARSAL 
 DIRECTIONS = ("forward", "forward+backward")
 COMPILED = (False, True) if ON_GPU else (False,)  # PyTorch's side, in torch.compile as well
 SECONDS = 0.0 if REHEARSAL else 0.5 if ON_GPU else 2.0  # that a pair is timed for, if it can be in so many
+MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahead anyway (timing.py)
 
 long = pytest.mark.slow  # left out where not asked for (see conftest.py)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -80,9 +81,6 @@ def name_of(dtype: torch.dtype) -> str:
 def compile_hard(function: Callable) -> Callable:
     """torch.compile as good as it gets, for operations: on a whole model the search would take minutes."""
     return torch.compile(function, backend="eager") if REHEARSAL else torch.compile(function, mode=MODE)
-
-
-MODE = "max-autotune-no-cudagraphs"  # launches are queued ahead anyway (timing.py)
 
 
 def place() -> str:

@@ -64,7 +64,7 @@ def test_what_came_of_a_step(tmp_path, command, outcome):
 def test_a_step_ends_in_time_with_all_that_it_started(tmp_path):
     child = f"import time; time.sleep(20); open({str(tmp_path / 'late')!r}, 'w')"
     command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    assert step(tmp_path, command, limit=6).startswith("stopped after 6 s")
+    assert step(tmp_path, command, seconds=6).startswith("stopped after 6 s")
     processes = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.is_file()]
     assert not any(str(tmp_path / "late").encode() in arguments for arguments in processes)
     assert step(tmp_path, command, seconds=3).startswith("not begun"), "no time is left"
