@@ -22,14 +22,14 @@ test: $(VENV)/installed
 	$(BIN)/pytest
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest benchmarks -o python_files='*.py' -o python_functions='bench_*' --benchmark-only \
-	  --benchmark-json=build/benchmark.json
-	$(BIN)/python -m benchmarks.report build/benchmark.json
+	$(BIN)/python -m pytest benchmarks -o python_files='benchmarks/*.py' -o python_functions='bench_*' \
+	  --benchmark-quiet --rows build/rows.json $(if $(ALL),--all) $(if $(RESUME),--resume)
+	$(BIN)/python -m benchmarks.report build/rows.json
 
 # On a machine with a GPU, in the interpreter it has: builds, tests and measures, installs nothing.
 gpu:
 	@test -n "$(OUT)" || { echo "make gpu OUT=folder: say where the results go"; exit 2; }
-	$(PYTHON) -m benchmarks.gpu "$(OUT)"
+	$(PYTHON) -m benchmarks.gpu "$(OUT)" $(if $(PART),--part "$(PART)") $(if $(REHEARSE),--rehearse)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

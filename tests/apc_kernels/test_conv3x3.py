@@ -212,3 +212,16 @@ def test_raw_operators_check_what_they_are_given():
     ):
         with pytest.raises(RuntimeError, match=message):
             call()
+
+
+def test_under_autocast_maps_may_come_in_any_precision():
+    """What comes out of a product beside what does not: both are cast to the precision of the products."""
+    maps = [torch.randn(1, 128, 32, 32), torch.randn(1, 16, 32, 32, dtype=torch.bfloat16)]
+    weight = torch.randn(128, 144, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = apc_kernels.conv3x3(maps, weight)
+        expected = F.conv2d(torch.cat([x.bfloat16() for x in maps], 1), weight, padding=1)
+    assert result.dtype == torch.bfloat16
+    assert (result - expected).abs().max() <= 0.02 * expected.abs().max()
+    with pytest.raises(ValueError, match=r"maps\[1\]: expected batch, size and dtype of maps\[0\]"):
+        apc_kernels.conv3x3(maps, weight)

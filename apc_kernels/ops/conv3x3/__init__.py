@@ -24,7 +24,8 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
     is PyTorch's convolution, map by map.
 
     Args:
-        maps: one (B, C, h, w) map or several, which may differ in C; float32, float64, bfloat16 or float16.
+        maps: one (B, C, h, w) map or several, which may differ in C, and under autocast in dtype; float32, float64,
+            bfloat16 or float16.
         weight: (O, Σ C, 3, 3), in the maps' dtype.
 
     Returns:
@@ -48,8 +49,11 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
         check_dtype(tensor, name)
         if tensor.device != maps[0].device:
             raise ValueError(f"{name}: expected a tensor on {maps[0].device}, got one on {tensor.device}")
+    device = maps[0].device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # every map, to one dtype
     for i, x in enumerate(maps):
-        if (x.shape[0], *x.shape[2:]) != (maps[0].shape[0], *maps[0].shape[2:]) or x.dtype != maps[0].dtype:
+        other_size = (x.shape[0], *x.shape[2:]) != (maps[0].shape[0], *maps[0].shape[2:])
+        if other_size or (x.dtype != maps[0].dtype and not casts):
             first, given = (f"{tuple(t.shape)} in {str(t.dtype)[6:]}" for t in (maps[0], x))
             raise ValueError(f"maps[{i}]: expected batch, size and dtype of maps[0], {first}, got {given}")
     inputs = sum(x.shape[1] for x in maps)
