@@ -29,6 +29,7 @@ BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}  # not yet measured on a GPU
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_DTYPES = (*GPU_DTYPES, torch.float64, torch.uint8)  # uint8: images, of `augment` alone
+WITHOUT_TRITON = ("augment", "conv3x3")
 DTYPES = {"reference": CPU_DTYPES, "cpp": CPU_DTYPES, "triton": GPU_DTYPES, "cuda": GPU_DTYPES}
 
 
@@ -97,6 +98,8 @@ def why_not(name: str, operation: str, device: str, dtype: torch.dtype) -> str |
     if name == "reference":
         return None
     if name == "triton":
+        if operation in WITHOUT_TRITON:
+            return f"triton has no {operation}"
         if not _has_triton():
             return "triton is not installed"
         if device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):

@@ -125,3 +125,9 @@ def test_an_old_driver_is_named(monkeypatch):
     assert "the NVIDIA driver is too old. It allows CUDA 12.4, this torch needs 13.0" in dispatch.gpu()
     monkeypatch.setattr(dispatch, "_driver_cuda_version", lambda: None)
     assert dispatch.gpu() == "none: no NVIDIA driver is installed"
+
+
+@pytest.mark.parametrize("operation", dispatch.WITHOUT_TRITON)
+def test_what_triton_does_not_have_it_does_not_serve(operation):
+    assert dispatch.why_not("triton", operation, "cuda", torch.float32) == f"triton has no {operation}"
+    assert dispatch.explain(operation, "cuda", torch.float32)[0] != "triton"
