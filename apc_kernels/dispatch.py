@@ -6,7 +6,8 @@
     triton      Triton kernels (on CPU tensors only in Triton's interpreter, TRITON_INTERPRET=1)
 
 `auto` takes the first of PREFERENCE that can serve the tensor at hand. `APC_KERNELS_BACKEND=name`, or
-`with apc_kernels.backend("name"):`, forces one; a forced backend that cannot serve a call raises and says why.
+`with apc_kernels.backend("name"):`, forces one; a forced backend that cannot serve a call raises and says why. What has
+kernels for CPUs alone (ON_CPUS) is not meant by forcing a GPU's backend: a loader's images are on the CPU.
 Nothing outside this file asks what hardware there is.
 """
 
@@ -29,7 +30,7 @@ BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}  # not yet measured on a GPU
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_DTYPES = (*GPU_DTYPES, torch.float64, torch.uint8)  # uint8: images, of `augment` alone
-WITHOUT_TRITON = ("augment", "conv3x3")
+ON_CPUS = ("augment", "conv3x3")
 DTYPES = {"reference": CPU_DTYPES, "cpp": CPU_DTYPES, "triton": GPU_DTYPES, "cuda": GPU_DTYPES}
 
 
@@ -68,7 +69,7 @@ def select(operation: str, x: torch.Tensor, limits: Mapping[str, str] = MappingP
     """The backend that serves `operation` on a tensor like x; `limits` says which cannot take this call, and why."""
     _, forced = _asked[-1]
     device, dtype = x.device.type, x.dtype
-    if forced != "auto":
+    if forced != "auto" and not (forced in ("triton", "cuda") and operation in ON_CPUS):
         if reason := limits.get(forced) or why_not(forced, operation, device, dtype):
             raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
         return forced
@@ -98,7 +99,7 @@ def why_not(name: str, operation: str, device: str, dtype: torch.dtype) -> str |
     if name == "reference":
         return None
     if name == "triton":
-        if operation in WITHOUT_TRITON:
+        if operation in ON_CPUS:
             return f"triton has no {operation}"
         if not _has_triton():
             return "triton is not installed"

@@ -127,7 +127,18 @@ def test_an_old_driver_is_named(monkeypatch):
     assert dispatch.gpu() == "none: no NVIDIA driver is installed"
 
 
-@pytest.mark.parametrize("operation", dispatch.WITHOUT_TRITON)
+@pytest.mark.parametrize("gpu", ["triton", "cuda"])
+def test_forcing_a_gpus_backend_does_not_mean_what_runs_on_cpus_alone(gpu, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    image = torch.randint(256, (3, 5, 7), dtype=torch.uint8)
+    with apc_kernels.backend(gpu):
+        seen = apc_kernels.augment(image, (4, 6))  # as a loader does, beside a model on a GPU
+        with pytest.raises(RuntimeError, match=f"'{gpu}' was asked for, but"):
+            dispatch.select("pyramid_pool", image.float())
+    assert torch.equal(seen, apc_kernels.augment(image, (4, 6)))
+
+
+@pytest.mark.parametrize("operation", dispatch.ON_CPUS)
 def test_what_triton_does_not_have_it_does_not_serve(operation):
     assert dispatch.why_not("triton", operation, "cuda", torch.float32) == f"triton has no {operation}"
     assert dispatch.explain(operation, "cuda", torch.float32)[0] != "triton"
