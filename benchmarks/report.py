@@ -86,8 +86,13 @@ def _targets_in_short(measured: dict) -> str:
 
 def readme(text: str) -> str:
     """The README with its results section made anew."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{section()}{END}{rest.split(END)[1]}"
+    return between(text, BEGIN, END, section())
+
+
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """A text with what stands between two marks made anew."""
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"
 
 
 # A machine's report
