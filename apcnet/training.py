@@ -30,9 +30,9 @@ from pathlib import Path
 import torch
 
 from apcnet import checkpoint, draw, runs
-from apcnet.config import Config, Model, differences
+from apcnet.config import Config, Data, Model, differences
 from apcnet.data import augment
-from apcnet.data.stream import Batch, keyed, training_stream
+from apcnet.data.stream import Batch, Transform, keyed, training_stream
 from apcnet.distributed import gathered, processes, rank, world
 from apcnet.evaluation import evaluate
 from apcnet.files import remove_leftovers
@@ -140,20 +140,9 @@ class Run:
         """Those of the steps that are left."""
         if self.step == self.config.steps:
             return
-        data, model = self.config.data, self.model
-        transform = functools.partial(
-            augment.train,
-            crop_size=data.crop,
-            scale=data.scale,
-            ratio_range=data.ratio,
-            cat_max_ratio=data.cat_max_ratio,
-            antialias=data.antialias,
-            mean=model.mean,
-            std=model.std,
-        )
         stream = training_stream(
             self.data,
-            transform,
+            augmentation(self.config.data, self.model),
             seed=self.config.seed,
             batch_size=self.config.batch_size,
             rank=rank(),
@@ -298,6 +287,20 @@ class Run:
             f"step {self.step}: losses or gradients are not finite ({error}). The state before it is in {self.out}/"
             f"{checkpoint.LAST}, its samples in {self.out}/failed.json. Try --new with a lower --lr or --clip"
         )
+
+
+def augmentation(data: Data, model: Segmentor) -> Transform:
+    """What a run makes of its samples: crops that the model takes."""
+    return functools.partial(
+        augment.train,
+        crop_size=data.crop,
+        scale=data.scale,
+        ratio_range=data.ratio,
+        cat_max_ratio=data.cat_max_ratio,
+        antialias=data.antialias,
+        mean=model.mean,
+        std=model.std,
+    )
 
 
 def check(config: Config, log_every: int = 1, workers: int = 0) -> None:

@@ -1,6 +1,6 @@
 """The paper's claims in miniature: every head, on generated scenes whose labels depend on their surroundings.
 
-python -m benchmarks.ablation --quick      2 seeds, 1,000 steps: a quarter of an hour on two cores
+python -m benchmarks.ablation --quick      2 seeds, 800 steps: a quarter of an hour on two cores
 python -m benchmarks.ablation --full       5 seeds, 2,500 steps: hours; stop it and start it again as you like
 python -m benchmarks.ablation --gpu        256×256 scenes, ResNet-50-D8 from scratch
 python -m benchmarks.ablation_report       what came of it, as tables and pictures
@@ -24,18 +24,16 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from apc_kernels.dispatch import SlowPathWarning
-from apcnet import logs, runs, training
+from apcnet import runs, training
 from apcnet.config import Config, Data, Model, Optimisation, differences
 from apcnet.data.synthetic import Synthetic
 from benchmarks import ROOT
@@ -111,7 +109,7 @@ class Recipe:
 
 
 RECIPES = {
-    "quick": Recipe("quick", steps=1000, seeds=2),
+    "quick": Recipe("quick", steps=800, seeds=2, batch_size=4),
     "full": Recipe("full", steps=2500, seeds=5),
     "gpu": Recipe(  # has been run on no GPU yet
         "gpu",
@@ -279,62 +277,27 @@ def result(run: Run, out: Path) -> dict:
     }
 
 
-def write_results(recipe: Recipe, out: Path, path: Path, costs: list[dict] | None = None) -> None:
-    """All that is finished, and what has been measured of a step; what is not measured anew stays as it was."""
+def earlier(recipe: Recipe, path: Path) -> dict:
+    """What a file of results has, which has to be of this machine and recipe; or the beginning of one."""
+    begun = {"machine": machine() | {"threads": 1}, "recipe": asdict(recipe)}
     kept = runs.read_json(path) if path.exists() else {}
-    done = [run for run in plan(recipe) if finished(out / run.path)]
-    content = {"machine": machine() | {"threads": 1}, "recipe": asdict(recipe)}
-    content["runs"] = [result(run, out) for run in done if run.backend == "auto"]
-    content["reference"] = result(REFERENCE, out) if REFERENCE in done else None
-    content["costs"] = costs or kept.get("costs")
+    for what, given in begun.items():
+        if kept.get(what, given) != given:
+            raise ValueError(f"out: {path} has results of another {what}, {kept[what]}, here it is {given}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    return kept or begun
+
+
+def write_results(recipe: Recipe, out: Path, path: Path, costs: list[dict] | None = None) -> None:
+    """All that is finished, and all that the file has already: folders of runs are cleared away, results stay."""
+    content = earlier(recipe, path)
+    found = {(row["head"], row["family"], row["seed"]): row for row in content.get("runs", ())}
+    found |= {run[:3]: result(run, out) for run in plan(recipe) if run.backend == "auto" and finished(out / run.path)}
+    content["runs"] = [found[run[:3]] for run in plan(recipe) if run.backend == "auto" and run[:3] in found]
+    done = finished(out / REFERENCE.path)
+    content["reference"] = result(REFERENCE, out) if done else content.get("reference")
+    content["costs"] = costs or content.get("costs")
     runs.write_json(path, content)
-
-
-class Display:
-    """A bar over all runs, or, where nobody is looking, a line for each that ends."""
-
-    def __init__(self, recipe: Recipe, chosen: Sequence[Run], out: Path, results: Path):
-        self.recipe, self.chosen, self.out, self.results = recipe, chosen, out, results
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = TextColumn("{task.fields[done]} of {task.total} runs"), BarColumn(), TimeRemainingColumn()
-        self.bar = Progress(
-            *columns,
-            TextColumn("{task.fields[now]}"),
-            console=self.console,
-            speed_estimate_period=1800,
-            disable=not self.console.is_terminal,
-        )
-        self.before, self.began = self.done(), time.monotonic()
-        self.task = self.bar.add_task("", total=len(chosen), completed=self.before, done=self.before, now="")
-
-    def done(self) -> int:
-        return sum(finished(self.out / run.path) for run in self.chosen)
-
-    def __call__(self, under_way: Sequence[Run], ended: Run | None) -> None:
-        if ended is not None:
-            self.end(ended)
-        if self.console.is_terminal:
-            parts = {run: self.part(run) for run in under_way}
-            now = "  ".join(f"{run} {part:.0%}" for run, part in parts.items())
-            done = self.done()
-            self.bar.update(self.task, completed=done + sum(parts.values()), done=done, now=now)
-
-    def part(self, run: Run) -> float:
-        records = logs.read(self.out / run.path)
-        return records[-1]["step"] / self.recipe.steps if records else 0.0
-
-    def end(self, run: Run) -> None:
-        if not finished(self.out / run.path):
-            self.console.print(f"FAILED: {run}")
-            return
-        write_results(self.recipe, self.out, self.results)
-        scores, done = result(run, self.out), self.done()
-        each = (time.monotonic() - self.began) / (done - self.before)
-        figures = f"mIoU {scores['miou']:.4f}, of context classes {scores['context_miou']:.4f}"
-        left = f", about {each * (len(self.chosen) - done) / 60:.0f} minutes left"
-        place = "" if self.console.is_terminal else f"{done} of {len(self.chosen)}  "
-        self.console.print(f"{place}{run}: {figures}{'' if self.console.is_terminal else left}")
 
 
 def main() -> int:
@@ -371,8 +334,11 @@ def main() -> int:
 
 def train_all(recipe: Recipe, chosen: Sequence[Run], out: Path, results: Path) -> int:
     """Trains what is left of the chosen runs; the exit status."""
+    from benchmarks.ablation_display import Display  # not above: it is built on what stands here
+
+    write_results(recipe, out, results)  # if it cannot be done, that is said now
     display = Display(recipe, chosen, out, results)
-    with display.bar:
+    with display.bar or nullcontext():
         failed = execute(recipe, chosen, out, GPU_RUNS if recipe.device == "cuda" else os.cpu_count() or 1, display)
     write_results(recipe, out, results)
     print(f"{display.done()} of {len(chosen)} runs are finished; {results}")
@@ -382,7 +348,7 @@ def train_all(recipe: Recipe, chosen: Sequence[Run], out: Path, results: Path) -
 
 
 def measure(recipe: Recipe, out: Path, results: Path) -> int:
-    from benchmarks import ablation_costs  # not above: it is built on what stands here
+    from benchmarks import ablation_costs  # not above, as before
 
     write_results(recipe, out, results, ablation_costs.measure(recipe))
     return 0

@@ -90,7 +90,10 @@ def readme(text: str) -> str:
 
 
 def between(text: str, begin: str, end: str, content: str) -> str:
-    """A text with what stands between two marks made anew."""
+    """The README's text with what stands between two marks made anew."""
+    for mark in (begin, end):
+        if text.count(mark) != 1:
+            raise ValueError(f"{README.name}: expected the mark {mark} once, it is there {text.count(mark)} times")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"
 

@@ -124,11 +124,19 @@ def test_a_failing_run_is_named_and_keeps_nobody_from_the_end(tmp_path, monkeypa
     assert max(most) <= 3
 
 
-def test_costs_stay_when_runs_are_added(tmp_path):
-    costs = [{"head": "FCN", "step_ms": 1.0}]
-    ablation.write_results(MICRO, tmp_path, tmp_path / "micro.json", costs)
-    ablation.write_results(MICRO, tmp_path, tmp_path / "micro.json")
-    assert runs.read_json(tmp_path / "micro.json")["costs"] == costs
+def test_results_stay_when_folders_are_cleared_away(tmp_path):
+    file, run = tmp_path / "micro.json", {"seed": 0, "miou": 0.5}
+    rows = [{"head": head, "family": "regional", **run} for head in HEADS]
+    ablation.write_results(MICRO, tmp_path, file, costs := [{"head": "FCN", "step_ms": 1.0}])
+    runs.write_json(file, runs.read_json(file) | {"runs": rows, "reference": run})
+    ablation.write_results(MICRO, tmp_path, file)
+    kept = runs.read_json(file)
+    assert (kept["costs"], kept["runs"], kept["reference"]) == (costs, rows, run)
+    with pytest.raises(ValueError, match=r"results of another recipe, .*'steps': 12.*, here it is .*'steps': 13"):
+        ablation.write_results(replace(MICRO, steps=13), tmp_path, file)
+    runs.write_json(file, kept | {"machine": {"name": "another"}})
+    with pytest.raises(ValueError, match=r"results of another machine, \{'name': 'another'\}"):
+        ablation.write_results(MICRO, tmp_path, file)
 
 
 def test_a_folder_belongs_to_one_recipe(tmp_path):
