@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +34,9 @@ CPU_LIBRARY, CUDA_LIBRARY = "_C.abi3.so", "_C_cuda.abi3.so"
 TARGET = "2.11"  # the oldest torch that the libraries run on
 TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the same, as the headers read it
 FLAGS = ["-O3", "-fPIC", "-std=c++20", "-fvisibility=hidden", TARGET_FLAG]
+ENTRY = re.compile(r"(\d+)\.(\d+[a-z]?)(\+PTX)?")
 INSTRUCTION_SETS = {"baseline": "x86-64", "x86_64_v3": "x86-64-v3", "x86_64_v4": "x86-64-v4"}
-ARCHITECTURES = "8.0;9.0;10.0+PTX"
+ARCHITECTURES, OLDER_ARCHITECTURES = "8.0;9.0;10.0+PTX", "8.0;9.0+PTX"  # the second where nvcc is older than 12.8
 
 
 class BuildError(RuntimeError):
@@ -132,18 +133,39 @@ def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, D
     return {"cpu": cpu, "cuda": cuda}
 
 
-def architectures(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """TORCH_CUDA_ARCH_LIST as nvcc's -gencode options."""
-    options = []
-    for entry in re.split(r"[;,\s]+", environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES):
-        match = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", entry)
-        if not match:
+def architectures(environ: Mapping[str, str] = os.environ, nvcc_cuda: str | None = None) -> list[str]:
+    """The entries of TORCH_CUDA_ARCH_LIST from 8.0 on: older tensor cores do not multiply as the kernels do."""
+    usual = OLDER_ARCHITECTURES if nvcc_cuda and _numbers(nvcc_cuda) < (12, 8) else ARCHITECTURES
+    given = environ.get("TORCH_CUDA_ARCH_LIST") or usual
+    entries = re.split(r"[;,\s]+", given)
+    for entry in entries:
+        if not ENTRY.fullmatch(entry):
             raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected entries like 9.0 or 10.0+PTX, got {entry!r}")
-        number = match[1] + match[2]
-        options.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if match[3]:
-            options.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    kept = [entry for entry in entries if int(ENTRY.fullmatch(entry)[1]) >= 8]
+    if not kept:
+        raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected an architecture from 8.0 on, got {given!r}")
+    return kept
+
+
+def code_options(entries: Sequence[str]) -> list[str]:
+    """Architectures as nvcc's -gencode options."""
+    options = []
+    for major, minor, ptx in (ENTRY.fullmatch(entry).groups() for entry in entries):
+        options.append(f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}")
+        if ptx:
+            options.append(f"-gencode=arch=compute_{major}{minor},code=compute_{major}{minor}")
     return options
+
+
+def has_code(entries: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether what was compiled for these runs on a GPU: code of its own generation, or PTX that is not newer."""
+    for major, minor, ptx in (ENTRY.fullmatch(entry).groups() for entry in entries):
+        compiled = int(major), int(minor.rstrip("abcdefghijklmnopqrstuvwxyz"))
+        if minor.isdigit() and compiled <= capability and (ptx or compiled[0] == capability[0]):
+            return True
+        if not minor.isdigit() and compiled == capability:  # 9.0a is for 9.0 alone
+            return True
+    return False
 
 
 def source_files() -> list[Path]:
@@ -165,7 +187,7 @@ def user_cache() -> Path:
 
 def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[str, str] = os.environ) -> str:
     """The build as ninja reads it. *_cpu.cpp is compiled once for each instruction set, everything else once."""
-    targets = architectures(environ) if decisions["cuda"].build else []
+    targets = code_options(architectures(environ, world.nvcc_cuda)) if decisions["cuda"].build else []
     include = f"-isystem {quote(Path(world.torch_path) / 'include')}"
     torch_libraries = f"-L{quote(Path(world.torch_path) / 'lib')}"
     lines = [
@@ -237,7 +259,7 @@ def _build(folder: Path, world: World, decisions: dict[str, Decision], environ: 
             (folder / library).unlink(missing_ok=True)
         record[device] = {"built": decision.build, "reason": decision.reason}
     if record["cuda"]["built"]:
-        record["cuda"]["architectures"] = environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+        record["cuda"]["architectures"] = ";".join(architectures(environ, world.nvcc_cuda))
     _write(folder / RECORD, record)
     return record
 
@@ -337,6 +359,10 @@ def _is_set(environ: Mapping[str, str], name: str) -> bool:
 
 def _at_least(version: str, minimum: str) -> bool:
     return [int(part) for part in re.findall(r"\d+", version)[:2]] >= [int(part) for part in minimum.split(".")]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _major(version: str | None) -> str:

@@ -112,6 +112,8 @@ def why_not(name: str, operation: str, device: str, dtype: torch.dtype) -> str |
     native = library.cpu() if name == "cpp" else library.cuda()
     if not native.loaded:
         return f"the {serves} library is missing: {native.reason}"
+    if name == "cuda" and (lacking := _without_code(native.record["cuda"]["architectures"])):
+        return lacking
     if not hasattr(getattr(torch.ops, f"apc_kernels_{name}"), operation):
         return f"{name} has no {operation}"
     return None
@@ -122,6 +124,21 @@ def kernels(name: str, folder: str) -> ModuleType:
     if name in ("cpp", "cuda"):
         return getattr(torch.ops, f"apc_kernels_{name}")
     return importlib.import_module(f"apc_kernels.ops.{folder}.{name}")
+
+
+def _without_code(architectures: str) -> str | None:
+    """Why the CUDA library does not run on the current GPU, if it does not."""
+    return _without_code_on(torch.cuda.current_device(), architectures) if torch.cuda.is_available() else None
+
+
+@functools.cache
+def _without_code_on(device: int, architectures: str) -> str | None:
+    from apc_kernels import build  # not above: `python -m apc_kernels.build` would find itself imported already
+
+    major, minor = torch.cuda.get_device_capability(device)
+    if build.has_code(architectures.split(";"), (major, minor)):
+        return None
+    return f"the cuda library has code for {architectures}, this GPU is {major}.{minor} (TORCH_CUDA_ARCH_LIST)"
 
 
 @functools.cache

@@ -42,14 +42,7 @@ class Probe(NamedTuple):
     head: str
 
 
-PROBES = [
-    Probe(HALF, "FCN"),
-    Probe(HALF, PUBLISHED),
-    Probe(PLACED, "FCN"),
-    Probe(PLACED, PUBLISHED),
-    Probe(LONG, "FCN"),
-    Probe(LONG, PUBLISHED),
-]
+PROBES = [Probe(HALF, "FCN"), Probe(PLACED, PUBLISHED), Probe(LONG, "FCN"), Probe(LONG, PUBLISHED)]
 
 
 class Halves:

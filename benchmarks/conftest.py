@@ -1,5 +1,8 @@
 """How benchmarks are run: rows are written as they come, a run is resumed, what takes long has to be asked for.
 
+A benchmark that fails comes last the next time. Where it has left the GPU unusable the run ends there: whatever came
+after it would fail as well.
+
 pytest benchmarks -o python_files='benchmarks/*.py' -o python_functions='bench_*' --benchmark-quiet --rows FILE
 
 and --all for what takes long, --resume to go on with FILE. (With python_files='*.py' pytest rewrites all of torch.)
@@ -9,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import rows
 
@@ -22,14 +26,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes long comes last."""
+    """What takes long comes last, but for what has failed before."""
     file = config.getoption("rows")
-    done = rows.begin(file, config.getoption("resume")) if file else set()
+    done, failed = rows.begin(file, config.getoption("resume")) if file else (set(), [])
     later = [item for item in items if item.get_closest_marker("slow")]
     wanted = [item for item in items if item not in later] + later * config.getoption("all")
     wanted = [item for item in wanted if item.nodeid not in done]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-    items[:] = wanted
+    items[:] = sorted(wanted, key=lambda item: item.nodeid in failed)
 
 
 def pytest_runtest_setup(item):
@@ -44,4 +48,18 @@ def pytest_runtest_makereport(item, call):
     file = item.config.getoption("rows")
     if file and report.when == "call" and report.passed:
         rows.add(file, item.nodeid, item.funcargs["benchmark"].extra_info)
+    if file and report.failed:
+        rows.add_failed(file, item.nodeid)
+        if not usable():
+            pytest.exit(f"{item.nodeid} left the GPU unusable: {report.longreprtext.splitlines()[-1]}", returncode=1)
     return report
+
+
+def usable() -> bool:
+    """Whether the GPU still answers: after some errors a process has lost it."""
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+    return True

@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,8 @@ FILES = {  # of benchmarks, in the order in which they are run
     "models": ("models", "mmseg_heads"),
 }
 LINES = 60
+NOTHING = "nothing to do"
+GPU_TESTS = re.compile(r"mark\.gpu|from places import")
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 BENCHMARKS = [
     "-o",
@@ -137,7 +140,9 @@ def run(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
     if "Device not supported" in text:
         return "not run: the sanitizer does not support this device or driver", text
     last = next((line.strip("= ") for line in reversed(text.splitlines()) if line.strip("= ")), "")
-    if process.returncode not in (0, 5):  # 5: pytest had nothing to do
+    if process.returncode == 5:  # pytest's
+        return NOTHING, text
+    if process.returncode != 0:
         return f"FAILED (exit {process.returncode}): {last[:110]}", text
     if "needs more time" in text:
         return f"out of time: run it again: {last[:110]}", text
@@ -149,7 +154,7 @@ def environment(command: list[str], rehearse: bool) -> dict[str, str]:
     found = dict(os.environ)
     if rehearse:
         return found | {"APC_REHEARSAL": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    found.setdefault("TORCH_CUDA_ARCH_LIST", ".".join(map(str, torch.cuda.get_device_capability())))
+    found["TORCH_CUDA_ARCH_LIST"] = ".".join(map(str, torch.cuda.get_device_capability()))
     watched = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if "sanitizer" in command[0] else {}
     return found | {"APC_KERNELS_FORCE_CUDA": "1"} | watched
 
@@ -159,7 +164,7 @@ def tests(rehearse: bool) -> list[list[str]]:
     if rehearse:
         return [["tests/test_emulation.py", "-k", "barrier"], ["tests/apc_kernels/test_encode.py", "-m", "gpu"]]
     files = [(file, file.read_text()) for file in sorted((ROOT / "tests").rglob("test_*.py"))]
-    return [[str(file.relative_to(ROOT)), "-m", "gpu"] for file, text in files if "gpu" in text or "places" in text]
+    return [[str(file.relative_to(ROOT)), "-m", "gpu"] for file, text in files if GPU_TESTS.search(text)]
 
 
 def summary(out: Path) -> list[str]:
@@ -168,6 +173,7 @@ def summary(out: Path) -> list[str]:
 
     outcomes = json.loads((out / "summary.json").read_text())
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy"))
+    outcomes = {name: what for name, what in outcomes.items() if what != NOTHING}
     passed = sum(what.startswith("passed") for what in outcomes.values())
     lines = [f"{dispatch.gpu()}, {versions}: {passed} of {len(outcomes)} steps passed"]
     lines += [f"{name}: {what}" for name, what in outcomes.items() if not what.startswith("passed")][:15]

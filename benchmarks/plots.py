@@ -30,7 +30,7 @@ def draw(measured: dict, folder: Path) -> list[Path]:
         drawn = {
             "speed-up": _speed_up(_telling(rows["speed-up"], listed)),
             "memory": _memory(_telling(rows["memory"], listed)),
-            "roofline": _roofline([row for row in rows["roofline"] if _plain(row)]),
+            "roofline": _roofline([row for row in rows["roofline"] if plain(row) and "scaling" not in row]),
             "scaling": _scaling(rows["scaling"]),
         }
     written = []
@@ -46,9 +46,9 @@ def draw(measured: dict, folder: Path) -> list[Path]:
     return written
 
 
-def _plain(row: dict) -> bool:
+def plain(row: dict) -> bool:
     """An operation's, not a whole head's or model's, whose operations are counted in the other side's layers."""
-    return "scaling" not in row and row["operation"] not in ("load_head", "accelerate", "model")
+    return row["operation"] not in ("load_head", "accelerate", "model")
 
 
 def _telling(rows: list[dict], listed: list[targets.Target]) -> dict[str, dict]:
@@ -95,7 +95,7 @@ def _memory(rows: dict[str, dict]):
     axes.set(xscale="log", xlabel="MiB at the peak")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(y=0.02)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -119,7 +119,7 @@ def _roofline(rows: list[dict]):
         style = {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
         axes.plot(*zip(*own, strict=True), label=operation, linestyle="", **style)
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel=f"GFLOP/s, {precision}")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 

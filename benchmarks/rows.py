@@ -54,21 +54,26 @@ def write(path: Path, measured: dict) -> None:
         temporary.write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def begin(path: Path, resume: bool) -> set[str]:
-    """The tests whose rows are in a run's file already; without `resume` none, and the file begins anew."""
+def begin(path: Path, resume: bool) -> tuple[set[str], list[str]]:
+    """The tests whose rows are in a run's file, and those that failed; without `resume` the file begins anew."""
     if not resume or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, {"machine": machine(), "rows": []})
-        return set()
+        return set(), []
     measured, here = read(path), machine()
     if measured["machine"] != here:
         raise ValueError(f"{path}: its rows are from {measured['machine']}, this is {here}: give another file")
-    return {row["test"] for row in measured["rows"]}
+    return {row["test"] for row in measured["rows"]}, measured.get("failed", [])
 
 
 def add(path: Path, test: str, row: dict) -> None:
     measured = read(path)
     write(path, {**measured, "rows": [*measured["rows"], {"test": test, **row}]})
+
+
+def add_failed(path: Path, test: str) -> None:
+    measured = read(path)
+    write(path, {**measured, "failed": [*measured.get("failed", []), test]})
 
 
 def finished(path: Path) -> dict:

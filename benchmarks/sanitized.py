@@ -2,9 +2,11 @@
 
     compute-sanitizer --tool=memcheck python -m benchmarks.sanitized
 
-Results are checked as in the benchmarks. Kernels that cannot be run here are named, with the reason.
+Results are checked as in the benchmarks. Kernels that cannot be run here are named, with the reason, and those that
+fail: the others are run all the same.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 
 from cases import ContextCase, MapCase
@@ -25,21 +27,31 @@ def calls(layout, backend: str) -> Iterator[tuple[str, Callable]]:
     yield "adaptive_context", lambda: adaptive_context.functions(CONTEXT, layout, BOTH, backend)
     yield "affinity_moments", lambda: affinity_moments.functions(CONTEXT, layout, BOTH, backend)
     modules = adaptive_context_norm.MODULES
-    yield "adaptive_context", lambda: adaptive_context_norm.functions(CONTEXT, layout, modules, backend)
+    yield "adaptive_context_norm", lambda: adaptive_context_norm.functions(CONTEXT, layout, modules, backend)
     for task in upsample.TASKS:
         yield task.partition(",")[0], lambda task=task: upsample.functions(LOGITS, layout, task, backend)
 
 
-def main() -> None:
+def outcome(operation: str, call: Callable, backend: str) -> str:
+    kernel = "adaptive_context" if operation == "adaptive_context_norm" else operation  # which it is built on
+    if reason := dispatch.why_not(backend, kernel, DEVICE, DTYPE):
+        return f"not run: {reason}"
+    try:
+        call()
+    except Exception as error:
+        return f"FAILED: {type(error).__name__}: {error}"
+    return "as it should be"
+
+
+def main() -> int:
+    outcomes = []
     for backend in BACKENDS:
         for name, layout in LAYOUTS.items():
             for operation, call in calls(layout, backend):
-                reason = dispatch.why_not(backend, operation, DEVICE, DTYPE)
-                if reason is None:
-                    call()
-                outcome = "as it should be" if reason is None else f"not run: {reason}"
-                print(f"{operation}, {name}, {backend}: {outcome}", flush=True)
+                outcomes.append(outcome(operation, call, backend))
+                print(f"{operation}, {name}, {backend}: {outcomes[-1]}", flush=True)
+    return int(any(found.startswith("FAILED") for found in outcomes))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

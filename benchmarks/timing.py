@@ -14,6 +14,8 @@ import torch
 
 from benchmarks.setting import DEVICE, DTYPE, REHEARSAL, SECONDS, here
 
+SLEEPS = (2_000_000, 16_000_000, 128_000_000)  # cycles that a GPU waits: about 1, 8 and 64 ms. What itself waits for
+# the GPU is never queued ahead, and has its gaps
 COLD = 256 * 2**20  # bytes written between calls on a GPU
 COPIED = here(256, 256, 1) * 2**20  # bytes
 MATRIX = here(2048, 8192, 64)  # rows and columns
@@ -79,7 +81,7 @@ def result_row(
     row = {"operation": operation, "case": case, "other": other, "backend": backend, **pair.row(), **more}
     row["bytes"] = moved
     row["gb_per_s"] = moved / 1e6 / row["ours_ms"]
-    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth()
+    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth(torch.get_num_threads())
     if operations:
         row["operations"] = operations
         row["gflop_per_s"] = operations / 1e6 / row["ours_ms"]
@@ -87,12 +89,12 @@ def result_row(
     return row
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second that a plain copy reads and writes here, now: what memory-bound work is measured by."""
+@functools.cache
+def copy_bandwidth(threads: int) -> float:
+    """Bytes a second that the fastest of some plain copies reads and writes here: memory-bound work's measure."""
     source = torch.ones(COPIED // 4, device=DEVICE)
     target = torch.empty_like(source)
-    times = [time_one(lambda: target.copy_(source)) for _ in range(9)]
-    return 2 * source.nbytes / statistics.median(times[2:])
+    return 2 * source.nbytes / min(time_one(lambda: target.copy_(source)) for _ in range(20))
 
 
 @functools.cache
@@ -114,11 +116,15 @@ def _time_on_cpu(function: Callable) -> float:
 
 
 def _time_on_gpu(function: Callable) -> float:
-    torch.empty(COLD, dtype=torch.int8, device="cuda").zero_()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(2_000_000)  # about a millisecond: the launches below are queued before the first one starts
-    start.record()
-    function()
-    end.record()
-    end.synchronize()
+    for cycles in SLEEPS:
+        torch.empty(COLD, dtype=torch.int8, device="cuda").zero_()
+        torch.cuda._sleep(cycles)
+        start.record()
+        function()
+        queued = not start.query()  # all of it, before the GPU came to the first launch: no gap is Python's
+        end.record()
+        end.synchronize()
+        if queued:
+            break
     return start.elapsed_time(end) / 1e3

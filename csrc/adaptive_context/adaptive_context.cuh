@@ -277,16 +277,21 @@ __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveCo
     // The small terms first: added to large sums, a constant would be rounded the same way at every position.
     if (p.linear != nullptr) {
       const float* linear = p.linear + int64_t(work.b) * p.rows + work.first_row;
-      for_each(gradients, [&](int, int j, float& d) { d = j < work.regions ? linear[j] : 0.0f; });
       const float* quadratic = p.quadratic + int64_t(work.b) * p.pairs + work.first_pair;
+      // Relative to the largest: float16 holds neither a mean's gradients over many positions nor those of tiny
+      // variances.
+      float* of_warps = reinterpret_cast<float*>(shared.small);
+      const float largest = sizeof(T) == 2 ? largest_of(quadratic, work.regions * work.regions, of_warps) : 1.0f;
+      for_each(gradients, [&](int, int, float& d) { d = 0.0f; });
       for (int item = static_cast<int>(threadIdx.x); item < MAX_REGIONS * MAX_REGIONS; item += THREADS) {
         const int j = item / MAX_REGIONS, k = item % MAX_REGIONS;
         shared.matrix[j * TILE_PITCH<T> + k] =
-            round_to<T>(j < work.regions && k < work.regions ? quadratic[j * work.regions + k] : 0.0f);
+            round_to<T>(j < work.regions && k < work.regions ? quadratic[j * work.regions + k] / largest : 0.0f);
       }
       __syncthreads();
       gradients.template add<true>(shared.affinities, TILE_PITCH<T>, shared.matrix, TILE_PITCH<T>, TILE, work.regions,
                                    padded_regions<T>(work));
+      for_each(gradients, [&](int, int j, float& d) { d = j < work.regions ? d * largest + linear[j] : 0.0f; });
       __syncthreads();
     }
     if (p.grad.data != nullptr)

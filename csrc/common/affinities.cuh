@@ -332,8 +332,22 @@ static __device__ __forceinline__ void store_sums(const Sums& product, float* to
     }
 }
 
-// 0 and 1 at the infinities, NaN at NaN.
-static __device__ __forceinline__ float sigmoid(float logit) { return 1.0f / (1.0f + expf(-logit)); }
+// 0 and 1 at the infinities, NaN at NaN; down to the smallest numbers, where exp(-logit) has no place in a float.
+static __device__ __forceinline__ float sigmoid(float logit) {
+  const float e = expf(-fabsf(logit)), upper = 1.0f / (1.0f + e);
+  return logit < 0.0f ? e * upper : upper;
+}
+
+// The largest of |from[0]|, ..., |from[count - 1]|, or 1 where all are 0, for all threads of a block. Has a barrier.
+static __device__ __forceinline__ float largest_of(const float* from, int count, float* of_warps) {
+  float largest = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += THREADS) largest = fmaxf(largest, fabsf(from[i]));
+  for (unsigned lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (int warp = 0; warp < THREADS / 32; ++warp) largest = fmaxf(largest, of_warps[warp]);
+  return largest == 0.0f ? 1.0f : largest;
+}
 
 // The affinities of a tile to a scale's regions, and those past the end, which mean nothing. Ends with a barrier.
 template <typename T, typename Access>

@@ -173,7 +173,9 @@ def test_saturated_affinities(device, backend):
         low = -torch.tensor([10.0, 30, 80, 87.3, 95, 103], device=device)
         ones, none = torch.ones(1, 1, device=device), torch.zeros(1, 1, device=device)
         z = [apc_kernels.adaptive_context(none[..., None, None], ones[None], ones, logit[None], (1,)) for logit in low]
-    torch.testing.assert_close(torch.cat(z).flatten(), low.double().sigmoid().float(), rtol=3e-7, atol=1.5e-45)
+    # Triton rounds b·log₂e, and its exp(-b) is infinite from 89 on.
+    rtol, atol = {"triton": (3e-6, 2e-38)}.get(backend, (3e-7, 1.5e-45))
+    torch.testing.assert_close(torch.cat(z).flatten(), low.double().sigmoid().float(), rtol=rtol, atol=atol)
 
 
 # Layout, memory, bits

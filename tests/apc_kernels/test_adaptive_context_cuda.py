@@ -215,6 +215,18 @@ def test_gradients_of_moments_alone(cuda_emulation, dtype):
         assert_accurate(actual, wanted, theirs, name)
 
 
+@pytest.mark.parametrize("size", [1e-7, 1e8])
+def test_moments_that_float16_does_not_hold(cuda_emulation, size):
+    """Gradients of covariances: 1/N of something, or with small variances their third power in the denominator."""
+    a = draw(ContextCase(2, 9, (7, 11), (2, 3)), nchw, torch.float16, ("center", "moments"))
+    a.quadratic, a.linear = size * a.quadratic, size * a.linear
+    a.regions, a.grad = torch.zeros_like(a.regions), torch.zeros_like(a.grad)
+    expected = dict(zip(NAMES, exact(a), strict=True))["grad_bias"]
+    a.regions = a.grad = None
+    actual = dict(zip(NAMES[6:], emulate_backward_x(cuda_emulation, a), strict=True))["grad_bias"]
+    assert (actual - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
 @pytest.mark.parametrize("layouts", [(nchw, channels_last), (channels_last, nchw)], ids=["to nchw", "to nhwc"])
 def test_maps_of_different_layouts(cuda_emulation, layouts):
     """Threads read and write different elements of a tile then; two chunks of channels."""

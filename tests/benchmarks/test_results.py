@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from benchmarks import compare, conftest, plots, report, rows, targets
+from apc_kernels import dispatch
+from benchmarks import compare, conftest, plots, report, rows, sanitized, targets
 
 ROOT = Path(__file__).resolve().parents[2]
 POOL = {
@@ -60,12 +62,13 @@ def measured(*given: dict) -> dict:
 
 def test_a_run_is_resumed(tmp_path):
     file = tmp_path / "new" / "rows.json"
-    assert rows.begin(file, resume=True) == set()
+    assert rows.begin(file, resume=True) == (set(), [])
     rows.add(file, "a", POOL)
     rows.add(file, "b", BARE)
-    assert rows.begin(file, resume=True) == {"a", "b"}
+    rows.add_failed(file, "c")
+    assert rows.begin(file, resume=True) == ({"a", "b"}, ["c"])
     assert rows.finished(file)["rows"] == [POOL, BARE], "what the run needed is not kept"
-    assert rows.begin(file, resume=False) == set() and rows.read(file)["rows"] == []
+    assert rows.begin(file, resume=False) == (set(), []) and rows.read(file)["rows"] == []
 
 
 def test_rows_of_two_machines_do_not_meet(tmp_path):
@@ -118,6 +121,46 @@ def test_rows_are_written_and_what_takes_long_is_asked_for(tmp_path):
     assert rest.returncode == 0 and "1 passed" in rest.stdout
     last = rows.read(file)["rows"][-1]
     assert last["case"].startswith("scaling by batch, forward+backward, ") and last["value"] == 2
+
+
+def test_what_has_failed_comes_last(tmp_path):
+    items = [SimpleNamespace(nodeid=name, get_closest_marker=lambda mark: None) for name in "abc"]
+    file = tmp_path / "rows.json"
+    rows.begin(file, resume=False)
+    rows.add_failed(file, "a")
+    given = {"rows": file, "resume": True, "all": False}
+    hook = SimpleNamespace(pytest_deselected=lambda items: None)
+    conftest.pytest_collection_modifyitems(SimpleNamespace(getoption=given.get, hook=hook), items)
+    assert [item.nodeid for item in items] == ["b", "c", "a"]
+
+
+def test_a_lost_gpu_is_noticed(monkeypatch):
+    def lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert conftest.usable()
+    monkeypatch.setattr(conftest.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(conftest.torch.cuda, "synchronize", lost)
+    assert not conftest.usable()
+
+
+def test_one_broken_kernel_hides_no_other(monkeypatch, capsys):
+    def broken():
+        raise AssertionError("far off")
+
+    given = [("pyramid_pool", broken), ("adaptive_context_norm", lambda: None)]
+    monkeypatch.setattr(sanitized, "calls", lambda layout, backend: given)
+    monkeypatch.setattr(sanitized, "BACKENDS", ["cpp", "cuda"])
+    monkeypatch.setattr(sanitized, "LAYOUTS", {"nchw": None})
+    monkeypatch.setattr(sanitized, "DTYPE", torch.float32)
+    monkeypatch.setattr(dispatch, "why_not", lambda backend, *_: None if backend == "cpp" else "there is none")
+    assert sanitized.main() == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "pyramid_pool, nchw, cpp: FAILED: AssertionError: far off",
+        "adaptive_context_norm, nchw, cpp: as it should be",
+        "pyramid_pool, nchw, cuda: not run: there is none",
+        "adaptive_context_norm, nchw, cuda: not run: there is none",
+    ]
 
 
 def test_no_row_begins_when_the_time_is_over():
@@ -236,6 +279,20 @@ def reported(tmp_path, monkeypatch):
         return report.section(), report.report(file)
 
     return make
+
+
+def test_the_parts_of_a_run_make_one_report(tmp_path, reported):
+    ops, models = tmp_path / "ops.json", tmp_path / "models.json"
+    rows.write(ops, measured(POOL | {"test": "a"}))
+    rows.write(models, measured(LOSS | {"test": "b"}))
+    file = report.save([ops, models])
+    assert rows.read(file) == measured(POOL, LOSS) and file.name == "some-cpu-2-cores.json"
+    rows.write(models, measured())
+    with pytest.raises(ValueError, match=r"models.json: no rows"):
+        report.save([ops, models])
+    rows.write(models, {"machine": {"name": "another"}, "rows": [LOSS]})
+    with pytest.raises(ValueError, match=r"models.json: of .*another.*, but .*ops.json of .*Some CPU"):
+        report.save([ops, models])
 
 
 def test_report(reported):

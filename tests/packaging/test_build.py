@@ -116,7 +116,7 @@ def test_no_gpu_is_ever_asked_for(monkeypatch):
 )
 def test_architectures(given, expected):
     environ = {} if given is None else {"TORCH_CUDA_ARCH_LIST": given}
-    assert build.architectures(environ) == [
+    assert build.code_options(build.architectures(environ)) == [
         f"-gencode=arch=compute_{number.rstrip('+')},code={'compute' if '+' in number else 'sm'}_{number.rstrip('+')}"
         for number in expected.split()
     ]
@@ -127,6 +127,42 @@ def test_wrong_architectures(wrong):
     with pytest.raises(build.BuildError, match="TORCH_CUDA_ARCH_LIST") as error:
         build.architectures({"TORCH_CUDA_ARCH_LIST": f"8.0;{wrong}"})
     assert repr(wrong) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "nvcc", "expected"),
+    [
+        (None, "12.6", ["8.0", "9.0+PTX"]),
+        (None, "12.8", ["8.0", "9.0", "10.0+PTX"]),
+        ("7.0;7.5;8.0;9.0+PTX", "13.0", ["8.0", "9.0+PTX"]),  # as containers have it
+    ],
+)
+def test_architectures_that_nothing_is_compiled_for(given, nvcc, expected):
+    assert build.architectures({"TORCH_CUDA_ARCH_LIST": given or ""}, nvcc) == expected
+
+
+def test_only_older_architectures():
+    with pytest.raises(build.BuildError, match=r"expected an architecture from 8\.0 on, got '6\.1;7\.5'"):
+        build.architectures({"TORCH_CUDA_ARCH_LIST": "6.1;7.5"})
+
+
+@pytest.mark.parametrize(
+    ("entries", "capability", "runs"),
+    [
+        ("8.0", (8, 0), True),
+        ("8.0", (8, 6), True),
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("9.0;10.0+PTX", (8, 0), False),
+        ("9.0;10.0+PTX", (12, 0), True),
+        ("9.0a", (9, 0), True),
+        ("9.0a+PTX", (10, 0), False),
+        ("8.0;9.0;10.0+PTX", (7, 5), False),
+    ],
+)
+def test_which_gpus_compiled_code_runs_on(entries, capability, runs):
+    assert build.has_code(entries.split(";"), capability) is runs
 
 
 def test_wrong_architectures_do_not_matter_where_nothing_is_built_for_a_gpu():

@@ -71,7 +71,8 @@ def upsample_confusion(
     return operator(logits, target, ignore_index, align_corners)[0]
 
 
-@torch.library.custom_op("apc_kernels::upsample_confusion", mutates_args=())
+# It waits for the GPU, which no graph of launches can.
+@torch.library.custom_op("apc_kernels::upsample_confusion", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _confusion(logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> tuple[Tensor, Tensor]:
     _check_confusion(logits, target)
     results = _empty_counts(logits)

@@ -37,6 +37,8 @@ from apc_kernels.ops.upsample.triton_tiles import (
     weights_of,
 )
 
+ROWS_SUMMED = tl.constexpr(32)  # at once: a cell may have thousands, too many for one sum in float32
+
 
 @triton.jit
 def pixels_kernel(
@@ -189,30 +191,33 @@ def cells_kernel(
             b_bottom_right = tl.load(following + o_right, mask=m_corners, other=0.0).to(tl.float32)
             b_top = lerp(b_top_left[:, :, None], b_top_right[:, :, None], w_left, w_right)
             b_bottom = lerp(b_bottom_left[:, :, None], b_bottom_right[:, :, None], w_left, w_right)
-            b_sum_top = tl.zeros((BLOCK_K, BLOCK_J, BLOCK_S), tl.float32)
-            b_sum_bottom = tl.zeros((BLOCK_K, BLOCK_J, BLOCK_S), tl.float32)
-            for y in range(begin_y, end_y):
-                w_top, w_bottom = weights_of(y, i_y, axis_y)
-                o_js = (i_b * rows + y) * columns + x
-                b_label = tl.load(target + o_js, mask=m_js, other=0)
-                kept = m_js & (b_label != ignore_index)
-                b_largest = tl.load(largest + o_js, mask=kept, other=0.0)
-                b_factor = tl.load(factor + o_js, mask=kept, other=0.0)
-                b_own = tl.load(own + o_js, mask=kept, other=0.0)
-                b_grad = b_factor[None, :, :] * exp(lerp(b_top, b_bottom, w_top, w_bottom) - b_largest[None, :, :])
-                # A label that 32 bits do not hold is out of range, and its pixel's own term NaN like all others.
-                is_own = channel[:, None, None] == b_label.to(tl.int32)[None, :, :]
-                b_grad = tl.where(is_own, b_own[None, :, :], b_grad)
-                if LABEL_SMOOTHING > 0:
-                    b_smooth = LABEL_SMOOTHING / channels * tl.load(grad + o_js * grad_stride, mask=kept, other=0.0)
-                    b_grad -= b_weight[:, None, None] * b_smooth[None, :, :]
-                b_grad = tl.where(kept[None, :, :], b_grad, 0.0)
-                b_sum_top += b_grad * w_top
-                b_sum_bottom += b_grad * w_bottom
-            b_left += b_sum_top * w_left
-            b_right += b_sum_top * w_right
-            b_below_left += b_sum_bottom * w_left
-            b_below_right += b_sum_bottom * w_right
+            for first_y in range(begin_y, end_y, ROWS_SUMMED):
+                b_sum_top = tl.zeros((BLOCK_K, BLOCK_J, BLOCK_S), tl.float32)
+                b_sum_bottom = tl.zeros((BLOCK_K, BLOCK_J, BLOCK_S), tl.float32)
+                for y in range(first_y, tl.minimum(first_y + ROWS_SUMMED, end_y)):
+                    w_top, w_bottom = weights_of(y, i_y, axis_y)
+                    o_js = (i_b * rows + y) * columns + x
+                    b_label = tl.load(target + o_js, mask=m_js, other=0)
+                    kept = m_js & (b_label != ignore_index)
+                    b_largest = tl.load(largest + o_js, mask=kept, other=0.0)
+                    b_factor = tl.load(factor + o_js, mask=kept, other=0.0)
+                    b_own = tl.load(own + o_js, mask=kept, other=0.0)
+                    b_power = lerp(b_top, b_bottom, w_top, w_bottom) - b_largest[None, :, :]
+                    b_grad = b_factor[None, :, :] * exp(b_power)
+                    # A label that 32 bits do not hold is out of range, and its pixel's own term NaN like all others.
+                    is_own = channel[:, None, None] == b_label.to(tl.int32)[None, :, :]
+                    b_grad = tl.where(is_own, b_own[None, :, :], b_grad)
+                    if LABEL_SMOOTHING > 0:
+                        b_smooth = tl.load(grad + o_js * grad_stride, mask=kept, other=0.0)
+                        b_smooth *= LABEL_SMOOTHING / channels
+                        b_grad -= b_weight[:, None, None] * b_smooth[None, :, :]
+                    b_grad = tl.where(kept[None, :, :], b_grad, 0.0)
+                    b_sum_top += b_grad * w_top
+                    b_sum_bottom += b_grad * w_bottom
+                b_left += b_sum_top * w_left
+                b_right += b_sum_top * w_right
+                b_below_left += b_sum_bottom * w_left
+                b_below_right += b_sum_bottom * w_right
 
         if i_y == source_rows - 1:  # what is below the last row is the last row
             b_left += b_below_left
