@@ -79,7 +79,7 @@ def test_layouts(layout):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_public_function_in_every_dtype(dtype):
-    check(Case(2, (LEAST_CHANNELS, 16), LEAST_CHANNELS, (23, 24)), dtype, function=apc_kernels.conv3x3)
+    check(Case(2, (LEAST_CHANNELS, 16), LEAST_CHANNELS, (46, 47)), dtype, function=apc_kernels.conv3x3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -146,7 +146,7 @@ def test_opcheck(backend):
 
 
 def test_compiled_whole_by_tiles():
-    case = Case(2, (LEAST_CHANNELS, 8), LEAST_CHANNELS, (24, 32))
+    case = Case(2, (LEAST_CHANNELS, 8), LEAST_CHANNELS, (48, 48))
     given = draw(case)
     compiled = torch.compile(apc_kernels.conv3x3, fullgraph=True, backend="aot_eager")
     for ours, expected in zip(with_gradients(compiled, *given), with_gradients(_forward, *given), strict=True):
@@ -157,7 +157,7 @@ def test_what_takes_tiles(monkeypatch):
     """Large maps in float32 on a CPU; not small ones, low precision, channels_last, autocast."""
     taken = []
     monkeypatch.setattr("apc_kernels.ops.conv3x3._forward", lambda maps, weight: taken.append(len(maps)))
-    maps, weight, _ = draw(Case(1, (LEAST_CHANNELS,), LEAST_CHANNELS, (32, 32)))
+    maps, weight, _ = draw(Case(1, (LEAST_CHANNELS,), LEAST_CHANNELS, (64, 64)))
     apc_kernels.conv3x3(maps, weight)
     assert taken == [1]
     for others, other in (
