@@ -18,7 +18,7 @@ from head_cases import ENCODER, CodeCase, draw_code
 
 import apc_kernels
 from benchmarks import setting
-from benchmarks.memory import peak_here, peaks
+from benchmarks.memory import peak_of_side, peaks
 from benchmarks.scaling import BATCHES, CHANNELS, SIDES, THREADS, points, scaled
 from benchmarks.setting import DEVICE, DIRECTIONS, DTYPE, LAYOUTS, here, name_of
 from benchmarks.timing import paired, result_row
@@ -43,7 +43,7 @@ def functions(case: CodeCase, layout, direction: str, compiled: bool = False):
     """Ours and PyTorch's on the same input. Checked first: no figure stands behind a wrong result."""
     t = draw_code(case, layout, DTYPE, DEVICE)
     wide = {name: tensor.double() for name, tensor in t.items()}
-    other = setting.compile_hard(stock.encode) if compiled else stock.encode
+    other = setting.compile_anew(stock.encode) if compiled else stock.encode
     ours, other = step(apc_kernels.encode, t, direction), step(other, t, direction)
     for actual, exact, own in zip(ours(), step(stock.encode, wide, direction)(), other(), strict=True):
         assert_accurate(actual, exact.detach(), own, direction)
@@ -64,15 +64,16 @@ def measure(case: CodeCase, layout, direction: str, compiled: bool = False, **mo
     return result_row("encode", name, "PyTorch", beside, paired(ours, other), *counts, **more), ours
 
 
-def memory(layout, direction: str) -> dict[str, float]:
-    return peaks("benchmarks.encode", layout.__name__, direction)
+def memory(layout, direction: str, compiled: bool = False) -> dict[str, float]:
+    return peaks("benchmarks.encode", layout.__name__, direction, compiled=compiled)
 
 
 @setting.compiled
 @setting.directions
 @setting.usual_layout_first
 def bench_encode(benchmark, layout, direction, compiled):
-    setting.record(benchmark, *measure(CASE, layout, direction, compiled, **memory(layout, direction)))
+    given = layout, direction, compiled
+    setting.record(benchmark, *measure(CASE, *given, **memory(*given)))
 
 
 @scaled(SCALING)
@@ -83,9 +84,10 @@ def bench_scaling(benchmark, point):
 
 
 def peak_of(layout: str, direction: str, side: str) -> int:
-    function = stock.encode if side == "stock" else apc_kernels.encode
-    step(function, draw_code(CodeCase(1, 4, (4, 4), 3), LAYOUTS[layout], DTYPE, DEVICE), direction)()
-    return peak_here(step(function, draw_code(CASE, LAYOUTS[layout], DTYPE, DEVICE), direction))
+    def ready(function, case: CodeCase):
+        return step(function, draw_code(case, LAYOUTS[layout], DTYPE, DEVICE), direction)
+
+    return peak_of_side(side, apc_kernels.encode, stock.encode, ready, CASE, CodeCase(1, 4, (4, 4), 3))
 
 
 def main() -> None:

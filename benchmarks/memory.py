@@ -3,21 +3,24 @@
 On a CPU measured in a process of its own: what was freed before would be used again, and not be counted. A benchmark
 has a function `peak_of(*arguments: str)`, which returns peak_here(...) of one of its calls;
 
-    python -m benchmarks.memory benchmarks.encode nchw forward ours
+    python -m benchmarks.memory benchmarks.encode nchw forward auto
 
-calls it and prints the bytes, and peak("benchmarks.encode", "nchw", "forward", "ours") starts that.
+calls it and prints the bytes, and peak("benchmarks.encode", "nchw", "forward", "auto") starts that.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import ROOT
+import apc_kernels
+from benchmarks import ROOT, setting
 from benchmarks.setting import DEVICE, ON_GPU
 
 
@@ -34,26 +37,46 @@ def peak(benchmark: str, *arguments: str) -> int:
     return int(run.stdout)
 
 
-def peaks(benchmark: str, *arguments: str, ours: str = "ours", other: str = "stock") -> dict[str, float]:
-    """The columns of a row: MiB of ours and of the other, which are the last argument of peak_of."""
+def peaks(
+    benchmark: str, *arguments: str, ours: str = "auto", other: str = "stock", compiled: bool = False
+) -> dict[str, float]:
+    """The columns of a row: MiB of ours and of the other (", compiled"), which are the last argument of peak_of."""
     return {
         f"{prefix}memory_mib": peak(benchmark, *arguments, side) / 2**20
-        for prefix, side in (("", ours), ("other_", other))
+        for prefix, side in (("", ours), ("other_", other + ", compiled" * compiled))
     }
 
 
 def peak_here(function: Callable) -> int:
-    """Bytes. Libraries should have been loaded, and threads started, by a smaller call."""
+    """Bytes. Libraries should have been loaded, and threads started, by a smaller call; what is compiled, compiled."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # pages that lie free in the heap would be used again as well
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
     before = _status("VmRSS")
     function()
     return _status("VmHWM") - before
+
+
+def peak_of_side(side: str, ours: Callable, stock: Callable, ready: Callable, case: Any, small: Any) -> int:
+    """What peak_of returns for an operation.
+
+    Args:
+        side: a backend for ours, or "stock", or "stock, compiled".
+        ready: makes a call of one of the two functions in a case.
+        small: the case of a call that goes before; what is compiled is compiled for one case alone.
+    """
+    theirs, compiled = side.startswith("stock"), side.endswith("compiled")
+    function = stock if theirs else ours
+    function = setting.compile_anew(function) if compiled else function
+    first, call = (ready(function, some) for some in (case if compiled else small, case))
+    with apc_kernels.backend("auto" if theirs else side):
+        first()
+        return peak_here(call)
 
 
 def _status(field: str) -> int:

@@ -8,12 +8,12 @@ and mmsegmentation's own after accelerate().
 two, gradients of the input and of every parameter, without the loss (benchmarks/upsample.py has that). Most of the work
 is the 3×3 convolution of the bottleneck, over 4096 channels (apc, psp) or 2048 (enc); of 4096, psp needs 2048.
 Operations are those of the stock layers' products, three times as many in training. Bytes that have to move: input,
-output and parameters, three times in training. Memory is what a training step needs at its peak beyond parameters and
-input.
+output and parameters, three times in training. Memory is what a call needs at its peak beyond parameters and input.
 """
 
 import argparse
-import contextlib
+import copy
+from collections.abc import Sequence
 
 import mmseg_peer as peer
 import pytest
@@ -26,11 +26,11 @@ from apcnet.interop.mmseg import load_head
 from apcnet.interop.mmseg.accelerate import accelerate
 from benchmarks import setting
 from benchmarks.memory import peak_here, peaks
+from benchmarks.models import OTHER, check
 from benchmarks.setting import DEVICE, DTYPE, here, name_of
 from benchmarks.timing import paired, result_row
 
 CHANNELS, WIDTH, SIZE = here((2048, 512, (64, 64)), (2048, 512, (64, 64)), (16, 8, (8, 8)))
-OTHER = "mmsegmentation" if peer.AVAILABLE else "PyTorch modules"
 HEADS, CLASSES = ("apc", "psp", "enc", "fcn"), (19, 150)
 SIDES = ("load_head", "accelerate") if peer.AVAILABLE else ("load_head",)
 BATCHES = {"evaluation": 1, "training": 2}
@@ -63,24 +63,20 @@ def draw(batch: int, size: tuple[int, int] = SIZE) -> Tensor:
     return setting.USUAL(torch.randn(batch, CHANNELS, *size, generator=generator).relu().to(DEVICE, DTYPE))
 
 
-def outputs(head: nn.Module, x: Tensor, dtype: torch.dtype = DTYPE) -> tuple[Tensor, ...]:
-    with torch.autocast(DEVICE, dtype) if dtype != torch.float32 else contextlib.nullcontext():
-        result = head.forward([x])
-    return result if isinstance(result, tuple) else (result,)
-
-
 def step(head: nn.Module, x: Tensor, mode: str):
-    """One call: the outputs in evaluation, the gradients in training."""
+    """One call: the outputs, in training the gradients as well."""
     training = mode == "training"
     head.train(training)
     leaves = [x.requires_grad_(training), *head.parameters()]
 
-    def run():
-        if training:
-            loss = sum(t.float().square().mean() for t in outputs(head, x))
-            return torch.autograd.grad(loss, leaves, allow_unused=True)
-        with torch.no_grad():
-            return outputs(head, x)
+    def run() -> tuple[list[Tensor], Sequence[Tensor | None]]:
+        with torch.set_grad_enabled(training), torch.autocast(DEVICE, DTYPE, enabled=x.itemsize < 4):
+            result = head.forward([x])
+        found = list(result) if isinstance(result, tuple) else [result]
+        if not training:
+            return found, []
+        loss = sum((t if t.dtype == torch.float64 else t.float()).square().mean() for t in found)
+        return [t.detach() for t in found], torch.autograd.grad(loss, leaves, allow_unused=True)
 
     return run
 
@@ -88,17 +84,19 @@ def step(head: nn.Module, x: Tensor, mode: str):
 def functions(name: str, side: str, mode: str, classes: int):
     """Ours and the other's on the same input. Checked first: no figure stands behind a wrong result.
 
-    By the outputs: gradients through the batch norm of a 1×1 map of two images are not the same to three digits even
-    between mmsegmentation in float32 and in float64. The tests hold them to float64.
+    By the outputs and the norm of the gradients, beside the other's in float64: through the batch norm of a 1×1 map of
+    two images its own gradients are not the same to three digits in float32.
     """
     x, heads = draw(BATCHES[mode]), [build(name, which, classes) for which in (side, OTHER)]
-    with torch.no_grad():
-        given, own = (outputs(head.train(mode == "training"), x)[0] for head in heads)
-        expected = outputs(heads[1], x.float(), torch.float32)[0]
-    allowed = 2 * (own - expected).abs().max() + ALLOWED[mode] * expected.abs().max()
-    if not (given - expected).abs().max() <= allowed:
-        raise RuntimeError(f"{name}, {side}, {mode}: not what {OTHER} computes")
+    exact = step(copy.deepcopy(heads[1]).double(), x.double(), mode)
     ours, other = (step(head, x, mode) for head in heads)
+    found = []
+    for run in (ours, other, exact):
+        results, gradients = run()
+        norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        found.append([*results, norm])  # 0 in evaluation
+    for given, own, right in zip(*found, strict=True):
+        check(f"{name}, {side}, {mode}", given, own, right, ALLOWED[mode])
     return ours, other
 
 
@@ -116,9 +114,7 @@ def counts(name: str, mode: str, classes: int) -> tuple[int, int]:
 def measure(name: str, side: str, mode: str, classes: int) -> tuple[dict, object]:
     """The row of a results file, and our call."""
     ours, other = functions(name, side, mode, classes)
-    given, memory = (name, str(classes)), {}
-    if mode == "training":
-        memory = peaks("benchmarks.mmseg_heads", *given, ours=side, other=OTHER)
+    memory = peaks("benchmarks.mmseg_heads", name, mode, str(classes), ours=side, other=OTHER)
     shape = "x".join(map(str, (BATCHES[mode], CHANNELS, *SIZE)))
     case = f"{name} head, {mode}, {shape}, {classes} classes, {name_of(DTYPE)}"
     pair = paired(ours, other, rounds=3)
@@ -139,10 +135,10 @@ def bench_mmseg_heads(benchmark, name, side, mode, classes):
     setting.record(benchmark, *measure(name, side, mode, classes))
 
 
-def peak_of(name: str, classes: str, side: str) -> int:
+def peak_of(name: str, mode: str, classes: str, side: str) -> int:
     head = build(name, side, int(classes))
-    step(head, draw(BATCHES["training"], (8, 8)), "training")()
-    return peak_here(step(head, draw(BATCHES["training"]), "training"))
+    step(head, draw(BATCHES[mode], (8, 8)), mode)()
+    return peak_here(step(head, draw(BATCHES[mode]), mode))
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ Operations for 2048 channels of features and four scales of 512: the convolution
 of the convolution of the features, 2·9·2048·512 for each position, three times as many with the backward pass;
 pyramid_conv adds J/(h·w), about 1 %, and the interpolation of 36 rows and columns.
 Bytes that have to move: features, regions and weight read, the result written; backward once more each way.
-Memory is what the forward pass leaves to the backward one beyond parameters and arguments.
+Memory is what a call needs at its peak beyond its arguments, results included; beside it stands what the forward pass
+keeps for the backward one beyond parameters and arguments.
 """
 
 import itertools
@@ -21,8 +22,9 @@ from torch import Tensor
 
 import apc_kernels
 from benchmarks import setting
+from benchmarks.memory import peak_of_side, peaks
 from benchmarks.scaling import BATCHES, CHANNELS, COUNTS, SIDES, THREADS, points, scaled
-from benchmarks.setting import DEVICE, DIRECTIONS, DTYPE, here, name_of
+from benchmarks.setting import DEVICE, DIRECTIONS, DTYPE, LAYOUTS, here, name_of
 from benchmarks.timing import paired, result_row
 
 FEATURES = here(2048, 2048, 16)
@@ -57,22 +59,25 @@ def draw(case: ConvCase, layout) -> tuple[list[Tensor], Tensor]:
     return [layout(features), t["regions"], layout(weight)], layout(t["grad"])
 
 
+def step(function, case: ConvCase, leaves: list[Tensor], grad: Tensor, direction: str):
+    leaves = [leaf.requires_grad_(direction != "forward") for leaf in leaves]
+
+    def run():
+        result = function(*leaves, case.scales)
+        return [result] if direction == "forward" else torch.autograd.grad(result, leaves, grad)
+
+    return run
+
+
 def functions(case: ConvCase, layout, direction: str, compiled: bool = False):
     """Ours and PyTorch's on the same input. Checked first: no figure stands behind a wrong result."""
     leaves, grad = draw(case, layout)
-    leaves = [leaf.requires_grad_(direction != "forward") for leaf in leaves]
-
-    def step(function, leaves=leaves, grad=grad):
-        def run():
-            result = function(*leaves, case.scales)
-            return [result] if direction == "forward" else torch.autograd.grad(result, leaves, grad)
-
-        return run
-
-    wide = [leaf.detach().double().requires_grad_(leaf.requires_grad) for leaf in leaves]
-    ours, other = step(bottleneck), step(setting.compile_hard(concatenated) if compiled else concatenated)
-    for actual, exact, own in zip(ours(), step(concatenated, wide, grad.double())(), other(), strict=True):
-        assert_accurate(actual.detach(), exact.detach(), own.detach(), direction)
+    wide = [leaf.double() for leaf in leaves]
+    other = setting.compile_anew(concatenated) if compiled else concatenated
+    ours, other = (step(function, case, leaves, grad, direction) for function in (bottleneck, other))
+    exact = step(concatenated, case, wide, grad.double(), direction)
+    for actual, right, own in zip(ours(), exact(), other(), strict=True):
+        assert_accurate(actual.detach(), right.detach(), own.detach(), direction)
     return ours, other
 
 
@@ -93,11 +98,12 @@ def kept(function, layout) -> int:
     return sum(storages.values())
 
 
-def memory(layout) -> dict[str, float]:
-    return {
-        "memory_mib": kept(bottleneck, layout) / 2**20,
-        "other_memory_mib": kept(concatenated, layout) / 2**20,
-    }
+def memory(layout, direction: str, compiled: bool = False) -> dict[str, float]:
+    found = peaks("benchmarks.pyramid_conv", layout.__name__, direction, compiled=compiled)
+    if direction != "forward":
+        other = setting.compile_anew(concatenated) if compiled else concatenated
+        found |= {"kept_mib": kept(bottleneck, layout) / 2**20, "other_kept_mib": kept(other, layout) / 2**20}
+    return found
 
 
 def measure(case: ConvCase, layout, direction: str, compiled: bool = False, **more: float) -> tuple[dict, object]:
@@ -119,7 +125,8 @@ def measure(case: ConvCase, layout, direction: str, compiled: bool = False, **mo
 @setting.directions
 @setting.usual_layout_first
 def bench_pyramid_conv(benchmark, layout, direction, compiled):
-    setting.record(benchmark, *measure(CASE, layout, direction, compiled, **memory(layout)))
+    given = layout, direction, compiled
+    setting.record(benchmark, *measure(CASE, *given, **memory(*given)))
 
 
 @scaled(SCALING)
@@ -129,11 +136,16 @@ def bench_scaling(benchmark, point):
         setting.record(benchmark, point.row(row), ours)
 
 
+def peak_of(layout: str, direction: str, side: str) -> int:
+    def ready(function, case: ConvCase):
+        return step(function, case, *draw(case, LAYOUTS[layout]), direction)
+
+    return peak_of_side(side, bottleneck, concatenated, ready, CASE, ConvCase(1, 4, 4, (6, 6), 3))
+
+
 def main() -> None:
-    settings = itertools.product(setting.LAYOUTS.values(), DIRECTIONS)
-    setting.print_rows(
-        "PSPNet's bottleneck", (measure(CASE, layout, way, **memory(layout))[0] for layout, way in settings)
-    )
+    settings = itertools.product(LAYOUTS.values(), DIRECTIONS)
+    setting.print_rows("PSPNet's bottleneck", (measure(CASE, *each, **memory(*each))[0] for each in settings))
 
 
 if __name__ == "__main__":

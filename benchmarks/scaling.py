@@ -5,6 +5,7 @@ more columns, the axis and the value on it, which the report draws curves from. 
 """
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ BATCHES = here((1, 2, 4, 8), (1, 4, 8, 16), (2,))
 SIDES = here((32, 64, 96, 128), (32, 64, 128), ())
 CHANNELS = here((128, 256, 512, 1024), (128, 256, 512, 1024), ())
 COUNTS = here((1, 2, 3, 4), (1, 2, 3, 4), ())  # of scales
-THREADS = () if ON_GPU else (1, 2)
+THREADS = () if ON_GPU else tuple(2**i for i in range((os.cpu_count() or 1).bit_length()))  # up to the cores there are
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ COMPILED = (False, True) if ON_GPU else (False,)  # PyTorch's side, in torch.com
 SECONDS = 0.0 if REHEARSAL else 0.5 if ON_GPU else 2.0  # that a pair is timed for, if it can be in so many
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahead anyway (timing.py)
 
+where_compiled = pytest.mark.skipif(not ON_GPU, reason="torch.compile is measured on a GPU")
 long = pytest.mark.slow  # left out where not asked for (see conftest.py)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 usual_layout_first = pytest.mark.parametrize(  # the other one takes long
@@ -78,9 +79,19 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def compile_hard(function: Callable) -> Callable:
-    """torch.compile as good as it gets, for operations: on a whole model the search would take minutes."""
-    return torch.compile(function, backend="eager") if REHEARSAL else torch.compile(function, mode=MODE)
+def compile_anew(function: Callable, mode: str | None = MODE) -> Callable:
+    """torch.compile for the sizes at hand, as if nothing had been compiled before.
+
+    Dynamo keeps graphs by code: the second size would get one for sizes of all kinds, and after the eighth it would
+    run eagerly and say nothing. That is an error.
+
+    Args:
+        mode: as good as it gets, for operations; on a whole model the search would take minutes (None).
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    how = {"backend": "eager"} if REHEARSAL else {"mode": mode}
+    return torch.compile(function, dynamic=False, **how)
 
 
 def place() -> str:

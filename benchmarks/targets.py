@@ -70,6 +70,11 @@ def share(row: dict, rows: Rows) -> float | None:
     return memory_share(row)
 
 
+def kept_share(row: dict, rows: Rows) -> float | None:
+    """Of what is kept for backward, ours of the other's."""
+    return row["kept_mib"] / row["other_kept_mib"] if row.get("other_kept_mib") and "kept_mib" in row else None
+
+
 def mebibytes(row: dict, rows: Rows) -> float | None:
     return row.get("memory_mib")
 
@@ -94,7 +99,7 @@ def memory(issue: int, operation: str, case: str, bound: float, other: str | Non
 
 EAGER, COMPILE = "F.interpolate, F.cross_entropy", "F.interpolate, F.cross_entropy in torch.compile"
 MODULES, IDENTITIES = "PyTorch modules", "identities in PyTorch"
-NORM = "adaptive_context_norm"
+NORM, KEPT = "adaptive_context_norm", "of what the other keeps for backward"
 HEADS = {  # times as fast in evaluation and training, share of the memory in training
     "psp": (1.6, 1.5, 0.8),
     "enc": (2.0, 1.8, 0.35),
@@ -122,7 +127,7 @@ CPU = [
     memory(5, "encode", f"{BOTH}{CODES}", 0.1),
     Target(5, "pyramid_conv", f"forward, {BOTTLENECK}", 1.6),
     Target(5, "pyramid_conv", f"{BOTH}{BOTTLENECK}", 1.6),
-    memory(5, "pyramid_conv", f"{BOTH}{BOTTLENECK}", 0.5),
+    Target(5, "pyramid_conv", f"{BOTH}{BOTTLENECK}", 0.5, KEPT, kept_share, most=True),
     *(
         target
         for head, (evaluation, training, memory_bound) in HEADS.items()

@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 case = str(upsample.CASES["2x150x64x64-512x512"])
 tasks = [upsample.LOSS_AND_GRADIENT, "upsample_argmax", "upsample_confusion", "upsample_softmax"]
 peaks = {{task: upsample.peak_of(case, "nchw", task, "cpp") for task in tasks}}
-print(json.dumps(peaks | {{"encode": encode.peak_of("nchw", "{BOTH}", "ours")}}))
+print(json.dumps(peaks | {{"encode": encode.peak_of("nchw", "{BOTH}", "auto")}}))
 """
 
 needs_library = pytest.mark.skipif(

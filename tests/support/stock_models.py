@@ -264,6 +264,7 @@ def head(config: Mapping) -> Head:
 
 
 def _presence(target: Tensor, like: Tensor) -> Tensor:
-    """(B, K), 1 where an image has a class."""
-    counts = [torch.bincount(labels[labels != 255], minlength=like.shape[1]) for labels in target]
+    """(B, K), 1 where an image has a class; 255 is beyond the bins."""
+    classes = like.shape[1]
+    counts = [labels.float().histc(classes, 0, classes - 1) for labels in target]
     return (torch.stack(counts) > 0).to(like.dtype)
