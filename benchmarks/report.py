@@ -197,7 +197,10 @@ def _memory(row: dict) -> str:
     other = f" of {_mebibytes(row['other_memory_mib'])}" if "other_memory_mib" in row else ""
     share = memory_share(row)
     percent = "" if share is None else " (< 0.1 %)" if share < 5e-4 else f" ({100 * share:.2g} %)"
-    return f"{_mebibytes(row['memory_mib'])}{other} MiB{percent}"
+    kept = ""
+    if "kept_mib" in row:
+        kept = f"; kept for backward {_mebibytes(row['kept_mib'])} of {_mebibytes(row['other_kept_mib'])}"
+    return f"{_mebibytes(row['memory_mib'])}{other} MiB{percent}{kept}"
 
 
 def _mebibytes(number: float) -> str:

@@ -295,6 +295,12 @@ def test_the_parts_of_a_run_make_one_report(tmp_path, reported):
         report.save([ops, models])
 
 
+def test_what_is_kept_for_backward_stands_beside_the_peak(reported):
+    row = LOSS | {"memory_mib": 221.0, "other_memory_mib": 280.0, "kept_mib": 0.02, "other_kept_mib": 64.0}
+    section, text = reported(row)
+    assert all("| 221 of 280 MiB (79 %); kept for backward 0.02 of 64 |" in made for made in (section, text))
+
+
 def test_report(reported):
     section, text = reported(POOL, POOL | {"case": "forward, 9x9, nchw, float32", "ratio": 3.0}, LOSS, BARE, *SCALED)
     assert (
