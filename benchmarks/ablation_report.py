@@ -97,6 +97,7 @@ def section(name: str = "full", folder: Path = RESULTS, link: str = "benchmarks/
     parts = [
         *(introduction(results), means(found), picture("bars", results, folder, link), claims(found)),
         picture("affinities", results, folder, link),
+        *probes(results, folder)[1:],
         f"Differences to FCN and PSPNet, costs and more pictures: [the whole report]({link}{name}.md).",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -179,7 +180,7 @@ def probes(results: dict, folder: Path) -> list[str]:
         rows += [{"probe": "nothing", **r} for r in same]
     cells = [[r["probe"], r["head"], f"{r['steps']:,}", f"{100 * r['context_miou']:.2f}"] for r in rows]
     about = (
-        "To label fabric there, a position has to know which half it lies in, and what is seen in that half. Whoever "
+        "To label fabric in regional scenes, a position has to know which half it lies in, and what is seen in that half. Whoever "
         "guesses one of the three classes has an IoU of 20 %; whoever knows the two cues of the picture, and guesses "
         "which of them, 33 %. Runs of seed 0 alone, each with one change: **which half**: fabric's labels are the "
         "two halves, of which what lies around a position tells (a guess: 33 %); **position given**: two channels of "

@@ -28,7 +28,7 @@ COMPILED = (False, True) if ON_GPU else (False,)  # PyTorch's side, in torch.com
 SECONDS = 0.0 if REHEARSAL else 0.5 if ON_GPU else 2.0  # that a pair is timed for, if it can be in so many
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahead anyway (timing.py)
 
-where_compiled = pytest.mark.skipif(not ON_GPU, reason="torch.compile is measured on a GPU")
+where_compiled = pytest.mark.skipif(not ON_GPU, reason="needs a GPU: torch.compile is measured there")
 long = pytest.mark.slow  # left out where not asked for (see conftest.py)
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 usual_layout_first = pytest.mark.parametrize(  # the other one takes long
