@@ -180,11 +180,11 @@ def probes(results: dict, folder: Path) -> list[str]:
         rows += [{"probe": "nothing", **r} for r in same]
     cells = [[r["probe"], r["head"], f"{r['steps']:,}", f"{100 * r['context_miou']:.2f}"] for r in rows]
     about = (
-        "To label fabric in regional scenes, a position has to know which half it lies in, and what is seen in that half. Whoever "
-        "guesses one of the three classes has an IoU of 20 %; whoever knows the two cues of the picture, and guesses "
-        "which of them, 33 %. Runs of seed 0 alone, each with one change: **which half**: fabric's labels are the "
-        "two halves, of which what lies around a position tells (a guess: 33 %); **position given**: two channels of "
-        "the backbone's last map hold where a position lies; **four times as long**: as many steps."
+        "To label fabric in regional scenes, a position has to know which half it lies in, and what is seen in that "
+        "half. Whoever guesses one of the three classes has an IoU of 20 %; whoever knows the two cues of the picture, "
+        "and guesses which of them, 33 %. Runs of seed 0 alone, each with one change: **which half**: fabric's labels "
+        "are the two halves, of which what lies around a position tells (a guess: 33 %); **position given**: two "
+        "channels of the backbone's last map hold where a position lies; **four times as long**: as many steps."
     )
     headings = ["changed", "head", "steps", "context classes"]
     return ["## What is hard about regional scenes", about, _table(headings, cells)]
