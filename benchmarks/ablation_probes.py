@@ -1,13 +1,13 @@
 """Why a head misses what another finds on regional scenes: the ablation's runs once more, each with one thing changed.
 
-python -m benchmarks.ablation_probes [NAME …]      --full's recipe, seed 0; about a quarter of an hour on two cores
+python -m benchmarks.ablation_probes [NAME …]      --full's recipe; about half an hour on two cores
 
 To label fabric in a picture with two cues, a position has to know which half it lies in, and what is seen in that half.
 The probes take the two apart:
 
 - which half: fabric's labels are the two halves instead of the three cues. Only what lies around a position tells.
 - position given: two channels of the backbone's last map hold where a position lies, from -1 to 1.
-- four times as long.
+- four times as long, for three seeds: whether a head learns it at all.
 
 They enter none of the ablation's tables; its report shows them by themselves.
 """
@@ -40,9 +40,11 @@ HALF, PLACED, LONG = "which half", "position given", "four times as long"
 class Probe(NamedTuple):
     kind: str
     head: str
+    seed: int = 0
 
 
-PROBES = [Probe(HALF, "FCN"), Probe(PLACED, PUBLISHED), Probe(LONG, "FCN"), Probe(LONG, PUBLISHED)]
+PROBES = [Probe(HALF, "FCN"), Probe(PLACED, PUBLISHED)]
+PROBES += [Probe(LONG, head, seed) for seed in range(3) for head in ("FCN", PUBLISHED)]
 
 
 class Halves:
@@ -82,11 +84,11 @@ class Placed(nn.Module):
         return [*features, torch.cat([rows.expand(shape), columns.expand(shape), x[:, 2:]], 1)]
 
 
-def run(probe: Probe, recipe: Recipe, seed: int = 0) -> dict:
+def run(probe: Probe, recipe: Recipe) -> dict:
     """Trains a probe as the ablation trains; its row of the results."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", SlowPathWarning)
-    config = recipe.config(probe.head, "regional", seed)
+    config = recipe.config(probe.head, "regional", probe.seed)
     if probe.kind == LONG:
         config = replace(config, steps=4 * config.steps)
     data, held_out = (runs.open_data(config.data, split) for split in (config.data.split, config.data.val_split))
@@ -110,7 +112,7 @@ def run(probe: Probe, recipe: Recipe, seed: int = 0) -> dict:
     return {
         "probe": probe.kind,
         "head": probe.head,
-        "seed": seed,
+        "seed": probe.seed,
         "steps": config.steps,
         "context_miou": float(fabric.mean()),
     }
@@ -119,7 +121,7 @@ def run(probe: Probe, recipe: Recipe, seed: int = 0) -> dict:
 def run_all(chosen: Sequence[Probe], recipe: Recipe) -> None:
     """In processes of one thread, as many at once as there are cores; what each finds joins the results."""
     file = RESULTS / FILE
-    found = {(row["probe"], row["head"]): row for row in earlier(recipe, file).get("rows", ())}
+    found = {(row["probe"], row["head"], row["seed"]): row for row in earlier(recipe, file).get("rows", ())}
     waiting = sorted((probe for probe in chosen if probe not in found), key=lambda probe: probe.kind != LONG)
     os.environ["OMP_NUM_THREADS"], failed = "1", []
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
@@ -128,8 +130,9 @@ def run_all(chosen: Sequence[Probe], recipe: Recipe) -> None:
                 failed.append(done)
                 continue
             row = done.result()
-            print(f"{row['probe']}, {row['head']}: {row['context_miou']:.4f} after {row['steps']:,} steps", flush=True)
-            found[row["probe"], row["head"]] = row
+            name, score = f"{row['probe']}, {row['head']}, seed {row['seed']}", f"{row['context_miou']:.4f}"
+            print(f"{name}: {score} after {row['steps']:,} steps", flush=True)
+            found[row["probe"], row["head"], row["seed"]] = row
             rows = [found[probe] for probe in PROBES if probe in found]
             runs.write_json(file, earlier(recipe, file) | {"rows": rows})
     for done in failed:
@@ -138,7 +141,7 @@ def run_all(chosen: Sequence[Probe], recipe: Recipe) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation_probes", description=__doc__.split("\n")[0])
-    names = {f"{slug(probe.kind)}-{slug(probe.head)}": probe for probe in PROBES}
+    names = {f"{slug(probe.kind)}-{slug(probe.head)}-seed{probe.seed}": probe for probe in PROBES}
     parser.add_argument("probe", nargs="*", help=f"all where none is named: {', '.join(names)}")
     given = parser.parse_args().probe or list(names)
     if unknown := set(given) - set(names):

@@ -7,6 +7,7 @@ stands beside them.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from apcnet import runs
@@ -15,6 +16,7 @@ from apcnet.files import replacing
 from benchmarks import ablation_pictures as pictures
 from benchmarks.ablation import FAMILIES, HEADS, PUBLISHED, RECIPES, REFERENCE, RESULTS, RUNS, Run
 from benchmarks.ablation_probes import FILE as PROBES
+from benchmarks.ablation_probes import LONG
 from benchmarks.intervals import ENOUGH, Estimate, paired
 from benchmarks.report import README, between
 
@@ -174,20 +176,35 @@ def probes(results: dict, folder: Path) -> list[str]:
     probed = runs.read_json(folder / PROBES) if (folder / PROBES).exists() else {}
     if probed.get("recipe") != results["recipe"]:
         return []
-    rows = probed["rows"]
-    for head in dict.fromkeys(row["head"] for row in rows):
-        same = (r for r in results["runs"] if (r["head"], r["family"], r["seed"]) == (head, "regional", 0))
-        rows += [{"probe": "nothing", **r} for r in same]
-    cells = [[r["probe"], r["head"], f"{r['steps']:,}", f"{100 * r['context_miou']:.2f}"] for r in rows]
+    unchanged = {(r["head"], r["seed"]): r["context_miou"] for r in results["runs"] if r["family"] == "regional"}
+    found: dict[tuple[str, str, int], dict[int, float]] = {}
+    for row in probed["rows"]:
+        found.setdefault((row["probe"], row["head"], row["steps"]), {})[row["seed"]] = row["context_miou"]
+    cells = []
+    for (kind, head, steps), by_seed in found.items():
+        before = [unchanged[head, seed] for seed in by_seed if (head, seed) in unchanged]
+        cells.append([kind, head, f"{steps:,}", _listed(by_seed.values()), _listed(before)])
     about = (
         "To label fabric in regional scenes, a position has to know which half it lies in, and what is seen in that "
         "half. Whoever guesses one of the three classes has an IoU of 20 %; whoever knows the two cues of the picture, "
-        "and guesses which of them, 33 %. Runs of seed 0 alone, each with one change: **which half**: fabric's labels "
-        "are the two halves, of which what lies around a position tells (a guess: 33 %); **position given**: two "
-        "channels of the backbone's last map hold where a position lies; **four times as long**: as many steps."
+        "and guesses which of them, 33 %. Runs of the first seeds once more, each with one change: **which half**: "
+        "fabric's labels are the two halves, of which what lies around a position tells (a guess: 33 %); **position "
+        "given**: two channels of the backbone's last map hold where a position lies; **four times as long**: as many "
+        "steps. mIoU of the context classes, seed by seed:"
     )
-    headings = ["changed", "head", "steps", "context classes"]
-    return ["## What is hard about regional scenes", about, _table(headings, cells)]
+    headings = ["changed", "head", "steps", "changed so", "as it was"]
+    return ["## What is hard about regional scenes", about, _table(headings, cells), *_long(found)]
+
+
+def _long(found: dict[tuple[str, str, int], dict[int, float]]) -> list[str]:
+    """A sentence on the longer runs, where there are enough for an interval."""
+    by_head = {head: by_seed for (kind, head, _), by_seed in found.items() if kind == LONG}
+    both = sorted(by_head.get(PUBLISHED, {}).keys() & by_head.get("FCN", {}).keys())
+    if len(both) < ENOUGH:
+        return []
+    apart = paired([by_head[PUBLISHED][seed] for seed in both], [by_head["FCN"][seed] for seed in both])
+    seeds = f"{len(both)} seeds, mean and 95 % confidence interval"
+    return [f"Four times as long, {PUBLISHED} − FCN on {seeds}: {_change(apart)}."]
 
 
 def costs(results: dict) -> str:
@@ -264,9 +281,13 @@ def _shown(found: Estimates) -> str:
     return "mean and 95 % confidence interval" if _seeds(found) >= ENOUGH else "one figure a seed"
 
 
+def _listed(shares: Iterable[float]) -> str:
+    return ", ".join(f"{100 * share:.2f}" for share in shares)
+
+
 def _level(estimate: Estimate) -> str:
     if estimate.deviation is None:
-        return ", ".join(f"{100 * value:.2f}" for value in estimate.values)
+        return _listed(estimate.values)
     return f"{100 * estimate.mean:.2f} ± {100 * estimate.deviation:.2f}"
 
 

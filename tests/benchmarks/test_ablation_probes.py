@@ -47,7 +47,7 @@ def test_positions_take_the_place_of_two_channels():
     assert last[1, 0, :, 4].tolist() == [-1, 0, 1] and last[0, 1, 2].tolist() == [-1, -0.5, 0, 0.5, 1]
 
 
-@pytest.mark.parametrize("probe", probes.PROBES, ids=lambda p: f"{p.kind}, {p.head}")
+@pytest.mark.parametrize("probe", [p for p in probes.PROBES if p.seed == 0], ids=lambda p: f"{p.kind}, {p.head}")
 def test_every_probe_runs_twice_to_the_same(probe, threads):
     threads(1)
     found = probes.run(probe, MICRO)
@@ -61,7 +61,7 @@ def test_a_probe_that_changes_nothing_is_the_ablations_run(tmp_path, monkeypatch
     monkeypatch.setattr(Synthetic, "context_classes", (0, 3, 4))  # which are found sooner
     recipe = replace(MICRO, steps=30)
     scores = training.train(recipe.config("PSPNet", "regional", 3), tmp_path, device="cpu")
-    assert probes.run(probes.Probe("nothing", "PSPNet"), recipe, seed=3)["context_miou"] == scores["context_miou"] > 0
+    assert probes.run(probes.Probe("nothing", "PSPNet", 3), recipe)["context_miou"] == scores["context_miou"] > 0
 
 
 def test_results_are_joined(tmp_path, monkeypatch, capsys):
@@ -71,7 +71,7 @@ def test_results_are_joined(tmp_path, monkeypatch, capsys):
     content = runs.read_json(file)
     (row,) = content["rows"]
     assert (row["head"], row["steps"]) == ("FCN", 2)
-    assert "which half, FCN: 0." in capsys.readouterr().out
+    assert "which half, FCN, seed 0: 0." in capsys.readouterr().out
     kept = {"probe": probes.LONG, "head": "FCN", "seed": 0, "steps": 8, "context_miou": 0.5}
     runs.write_json(file, content | {"rows": [kept]})
     probes.run_all([half, probes.Probe(probes.LONG, "FCN")], MICRO)  # the second is there

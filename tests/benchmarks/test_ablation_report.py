@@ -10,6 +10,8 @@ from apcnet import logs, runs
 from apcnet.data.synthetic import Synthetic
 from benchmarks import ablation_pictures, ablation_report
 from benchmarks.ablation import FAMILIES, HEADS, PUBLISHED, RECIPES, REFERENCE
+from benchmarks.ablation_probes import FILE as PROBES
+from benchmarks.ablation_probes import LONG
 from benchmarks.intervals import Estimate, paired, student_quantile
 
 
@@ -198,3 +200,27 @@ def test_the_marked_pixel_is_one_that_context_decides():
     sample.mask.zero_()
     with pytest.raises(ValueError, match="has no pixel of the classes"):
         ablation_pictures.marked_pixel(sample)
+
+
+def test_probes_stand_beside_the_runs_that_they_change(tmp_path):
+    results = made_up(5, LEVELS)
+    assert ablation_report.probes(results, tmp_path) == []
+    rows = [
+        {"probe": kind, "head": head, "seed": seed, "steps": steps, "context_miou": miou + 0.01 * seed**2}
+        for kind, head, steps, miou, seeds in [
+            ("position given", PUBLISHED, 2500, 0.3, 1),
+            (LONG, "FCN", 10000, 0.2, 3),
+            (LONG, PUBLISHED, 10000, 0.6, 3),
+        ]
+        for seed in range(seeds)
+    ]
+    runs.write_json(tmp_path / PROBES, {"recipe": results["recipe"], "rows": rows[:-1]})
+    assert "Four times as long" not in ablation_report.probes(results, tmp_path)[-1]  # two seeds are not enough
+    runs.write_json(tmp_path / PROBES, {"recipe": results["recipe"], "rows": rows})
+    *_, table, sentence = ablation_report.probes(results, tmp_path)
+    before = [r["context_miou"] for r in results["runs"] if (r["head"], r["family"]) == ("FCN", "regional")][:3]
+    before = ", ".join(f"{100 * miou:.2f}" for miou in before)
+    assert f"| four times as long | FCN | 10,000 | 20.00, 21.00, 24.00 | {before} |" in table
+    assert sentence.endswith("on 3 seeds, mean and 95 % confidence interval: +40.00 [+40.00, +40.00].")
+    runs.write_json(tmp_path / PROBES, {"recipe": results["recipe"] | {"steps": 1}, "rows": rows})
+    assert ablation_report.probes(results, tmp_path) == []  # of another recipe
