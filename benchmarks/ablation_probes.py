@@ -44,7 +44,7 @@ class Probe(NamedTuple):
 
 
 PROBES = [Probe(HALF, "FCN"), Probe(PLACED, PUBLISHED)]
-PROBES += [Probe(LONG, head, seed) for seed in range(3) for head in ("FCN", PUBLISHED)]
+PROBES += [Probe(LONG, head, seed) for seed in range(3) for head in ("FCN", "EncNet", PUBLISHED)]
 
 
 class Halves:

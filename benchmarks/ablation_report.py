@@ -165,7 +165,7 @@ def _beating_fcn(found: Estimates) -> list[str]:
     for family in found if _seeds(found) >= ENOUGH else ():
         signs = {h: difference(found, family, h, "FCN", "context_miou").sign for h in HEADS if h != "FCN"}
         others = [head for head, sign in signs.items() if sign != 1]
-        rest = f" These do not: {'; '.join(others)}." if others else ""
+        rest = f" Not so: {'; '.join(others)}." if others else ""
         count = f"{len(signs) - len(others)} of the {len(signs)} other heads"
         sentences.append(f"On {family} scenes {count} are above FCN where context decides, interval and all.{rest}")
     return sentences
@@ -197,14 +197,15 @@ def probes(results: dict, folder: Path) -> list[str]:
 
 
 def _long(found: dict[tuple[str, str, int], dict[int, float]]) -> list[str]:
-    """A sentence on the longer runs, where there are enough for an interval."""
+    """What the longer runs say of every head against FCN, where there are enough for an interval."""
     by_head = {head: by_seed for (kind, head, _), by_seed in found.items() if kind == LONG}
-    both = sorted(by_head.get(PUBLISHED, {}).keys() & by_head.get("FCN", {}).keys())
-    if len(both) < ENOUGH:
-        return []
-    apart = paired([by_head[PUBLISHED][seed] for seed in both], [by_head["FCN"][seed] for seed in both])
-    seeds = f"{len(both)} seeds, mean and 95 % confidence interval"
-    return [f"Four times as long, {PUBLISHED} − FCN on {seeds}: {_change(apart)}."]
+    fcn, sentences = by_head.pop("FCN", {}), []
+    for head, by_seed in by_head.items():
+        seeds = sorted(by_seed.keys() & fcn.keys())
+        apart = paired([by_seed[seed] for seed in seeds], [fcn[seed] for seed in seeds])
+        if apart.interval:
+            sentences.append(f"{head} − FCN, four times as long, on {len(seeds)} seeds: {_change(apart)}.")
+    return [" ".join([*sentences, "Means and 95 % confidence intervals."])] if sentences else []
 
 
 def costs(results: dict) -> str:

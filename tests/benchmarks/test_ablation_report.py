@@ -85,7 +85,7 @@ def test_verdicts_follow_from_the_numbers():
     assert "| **the reverse** −9.60 [" in verdicts[f"{PUBLISHED} − PSPNet"]
     assert "| open " in verdicts[f"{PUBLISHED} − APCNet, plain module"]
     assert "On whole scenes 7 of the 9 other heads" in text
-    assert "These do not: Semantic FPN; APCNet {1}." in text
+    assert "Not so: Semantic FPN; APCNet {1}." in text
 
 
 def test_a_difference_by_hand():
@@ -215,12 +215,12 @@ def test_probes_stand_beside_the_runs_that_they_change(tmp_path):
         for seed in range(seeds)
     ]
     runs.write_json(tmp_path / PROBES, {"recipe": results["recipe"], "rows": rows[:-1]})
-    assert "Four times as long" not in ablation_report.probes(results, tmp_path)[-1]  # two seeds are not enough
+    assert "− FCN" not in ablation_report.probes(results, tmp_path)[-1]  # two seeds are not enough
     runs.write_json(tmp_path / PROBES, {"recipe": results["recipe"], "rows": rows})
     *_, table, sentence = ablation_report.probes(results, tmp_path)
     before = [r["context_miou"] for r in results["runs"] if (r["head"], r["family"]) == ("FCN", "regional")][:3]
     before = ", ".join(f"{100 * miou:.2f}" for miou in before)
     assert f"| four times as long | FCN | 10,000 | 20.00, 21.00, 24.00 | {before} |" in table
-    assert sentence.endswith("on 3 seeds, mean and 95 % confidence interval: +40.00 [+40.00, +40.00].")
+    assert f"{PUBLISHED} − FCN, four times as long, on 3 seeds: +40.00 [+40.00, +40.00]." in sentence
     runs.write_json(tmp_path / PROBES, {"recipe": results["recipe"] | {"steps": 1}, "rows": rows})
     assert ablation_report.probes(results, tmp_path) == []  # of another recipe
