@@ -1,6 +1,6 @@
 """The paper's claims in miniature: every head, on generated scenes whose labels depend on their surroundings.
 
-python -m benchmarks.ablation --quick      2 seeds, 800 steps: a quarter of an hour on two cores
+python -m benchmarks.ablation --quick      2 seeds, 800 steps: ten minutes on two cores
 python -m benchmarks.ablation --full       5 seeds, 2,500 steps: hours; stop it and start it again as you like
 python -m benchmarks.ablation --gpu        256×256 scenes, ResNet-50-D8 from scratch
 python -m benchmarks.ablation_report       what came of it, as tables and pictures
