@@ -1,6 +1,6 @@
 """Why a head misses what another finds on regional scenes: the ablation's runs once more, each with one thing changed.
 
-python -m benchmarks.ablation_probes [NAME …]      --full's recipe; about half an hour on two cores
+python -m benchmarks.ablation_probes [NAME …]      --full's recipe; about an hour on two cores
 
 To label fabric in a picture with two cues, a position has to know which half it lies in, and what is seen in that half.
 The probes take the two apart:
