@@ -25,7 +25,8 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
     Returns:
         (B, K, C) in the dtype of codewords. Saves x and two numbers for each position and codeword. Differentiable
         once, with respect to all three; computes in float32 (float64) under autocast too; the same under torch.compile
-        and torch.export.
+        and torch.export. With more than 80 codewords the error of x's gradient can be 1.2 times what is allowed
+        elsewhere, twice PyTorch's own and four units in the last place.
     """
     _check(x, codewords)
     codewords = check_small(codewords, "codewords", [(codewords.shape[0], x.shape[1])], x)
@@ -55,9 +56,10 @@ class _Encode(torch.autograd.Function):
             grad_weights = grad @ features - (grad * words).sum(2)[..., None]
             through_softmax = weights * (grad_weights - (weights * grad_weights).sum(1, keepdim=True))
             grad_distances = scale[:, None] * through_softmax
-            # Two of the three terms of the features' gradient are one product.
-            left = torch.cat([grad, -2 * words.expand(x.shape[0], -1, -1)], 1)  # (B, 2K, C)
-            right = torch.cat([weights, grad_distances], 1)  # (B, 2K, N)
+            # Two of the three terms of the features' gradient are one product. It sums in order, so the smaller term is
+            # first: what is added to a large sum is rounded to it. The other way round the error is twice as large.
+            left = torch.cat([-2 * words.expand(x.shape[0], -1, -1), grad], 1)  # (B, 2K, C)
+            right = torch.cat([grad_distances, weights], 1)  # (B, 2K, N)
             by_channel = features.stride(1) == 1
             grad_x = (right.mT @ left).mT if by_channel else left.mT @ right
             grad_x.addcmul_(grad_distances.sum(1, keepdim=True), features, value=2)

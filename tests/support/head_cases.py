@@ -76,6 +76,7 @@ CODES = [
     CodeCase(2, 6, (5, 4), 1),  # nothing to choose from
     CodeCase(1, 4, (1, 40), 7),
     CodeCase(3, 64, (16, 16), 32),
+    CodeCase(1, 16, (64, 64), 80),  # long sums over codewords
     CodeCase(0, 4, (3, 3), 5),
 ]
 ENCODER = CodeCase(1, 512, (64, 64), 32)  # of EncNet
