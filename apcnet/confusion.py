@@ -40,6 +40,15 @@ class Scores(NamedTuple):
         scores = zip(classes, self.iou.tolist(), self.acc.tolist(), strict=True)
         return [(name, _percent(iou), _percent(acc)) for name, iou, acc in (*scores, ("mean", self.miou, self.macc))]
 
+    def record(self, dataset) -> dict:
+        """For JSON: fractions, by the names of classes, None where a class does not count."""
+        values = {"miou": self.miou, "macc": self.macc, "aacc": self.aacc}
+        context = getattr(dataset, "context_classes", ())
+        if context:  # of generated scenes
+            values["context_miou"] = self.iou[list(context)].nanmean().item()
+        iou = zip(dataset.classes, self.iou.tolist(), strict=True)
+        return {**values, "iou": {name: None if math.isnan(value) else value for name, value in iou}}
+
 
 class ConfusionMatrix:
     """Counts pixels by label and prediction; `matrix` is (K, K) int64, rows: target, columns: prediction.

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 import torch
+from apcnet.optimisation import Descent
 
 from apcnet import runs, training
 from apcnet.data.augment import normalise
-from apcnet.optimisation import Descent
 from benchmarks import memory
 from benchmarks.ablation import HEADS, RECIPES, Recipe
 from benchmarks.setting import DEVICE

@@ -22,6 +22,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from apcnet.evaluation import evaluate
+from apcnet.optimisation import Descent
 from torch import Tensor, nn
 
 from apc_kernels.dispatch import SlowPathWarning
@@ -29,8 +31,6 @@ from apcnet import runs, training
 from apcnet.data.sample import IGNORE, Sample
 from apcnet.data.stream import training_stream
 from apcnet.data.synthetic import BAND, FABRIC, Synthetic
-from apcnet.evaluation import evaluate
-from apcnet.optimisation import Descent
 from benchmarks.ablation import PUBLISHED, RECIPES, RESULTS, Recipe, earlier, slug
 
 FILE = "probes.json"

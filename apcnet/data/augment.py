@@ -45,9 +45,9 @@ def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[
         size: (h, w) of the image.
         scale: two bounds, of the long and of the short side in either order; or the factor itself.
     """
-    height, width = _pair(size, "size")
+    height, width = checked_pair(size, "size")
     if not isinstance(scale, (int, float)):
-        bounds = _pair(scale, "scale")
+        bounds = checked_pair(scale, "scale")
         scale = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
     elif not 0 < scale < math.inf:
         raise ValueError(f"scale: expected a positive factor, or two bounds, got {scale}")
@@ -72,12 +72,12 @@ def view_sizes(
         ratios: of the scales; 1 is the single-scale test.
         test_scale: two bounds, as in keep_ratio_size: 0.x, (2048, 512) for ADE20K say; None: 1.x.
     """
-    original = _pair(original, "original")
+    original = checked_pair(original, "original")
     if not ratios or not all(0 < ratio < math.inf for ratio in ratios):
         raise ValueError(f"ratios: expected positive numbers, at least one, got {ratios!r}")
     if test_scale is None:
         return [keep_ratio_size(original, _times(original, ratio)) for ratio in ratios]
-    long, short = _pair(test_scale, "test_scale")
+    long, short = checked_pair(test_scale, "test_scale")
     return [keep_ratio_size(original, (int(long * ratio), int(short * ratio))) for ratio in ratios]
 
 
@@ -88,7 +88,7 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
     PyTorch's way, up to dozens of grey levels away). Bilinear weights have 8 binary places, so that nothing is rounded
     but the result: within 1 of OpenCV's. Nearest is OpenCV's INTER_NEAREST, which rounds down.
     """
-    size = _pair(size, "size")
+    size = checked_pair(size, "size")
     if isinstance(image, Tensor) and image.ndim == 2:
         check_mask(image)
         return _nearest(image, size, Window(0, 0, *size))
@@ -152,8 +152,8 @@ def train(
         the image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
     """
     _check_sample(sample)
-    height, width = _pair(crop_size, "crop_size")
-    scale = _pair(scale, "scale")
+    height, width = checked_pair(crop_size, "crop_size")
+    scale = checked_pair(scale, "scale")
     _check_ranges(ratio_range, cat_max_ratio)
     ratio, flip, *draws = torch.randint(UNIT, (2 + DRAWS + 2 * CROPS,), generator=generator).tolist()
     ratio = ratio_range[0] + (ratio_range[1] - ratio_range[0]) * (ratio / UNIT)
@@ -216,7 +216,8 @@ def _times(size: Sequence[int], factor: float) -> tuple[int, int]:
     return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
 
 
-def _pair(given: Sequence[int], name: str) -> tuple[int, int]:
+def checked_pair(given: Sequence[int], name: str) -> tuple[int, int]:
+    """Two positive integers: heights and widths."""
     try:
         first, second = map(operator.index, given)
     except (TypeError, ValueError):

@@ -25,31 +25,9 @@ from torch.utils.data import DataLoader, default_collate
 
 from apcnet.choices import check_choice
 from apcnet.data.sample import Sample, SampleError
+from apcnet.keys import DRAWS, ORDER, hashes, keyed
 
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
-
-BITS, STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
-ORDER, DRAWS = 0, 1  # what a key is for
-
-
-def mix(x):
-    """splitmix64's bijection of the integers below 2⁶⁴: of a Python integer, or of every one in a uint64 array."""
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & BITS
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & BITS
-    return x ^ (x >> 31)
-
-
-def keyed(*numbers: int) -> int:
-    """64 bits that depend on these integers alone, and differ where only the last of them differs."""
-    key = 0
-    for number in numbers:
-        key = mix((key ^ (number & BITS)) + STEP & BITS)
-    return key
-
-
-def hashes(key: int, count: int) -> np.ndarray:
-    """As many different uint64 numbers, in the order that the key gives them."""
-    return mix(np.arange(1, count + 1, dtype=np.uint64) * STEP + key)
 
 
 @functools.lru_cache(maxsize=4)  # a batch may lie across the border of two epochs

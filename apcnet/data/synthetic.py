@@ -28,7 +28,7 @@ import torch
 
 from apcnet.choices import check_choice
 from apcnet.data.sample import IGNORE, Sample
-from apcnet.data.stream import STEP, hashes, keyed, mix
+from apcnet.keys import STEP, hashes, keyed, mix
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]  # where an endless plane of rows and columns is marked

@@ -16,7 +16,7 @@ import apc_kernels
 from apcnet import logs, runs, training
 from apcnet.config import Model
 from apcnet.data.synthetic import Synthetic
-from apcnet.interrupts import Interrupts
+from apcnet.training.signals import Interrupts
 from benchmarks import ablation
 from benchmarks.ablation import HEADS, PUBLISHED, RECIPES, REFERENCE, Run
 

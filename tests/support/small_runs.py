@@ -72,7 +72,7 @@ def start(*arguments: object, processes: int = 1, **options) -> subprocess.Popen
 def learn(rank: int, world: int, file: str, frozen_norms: bool, steps: int, results: dict) -> None:
     """A process of several that train a model without dropout: its weights and losses into `results[rank]`."""
     import apcnet
-    from apcnet.optimisation import Descent
+    from apcnet.training.step import Descent
 
     torch.set_num_threads(1)
     if world > 1:

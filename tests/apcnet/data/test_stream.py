@@ -18,15 +18,13 @@ from apcnet.data.sample import SampleError
 from apcnet.data.stream import (
     Batches,
     generator_at,
-    hashes,
-    keyed,
     loader,
-    mix,
     permutation,
     sample_index,
     shard,
     training_stream,
 )
+from apcnet.keys import hashes, keyed, mix
 
 
 def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, **options):

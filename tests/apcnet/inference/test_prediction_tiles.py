@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from stand_in import Network, draw_image, view
 
-from apcnet import inference, prediction
-from apcnet.prediction import predict
+from apcnet import inference
+from apcnet.inference import Protocol, prediction
+from apcnet.inference.prediction import predict
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_large_images_go_in_tiles(size, align_corners):
     side = 32 if min(size) > 3 else 24
     crop, stride = (side, side), (2 * side // 3,) * 2
     assert {shape[2:] for shape in network.seen} == {(min(side, size[0]), min(side, size[1]))}
-    expected = inference.labels(network, view(image), crop_size=crop, stride=stride)[0]
+    expected = inference.labels(network, view(image), Protocol(window=crop, stride=stride))[0]
     assert torch.equal(labels, expected)
     scores = averaged_over_windows(image, crop, stride, lambda tile: inference.whole_logits(network, view(tile)))
     assert agree(labels, scores)
@@ -80,7 +81,8 @@ def test_published_sizes_are_one_piece():
 def test_tiles_at_several_scales(network, ratios, flip):
     """Every tile as an image of its own would be; tiles are so small that the largest scale is within bounds."""
     image, most = draw_image(70, 110), 2000
-    labels = predict(network, image, ratios=ratios, flip=flip, max_pixels=most).labels
+    protocol = Protocol(ratios=ratios, flip=flip)
+    labels = predict(network, image, protocol, max_pixels=most).labels
     assert max(shape[2] * shape[3] for shape in network.seen) <= most * 1.05  # sides are whole numbers
     side = int((most / max(ratios) ** 2) ** 0.5)
 
@@ -89,14 +91,14 @@ def test_tiles_at_several_scales(network, ratios, flip):
         if not flip:
             logits = inference.whole_logits(network, views[0])
             return F.interpolate(logits, tuple(tile.shape[1:]), mode="bilinear")
-        return inference.multi_scale_probabilities(network, views, tile.shape[1:], flip=True)
+        return inference.probabilities(network, views, protocol, size=tile.shape[1:])
 
     assert agree(labels, averaged_over_windows(image, (side, side), (2 * side // 3,) * 2, scores_of))
 
 
 def test_tiles_of_an_image_fitted_into_a_scale(network):
     image = draw_image(70, 110)
-    labels = predict(network, image, scale=(220, 140), max_pixels=4000).labels
+    labels = predict(network, image, Protocol(test_scale=(220, 140)), max_pixels=4000).labels
     assert {shape[2:] for shape in network.seen} == {(62, 62)}  # 31 × 31 pixels of the image
 
     def scores_of(tile, logits_of):
@@ -107,7 +109,8 @@ def test_tiles_of_an_image_fitted_into_a_scale(network):
         image, (31, 31), (20, 20), lambda tile: scores_of(tile, lambda x: inference.whole_logits(network, x))
     )
     once = averaged_over_windows(image, (31, 31), (20, 20), lambda tile: scores_of(tile, network))
-    straight = predict(network, image, scale=(220, 140), max_pixels=4000, single_resize=True).labels
+    protocol = Protocol(test_scale=(220, 140), single_resize=True)
+    straight = predict(network, image, protocol, max_pixels=4000).labels
     assert agree(labels, twice) and agree(straight, once) and not agree(straight, twice)
 
 
@@ -129,9 +132,9 @@ def test_probabilities_of_large_images_at_a_small_scale(network, monkeypatch):
         sizes.append(tuple(scores.shape[2:]))
         return argmax(scores, size)
 
-    argmax = prediction.upsample_argmax
-    exact = predict(network, image, scale=(90, 60), ratios=(0.5, 1.0), flip=True).labels
+    argmax, protocol = prediction.upsample_argmax, Protocol(test_scale=(90, 60), ratios=(0.5, 1.0), flip=True)
+    exact = predict(network, image, protocol).labels
     monkeypatch.setattr(prediction, "upsample_argmax", remember)
-    labels = predict(network, image, scale=(90, 60), ratios=(0.5, 1.0), flip=True, max_pixels=6000).labels
+    labels = predict(network, image, protocol, max_pixels=6000).labels
     assert sizes == [(60, 90)] and {shape[2:] for shape in network.seen} == {(30, 45), (60, 90)}
     assert (labels == exact).float().mean() > 0.99

@@ -1,49 +1,34 @@
 """Training: from a config to weights, in a loop that can be killed at any moment and ends with the same bits.
 
-    runs/tiny/
-        config.json            what the run is: the same config goes on, another one is refused
-        environment.json       where it runs
-        log.jsonl              losses, learning rate, speed; scores
-        last.pt, previous.pt   where to go on (checkpoint.py)
-        best.safetensors       the model with the highest mIoU so far
-        final.safetensors      the model after the last step
-        metrics.json           its scores
-        confusion.npy, .png    its confusion matrix
-        preview/000150.png     images, truth, predictions and errors at every evaluation
-
 Everything happens at a step, nothing by the clock, and whatever is random follows from the seed and the step. So a
 run that was killed and is started again does what it would have done, to the bit, with any number of workers, on the
 same version of PyTorch, kind of processor, number of threads and of processes.
 """
 
-import dataclasses
-import functools
 import itertools
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from apcnet import checkpoint, draw, runs
-from apcnet.config import Config, Data, Model, differences
-from apcnet.data import augment
-from apcnet.data.stream import Batch, Transform, keyed, training_stream
+from apcnet import draw
+from apcnet.config import Config
+from apcnet.data.stream import Batch, training_stream
 from apcnet.distributed import gathered, processes, rank, world
-from apcnet.evaluation import evaluate
-from apcnet.files import remove_leftovers
-from apcnet.interrupts import Interrupts
-from apcnet.logs import Log, Writer
-from apcnet.models import Segmentor
-from apcnet.optimisation import Descent, NotFiniteError
-from apcnet.prediction import predict
-from apcnet.zoo import create, load
+from apcnet.files import read_json, remove_leftovers, write_json
+from apcnet.inference.evaluation import evaluate
+from apcnet.inference.prediction import predict
+from apcnet.training import checkpoint
+from apcnet.training.folder import BEST, FINAL, changes, claim
+from apcnet.training.log import Log, Writer
+from apcnet.training.signals import Interrupts
+from apcnet.training.start import augmentation, check, class_weights, open_data, starting_model
+from apcnet.training.step import Descent, NotFiniteError
 
-WEIGHTS = 3  # what a key is for, beside stream.ORDER, stream.DRAWS and optimisation.DROPOUT
 PREVIEWED = 4  # images
 
 
@@ -104,8 +89,8 @@ class Run:
         self.chief, self.interrupts = rank() == 0, interrupts
         self.show = show if self.chief else lambda record: None
         check(config, log_every, workers)
-        self.data, self.held_out = (runs.open_data(config.data, s) for s in (config.data.split, config.data.val_split))
-        self.claim = runs.claim(out, config)
+        self.data, self.held_out = (open_data(config.data, s) for s in (config.data.split, config.data.val_split))
+        self.lock = claim(out, config)
         weights = class_weights(config, self.data.classes)
         self.descent = Descent(starting_model(config, self.data).to(device), config, weights)
         self.model = self.descent.result
@@ -215,8 +200,8 @@ class Run:
         if self.best is None or scores.miou > self.best["miou"]:
             self.best = {"miou": scores.miou, "step": self.step}
             if self.chief:
-                self.model.save(self.out / runs.BEST)
-        self.scores = {"step": self.step, **runs.metrics(scores, self.held_out), "best": self.best}
+                self.model.save(self.out / BEST)
+        self.scores = {"step": self.step, **scores.record(self.held_out), "best": self.best}
         self.evaluated = self.step
         self._tell(self.scores)
         self.draw()
@@ -229,17 +214,10 @@ class Run:
         """Images, truth, predictions and errors."""
         if not self.chief:
             return
-        test, rows = self.config.evaluation, []
+        rows = []
         for index in range(min(PREVIEWED, len(self.held_out))):
             sample = self.held_out[index]
-            seen = predict(
-                self.model,
-                sample.image,
-                scale=test.test_scale,
-                window=test.window,
-                stride=test.stride,
-                precision=self.config.precision,
-            )
+            seen = predict(self.model, sample.image, self.config.evaluation, precision=self.config.precision)
             rows.append((sample.image, sample.mask, seen.labels))
         (self.out / "preview").mkdir(exist_ok=True)
         remove_leftovers(self.out / "preview")
@@ -249,14 +227,14 @@ class Run:
 
     def finish(self) -> dict:
         """What is kept of a run that has come to its last step."""
-        metrics, final = self.out / "metrics.json", self.out / runs.FINAL
+        metrics, final = self.out / "metrics.json", self.out / FINAL
         if self.scores is None and metrics.exists() and final.exists():  # it had come there before
-            return runs.read_json(metrics)
+            return read_json(metrics)
         if self.scores is None:
             self.evaluate()
         if self.chief:
             self.model.save(final)
-            runs.write_json(metrics, self.scores)
+            write_json(metrics, self.scores)
             self.log.close()
         gathered(None)  # all is written when train returns, in every process
         return self.scores
@@ -282,85 +260,17 @@ class Run:
             "samples": list(itertools.chain(*samples)),
         }
         if self.chief:
-            runs.write_json(self.out / "failed.json", about)
+            write_json(self.out / "failed.json", about)
         return (
             f"step {self.step}: losses or gradients are not finite ({error}). The state before it is in {self.out}/"
             f"{checkpoint.LAST}, its samples in {self.out}/failed.json. Try --new with a lower --lr or --clip"
         )
 
 
-def augmentation(data: Data, model: Segmentor) -> Transform:
-    """What a run makes of its samples: crops that the model takes."""
-    return functools.partial(
-        augment.train,
-        crop_size=data.crop,
-        scale=data.scale,
-        ratio_range=data.ratio,
-        cat_max_ratio=data.cat_max_ratio,
-        antialias=data.antialias,
-        mean=model.mean,
-        std=model.std,
-    )
-
-
-def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
-    """What has to be known of a run before its first step and is not seen from a field alone."""
-    if log_every < 1:
-        raise ValueError(f"log_every: expected 1 or more, got {log_every}")
-    if workers < 0:
-        raise ValueError(f"workers: expected 0 or more, got {workers}")
-    model, share = config.model, config.batch_size // world()
-    if config.batch_size % world():
-        raise ValueError(f"batch_size: expected a multiple of the {world()} processes, got {config.batch_size}")
-    if share % config.optimisation.accumulate:
-        raise ValueError(
-            f"accumulate: expected a divisor of the {share} images of a process, got {config.optimisation.accumulate}"
-        )
-    if model.backbone.startswith("resnet") and not (model.backbone_weights or model.init or model.from_scratch):
-        raise ValueError(
-            f"backbone_weights: {model.backbone} is trained from ImageNet's weights: give a file or timm:resnet50c by "
-            "--backbone-weights, a model by --init, or say --from-scratch"
-        )
-
-
-def starting_model(config: Config, data) -> Segmentor:
-    """The model before its first step, on the CPU; its fresh weights follow from the seed."""
-    given, classes = config.model, tuple(data.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed(config.seed, WEIGHTS))
-        if given.init is None:
-            model = create(given.model, given.backbone, len(classes), given.backbone_weights, **given.options())
-        else:
-            model = load(given.init, len(classes))
-            kept = {"backbone_weights": given.backbone_weights, "from_scratch": given.from_scratch, "init": given.init}
-            its = dataclasses.replace(config, model=Model.of(model.architecture, **kept))
-            if changed := differences(its, config):
-                raise ValueError(f"init: {given.init} is another model than the run's, {'; '.join(changed)}")
-            if model.classes and model.classes != classes:
-                warnings.warn(f"{given.init}: its classifiers are kept, but were made for other classes", stacklevel=2)
-    model.classes, model.palette = classes, tuple(data.palette)
-    return model.train()
-
-
-def class_weights(config: Config, classes) -> list[float] | None:
-    """From the report of `apcnet check`, where one is named."""
-    path = config.optimisation.class_weights
-    if path is None:
-        return None
-    try:
-        weights = runs.read_json(path)["class_weights"]["weights"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"class_weights: {path} is no report of `apcnet check --json` with class weights") from None
-    numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 <= w < math.inf for w in weights)
-    if not numbers or len(weights) != len(classes):
-        raise ValueError(f"class_weights: expected {len(classes)} numbers of 0 or more in {path}, found {weights}")
-    return weights
-
-
 def _check_state(state: dict, means: dict, out: Path) -> None:
     """A checkpoint has to be of this run, and of the data that it began with."""
     try:
-        other = [*runs.changes(Config.from_json(state["config"]), Config.from_json(means["config"]))]
+        other = [*changes(Config.from_json(state["config"]), Config.from_json(means["config"]))]
         other += [
             f"{name}: {state[name]} → {means[name]}"
             for name in ("images", "class_weights")
@@ -377,10 +287,8 @@ def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
     """PyTorch as a run wants it, and afterwards as it was: random state, and which algorithms may be used."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill, torch.utils.deterministic.fill_uninitialized_memory = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        False,
-    )
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic

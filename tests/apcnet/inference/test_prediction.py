@@ -8,10 +8,11 @@ from PIL import Image
 from stand_in import CLASSES, IMAGE, Network, draw_image, picture, view
 
 import apcnet
-from apcnet import draw, inference, prediction
+from apcnet import draw, inference
 from apcnet.data.augment import view_sizes
 from apcnet.data.files import read_image, read_mask
-from apcnet.prediction import predict
+from apcnet.inference import Protocol, prediction
+from apcnet.inference.prediction import predict
 
 
 @pytest.fixture(autouse=True)
@@ -163,11 +164,12 @@ def test_models_take_a_single_pixel(model):
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_scale(align_corners):
     network, image = Network(align_corners=align_corners), draw_image(60, 90)
-    labels = predict(network, image, scale=(64, 32)).labels
+    labels = predict(network, image, Protocol(test_scale=(64, 32))).labels
     assert network.seen == [(1, 3, 32, 48)]
-    assert torch.equal(labels, inference.labels(network, view(image, (32, 48)), (60, 90))[0])
-    straight = predict(network, image, scale=(64, 32), single_resize=True).labels
-    assert torch.equal(straight, inference.labels(network, view(image, (32, 48)), (60, 90), single_resize=True)[0])
+    assert torch.equal(labels, inference.labels(network, view(image, (32, 48)), size=(60, 90))[0])
+    once = Protocol(test_scale=(64, 32), single_resize=True)
+    straight = predict(network, image, once).labels
+    assert torch.equal(straight, inference.labels(network, view(image, (32, 48)), once, size=(60, 90))[0])
     assert not torch.equal(labels, straight)
 
 
@@ -176,43 +178,32 @@ def test_scale(align_corners):
 def test_several_scales_and_flips(network, ratios, flip, scale):
     image = draw_image(60, 90)
     views = [view(image, size) for size in view_sizes((60, 90), ratios, scale)]
-    expected = inference.multi_scale_labels(network, views, (60, 90), flip=flip)[0]
-    assert torch.equal(predict(network, image, scale=scale, ratios=ratios, flip=flip).labels, expected)
-    assert not torch.equal(predict(network, image, scale=scale).labels, expected)
+    protocol = Protocol(test_scale=scale, ratios=ratios, flip=flip)
+    expected = inference.labels(network, views, protocol, size=(60, 90))[0]
+    assert torch.equal(predict(network, image, protocol).labels, expected)
+    assert not torch.equal(predict(network, image, Protocol(test_scale=scale)).labels, expected)
 
 
 def test_one_scale_other_than_the_image(network):
     image = draw_image(60, 90)
-    expected = inference.labels(network, view(image, (30, 45)), (60, 90))[0]
-    assert torch.equal(predict(network, image, ratios=(0.5,)).labels, expected)
+    expected = inference.labels(network, view(image, (30, 45)), size=(60, 90))[0]
+    assert torch.equal(predict(network, image, Protocol(ratios=(0.5,))).labels, expected)
 
 
 @pytest.mark.parametrize("scale", [None, (120, 80)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_windows(network, scale, flip):
-    image, window = draw_image(60, 90), {"crop_size": (33, 48), "stride": (20, 32)}
-    views = [view(image, (80, 120) if scale else (60, 90))]
-    if flip:
-        expected = inference.multi_scale_labels(network, views, (60, 90), **window)[0]
-    else:
-        expected = inference.labels(network, views[0], (60, 90), **window)[0]
-    seen = predict(network, image, scale=scale, window=(33, 48), stride=(20, 32), flip=flip)
-    assert torch.equal(seen.labels, expected)
+    image, protocol = draw_image(60, 90), Protocol(test_scale=scale, window=(33, 48), stride=(20, 32), flip=flip)
+    images = view(image, (80, 120) if scale else (60, 90))
+    expected = inference.labels(network, images, protocol, size=(60, 90))[0]
+    assert torch.equal(predict(network, image, protocol).labels, expected)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": (0, 512)}, r"scale: expected two positive integers, got \(0, 512\)"),
-        ({"scale": (512,)}, "scale: expected two positive integers"),
-        ({"window": (32, 32)}, r"window, stride: expected both or neither, got \(32, 32\) and None"),
-        ({"window": (32, 32), "stride": (40, 32)}, r"stride: \(40, 32\) leaves gaps between windows of \(32, 32\)"),
-        ({"ratios": ()}, "ratios: expected positive numbers, at least one"),
-        ({"ratios": (1.0, -1.0)}, "ratios: expected positive numbers"),
         ({"max_pixels": 0}, "max_pixels: expected a positive integer, got 0"),
         ({"precision": "bfloat"}, "precision: expected one of .* did you mean 'bfloat16'"),
-        ({"single_resize": True, "flip": True}, "single_resize: windows, and what is averaged"),
-        ({"single_resize": True, "window": (32, 32), "stride": (32, 32)}, "single_resize: windows"),
     ],
 )
 def test_what_makes_no_sense(network, options, message):
@@ -222,7 +213,7 @@ def test_what_makes_no_sense(network, options, message):
 
 def test_image_of_which_nothing_is_left(network):
     with pytest.raises(ValueError, match=r"^images\[1\]: scale: nothing is left of an image of \(1, 90\)"):
-        predict(network, [IMAGE, draw_image(1, 90)], scale=(16, 16))
+        predict(network, [IMAGE, draw_image(1, 90)], Protocol(test_scale=(16, 16)))
 
 
 # Models
@@ -237,7 +228,7 @@ def test_the_model_is_left_as_it_was(network):
     assert torch.equal(predict(network, IMAGE).labels, expected)  # without dropout
     assert network.training and network.dropout.training and not network.frozen.training
     with pytest.raises(ValueError, match="nothing is left"):
-        predict(network, draw_image(1, 90), scale=(9, 9))
+        predict(network, draw_image(1, 90), Protocol(test_scale=(9, 9)))
     assert network.training and network.dropout.training and not network.frozen.training
 
 

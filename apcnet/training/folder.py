@@ -1,8 +1,18 @@
-"""The folder of a run: whose it is, and what the run was."""
+"""The folder of a run: one run a folder, one process at a time that writes to it, and what the run in it is.
+
+config.json            what the run is: the same config goes on, another one is refused
+environment.json       where it runs
+log.jsonl              losses, learning rate, speed; scores (log.py)
+last.pt, previous.pt   where to go on (checkpoint.py)
+best.safetensors       the model with the highest mIoU so far
+final.safetensors      the model after the last step
+metrics.json           its scores
+confusion.npy, .png    its confusion matrix
+preview/000150.png     images, truth, predictions and errors at every evaluation
+failed.json            the samples of a step whose losses are not finite
+"""
 
 import itertools
-import json
-import math
 import platform
 import warnings
 from dataclasses import replace
@@ -11,11 +21,9 @@ from typing import IO
 
 import torch
 
-import apcnet.data
-from apcnet.config import Config, Data, differences
-from apcnet.confusion import Scores
+from apcnet.config import Config, differences
 from apcnet.distributed import gathered, rank, world
-from apcnet.files import remove_leftovers, replacing
+from apcnet.files import read_json, remove_leftovers, write_json
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
@@ -88,20 +96,13 @@ def read_config(folder: Path) -> Config:
         raise ValueError(f"{path}: {error}") from None
 
 
-def open_data(data: Data, split: str):
-    """The data set that a config means."""
-    if data.root is None and data.dataset != "synthetic":
-        raise ValueError(f"root: expected the folder of {data.dataset}, by --root")
-    return apcnet.data.open(data.dataset, data.root, split, **data.open_options())
-
-
 def unused(folder: Path) -> Path:
     """The folder, or the first of folder-2, folder-3, … that is not there yet."""
     others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], others) if not path.exists())
 
 
-def weights(path: Path) -> Path:
+def model_file(path: Path) -> Path:
     """The file of a model: of a run's folder the last one, while it goes on the best so far."""
     if not path.is_dir():
         return path
@@ -114,16 +115,6 @@ def weights(path: Path) -> Path:
     )
 
 
-def metrics(scores: Scores, dataset) -> dict:
-    """Scores for JSON: fractions, by the names of classes, None where a class does not count."""
-    values = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc}
-    context = getattr(dataset, "context_classes", ())
-    if context:  # of generated scenes
-        values["context_miou"] = scores.iou[list(context)].nanmean().item()
-    iou = zip(dataset.classes, scores.iou.tolist(), strict=True)
-    return {**values, "iou": {name: None if math.isnan(value) else value for name, value in iou}}
-
-
 def environment() -> dict:
     """What the bits of a run depend on beside its config."""
     capability = torch.backends.cpu.get_cpu_capability()
@@ -134,19 +125,3 @@ def environment() -> dict:
         "threads": torch.get_num_threads(),
         "processes": world(),
     }
-
-
-def read_json(path: Path) -> dict:
-    """The fields in a file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected fields and their values, found {type(content).__name__}")
-    return content
-
-
-def write_json(path: Path, content) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

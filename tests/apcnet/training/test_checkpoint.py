@@ -7,7 +7,8 @@ import pickle
 import pytest
 import torch
 
-from apcnet import checkpoint, files
+from apcnet import files
+from apcnet.training import checkpoint
 
 
 def state(step: int) -> dict:

@@ -1,4 +1,4 @@
-"""Evaluation beside a plain loop over the images, over any number of workers and processes, and what goes wrong."""
+"""Protocol beside a plain loop over the images, over any number of workers and processes, and what goes wrong."""
 
 import os
 import pickle
@@ -10,10 +10,10 @@ from evaluation_ranks import TESTS, Network, Pictures, evaluate_rank
 from naive_inference import at_the_input, averaged, resized
 
 from apcnet import data
-from apcnet.config import Evaluation
+from apcnet.config import Protocol
 from apcnet.data import augment
 from apcnet.data.sample import Sample, SampleError
-from apcnet.evaluation import Inputs, evaluate
+from apcnet.inference.evaluation import Inputs, evaluate
 
 ROUNDED = 4  # pixels, of 10,000, that rounding may give to another class
 
@@ -58,20 +58,20 @@ def apart(matrix, expected):
 @pytest.mark.parametrize(
     "test",
     [
-        Evaluation(),
-        Evaluation(test_scale=(90, 70)),
-        Evaluation(test_scale=(30, 21)),
-        Evaluation(test_scale=(90, 70), single_resize=True),
-        Evaluation(ratios=(0.75,)),
-        Evaluation(window=(20, 24), stride=(16, 17)),
-        Evaluation(test_scale=(50, 40), window=(20, 24), stride=(16, 17)),
-        Evaluation(flip=True),
-        Evaluation(ratios=(0.5, 1.0, 1.25)),
-        Evaluation(test_scale=(50, 40), ratios=(0.5, 1.25), flip=True),
-        Evaluation(test_scale=(50, 40), window=(20, 24), stride=(16, 17), ratios=(0.5, 1.25), flip=True),
+        Protocol(),
+        Protocol(test_scale=(90, 70)),
+        Protocol(test_scale=(30, 21)),
+        Protocol(test_scale=(90, 70), single_resize=True),
+        Protocol(ratios=(0.75,)),
+        Protocol(window=(20, 24), stride=(16, 17)),
+        Protocol(test_scale=(50, 40), window=(20, 24), stride=(16, 17)),
+        Protocol(flip=True),
+        Protocol(ratios=(0.5, 1.0, 1.25)),
+        Protocol(test_scale=(50, 40), ratios=(0.5, 1.25), flip=True),
+        Protocol(test_scale=(50, 40), window=(20, 24), stride=(16, 17), ratios=(0.5, 1.25), flip=True),
     ],
     ids=lambda test: ",".join(
-        f"{name}={value}" for name, value in vars(test).items() if value != vars(Evaluation())[name]
+        f"{name}={value}" for name, value in vars(test).items() if value != vars(Protocol())[name]
     ),
 )
 def test_like_a_plain_loop(test, align_corners):
@@ -79,10 +79,10 @@ def test_like_a_plain_loop(test, align_corners):
     matrix = evaluate(model, dataset, test).matrix
     expected = naive(model, dataset, test)
     assert matrix.dtype == torch.int64 and apart(matrix, expected) <= ROUNDED
-    if test != Evaluation():
-        assert apart(naive(model, dataset, Evaluation()), expected) > 10 * ROUNDED
+    if test != Protocol():
+        assert apart(naive(model, dataset, Protocol()), expected) > 10 * ROUNDED
     if test.single_resize:
-        twice = naive(model, dataset, Evaluation(test_scale=test.test_scale))
+        twice = naive(model, dataset, Protocol(test_scale=test.test_scale))
         assert apart(twice, expected) > 2 * ROUNDED
 
 
@@ -236,11 +236,10 @@ def test_a_wrong_mask_is_named(mask, message):
 @pytest.mark.parametrize(
     ("model", "dataset", "test", "options", "message"),
     [
-        (Network(4), Pictures(), Evaluation(), {}, "dataset: has 5 classes, but the model tells 4 apart"),
-        (Network(), Pictures(0), Evaluation(), {}, "dataset: expected one sample at least, it is empty"),
-        (Network(), Pictures(), Evaluation(), {"precision": "bf16"}, "precision: .*; did you mean 'bfloat16'"),
-        (Network(), Pictures(), Evaluation(), {"workers": -1}, "workers: expected 0 or more, got -1"),
-        (Network(), Pictures(), Evaluation(flip=True, single_resize=True), {}, "single_resize: what is averaged"),
+        (Network(4), Pictures(), Protocol(), {}, "dataset: has 5 classes, but the model tells 4 apart"),
+        (Network(), Pictures(0), Protocol(), {}, "dataset: expected one sample at least, it is empty"),
+        (Network(), Pictures(), Protocol(), {"precision": "bf16"}, "precision: .*; did you mean 'bfloat16'"),
+        (Network(), Pictures(), Protocol(), {"workers": -1}, "workers: expected 0 or more, got -1"),
     ],
 )
 def test_wrong_arguments(model, dataset, test, options, message):

@@ -11,7 +11,7 @@ from PIL import Image
 from apcnet import data
 from apcnet.data.files import Files, read_mask
 from apcnet.data.prepare import prepare
-from apcnet.submission import writer
+from apcnet.inference.submission import writer
 
 BENCHMARKS = {
     "cityscapes": (fake_trees.cityscapes, {}),

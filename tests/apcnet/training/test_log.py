@@ -5,8 +5,7 @@ import types
 
 import pytest
 
-from apcnet import logs
-from apcnet.logs import Log
+from apcnet.training.log import NAME, Log, read
 
 
 def test_a_log_goes_on_where_the_run_does(tmp_path):
@@ -14,13 +13,13 @@ def test_a_log_goes_on_where_the_run_does(tmp_path):
     for step in (1, 2, 3):
         log({"step": step, "loss": 0.5})
     log.close()
-    with (tmp_path / logs.NAME).open("a") as file:
+    with (tmp_path / NAME).open("a") as file:
         file.write('{"step": 4, "lo')  # the process was killed in the middle of a line
-    assert [record["step"] for record in logs.read(tmp_path)] == [1, 2, 3]
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3]
     log = Log(tmp_path, 2)
     log({"step": 3, "loss": 0.25})
     log.close()
-    assert logs.read(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}]
+    assert read(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}]
 
 
 def test_tensorboard_gets_the_numbers(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Whole image, sliding window, multi-scale and flip against the same rules without care for memory."""
+"""Labels, confusion matrices and probabilities by every protocol beside the same rules without care for memory."""
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 import apc_kernels
 from apcnet import inference
+from apcnet.inference import Protocol
+from apcnet.inference.logits import slide_bands
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +85,7 @@ def test_sliding_window(size, crop, stride, align_corners):
     with torch.no_grad():
         expected = slid(model, images, crop, stride)
         assert close(inference.slide_logits(model, images, crop, stride), expected)
-        assert close(inference.slide_logits(model, images, crop, stride, windows_at_once=3), expected)
-    assert agree(inference.labels(model, images, crop_size=crop, stride=stride), expected)
+    assert agree(inference.labels(model, images, Protocol(window=crop, stride=stride)), expected)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -94,7 +95,7 @@ def test_whole_image(align_corners):
         expected = resized(model(images), (37, 54), align_corners)
         assert torch.equal(inference.whole_logits(model, images), expected)
     assert agree(inference.labels(model, images), expected)
-    assert torch.equal(inference.labels(model, images, (37, 54)), inference.labels(model, images))
+    assert torch.equal(inference.labels(model, images, size=(37, 54)), inference.labels(model, images))
 
 
 def test_one_window_is_the_whole_image():
@@ -107,22 +108,23 @@ def test_one_window_is_the_whole_image():
 
 def test_the_same_bits_however_they_are_consumed():
     model, images, window = Network(), draw(2, 65, 97), ((33, 51), (21, 32))
+    protocol = Protocol(window=window[0], stride=window[1])
     with torch.no_grad():
         logits = inference.slide_logits(model, images, *window)
         one_by_one = [inference.slide_logits(model, image, *window) for image in images.split(1)]
-        bands = [(top, rows.clone()) for top, rows in inference.slide_bands(model, images[:1], *window)]
+        bands = [(top, rows.clone()) for top, rows in slide_bands(model, images[:1], protocol)]
     assert torch.equal(logits, torch.cat(one_by_one))
     assert [top for top, _ in bands] == [0, 21, 32] and [rows.shape[2] for _, rows in bands] == [21, 11, 33]
     assert torch.equal(torch.cat([rows for _, rows in bands], 2), logits[:1])
-    labels = inference.labels(model, images, crop_size=window[0], stride=window[1])
+    labels = inference.labels(model, images, protocol)
     assert torch.equal(labels, apc_kernels.upsample_argmax(logits, (65, 97)))
-    assert torch.equal(labels, inference.labels(model, images, crop_size=window[0], stride=window[1]))
+    assert torch.equal(labels, inference.labels(model, images, protocol))
 
 
 def test_labels_of_a_large_image_need_one_band_of_logits():
     model, image = Network(classes=40), draw(1, 300, 50)
     with Allocations() as streamed:
-        labels = inference.labels(model, image, crop_size=(32, 32), stride=(20, 20))
+        labels = inference.labels(model, image, Protocol(window=(32, 32), stride=(20, 20)))
     with torch.no_grad(), Allocations() as formed:
         logits = inference.slide_logits(model, image, (32, 32), (20, 20))
     assert streamed.largest == 40 * 32 * 50 and formed.largest == 40 * 300 * 50
@@ -152,8 +154,8 @@ def test_logits_are_differentiable(infer):
 @pytest.mark.parametrize("window", [None, ((33, 40), (21, 32))], ids=["whole", "slide"])
 def test_labels_go_through_the_size_of_the_network_input(size, window, align_corners):
     model, images = Network(align_corners=align_corners), draw(2, 40, 61)
-    sliding = {"crop_size": window[0], "stride": window[1]} if window else {}
-    labels = inference.labels(model, images, size, **sliding)
+    protocol = Protocol(window=window[0], stride=window[1]) if window else Protocol()
+    labels = inference.labels(model, images, protocol, size=size)
     with torch.no_grad():
         first = slid(model, images, *window) if window else resized(model(images), (40, 61), align_corners)
     assert agree(labels, resized(first, size, align_corners))
@@ -161,10 +163,10 @@ def test_labels_go_through_the_size_of_the_network_input(size, window, align_cor
 
 def test_a_single_resize_is_another_thing():
     model, images = Network(), draw(2, 40, 61)
-    labels = inference.labels(model, images, (80, 121), single_resize=True)
+    labels = inference.labels(model, images, Protocol(single_resize=True), size=(80, 121))
     with torch.no_grad():
         assert agree(labels, resized(model(images), (80, 121), False))
-    differing = (labels != inference.labels(model, images, (80, 121))).double().mean()
+    differing = (labels != inference.labels(model, images, size=(80, 121))).double().mean()
     assert 0 < differing < 0.05
 
 
@@ -174,7 +176,7 @@ def test_which_logits_are_formed():
     largest = {}
     for size, single in (((64, 64), False), ((128, 128), False), ((128, 128), True)):
         with Allocations() as made:
-            inference.labels(model, images, size, single_resize=single)
+            inference.labels(model, images, Protocol(single_resize=single), size=size)
         largest[size, single] = made.largest
     of_network = 4 * 30 * 16 * 16
     assert largest == {
@@ -186,34 +188,35 @@ def test_which_logits_are_formed():
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
-    ("size", "how"),
+    ("size", "protocol"),
     [
-        ((40, 61), {}),
-        ((80, 121), {}),
-        ((80, 121), {"single_resize": True}),
-        ((40, 61), {"crop_size": (33, 40), "stride": (21, 32)}),
-        ((19, 30), {"crop_size": (33, 40), "stride": (21, 32), "windows_at_once": 2}),
+        ((40, 61), Protocol()),
+        ((80, 121), Protocol()),
+        ((80, 121), Protocol(single_resize=True)),
+        ((40, 61), Protocol(window=(33, 40), stride=(21, 32))),
+        ((19, 30), Protocol(window=(33, 40), stride=(21, 32))),
+        ((80, 121), Protocol(flip=True)),
     ],
     ids=str,
 )
-def test_the_confusion_matrix_is_that_of_the_labels(size, how, align_corners):
+def test_the_confusion_matrix_is_that_of_the_labels(size, protocol, align_corners):
     model, images = Network(align_corners=align_corners), draw(2, 40, 61)
     target = torch.randint(6, (2, *size), generator=torch.Generator().manual_seed(0))
-    labels = inference.labels(model, images, size, **how)
+    labels = inference.labels(model, images, protocol, size=size)
     counted = target != 5
     expected = torch.bincount(target[counted] * 5 + labels[counted], minlength=25).view(5, 5)
-    assert torch.equal(inference.confusion(model, images, target, ignore_index=5, **how), expected)
+    assert torch.equal(inference.confusion(model, images, target, protocol, ignore_index=5), expected)
 
 
 def test_the_confusion_matrix_of_a_large_image_needs_one_band_of_logits():
     model, image = Network(classes=40), draw(1, 300, 50)
     with Allocations() as made:
-        inference.confusion(model, image, torch.zeros(1, 300, 50).byte(), crop_size=(32, 32), stride=(20, 20))
+        inference.confusion(model, image, torch.zeros(1, 300, 50).byte(), Protocol(window=(32, 32), stride=(20, 20)))
     assert made.largest == 40 * 32 * 50
 
 
 def test_more_classes_than_a_byte_holds():
-    labels = inference.labels(Network(classes=300), draw(1, 24, 24), crop_size=(16, 16), stride=(8, 8))
+    labels = inference.labels(Network(classes=300), draw(1, 24, 24), Protocol(window=(16, 16), stride=(8, 8)))
     assert labels.dtype == torch.int16 and labels.max() > 255
 
 
@@ -234,18 +237,21 @@ def test_logits_of_low_precision_are_resized_in_float32():
 
 # Scales and flips
 
+TWO_SCALES = Protocol(ratios=(1.0, 1.5), flip=True)
+
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("window", [None, ((33, 40), (21, 32))], ids=["whole", "slide"])
 def test_multi_scale(window, flip):
     model, size = Network(), (48, 73)
     views = [draw(2, height, width) for height, width in ((24, 37), (48, 73), (72, 109))]
-    sliding = {"crop_size": window[0], "stride": window[1]} if window else {}
-    probabilities = inference.multi_scale_probabilities(model, iter(views), size, flip=flip, **sliding)
+    sliding = {"window": window[0], "stride": window[1]} if window else {}
+    protocol = Protocol(ratios=(0.5, 1.0, 1.5), flip=flip, **sliding)
+    probabilities = inference.probabilities(model, iter(views), protocol, size=size)
     with torch.no_grad():
         expected = averaged(model, views, size, flip, window)
     assert close(probabilities, expected) and not probabilities.requires_grad
-    labels = inference.multi_scale_labels(model, (view for view in views), size, flip=flip, **sliding)
+    labels = inference.labels(model, (view for view in views), protocol, size=size)
     assert agree(labels, probabilities)
 
 
@@ -264,7 +270,7 @@ def test_the_views_need_not_exist_at_once():
             seen.append(height)
             yield draw(1, height, 20)
 
-    inference.multi_scale_labels(watched, views(), (20, 20))
+    inference.labels(watched, views(), TWO_SCALES, size=(20, 20))
     assert seen == [16, (16, 20), (16, 20), 24, (24, 20), (24, 20)]
 
 
@@ -272,7 +278,7 @@ def test_multi_scale_adds_into_one_buffer():
     """Of the size of the result nothing else is made, whatever the number of views."""
     model, size = Network(classes=30), (100, 100)
     with Allocations() as made:
-        inference.multi_scale_probabilities(model, [draw(2, 32, 32), draw(2, 48, 48)], size)
+        inference.probabilities(model, [draw(2, 32, 32), draw(2, 48, 48)], TWO_SCALES, size=size)
     assert made.largest == 2 * 30 * 100 * 100
     full = []
 
@@ -287,7 +293,7 @@ def test_multi_scale_adds_into_one_buffer():
             return result
 
     with Buffers():
-        result = inference.multi_scale_probabilities(model, [draw(1, 32, 32), draw(1, 48, 48)], size)
+        result = inference.probabilities(model, [draw(1, 32, 32), draw(1, 48, 48)], TWO_SCALES, size=size)
     assert set(full) == {result.data_ptr()}
 
 
@@ -303,19 +309,12 @@ IMAGES = torch.zeros(1, 3, 16, 16)
         ({"images": torch.zeros(0, 3, 16, 16)}, ValueError, r"images: .* got \(0, 3, 16, 16\)"),
         ({"images": IMAGES.byte()}, TypeError, "images: expected normalised images in floating point, got uint8"),
         ({"images": [[1.0]]}, TypeError, "images: expected a tensor, got list"),
-        ({"size": (0, 4)}, ValueError, "size: expected a positive integer, got 0"),
-        ({"size": 4}, TypeError, r"size: expected two integers \(h, w\), got 4"),
-        ({"size": (4.5, 4)}, TypeError, r"size: expected two integers \(h, w\), got \(4.5, 4\)"),
-        ({"crop_size": (8, 8)}, ValueError, r"crop_size, stride: expected both or neither, got \(8, 8\) and None"),
-        ({"crop_size": (8, 8), "stride": (8, 9)}, ValueError, r"stride: \(8, 9\) leaves gaps between windows"),
-        ({"crop_size": (8, -8), "stride": (8, 8)}, ValueError, "crop_size: expected a positive integer, got -8"),
-        ({"crop_size": (8, 8), "stride": (0, 8)}, ValueError, "stride: expected a positive integer, got 0"),
-        (
-            {"crop_size": (8, 8), "stride": (8, 8), "windows_at_once": 0},
-            ValueError,
-            "windows_at_once: expected a positive integer, got 0",
-        ),
-        ({"crop_size": (8, 8), "stride": (8, 8), "single_resize": True}, ValueError, "single_resize: a sliding window"),
+        ({"size": (0, 4)}, ValueError, r"size: expected two positive integers, got \(0, 4\)"),
+        ({"size": 4}, TypeError, "size: expected two integers, got 4"),
+        ({"size": (4.5, 4)}, TypeError, r"size: expected two integers, got \(4.5, 4\)"),
+        ({"protocol": Protocol(ratios=(1, 2))}, ValueError, r"images: expected .* ratios \(1.0, 2.0\), got 1 views"),
+        ({"images": [IMAGES] * 2, "size": (4, 4)}, ValueError, r"images: expected .* ratios \(1.0,\), got 2 views"),
+        ({"images": [IMAGES]}, TypeError, r"images: .* several views need a size, \(H, W\)"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -333,12 +332,17 @@ def test_wrong_targets():
 
 def test_wrong_views():
     model = Network()
-    with pytest.raises(ValueError, match="views: expected at least one"):
-        inference.multi_scale_labels(model, [], (4, 4))
-    with pytest.raises(ValueError, match=r"views: expected 1 images, as in the first, got \(2, 3, 8, 8\)"):
-        inference.multi_scale_labels(model, [IMAGES, torch.zeros(2, 3, 8, 8)], (4, 4))
-    with pytest.raises(ValueError, match=r"image: expected one at a time, \(1, 3, H, W\), got \(2, 3, 8, 8\)"):
-        next(inference.slide_bands(model, torch.zeros(2, 3, 8, 8), (4, 4), (4, 4)))
+    with pytest.raises(ValueError, match=r"images: expected them at each of the ratios \(1.0, 1.5\), got 0 views"):
+        inference.labels(model, [], TWO_SCALES, size=(4, 4))
+    with pytest.raises(ValueError, match=r"images: expected 1, as in the first view, got \(2, 3, 8, 8\)"):
+        inference.labels(model, [IMAGES, torch.zeros(2, 3, 8, 8)], TWO_SCALES, size=(4, 4))
+
+
+def test_wrong_windows():
+    with pytest.raises(ValueError, match=r"stride: expected at most the window, \(8, 8\), got \(8, 9\)"):
+        inference.slide_logits(Network(), IMAGES, (8, 8), (8, 9))
+    with pytest.raises(ValueError, match=r"window: expected two sides of 1 or more, got \(8, -8\)"):
+        inference.slide_logits(Network(), IMAGES, (8, -8), (8, 8))
 
 
 def test_wrong_models():

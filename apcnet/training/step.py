@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
-from apcnet.data.stream import keyed
 from apcnet.distributed import rank, synchronised, world
-
-DROPOUT = 2  # what a key is for, beside stream.ORDER and stream.DRAWS
+from apcnet.keys import DROPOUT, keyed
 
 
 class NotFiniteError(ArithmeticError):

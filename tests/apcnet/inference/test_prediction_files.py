@@ -11,7 +11,8 @@ from stand_in import IMAGE, Network, draw_image, picture
 import apcnet
 from apcnet import draw
 from apcnet.data.files import read_mask
-from apcnet.prediction import predict, predict_files
+from apcnet.inference import Protocol
+from apcnet.inference.prediction import predict, predict_files
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +57,10 @@ def test_folder(tmp_path, network, photos):
 
 
 def test_options_reach_the_prediction(tmp_path, network, photos):
-    predict_files(network, photos / "b.png", tmp_path, overlay="png", opacity=1.0, scale=(16, 16))
+    protocol = Protocol(test_scale=(16, 16))
+    predict_files(network, photos / "b.png", tmp_path, protocol, overlay="png", opacity=1.0)
     assert files_in(tmp_path) == sorted([*(f"photos/{name}" for name in files_in(photos)), "b.png", "b_overlay.png"])
-    seen = predict(network, photos / "b.png", scale=(16, 16))
+    seen = predict(network, photos / "b.png", protocol)
     assert torch.equal(read_mask(tmp_path / "b.png"), seen.labels)
     with Image.open(tmp_path / "b_overlay.png") as overlay:
         assert overlay.tobytes() == seen.overlay(1.0).tobytes()
@@ -80,9 +82,8 @@ def test_broken_images_stop_none_of_the_others(tmp_path, network, photos):
     (photos / "gone.jpg").symlink_to(photos / "nowhere.jpg")
     picture(draw_image(1, 90)).save(photos / "thin.png")
     calls = []
-    report = predict_files(
-        network, photos, tmp_path / "out", progress=lambda *call: calls.append(call), scale=(16, 16), overlay=None
-    )
+    protocol, out = Protocol(test_scale=(16, 16)), tmp_path / "out"
+    report = predict_files(network, photos, out, protocol, progress=lambda *call: calls.append(call), overlay=None)
     assert report.done == 3 and calls[-1] == (6, 6)
     assert files_in(tmp_path / "out") == ["a.png", "street/deep/c.png", "street/x.y.png"]
     broken, gone, thin = report.failures
@@ -161,7 +162,6 @@ def test_nothing_to_predict(tmp_path, network, photos, sources, error, message):
     [
         ({"overlay": "gif"}, "overlay: expected one of jpg, png"),
         ({"opacity": 2}, "opacity: expected 0 to 1, got 2"),
-        ({"window": (32, 32)}, "window, stride: expected both or neither"),
         ({"precision": "bfloat"}, "did you mean 'bfloat16'"),
     ],
 )

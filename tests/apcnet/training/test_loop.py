@@ -14,9 +14,9 @@ import torch
 from small_runs import digest, flags, small, start
 
 import apcnet
-from apcnet import checkpoint, logs, training
 from apcnet.config import Model, Optimisation
-from apcnet.training import train
+from apcnet.training import checkpoint, log, train
+from apcnet.training.start import check, starting_model
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_what_a_run_leaves(root, out):
     }
     assert sorted(path.name for path in (out / "preview").iterdir()) == ["000000.png", "000006.png", "000012.png"]
     assert json.loads((out / "metrics.json").read_text()) == scores
-    records = logs.read(out)
+    records = log.read(out)
     assert [record["step"] for record in records] == [4, 6, 8, 12, 12]
     assert records == [record for record in shown if "event" not in record]
     assert records[0].keys() >= {"loss", "decode.loss_ce", "aux.loss_ce", "lr", "gradient_norm", "images_per_second"}
@@ -76,12 +76,12 @@ def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path):
     assert last.returncode == 0, errors
     for name in ("final.safetensors", "best.safetensors", "metrics.json", "preview/000050.png"):
         assert digest(killed / name) == digest(tmp_path / "whole" / name), name
-    losses = [[r["loss"] for r in logs.read(folder) if "loss" in r] for folder in (killed, tmp_path / "whole")]
+    losses = [[r["loss"] for r in log.read(folder) if "loss" in r] for folder in (killed, tmp_path / "whole")]
     assert losses[0] == losses[1] and len(losses[0]) == 60
 
 
 def last_step(folder) -> int:
-    return max([record["step"] for record in logs.read(folder)], default=0) if folder.exists() else 0
+    return max([record["step"] for record in log.read(folder)], default=0) if folder.exists() else 0
 
 
 def checkpoint_step(folder) -> int:
@@ -105,10 +105,10 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(root, tmp_
     assert checkpoint.load(halted)["step"] == 6  # the step that had begun when it came; or that of the evaluation
     train(config, halted)
     assert digest(halted / "final.safetensors") == digest(whole / "final.safetensors")
-    assert [r["step"] for r in logs.read(halted) if "miou" in r] == [6, 12]
+    assert [r["step"] for r in log.read(halted) if "miou" in r] == [6, 12]
     (halted / "metrics.json").unlink()
     train(config, halted)
-    assert [r["step"] for r in logs.read(halted) if "miou" in r] == [6, 12]
+    assert [r["step"] for r in log.read(halted) if "miou" in r] == [6, 12]
     assert digest(halted / "metrics.json") == digest(whole / "metrics.json")
 
 
@@ -227,7 +227,7 @@ def test_weights_of_another_number_of_classes_start_a_run(root, out, tmp_path):
     apcnet.create("pspnet", "tiny", 4, **options).save(tmp_path / "four.safetensors")
     config = small(root, model=Model("pspnet", "tiny", init=tmp_path / "four.safetensors", **options), steps=1)
     with pytest.warns(UserWarning, match="everything is kept but head.classifier"):
-        model = training.starting_model(config, apcnet.data.open("folder", root, "train"))
+        model = starting_model(config, apcnet.data.open("folder", root, "train"))
     assert model.num_classes == 9
     assert torch.equal(
         model.backbone.stem[0].weight, apcnet.load(tmp_path / "four.safetensors").backbone.stem[0].weight
@@ -259,9 +259,9 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(root, out, mo
         train(resnet, out)
     with pytest.raises(ValueError, match="accumulate: expected a divisor of the 4 images"):
         train(small(root, optimisation=Optimisation(accumulate=3)), out)
-    monkeypatch.setattr(training, "world", lambda: 3)
+    monkeypatch.setattr("apcnet.training.start.world", lambda: 3)
     with pytest.raises(ValueError, match="batch_size: expected a multiple of the 3 processes, got 4"):
-        training.check(small(root))
+        check(small(root))
     assert not out.exists()
 
 

@@ -11,19 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from apc_kernels import upsample_argmax
+from apc_kernels import augment, upsample_argmax
 from apcnet import draw, inference
 from apcnet.choices import check_choice
-from apcnet.data.augment import normalise, resize, view_sizes
+from apcnet.config import Precision, Protocol
+from apcnet.data.augment import view_sizes
 from apcnet.data.files import read_image
 from apcnet.data.layout import SUFFIXES
+from apcnet.inference.protocol import WHOLE
 from apcnet.zoo import load
 
 MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
@@ -31,7 +33,6 @@ BAND = 1 << 28  # scores of a band of tiles, classes × rows × columns: 1 GiB, 
 LOWEST = 256  # rows of a tile; where bands would be larger it has fewer rows than columns, but no fewer than these
 
 Source = str | Path | Image.Image | np.ndarray | Tensor
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +81,8 @@ class Report(NamedTuple):
 def predict(
     model: nn.Module | str | Path,
     images: Source | Sequence[Source],
+    protocol: Protocol = WHOLE,
     *,
-    scale: Sequence[int] | None = None,
-    window: Sequence[int] | None = None,
-    stride: Sequence[int] | None = None,
-    ratios: Sequence[float] = (1.0,),
-    flip: bool = False,
-    single_resize: bool = False,
     max_pixels: int = MAX_PIXELS,
     precision: Precision = "float32",
 ) -> Prediction | list[Prediction]:
@@ -98,37 +94,32 @@ def predict(
         images: a path; a PIL image of any mode, turned upright as its EXIF says, like a file; an array (H, W, 3) or a
             tensor (3, H, W) of RGB levels, or grey ones (H, W), uint8; or several of these, which may differ in size.
             Floating point is refused: what is normalised already goes to apcnet.inference.labels.
-        scale: two bounds, of the long and of the short side, that an image is fitted into for the network; None: as
-            large as it is. Best is what the model was tested at.
-        window, stride: (h, w) of a sliding window at the network's resolution, and from one to the next; None: the
-            image as a whole.
-        ratios, flip: average the probabilities of the image at these multiples of its scale, and of their mirror
-            images.
-        single_resize: of a whole image at one scale, straight from the logits to its own size: faster, and less memory,
-            but not all labels are mmsegmentation's.
+        protocol: how the network sees an image, as apcnet.inference.Protocol says: fitted into a scale, by a sliding
+            window, at several ratios, mirrored too. Best is what the model was tested by.
         max_pixels: an image that would be larger for the network, in its largest ratio, is cut into tiles of as many
             pixels at most, unless a window is given. Each of them costs about 0.7 KiB with a ResNet-50 in float32.
             And where an image itself has more, but is fitted into a scale that has not, probabilities are averaged at
             the largest size that the network sees, and enlarged from there.
         precision: of the matrix products, float32, bfloat16 or float16 (autocast).
     """
-    way = _Way(scale, window, stride, ratios, flip, single_resize, max_pixels, precision)
     several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
-    with _ready(model, way) as ready:
+    with _ready(model, max_pixels, precision) as ready:
         if several:
-            return [_predict(ready, image, f"images[{i}]", way) for i, image in enumerate(images)]
-        return _predict(ready, images, "images", way)
+            return [_predict(ready, image, f"images[{i}]", protocol, max_pixels) for i, image in enumerate(images)]
+        return _predict(ready, images, "images", protocol, max_pixels)
 
 
 def predict_files(
     model: nn.Module | str | Path,
     sources: str | Path | Iterable[str | Path],
     out: str | Path,
+    protocol: Protocol = WHOLE,
     *,
+    max_pixels: int = MAX_PIXELS,
+    precision: Precision = "float32",
     overlay: Literal["jpg", "png"] | None = "jpg",
     opacity: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
-    **options,
 ) -> Report:
     """Predicts files and all images in folders, one after the other; an image that cannot be read stops none of them.
 
@@ -136,24 +127,23 @@ def predict_files(
     images in a folder differ in nothing but their suffix, the suffix stays in the name: a.jpg.png.
 
     Args:
-        model: as in predict.
+        model, protocol, max_pixels, precision: as in predict.
         sources: files and folders. Hidden files, and out where it lies in a folder, are passed over.
         out: a folder; it is made if need be. Pictures of an earlier run are replaced, images that are read never.
         overlay: the suffix of overlays; None: labels alone.
         opacity: of the colours in overlays.
         progress: is called with how many images are done, and how many there are.
-        options: as in predict.
     """
     if overlay is not None:
         check_choice(overlay, "overlay", ("jpg", "png"))
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
-    way, failures = _Way(**options), []
+    failures = []
     jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
-    with _ready(model, way) as ready:
+    with _ready(model, max_pixels, precision) as ready:
         for done, job in enumerate(jobs, 1):
             try:
-                prediction = _predict(ready, job.source, str(job.source), way)
+                prediction = _predict(ready, job.source, str(job.source), protocol, max_pixels)
             except (ValueError, OSError) as error:  # of this image: the options are checked, and nothing is written yet
                 failures.append(str(error))
             else:
@@ -166,59 +156,25 @@ def predict_files(
     return Report(len(jobs) - len(failures), failures)
 
 
-@dataclass(frozen=True)
-class _Way:
-    """How images are predicted: the options of predict."""
-
-    scale: Sequence[int] | None = None
-    window: Sequence[int] | None = None
-    stride: Sequence[int] | None = None
-    ratios: Sequence[float] = (1.0,)
-    flip: bool = False
-    single_resize: bool = False
-    max_pixels: int = MAX_PIXELS
-    precision: Precision = "float32"
-
-    def __post_init__(self):
-        for name in ("scale", "window", "stride"):
-            given = getattr(self, name)
-            if given is not None and (len(given) != 2 or not all(isinstance(n, int) and n > 0 for n in given)):
-                raise ValueError(f"{name}: expected two positive integers, got {given!r}")
-        if (self.window is None) != (self.stride is None):
-            raise ValueError(f"window, stride: expected both or neither, got {self.window} and {self.stride}")
-        if self.window is not None and any(step > side for side, step in zip(self.window, self.stride, strict=True)):
-            raise ValueError(f"stride: {self.stride} leaves gaps between windows of {self.window}")
-        if self.single_resize and (self.window is not None or self.averages):
-            raise ValueError("single_resize: windows, and what is averaged over ratios and flip, are resized twice")
-        if not len(self.ratios) or not all(0 < ratio < math.inf for ratio in self.ratios):
-            raise ValueError(f"ratios: expected positive numbers, at least one, got {self.ratios!r}")
-        if not isinstance(self.max_pixels, int) or self.max_pixels < 1:
-            raise ValueError(f"max_pixels: expected a positive integer, got {self.max_pixels!r}")
-        check_choice(self.precision, "precision", get_args(Precision))
-
-    @property
-    def averages(self) -> bool:
-        """Whether there are several passes, whose probabilities are averaged."""
-        return self.flip or len(self.ratios) > 1
-
-
 @contextmanager
-def _ready(model: nn.Module | str | Path, way: _Way) -> Iterator[nn.Module]:
+def _ready(model: nn.Module | str | Path, max_pixels: int, precision: Precision) -> Iterator[nn.Module]:
     """The model in evaluation and in the precision asked for; afterwards as it was, module by module."""
+    if not isinstance(max_pixels, int) or max_pixels < 1:
+        raise ValueError(f"max_pixels: expected a positive integer, got {max_pixels!r}")
     model = load(model) if isinstance(model, (str, Path)) else model
     for name in ("mean", "std", "num_classes", "align_corners"):
         if not isinstance(model, nn.Module) or not hasattr(model, name):
             raise TypeError(
                 f"model: expected one of apcnet.create or apcnet.load, or its file, got {type(model).__name__}"
             )
-    with inference.in_evaluation(model, way.precision):
+    with inference.in_evaluation(model, precision):
         yield model
 
 
-def _predict(model: nn.Module, image: Source, name: str, way: _Way) -> Prediction:
+def _predict(model: nn.Module, image: Source, name: str, protocol: Protocol, max_pixels: int) -> Prediction:
     levels = _levels(image, name)
     try:
-        labels = _labels(model, levels, way)
+        labels = _labels(model, levels, protocol, max_pixels)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
@@ -226,32 +182,32 @@ def _predict(model: nn.Module, image: Source, name: str, way: _Way) -> Predictio
     return Prediction(labels.cpu(), levels, tuple(classes), tuple(tuple(color) for color in colors))
 
 
-def _labels(model: nn.Module, image: Tensor, way: _Way) -> Tensor:
+def _labels(model: nn.Module, image: Tensor, protocol: Protocol, max_pixels: int) -> Tensor:
     """The labels (H, W) of an image (3, H, W) uint8."""
     size = tuple(image.shape[1:])
-    sizes = view_sizes(size, way.ratios, way.scale)
+    sizes = view_sizes(size, protocol.ratios, protocol.test_scale)
     largest = max(sizes, key=math.prod)
-    if way.window is None and math.prod(largest) > way.max_pixels:
-        return _tiled_labels(model, image, sizes, way)
-    sliding = {"crop_size": way.window, "stride": way.stride}
-    views = (_view(model, image, view) for view in sizes)
-    if not way.averages:
-        return inference.labels(model, next(views), size, **sliding, single_resize=way.single_resize)[0]
-    averaged = size if math.prod(size) <= way.max_pixels else min(size, largest, key=math.prod)
-    scores = inference.multi_scale_probabilities(model, views, averaged, flip=way.flip, **sliding)
-    return upsample_argmax(scores, size)[0]
+    if protocol.window is None and math.prod(largest) > max_pixels:
+        return _tiled_labels(model, image, sizes, protocol, max_pixels)
+    views = _views(model, image, sizes)
+    if protocol.averages and math.prod(size) > max_pixels:
+        averaged = min(size, largest, key=math.prod)
+        return upsample_argmax(inference.probabilities(model, views, protocol, size=averaged), size)[0]
+    return inference.labels(model, views, protocol, size=size)[0]
 
 
-def _tiled_labels(model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, int]], way: _Way) -> Tensor:
+def _tiled_labels(
+    model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, int]], protocol: Protocol, max_pixels: int
+) -> Tensor:
     """The labels of an image that is too large at the largest of these sizes: of tiles, each a third over the next."""
     size = image.shape[1:]
     shrinks = math.prod(size) / max(map(math.prod, sizes))
-    width = max(1, math.isqrt(int(way.max_pixels * shrinks)))
+    width = max(1, math.isqrt(int(max_pixels * shrinks)))
     height = min(width, max(LOWEST, BAND // (model.num_classes * size[1])))
-    tiles = _Tiles(model, [max(view) / max(size) for view in sizes], way)
+    tiles = _Tiles(model, [max(view) / max(size) for view in sizes], protocol)
     levels = image[None].half()  # which holds every level exactly
     stride = [max(1, 2 * length // 3) for length in (height, width)]
-    return inference.labels(tiles, levels, crop_size=(height, width), stride=stride)[0]
+    return inference.labels(tiles, levels, Protocol(window=(height, width), stride=stride))[0]
 
 
 class _Tiles:
@@ -260,23 +216,23 @@ class _Tiles:
     A tile is resized by the factors that the whole image would be.
     """
 
-    def __init__(self, model: nn.Module, factors: Sequence[float], way: _Way):
-        self.model, self.factors, self.way = model, factors, way
+    def __init__(self, model: nn.Module, factors: Sequence[float], protocol: Protocol):
+        self.model, self.factors, self.protocol = model, factors, protocol
         self.align_corners = model.align_corners
 
     def __call__(self, levels: Tensor) -> Tensor:
         tile, size = levels[0].to(torch.uint8), levels.shape[2:]
-        sizes = [[max(1, round(n * factor)) for n in size] for factor in self.factors]
-        views = (_view(self.model, tile, view) for view in sizes)
-        if self.way.averages:
-            return inference.multi_scale_probabilities(self.model, views, size, flip=self.way.flip)
-        return self.model(next(views)) if self.way.single_resize else inference.whole_logits(self.model, next(views))
+        views = _views(self.model, tile, [[max(1, round(n * factor)) for n in size] for factor in self.factors])
+        if self.protocol.averages:
+            return inference.probabilities(self.model, views, self.protocol, size=size)
+        (view,) = views
+        return self.model(view) if self.protocol.single_resize else inference.whole_logits(self.model, view)
 
 
-def _view(model: nn.Module, image: Tensor, size: Sequence[int]) -> Tensor:
-    """An image, (3, H, W) uint8, as the network takes it at a size."""
-    resized = image if tuple(size) == tuple(image.shape[1:]) else resize(image, size)
-    return normalise(resized, model.mean, model.std)[None].to(_parameter(model))
+def _views(model: nn.Module, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    """An image, (3, H, W) uint8, as the network takes it, at one size after the other."""
+    for size in sizes:
+        yield augment(image, size, mean=model.mean, std=model.std)[None].to(_parameter(model))
 
 
 def _parameter(model: nn.Module) -> Tensor:

@@ -7,32 +7,30 @@ its logits are resized to that size, and from there to its own; the second resiz
 labels where they are wanted. Several scales and flips are averaged as probabilities.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apc_kernels import upsample_confusion
+from apc_kernels import augment
 from apcnet import inference
-from apcnet.choices import check_choice
-from apcnet.config import Evaluation
+from apcnet.config import Precision, Protocol
 from apcnet.confusion import ConfusionMatrix
-from apcnet.data import augment
+from apcnet.data.augment import check_mask, view_sizes
 from apcnet.data.sample import IGNORE, Sample, SampleError
 from apcnet.data.stream import loader, shard
 from apcnet.distributed import rank, world
-
-PRECISIONS = ("float32", "bfloat16", "float16")
+from apcnet.inference.protocol import WHOLE
 
 
 def evaluate(
     model: nn.Module,
     dataset: Sequence[Sample],
-    evaluation: Evaluation | None = None,
+    protocol: Protocol = WHOLE,
     *,
     workers: int = 0,
-    precision: str = "float32",
+    precision: Precision = "float32",
     channels_last: bool = False,
     progress: Callable[[int, int], None] | None = None,
     submission: Callable[[str, Tensor], None] | None = None,
@@ -46,22 +44,20 @@ def evaluate(
         model: a Segmentor, or a module like it: logits of normalised images, with `num_classes`, `align_corners`,
             `mean` and `std`. It is tested in evaluation mode, on the device it is on, and left in the mode it was in.
         dataset: of Samples, with `classes` and `names`.
-        evaluation: scales, windows, flips; None: every image as large as it is, as a whole. More than one scale, or
-            a flip, make the mean of probabilities. single_resize takes whole images at one scale.
+        protocol: scales, windows, flips; not given: every image as large as it is, as a whole.
         workers: processes that read and resize images, beside this one.
         precision: of the matrix products: float32, bfloat16 or float16 (autocast).
         channels_last: hand images to the model in this layout.
         progress: is called with how many images this process has done, of how many.
         submission: is given the name and the labels, (H, W) on the CPU, of each image of this process, in their order
-            (apcnet.submission.writer makes one that writes files). The labels exist only then.
+            (apcnet.inference.submission.writer makes one that writes files). The labels exist only then.
     """
-    evaluation = evaluation or Evaluation()
-    _check(model, dataset, evaluation, precision)
+    _check(model, dataset)
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     mine = shard(len(dataset), rank(), world())
-    inputs = Inputs(dataset, evaluation, model.mean, model.std)
+    inputs = Inputs(dataset, protocol, model.mean, model.std)
     matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
@@ -70,9 +66,9 @@ def evaluate(
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in item.views)
             target = item.mask[None].to(device, non_blocking=True)
             if submission is None:
-                matrix.add(_confusion(model, views, target, evaluation))
+                matrix.add(inference.confusion(model, views, target, protocol, ignore_index=IGNORE))
             else:
-                labels = _labels(model, views, target.shape[1:], evaluation)
+                labels = inference.labels(model, views, protocol, size=target.shape[1:])
                 matrix.update(labels, target)
                 submission(item.name, labels[0].cpu())
             report(done, len(mine))
@@ -90,8 +86,8 @@ class Item(NamedTuple):
 class Inputs:
     """What loaders make of the samples of a data set."""
 
-    def __init__(self, dataset: Sequence[Sample], evaluation: Evaluation, mean: Sequence[float], std: Sequence[float]):
-        self.dataset, self.evaluation, self.mean, self.std = dataset, evaluation, mean, std
+    def __init__(self, dataset: Sequence[Sample], protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
+        self.dataset, self.protocol, self.mean, self.std = dataset, protocol, mean, std
 
     def __getitem__(self, index: int) -> Item:
         try:
@@ -102,45 +98,19 @@ class Inputs:
 
     def item(self, sample: Sample) -> Item:
         size, mask = tuple(sample.image.shape[1:]), sample.mask
-        augment.check_mask(mask)
+        check_mask(mask)
         if tuple(mask.shape) != size:
             raise ValueError(f"image and mask differ in size: {size} and {tuple(mask.shape)}")
         wrong = mask[(mask >= len(self.dataset.classes)) & (mask != IGNORE)]
         if len(wrong):
             raise ValueError(f"expected labels of 0 to {len(self.dataset.classes) - 1} and {IGNORE}, got {wrong[0]}")
-        sizes = augment.view_sizes(size, self.evaluation.ratios, self.evaluation.test_scale)
-        images = (sample.image if view == size else augment.resize(sample.image, view) for view in sizes)
-        return Item([augment.normalise(image, self.mean, self.std) for image in images], mask, sample.name)
+        sizes = view_sizes(size, self.protocol.ratios, self.protocol.test_scale)
+        views = [augment(sample.image, view, mean=self.mean, std=self.std) for view in sizes]
+        return Item(views, mask, sample.name)
 
 
-def _confusion(model: nn.Module, views: Iterator[Tensor], target: Tensor, evaluation: Evaluation) -> Tensor:
-    window = {"crop_size": evaluation.window, "stride": evaluation.stride}
-    if _averages(evaluation):
-        size = target.shape[1:]
-        scores = inference.multi_scale_probabilities(model, views, size, flip=evaluation.flip, **window)
-        return upsample_confusion(scores, target, ignore_index=IGNORE)
-    return inference.confusion(
-        model, next(views), target, ignore_index=IGNORE, single_resize=evaluation.single_resize, **window
-    )
-
-
-def _labels(model: nn.Module, views: Iterator[Tensor], size: Sequence[int], evaluation: Evaluation) -> Tensor:
-    window = {"crop_size": evaluation.window, "stride": evaluation.stride}
-    if _averages(evaluation):
-        return inference.multi_scale_labels(model, views, size, flip=evaluation.flip, **window)
-    return inference.labels(model, next(views), size, single_resize=evaluation.single_resize, **window)
-
-
-def _averages(evaluation: Evaluation) -> bool:
-    """Whether probabilities of several passes are averaged; of one pass the largest logit is the label."""
-    return evaluation.flip or len(evaluation.ratios) > 1
-
-
-def _check(model: nn.Module, dataset: Sequence[Sample], evaluation: Evaluation, precision: str) -> None:
-    check_choice(precision, "precision", PRECISIONS)
+def _check(model: nn.Module, dataset: Sequence[Sample]) -> None:
     if not len(dataset):
         raise ValueError("dataset: expected one sample at least, it is empty")
     if len(dataset.classes) != model.num_classes:
         raise ValueError(f"dataset: has {len(dataset.classes)} classes, but the model tells {model.num_classes} apart")
-    if evaluation.single_resize and _averages(evaluation):
-        raise ValueError("single_resize: what is averaged, over ratios and flip, is resized twice; leave out one")

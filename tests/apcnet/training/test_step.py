@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import apcnet
 from apcnet.config import Config, Optimisation
 from apcnet.interop import mmseg
-from apcnet.optimisation import Descent, NotFiniteError, learning_rate
+from apcnet.training.step import Descent, NotFiniteError, learning_rate
 
 CONFIG = Config(steps=10, batch_size=4, optimisation=Optimisation(lr=0.05))
 
