@@ -38,6 +38,8 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
             upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=align_corners(model))
             for _, rows, scores in _last_scores(model, images, protocol, size)
         ]
+        if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
+            return parts[0]
         return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
 
 
@@ -115,7 +117,7 @@ def _last_scores(
     have to be resized to these, if at all, for their largest to be the label."""
     if protocol.averages:
         scores = probabilities(model, images, protocol, size=size)
-        yield slice(0, len(scores)), slice(0, size[0]), scores
+        yield slice(0, scores.shape[0]), slice(0, size[0]), scores
         return
     views = list(_views(images))
     _check_count(len(views), protocol)
@@ -143,7 +145,7 @@ def _last_logits(
         return
     logits = head_logits(model, view)
     if protocol.single_resize or size == tuple(view.shape[2:]):
-        yield slice(0, len(logits)), logits
+        yield slice(0, logits.shape[0]), logits
         return
     for i, image in enumerate(logits.split(1)):
         yield slice(i, i + 1), resized(model, image, view.shape[2:])
