@@ -45,6 +45,7 @@ def train(
         log_every: Steps from one record of losses to the next.
         log: Where records go beside the run's log.jsonl.
     """
+    from apcnet.confusion import percent
     from apcnet.console import RunDisplay, table
     from apcnet.training import train
     from apcnet.training.folder import unused
@@ -67,8 +68,8 @@ def train(
             show=display,
         )
     if os.environ.get("RANK", "0") == "0":
-        table([("class", "IoU"), *((name, _percent(iou)) for name, iou in scores["iou"].items())])
-        print(f"mIoU {_percent(scores['miou'])}  mAcc {_percent(scores['macc'])}  aAcc {_percent(scores['aacc'])}")
+        table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
+        print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
         print(f"model    {out / 'final.safetensors'}, the best one {out / 'best.safetensors'}")
         print(f"pictures {out / 'preview' / str(scores['step']).zfill(6)}.png")
 
@@ -100,6 +101,7 @@ def evaluate(
         workers: Processes that read images; not given, up to 8.
     """
     from apcnet import draw
+    from apcnet.confusion import percent
     from apcnet.console import bar, table
     from apcnet.data.augment import TEST_RATIOS
     from apcnet.distributed import processes, rank
@@ -127,7 +129,7 @@ def evaluate(
             return
     scores = matrix.scores()
     table(scores.rows(dataset.classes))
-    print(f"mIoU {_percent(scores.miou)}  mAcc {_percent(scores.macc)}  aAcc {_percent(scores.aacc)}")
+    print(f"mIoU {percent(scores.miou)}  mAcc {percent(scores.macc)}  aAcc {percent(scores.aacc)}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "metrics.json", scores.record(dataset))
@@ -391,10 +393,6 @@ def _start_processes(gpus: int, device: str | None) -> None:
 def _workers() -> int:
     """As many as there are cores for, beside the processes that train."""
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None or share != share else f"{100 * share:.2f}"
 
 
 def _show_warning(message, *_):

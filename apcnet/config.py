@@ -193,7 +193,7 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is tested: what apcnet.inference makes labels of images by."""
+    """How a model is tested."""
 
     test_scale: Pair | None = None
     """Bounds (long, short) that a test image is fitted into; none: as large as it is."""
