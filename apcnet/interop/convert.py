@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apcnet import hub
 from apcnet.interop import mmseg, pickles, sssegmentation
 from apcnet.interop.mmseg.identify import config_of
-from apcnet.interop.mmseg.published import download, locate
 from apcnet.models import Segmentor
 from apcnet.models.weights import listed
 
@@ -34,7 +34,7 @@ def convert(
             mmsegmentation mostly do, those of sssegmentation never.
         output_stride: 8, 16 or 32, of the backbone; likewise.
         folder: for what is downloaded, torch.hub's if not given.
-        progress: of the download, as in `published.download`.
+        progress: of the download, as in `hub.download`.
     """
     out = Path(out)
     if out.suffix != ".safetensors" or not out.parent.is_dir():
@@ -61,10 +61,10 @@ def _file(source, folder, progress):
     url = str(source)
     if "://" not in url:
         try:
-            url = locate(url)
+            url = hub.locate(url)
         except ValueError as error:
             raise ValueError(f"source: there is no file {source}, and {str(error).removeprefix('name: ')}") from None
-    return download(url, folder or Path(torch.hub.get_dir()) / "checkpoints", progress)
+    return hub.download(url, folder or Path(torch.hub.get_dir()) / "checkpoints", progress)
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
