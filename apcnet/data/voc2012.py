@@ -13,40 +13,14 @@ all masks are taken from SegmentationClass, since downloads go around that have 
 from pathlib import Path
 
 from apcnet.choices import check_choice
-from apcnet.data.classes import read_classes
-from apcnet.data.files import Files
-from apcnet.data.layout import find_root, images_in, names_in, pair_up
+from apcnet.data.classes import LISTS, read_classes
+from apcnet.data.layout import Listing, find_root, images_in, names_in
 
 PLACES = ("VOC2012", "VOCdevkit/VOC2012")
-CLASSES, PALETTE = read_classes(
-    """
-    background
-    aeroplane
-    bicycle
-    bird
-    boat
-    bottle
-    bus
-    car
-    cat
-    chair
-    cow
-    diningtable
-    dog
-    horse
-    motorbike
-    person
-    pottedplant
-    sheep
-    sofa
-    train
-    tvmonitor
-    """,
-    "voc2012",
-)
+CLASSES, PALETTE = read_classes(LISTS / "voc2012.txt")
 
 
-def open_voc2012(root: str | Path | None, split: str = "val") -> Files:
+def list_voc2012(root: str | Path | None, split: str = "val") -> Listing:
     """The train, trainaug or val split; masks hold 0 to 20, and 255 at borders."""
     check_choice(split, "split", ("train", "trainaug", "val"))
     root = find_root(root, "JPEGImages", PLACES)
@@ -62,7 +36,7 @@ def open_voc2012(root: str | Path | None, split: str = "val") -> Files:
             wanted = f"{mask_folder} (names of train.txt) or {more} (all others)"
     else:
         names = names_in(lists / f"{split}.txt")
-    return Files(pair_up(names, images_in(image_folder), masks, image_folder, wanted, hint), CLASSES, PALETTE)
+    return Listing(names, images_in(image_folder), masks, image_folder, wanted, CLASSES, PALETTE, hint=hint)
 
 
 def _trainaug_names(lists: Path, train: set[str], hint: str) -> list[str]:
