@@ -24,7 +24,6 @@ from apcnet.imagenet import MEAN, STD
 __all__ = [
     "brightness",
     "contrast",
-    "evaluate",
     "hue",
     "keep_ratio_size",
     "normalise",
@@ -101,23 +100,6 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
 def normalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """An image, (3, H, W) uint8 RGB, as the float32 that networks are fed: (image − mean) / std in each channel."""
     return apc_kernels.augment(image, mean=mean, std=std)
-
-
-def evaluate(
-    sample: Sample,
-    scale: Sequence[int],
-    *,
-    mean: Sequence[float] = MEAN,
-    std: Sequence[float] = STD,
-) -> tuple[Tensor, Tensor]:
-    """A sample as it is evaluated: the image fitted into a scale (keep_ratio_size) and normalised, the mask as it is.
-
-    Returns:
-        the image, (3, h, w) float32, and the mask, (H, W) uint8.
-    """
-    _check_sample(sample)
-    size = keep_ratio_size(sample.image.shape[1:], scale)
-    return apc_kernels.augment(sample.image, size, mean=mean, std=std), sample.mask
 
 
 def train(

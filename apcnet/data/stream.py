@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from apcnet.choices import check_choice
 from apcnet.data.sample import Sample, SampleError
 
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
@@ -143,8 +142,6 @@ def training_stream(
     world: int = 1,
     start_step: int = 0,
     workers: int = 0,
-    prefetch: int = 2,
-    start_method: str | None = None,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """The batches of one rank from a step on, without end; the same for any number of workers.
@@ -153,40 +150,21 @@ def training_stream(
         dataset, transform, seed, batch_size, rank, world: see Batches.
         start_step: the first step; a resumed run asks for the one it stopped before.
         workers: processes that make batches ahead; 0 makes each when it is asked for.
-        prefetch: batches that each worker is ahead.
-        start_method: of the workers: fork, spawn or forkserver; None is Python's choice.
         pin_memory: hand out batches in page-locked memory, for asynchronous copies to a GPU.
     """
     if start_step < 0:
         raise ValueError(f"start_step: expected 0 or more, got {start_step}")
     batches = Batches(dataset, transform, seed=seed, batch_size=batch_size, rank=rank, world=world)
-    return iter(loader(batches, itertools.count(start_step), workers, prefetch, start_method, pin_memory))
+    return iter(loader(batches, itertools.count(start_step), workers, pin_memory))
 
 
-def loader(
-    items,
-    keys,
-    workers: int = 0,
-    prefetch: int = 2,
-    start_method: str | None = None,
-    pin_memory: bool = False,
-) -> "Loader":
+def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> "Loader":
     """items[key] for every one of the keys, in their order, made by workers that stay from one pass to the next.
 
     PyTorch's loader with a generator of its own, nothing collated and nothing drawn. A SampleError arrives as it is.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    if prefetch < 1:
-        raise ValueError(f"prefetch: expected 1 or more, got {prefetch}")
-    if start_method is not None:
-        check_choice(start_method, "start_method", multiprocessing.get_all_start_methods())
-    of_workers = {
-        "prefetch_factor": prefetch,
-        "persistent_workers": True,
-        "multiprocessing_context": start_method,
-        "worker_init_fn": _leave_interrupts_to_the_parent,
-    }
     return Loader(
         Caught(items),
         batch_size=None,
@@ -195,7 +173,8 @@ def loader(
         collate_fn=_as_it_is,
         generator=torch.Generator(),
         pin_memory=pin_memory,
-        **(of_workers if workers else {}),
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_interrupts_to_the_parent,
     )
 
 
