@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from apcnet.choices import check_choice
+from apcnet.data import augment
 from apcnet.data.ade20k import list_ade20k
 from apcnet.data.cityscapes import list_cityscapes
 from apcnet.data.files import Files
@@ -12,7 +13,7 @@ from apcnet.data.sample import IGNORE, Sample
 from apcnet.data.synthetic import Synthetic
 from apcnet.data.voc2012 import list_voc2012
 
-__all__ = ["IGNORE", "NAMES", "Sample", "open"]
+__all__ = ["IGNORE", "NAMES", "Sample", "augment", "open"]
 
 ON_DISK = {  # what lists the files of each
     "cityscapes": list_cityscapes,

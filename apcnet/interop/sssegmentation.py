@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apcnet.choices import check_choice
 from apcnet.interop.mmseg.config import load_head as load_mmseg_head
 from apcnet.interop.mmseg.config import load_model as load_mmseg_model
-from apcnet.interop.mmseg.identify import config_of
+from apcnet.interop.mmseg.identify import config_of, inside
 from apcnet.interop.mmseg.names import assign_theirs
 from apcnet.models import Segmentor
 from apcnet.models.fpn import FPN
@@ -63,7 +63,7 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
     check_choice(config.get("act_cfg", {"type": "ReLU"})["type"], "config.act_cfg.type", ("ReLU",))
     selected = config.get("backbone", {}).get("selected_indices") or (0, 1, 2, 3)
     weights = rename(state_dict)
-    head = load_mmseg_head(_head_config(config, len(selected)), _inside(weights, "decode_head"))
+    head = load_mmseg_head(_head_config(config, len(selected)), inside(weights, "decode_head"))
     neck = None
     if config["type"] == "SemanticFPN":
         given = config["head"]
@@ -71,7 +71,7 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
             given.get("upsample_cfg", {}).get("mode", "nearest"), "config.head.upsample_cfg.mode", ("nearest",)
         )
         neck = FPN(given["in_channels_list"], given["feats_channels"], norm=True)
-        assign_theirs(neck, _inside(weights, "neck"))
+        assign_theirs(neck, inside(weights, "neck"))
     return PyramidHead(neck, head, selected)
 
 
@@ -121,10 +121,6 @@ def _renamed(name, lasts):
 
 def _numbers(state_dict, decoder):
     return [int(match[1]) for name in state_dict if (match := re.match(rf"{decoder}\.(\d+)\.", name))]
-
-
-def _inside(weights, room):
-    return {name.removeprefix(f"{room}."): tensor for name, tensor in weights.items() if name.startswith(f"{room}.")}
 
 
 def _head_config(config, count):
