@@ -66,8 +66,7 @@ def locate(name: str) -> str:
     """The URL of a published file by its name: of the file, or of the config (1.x's order of words will do)."""
     stem = _stem(name)
     if stem not in URLS:
-        same = [known for known in URLS if _words(known) == _words(stem)]
-        stem = same[0] if same else stem
+        stem = next((known for known in URLS if _words(known) == _words(stem)), stem)
     if stem not in URLS:
         near = get_close_matches(stem, URLS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"they are called like {', '.join(list(URLS)[::24])}"

@@ -72,24 +72,20 @@ class _Notes:
     """Problems as they come, counted by split, kind and cause, and named until there are enough examples."""
 
     def __init__(self, examples: int):
-        self.examples, self.counts, self.named, self.values = examples, Counter(), defaultdict(list), {}
+        self.examples, self.found = examples, {}
 
     def add(self, split: str, problem: Problem, name: str, values: Mapping[int, int] | None = None) -> None:
-        key = split, problem.kind, problem.cause
-        self.counts[key] += 1
-        self.values[key] = dict(values or {})
-        if len(self.named[key]) < self.examples:
+        new = Finding(problem.kind, split, 0, problem.cause, [], dict(values or {}))
+        finding = self.found.setdefault((split, problem.kind, problem.cause), new)
+        finding.count += 1
+        if len(finding.examples) < self.examples:
             example = f"{name}: {problem.detail}" if problem.detail else name
-            self.named[key].append(example.encode(errors="backslashreplace").decode())  # names may be no UTF-8
+            finding.examples.append(example.encode(errors="backslashreplace").decode())  # names may be no UTF-8
 
     def findings(self) -> tuple[Finding, ...]:
-        """In the order of the kinds, and of one kind in the order of the splits and then as they came."""
+        """In the order of the kinds, and those of one kind as they came."""
         kinds = list(SEVERITY)
-        return tuple(
-            Finding(kind, split, self.counts[key], cause, tuple(self.named[key]), self.values[key])
-            for key in sorted(self.counts, key=lambda key: kinds.index(key[1]))
-            for split, kind, cause in [key]
-        )
+        return tuple(sorted(self.found.values(), key=lambda finding: kinds.index(finding.kind)))
 
 
 def _default_splits(name: str, root: str | Path) -> Sequence[str]:

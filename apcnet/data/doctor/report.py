@@ -33,13 +33,13 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finding:
     kind: str
     split: str
     count: int  # of files, pairs, classes: of what the examples are
     cause: str
-    examples: tuple[str, ...]
+    examples: list[str]
     stored_values: dict[int, int]  # where they matter: how many pixels hold each
 
     @property

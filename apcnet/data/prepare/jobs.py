@@ -33,20 +33,17 @@ def run(jobs: Iterable[Job], progress: Progress | None = None) -> Prepared:
     done = kept = len(jobs) - len(missing)
     report = progress or (lambda done, total: None)
     report(done, len(jobs))
-    for folder in sorted({job.out.parent for job in missing}):
+    for folder in {job.out.parent for job in missing}:
         folder.mkdir(parents=True, exist_ok=True)
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and encodes without holding the interpreter's lock
     try:
-        for future in as_completed([pool.submit(_write, job) for job in masks]):
-            future.result()
-            done += 1
-            report(done, len(jobs))
+        for together in (masks, lists):
+            for future in as_completed([pool.submit(_write, job) for job in together]):
+                future.result()
+                done += 1
+                report(done, len(jobs))
     finally:
         pool.shutdown(cancel_futures=True)
-    for job in lists:
-        _write(job)
-        done += 1
-        report(done, len(jobs))
     return Prepared(len(missing), kept)
 
 

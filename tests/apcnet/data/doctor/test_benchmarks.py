@@ -68,7 +68,7 @@ def test_a_mask_of_no_image_is_a_warning(tmp_path):
     save(draw("x", (0,))[1], tmp_path / "gtFine" / "val" / "ulm" / "ulm_000001_gtFine_labelTrainIds.png")
     report = check("cityscapes", tmp_path, splits=("val",), workers=0)
     finding = report.findings[0]
-    assert report.ok and (finding.kind, finding.examples) == ("mask of no image", ("ulm/ulm_000001",))
+    assert report.ok and (finding.kind, finding.examples) == ("mask of no image", ["ulm/ulm_000001"])
 
 
 def test_a_mask_of_no_image_is_told_once(tmp_path):
@@ -76,7 +76,7 @@ def test_a_mask_of_no_image_is_told_once(tmp_path):
     save(draw("x", (0,))[1], tmp_path / "SegmentationClass" / "x.png")
     report = check("voc2012", tmp_path, splits=("train", "val"), workers=0)
     (finding,) = (finding for finding in report.findings if finding.kind == "mask of no image")
-    assert (finding.split, finding.count, finding.examples) == ("train", 1, ("x",))
+    assert (finding.split, finding.count, finding.examples) == ("train", 1, ["x"])
 
 
 def test_ade20k_that_was_reduced_already(tmp_path):

@@ -300,7 +300,7 @@ def test_images_that_are_in_two_splits(root, suffix):
     save(read(image_of(root)), root / "images" / "val" / f"e.{suffix}")
     (finding,) = check("folder", root, workers=0).findings
     assert (finding.kind, finding.split, finding.severity) == ("image in two splits", "train and val", "warning")
-    assert finding.examples == ("b of train: the same as e of val",) and "seen in training" in finding.cause
+    assert finding.examples == ["b of train: the same as e of val"] and "seen in training" in finding.cause
 
 
 def test_images_that_are_twice_in_a_split(root):
@@ -309,7 +309,7 @@ def test_images_that_are_twice_in_a_split(root):
     assert (finding.kind, finding.split, finding.examples) == (
         "image twice in a split",
         "train",
-        ("ç: the same as b",),
+        ["ç: the same as b"],
     )
 
 
@@ -321,7 +321,7 @@ def test_a_turned_square_cannot_be_judged(root):
     save(mask, mask_of(root))
     report = check("folder", root, workers=0)
     (finding,) = report.findings
-    assert report.ok and (finding.kind, finding.examples) == ("turned image", ("b: orientation 6",))
+    assert report.ok and (finding.kind, finding.examples) == ("turned image", ["b: orientation 6"])
 
 
 @pytest.mark.parametrize(
