@@ -70,7 +70,7 @@ def locate(name: str) -> str:
     if stem not in URLS:
         near = get_close_matches(stem, URLS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"they are called like {', '.join(list(URLS)[::24])}"
-        raise ValueError(f"name: no published weights are called {name}; {hint}")
+        raise ValueError(f"source: there is no file {name}, and no published weights are called {name}; {hint}")
     return URLS[stem]
 
 
@@ -80,15 +80,23 @@ def _words(name: str) -> list[str]:
     return sorted(word for word in words if not re.fullmatch(r"\d+xb\d+|\dx\d", word))
 
 
-def download(url: str, folder: str | Path, progress: Progress | None = None) -> Path:
-    """Brings a file into a folder, whole or not at all, and returns where it is.
-
-    Where its name ends in a hash, its content has to have it, and a file that has it already is not fetched again.
+def fetch(source: str | Path, folder: str | Path, progress: Progress | None = None) -> Path:
+    """The file that a path, a URL or the name of published weights stands for.
 
     Args:
-        url: of a file, http or https.
-        folder: made if it is not there.
+        source: a path that is there, a URL, or a name.
+        folder: for what is downloaded; it is made if it is not there.
         progress: called with how many bytes have come and how many there are (None if the server does not say).
+    """
+    if Path(source).exists():
+        return Path(source)
+    return download(str(source) if "://" in str(source) else locate(str(source)), folder, progress)
+
+
+def download(url: str, folder: str | Path, progress: Progress | None = None) -> Path:
+    """Brings a file, http or https, into a folder, whole or not at all, and returns where it is.
+
+    Where its name ends in a hash, its content has to have it, and a file that has it already is not fetched again.
     """
     parts = urlsplit(url)
     name = PurePosixPath(parts.path).name

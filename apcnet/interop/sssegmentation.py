@@ -2,7 +2,7 @@
 
 Its five segmentors compute what mmsegmentation's do, apart from what shapes show: an FCN head without concatenation,
 auxiliary heads of 512 channels, batch norm and ReLU in the feature pyramid neck. Its files hold no config: what shapes
-do not show has to be told.
+do not show has to be told. `apcnet convert` takes them, renamed, as it takes mmsegmentation's.
 """
 
 import re
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from apcnet.choices import check_choice
 from apcnet.interop.mmseg.config import load_head as load_mmseg_head
-from apcnet.interop.mmseg.config import load_model as load_mmseg_model
-from apcnet.interop.mmseg.identify import config_of, inside
+from apcnet.interop.mmseg.identify import inside
 from apcnet.interop.mmseg.names import assign_theirs
-from apcnet.models import Segmentor
 from apcnet.models.fpn import FPN
 
 SEGMENTORS = {"APCNet": "APCHead", "PSPNet": "PSPHead", "ENCNet": "EncHead", "FCN": "FCNHead", "SemanticFPN": "FPNHead"}
 NORMS = ("BatchNorm2d", "SyncBatchNorm")
+# What its code says, and no file of weights: mmsegmentation's config of it, where shapes do not show it.
+CONFIG = "model = dict(neck=dict(act_cfg=dict(type='ReLU')))"
 
 PARTS = {"0": "conv", "1": "bn"}  # of these blocks; 2 is their ReLU
 BLOCKS = {
@@ -73,17 +73,6 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
         neck = FPN(given["in_channels_list"], given["feats_channels"], norm=True)
         assign_theirs(neck, inside(weights, "neck"))
     return PyramidHead(neck, head, selected)
-
-
-def load_model(
-    state_dict: Mapping[str, Tensor], *, align_corners: bool | None = None, output_stride: int | None = None
-) -> Segmentor:
-    """Our model for a state dict of sssegmentation, whose architecture is read off its names and shapes."""
-    weights = rename(state_dict)
-    config = config_of(weights, align_corners=align_corners, output_stride=output_stride)
-    if "neck" in config:
-        config["neck"]["act_cfg"] = {"type": "ReLU"}
-    return load_mmseg_model(config, weights)
 
 
 def is_sssegmentation(state_dict: Mapping[str, Tensor]) -> bool:
