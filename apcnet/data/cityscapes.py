@@ -3,17 +3,27 @@
     ROOT/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png
     ROOT/gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png
 
-The download has *_gtFine_labelIds.png in their place; `apcnet prepare cityscapes ROOT` writes those that are read here.
+The download has *_gtFine_labelIds.png in their place, with 34 labels of which 19 are classes and the rest is ignored;
+`apcnet prepare cityscapes ROOT` writes those that are read here.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from apcnet.choices import check_choice
-from apcnet.data.classes import LISTS, read_classes
-from apcnet.data.layout import Listing, find_root, images_in
+from apcnet.data.classes import LISTS, UNKNOWN, label_table, read_classes
+from apcnet.data.files import read_mask
+from apcnet.data.layout import Job, Listing, find_root, images_in
+from apcnet.data.sample import IGNORE
 
 PLACES = ("cityscapes",)
 CLASSES, PALETTE = read_classes(LISTS / "cityscapes.txt")
+STORED, MADE = "_gtFine_labelIds", "_gtFine_labelTrainIds"
+IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of the classes, in their order
+LABELS = label_table(len(CLASSES), dict.fromkeys(range(34), IGNORE) | {value: i for i, value in enumerate(IDS)})
 
 
 def list_cityscapes(root: str | Path | None, split: str = "val") -> Listing:
@@ -22,8 +32,26 @@ def list_cityscapes(root: str | Path | None, split: str = "val") -> Listing:
     root = find_root(root, "leftImg8bit", PLACES)
     image_folder, mask_folder = root / "leftImg8bit" / split, root / "gtFine" / split
     images = images_in(image_folder, ending="_leftImg8bit")
-    masks = images_in(mask_folder, ending="_gtFine_labelTrainIds")
-    unprepared = images_in(mask_folder, ending="_gtFine_labelIds").keys() & images.keys() - masks.keys()
+    masks = images_in(mask_folder, ending=MADE)
+    unprepared = images_in(mask_folder, ending=STORED).keys() & images.keys() - masks.keys()
     hint = f"; `apcnet prepare cityscapes {root}` makes them from their labelIds" if unprepared else ""
     wanted = f"{mask_folder}/*_gtFine_labelTrainIds.png"
     return Listing(images, images, masks, image_folder, wanted, CLASSES, PALETTE, hint=hint)
+
+
+def plan_cityscapes(root: str | Path, source: Path | None = None) -> Iterator[Job]:
+    if source is not None:
+        raise ValueError(f"source: expected None, Cityscapes is prepared from what is in its root, got {str(source)!r}")
+    folder = find_root(root, "gtFine", PLACES) / "gtFine"
+    stored = images_in(folder, ending=STORED)
+    if not stored:
+        raise FileNotFoundError(f"there is no *{STORED}.png in {folder}")
+    for path in stored.values():
+        yield path.with_name(path.stem.removesuffix(STORED) + f"{MADE}.png"), partial(convert, path)
+
+
+def convert(path: Path) -> np.ndarray:
+    labels = LABELS[read_mask(path).numpy()]
+    if (labels == UNKNOWN).any():
+        raise ValueError(f"{path}: expected labels of 0 to 33, got more")
+    return labels

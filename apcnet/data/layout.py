@@ -5,7 +5,7 @@ of samples is that of their names, whatever the order the file system lists them
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from apcnet.data.classes import Color
 from apcnet.data.files import Files, Pair
 
+Job = tuple[Path, Callable[[], np.ndarray | list[str]]]  # a file to prepare; what makes its mask, or its lines
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
