@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from apcnet.data import augment
-from apcnet.data.augment import TEST_RATIOS, keep_ratio_size, normalise, resize, train, view_sizes
-from apcnet.data.photometric import DRAWS, UNIT
+from apcnet.data.augment import DRAWS, TEST_RATIOS, UNIT, keep_ratio_size, normalise, resize, train, view_sizes
 from apcnet.data.sample import Sample
 
 
