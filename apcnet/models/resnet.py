@@ -48,7 +48,7 @@ class ResNetV1c(nn.Module):
         initialise(self)
         for module in self.modules():  # every block starts as the identity
             if isinstance(module, BasicBlock | Bottleneck):
-                nn.init.zeros_((module.bn2 if module.expansion == 1 else module.bn3).weight)
+                nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = F.max_pool2d(self.stem(images), kernel_size=3, stride=2, padding=1)
@@ -70,6 +70,10 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = _conv_norm(width, width, 3)
         self.downsample = _downsample(in_channels, width, stride)
 
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.bn2
+
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
@@ -88,6 +92,10 @@ class Bottleneck(nn.Module):
         self.conv2, self.bn2 = _conv_norm(width, width, 3, stride=stride, dilation=dilation)
         self.conv3, self.bn3 = _conv_norm(width, width * self.expansion, 1)
         self.downsample = _downsample(in_channels, width * self.expansion, stride)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
