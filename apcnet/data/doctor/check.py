@@ -95,9 +95,8 @@ def _default_splits(name: str, root: str | Path) -> Sequence[str]:
         return ("trainaug" if augmented else "train", "val")
     if name == "folder":
         found = layout.find_root(root, "images")
-        lists = [split for split in ("train", "val") if (found / f"{split}.txt").is_file()]
-        folders = [split for split in ("train", "val") if (found / "images" / split).is_dir()]
-        return sorted({*lists, *folders}) or (ALL,)
+        places = {split: (found / f"{split}.txt", found / "images" / split) for split in ("train", "val")}
+        return [split for split, (names, images) in places.items() if names.is_file() or images.is_dir()] or (ALL,)
     return ("train", "val")
 
 
