@@ -278,7 +278,7 @@ def check(
     if json is not None and not json.parent.is_dir():  # said now, and not after an hour of reading
         raise FileNotFoundError(f"json: there is no folder {json.parent}")
     from apcnet.console import bar
-    from apcnet.data.check import check
+    from apcnet.data.doctor.check import check
     from apcnet.files import write_json
 
     with bar("looking") as progress:

@@ -18,9 +18,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from apcnet.config import Config, Data, Model, Optimisation, Pair, Protocol
-from apcnet.published import PUBLISHED, Published
-
-__all__ = ["PUBLISHED", "names", "preset", "recipe", "table"]
+from apcnet.hub import PUBLISHED, Published
 
 MODELS = ("apcnet", "pspnet", "encnet", "fcn", "semantic-fpn")
 HEADINGS = ("preset", "mIoU", "ms+flip", "GB", "fps", "published by")

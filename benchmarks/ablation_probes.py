@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from apc_kernels.dispatch import SlowPathWarning
 from apcnet import runs, training
 from apcnet.data.sample import IGNORE, Sample
-from apcnet.data.stream import training_stream
+from apcnet.data.stream import Batches
 from apcnet.data.synthetic import BAND, FABRIC, Synthetic
 from benchmarks.ablation import PUBLISHED, RECIPES, RESULTS, Recipe, earlier, slug
 
@@ -104,8 +104,9 @@ def run(probe: Probe, recipe: Recipe) -> dict:
             return image, halves(mask)
 
     descent = Descent(model, config)
-    stream = training_stream(data, transform, seed=config.seed, batch_size=config.batch_size)
-    for step, batch in zip(range(config.steps), stream, strict=False):
+    batches = Batches(data, transform, config.seed, config.batch_size)
+    for step in range(config.steps):
+        batch = batches[step]
         descent.step(step, batch.images, batch.masks)
     iou = evaluate(descent.result, held_out, config.evaluation).scores().iou
     fabric = iou[FABRIC : FABRIC + 2] if probe.kind == HALF else iou[list(Synthetic.context_classes)]

@@ -25,9 +25,8 @@ from torch import Tensor
 
 import apc_kernels
 from apcnet.data import augment
-from apcnet.data.augment import Window, train
+from apcnet.data.augment import DRAWS, UNIT, Window, distortion, train
 from apcnet.data.files import read_image
-from apcnet.data.photometric import DRAWS, UNIT, distortion
 from apcnet.data.sample import Sample
 from benchmarks.timing import Pair, result_row
 

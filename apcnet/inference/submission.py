@@ -21,8 +21,8 @@ from torch import Tensor
 
 from apcnet import data
 from apcnet.choices import check_choice
+from apcnet.data.cityscapes import IDS
 from apcnet.data.classes import label_table, voc_colors
-from apcnet.data.prepare.cityscapes import IDS
 from apcnet.data.sample import Sample
 from apcnet.files import replacing
 

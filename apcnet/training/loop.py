@@ -17,7 +17,7 @@ import torch
 
 from apcnet import draw
 from apcnet.config import Config
-from apcnet.data.stream import Batch, training_stream
+from apcnet.data.stream import Batch, Batches, loader
 from apcnet.distributed import gathered, processes, rank, world
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
@@ -125,17 +125,10 @@ class Run:
         """Those of the steps that are left."""
         if self.step == self.config.steps:
             return
-        stream = training_stream(
-            self.data,
-            augmentation(self.config.data, self.model),
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-            rank=rank(),
-            world=world(),
-            start_step=self.step,
-            workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-        )
+        transform = augmentation(self.config.data, self.model)
+        batches = Batches(self.data, transform, self.config.seed, self.config.batch_size, rank(), world())
+        steps = itertools.count(self.step)
+        stream = iter(loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda"))
         while self.step < self.config.steps:
             yield next(stream)
 

@@ -12,8 +12,8 @@ from fake_trees import draw, save, save_lines
 from PIL import Image
 
 from apcnet import data
-from apcnet.data.check import check
-from apcnet.data.report import ERROR, weights_of
+from apcnet.data.doctor.check import check
+from apcnet.data.doctor.report import ERROR, weights_of
 
 NAMES = {"train": ("a photo", "b", "ç"), "val": ("d", "e")}
 CLASSES = ("road", "car", "sky")
@@ -260,8 +260,10 @@ def test_pixels_and_images_are_counted(root):
         counted = report.splits[split]
         assert counted.pixels == tuple(sum(int((mask == label).sum()) for mask in masks) for label in range(3))
         assert counted.images == tuple(sum(bool((mask == label).any()) for mask in masks) for label in range(3))
-        assert counted.ignored == sum(int((mask == 255).sum()) for mask in masks)
-        assert counted.values == dict(zip((0, 1, 2, 255), (*counted.pixels, counted.ignored), strict=True))
+        assert counted.ignored_pixels == sum(int((mask == 255).sum()) for mask in masks)
+        assert counted.stored_values == dict(
+            zip((0, 1, 2, 255), (*counted.pixels, counted.ignored_pixels), strict=True)
+        )
 
 
 def test_workers_do_not_change_the_report(root):
@@ -298,7 +300,7 @@ def test_images_that_are_in_two_splits(root, suffix):
     save(read(image_of(root)), root / "images" / "val" / f"e.{suffix}")
     (finding,) = check("folder", root, workers=0).findings
     assert (finding.kind, finding.split, finding.severity) == ("image in two splits", "train and val", "warning")
-    assert finding.examples == ("b of train: the same as e of val",) and "seen in training" in finding.cause
+    assert finding.examples == ["b of train: the same as e of val"] and "seen in training" in finding.cause
 
 
 def test_images_that_are_twice_in_a_split(root):
@@ -307,7 +309,7 @@ def test_images_that_are_twice_in_a_split(root):
     assert (finding.kind, finding.split, finding.examples) == (
         "image twice in a split",
         "train",
-        ("ç: the same as b",),
+        ["ç: the same as b"],
     )
 
 
@@ -319,7 +321,7 @@ def test_a_turned_square_cannot_be_judged(root):
     save(mask, mask_of(root))
     report = check("folder", root, workers=0)
     (finding,) = report.findings
-    assert report.ok and (finding.kind, finding.examples) == ("turned image", ("b: orientation 6",))
+    assert report.ok and (finding.kind, finding.examples) == ("turned image", ["b: orientation 6"])
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_images_that_pillow_finds_too_large(root, monkeypatch, limit, kind, caus
 def test_labels_that_are_told_are_used(root):
     redo_masks(root, table(0, 255, 0, 255).take)
     report = check("folder", root, workers=0, classes=("ground", "thing"), labels={0: 0, 255: 1})
-    assert report.findings == () and report.splits["train"].ignored == 0
+    assert report.findings == () and report.splits["train"].ignored_pixels == 0
 
 
 def test_splits_that_are_named_are_looked_at(root):

@@ -1,12 +1,15 @@
 """Published files are found by name, and a download is whole and has the hash of its name, or it is not there."""
 
+import csv
 import hashlib
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from apcnet.interop.mmseg import published
+from apcnet import hub
 
 CONTENT = bytes(range(256)) * 9000  # more than one chunk
 HASH = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -14,10 +17,23 @@ V05 = "https://download.openmmlab.com/mmsegmentation/v0.5"
 
 
 def test_every_name_has_one_url():
-    assert len(published.URLS) == sum(len(files.split()) // 2 for files in published.FILES.values()) == 98
-    assert len({url.rsplit("-", 1)[1] for url in published.URLS.values()}) == len(published.URLS)
-    for name, url in published.URLS.items():
-        assert published.locate(name) == published.locate(url.rsplit("/", 1)[1]) == url
+    assert len(hub.URLS) == 98
+    assert len({url.rsplit("-", 1)[1] for url in hub.URLS.values()}) == len(hub.URLS)
+    for name, url in hub.URLS.items():
+        assert hub.locate(name) == hub.locate(url.rsplit("/", 1)[1]) == url
+
+
+def test_figures_stand_beside_the_file_of_their_own_run():
+    with Path(hub.__file__).with_name("published.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["preset"] and row["file"]]
+    assert len(rows) == 74
+    for row in rows:
+        model, depth, data = re.fullmatch(r"(.+?)-r(\d+)-(.+)", row["preset"]).groups()
+        words = set(re.split("[-_]", row["file"]))
+        assert {model.replace("semantic-", ""), f"r{depth}"} <= words and set(data.split("-")[1:]) <= words | {"769"}
+        assert ("769" in data) == ("769x769" in words) and ("59" in data) == ("59" in words)
+        name = data.split("-")[0]
+        assert {"voc2012": "voc12aug", "context59": "context"}.get(name, name) in words
 
 
 @pytest.mark.parametrize(
@@ -46,16 +62,16 @@ def test_every_name_has_one_url():
     ],
 )
 def test_names_of_files_and_of_both_generations_of_configs(name, url):
-    assert published.locate(name) == url
+    assert hub.locate(name) == url
 
 
 def test_a_name_that_is_none_gets_the_nearest():
     with pytest.raises(
         ValueError, match=r"called apcnet_r50-d8_512x1024_40k_city; did you mean apcnet_r50-d8_512x1024"
     ):
-        published.locate("apcnet_r50-d8_512x1024_40k_city")
+        hub.locate("apcnet_r50-d8_512x1024_40k_city")
     with pytest.raises(ValueError, match="called x; they are called like apcnet_"):
-        published.locate("x")
+        hub.locate("x")
 
 
 @pytest.fixture
@@ -92,7 +108,7 @@ def server(monkeypatch):
 @pytest.mark.parametrize(("folder", "total"), [("said", len(CONTENT)), ("unsaid", None)])
 def test_a_download_is_whole_and_told_on_the_way(tmp_path, server, folder, total):
     told = []
-    path = published.download(f"{server.url}/{folder}/a-{HASH}.pth?x=1", tmp_path / "new", lambda *x: told.append(x))
+    path = hub.download(f"{server.url}/{folder}/a-{HASH}.pth?x=1", tmp_path / "new", lambda *x: told.append(x))
     assert path == tmp_path / "new" / f"a-{HASH}.pth" and path.read_bytes() == CONTENT
     assert len(told) > 1 and told[-1] == (len(CONTENT), total)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -100,11 +116,11 @@ def test_a_download_is_whole_and_told_on_the_way(tmp_path, server, folder, total
 
 def test_what_is_there_and_right_is_not_fetched_again(tmp_path, server):
     url = f"{server.url}/a-{HASH}.pth"
-    path = published.download(url, tmp_path)
-    published.download(url, tmp_path)
+    path = hub.download(url, tmp_path)
+    hub.download(url, tmp_path)
     assert len(server.requests) == 1
     path.write_bytes(b"other")
-    assert published.download(url, tmp_path).read_bytes() == CONTENT
+    assert hub.download(url, tmp_path).read_bytes() == CONTENT
     assert len(server.requests) == 2
 
 
@@ -118,17 +134,17 @@ def test_what_is_there_and_right_is_not_fetched_again(tmp_path, server):
 )
 def test_a_download_that_fails_leaves_nothing(tmp_path, server, path, message):
     with pytest.raises(ValueError, match=message):
-        published.download(f"{server.url}/{path}", tmp_path)
+        hub.download(f"{server.url}/{path}", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["file:///a.pth", "http://127.0.0.1:1/", "ftp://host/a.pth", "a.pth"])
 def test_other_urls_are_refused(tmp_path, url):
     with pytest.raises(ValueError, match="url: expected http"):
-        published.download(url, tmp_path)
+        hub.download(url, tmp_path)
 
 
 def test_a_server_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(ValueError, match=r"cannot be downloaded: .*refused"):
-        published.download("http://127.0.0.1:1/a.pth", tmp_path)
+        hub.download("http://127.0.0.1:1/a.pth", tmp_path)

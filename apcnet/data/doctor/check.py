@@ -13,14 +13,13 @@ from apcnet import data
 from apcnet.choices import check_choice
 from apcnet.data import layout, voc2012
 from apcnet.data.classes import UNKNOWN
-from apcnet.data.diagnosis import Look, Looks, Problem, label_of, problem_of_values
+from apcnet.data.doctor.diagnosis import Look, Looks, Problem, label_of, problem_of_values
+from apcnet.data.doctor.report import SEVERITY, Finding, Report, Split, is_training
 from apcnet.data.files import Files, Pair
-from apcnet.data.report import SEVERITY, Finding, Report, Split, is_training
 from apcnet.data.sample import IGNORE
 from apcnet.data.stream import loader
 
 ALL = "all"  # what the split None is called, all images of a folder
-NAMES = tuple(name for name in data.NAMES if name != "synthetic")  # it has no files
 SAME = "equal pixels once decoded"
 
 
@@ -48,7 +47,7 @@ def check(
         progress: is called with how many pairs of files were looked at, and how many there are.
         options: of the data set, as for `apcnet.data.open`.
     """
-    check_choice(name, "name", NAMES)
+    check_choice(name, "name", data.ON_DISK)
     if examples < 1:
         raise ValueError(f"examples: expected 1 or more, got {examples}")
     notes, opened, unused = _Notes(examples), {}, set()
@@ -73,24 +72,20 @@ class _Notes:
     """Problems as they come, counted by split, kind and cause, and named until there are enough examples."""
 
     def __init__(self, examples: int):
-        self.examples, self.counts, self.named, self.values = examples, Counter(), defaultdict(list), {}
+        self.examples, self.found = examples, {}
 
     def add(self, split: str, problem: Problem, name: str, values: Mapping[int, int] | None = None) -> None:
-        key = split, problem.kind, problem.cause
-        self.counts[key] += 1
-        self.values[key] = dict(values or {})
-        if len(self.named[key]) < self.examples:
+        new = Finding(problem.kind, split, 0, problem.cause, [], dict(values or {}))
+        finding = self.found.setdefault((split, problem.kind, problem.cause), new)
+        finding.count += 1
+        if len(finding.examples) < self.examples:
             example = f"{name}: {problem.detail}" if problem.detail else name
-            self.named[key].append(example.encode(errors="backslashreplace").decode())  # names may be no UTF-8
+            finding.examples.append(example.encode(errors="backslashreplace").decode())  # names may be no UTF-8
 
     def findings(self) -> tuple[Finding, ...]:
-        """In the order of the kinds, and of one kind in the order of the splits and then as they came."""
+        """In the order of the kinds, and those of one kind as they came."""
         kinds = list(SEVERITY)
-        return tuple(
-            Finding(kind, split, cause, self.counts[key], tuple(self.named[key]), self.values[key])
-            for key in sorted(self.counts, key=lambda key: kinds.index(key[1]))
-            for split, kind, cause in [key]
-        )
+        return tuple(sorted(self.found.values(), key=lambda finding: kinds.index(finding.kind)))
 
 
 def _default_splits(name: str, root: str | Path) -> Sequence[str]:
@@ -100,30 +95,30 @@ def _default_splits(name: str, root: str | Path) -> Sequence[str]:
         return ("trainaug" if augmented else "train", "val")
     if name == "folder":
         found = layout.find_root(root, "images")
-        lists = [split for split in ("train", "val") if (found / f"{split}.txt").is_file()]
-        folders = [split for split in ("train", "val") if (found / "images" / split).is_dir()]
-        return sorted({*lists, *folders}) or (ALL,)
+        places = {split: (found / f"{split}.txt", found / "images" / split) for split in ("train", "val")}
+        return [split for split, (names, images) in places.items() if names.is_file() or images.is_dir()] or (ALL,)
     return ("train", "val")
 
 
 def _open(name: str, root: str | Path, split: str, options: dict, notes: _Notes, unused: set[Path]) -> Files | None:
     """What is complete of a split; what is not is noted."""
-
-    def note(kind: str, sample: str, path: Path | None, where: str) -> None:
-        if kind != "mask of no image":
-            notes.add(split, Problem(kind, f"there is none in {where}"), sample)
-        elif path not in unused:  # several splits may share a folder of masks
-            unused.add(path)
-            notes.add(split, Problem(kind, f"not used, there is none in {where}"), sample)
-
     try:
-        with layout.leaving_out(note):
-            return data.open(name, root, None if split == ALL else split, **options)
+        listing = data.ON_DISK[name](root, None if split == ALL else split, **options)
     except (OSError, ValueError) as error:
         if str(error).partition(":")[0] in ("root", "split", *options):
             raise  # an argument is wrong, and not the data
         notes.add(split, Problem("split not opened", "none of its files were looked at"), str(error))
-    return None
+        return None
+    for kind, samples, folder in listing.missing():
+        for sample in samples:
+            hint = listing.hint if kind == "mask" else ""
+            notes.add(split, Problem(f"{kind} missing", f"there is none in {folder}{hint}"), sample)
+    for sample in sorted(listing.masks.keys() - listing.images.keys() - set(listing.names)):
+        if listing.masks[sample] not in unused:  # several splits may share a folder of masks
+            unused.add(listing.masks[sample])
+            problem = Problem("mask of no image", f"not used, there is none in {listing.image_folder}")
+            notes.add(split, problem, sample)
+    return listing.complete()
 
 
 def _look_at_all(
@@ -158,11 +153,11 @@ def _count(files: Files, seen: Mapping[str, Mapping[int, int]]) -> Split:
     count = range(len(files.classes))
     return Split(
         samples=len(files),
-        masks=len(seen),
-        values=dict(sorted(values.items())),
+        masks_read=len(seen),
         pixels=tuple(pixels[label] for label in count),
         images=tuple(images[label] for label in count),
-        ignored=pixels[IGNORE],
+        ignored_pixels=pixels[IGNORE],
+        stored_values=dict(sorted(values.items())),
     )
 
 
@@ -174,15 +169,15 @@ def _note_labels(
     name: str, split: str, files: Files, seen: Mapping[str, Mapping[int, int]], counted: Split, notes: _Notes
 ) -> None:
     """What is wrong with the values in masks that could be read."""
-    problem = problem_of_values(counted.values, name, files)
+    problem = problem_of_values(counted.stored_values, name, files)
     for sample, mask in seen.items():
         unknown = [value for value in mask if label_of(value, files.labels) == UNKNOWN]
         if unknown:
             where = ", ".join(f"{value} at {mask[value]} pixels" for value in unknown[:3])
             detail = where + (f", and {len(unknown) - 3} more values" if len(unknown) > 3 else "")
-            notes.add(split, problem._replace(detail=detail), sample, counted.values)
+            notes.add(split, problem._replace(detail=detail), sample, counted.stored_values)
         elif problem and problem.kind != "labels out of range":
-            notes.add(split, problem, sample, counted.values)
+            notes.add(split, problem, sample, counted.stored_values)
         elif _labels_in(mask, files) == {IGNORE}:
             notes.add(split, Problem("mask ignored as a whole", "nothing in it is of a class"), sample)
     kind, cause = (

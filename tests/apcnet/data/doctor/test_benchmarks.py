@@ -6,7 +6,7 @@ import pytest
 from fake_trees import draw, save
 from PIL import Image
 
-from apcnet.data.check import check
+from apcnet.data.doctor.check import check
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "ade20k", "voc2012", "pascal_context", "folder"])
@@ -17,7 +17,7 @@ def test_whole_benchmarks_have_only_classes_that_do_not_occur(tmp_path, name):
     assert {finding.kind for finding in report.findings} <= {"class never trained", "class never tested"}
     assert set(report.splits) == set(stored) - ({"train"} if name == "voc2012" else set())
     for split, counted in report.splits.items():
-        assert counted.samples == counted.masks == len(stored[split])
+        assert counted.samples == counted.masks_read == len(stored[split])
 
 
 def test_trainaug_has_the_images_of_train(tmp_path):
@@ -60,7 +60,7 @@ def test_cityscapes_with_label_ids_under_the_name_of_train_ids(tmp_path):
     finding = check("cityscapes", tmp_path, workers=0).findings[0]
     assert finding.kind == "labels out of range" and finding.count == 3
     assert finding.cause.startswith("labelIds in place of labelTrainIds")
-    assert set(finding.values) <= {*fake_trees.CITYSCAPES_IDS, 1}
+    assert set(finding.stored_values) <= {*fake_trees.CITYSCAPES_IDS, 1}
 
 
 def test_a_mask_of_no_image_is_a_warning(tmp_path):
@@ -68,7 +68,7 @@ def test_a_mask_of_no_image_is_a_warning(tmp_path):
     save(draw("x", (0,))[1], tmp_path / "gtFine" / "val" / "ulm" / "ulm_000001_gtFine_labelTrainIds.png")
     report = check("cityscapes", tmp_path, splits=("val",), workers=0)
     finding = report.findings[0]
-    assert report.ok and (finding.kind, finding.examples) == ("mask of no image", ("ulm/ulm_000001",))
+    assert report.ok and (finding.kind, finding.examples) == ("mask of no image", ["ulm/ulm_000001"])
 
 
 def test_a_mask_of_no_image_is_told_once(tmp_path):
@@ -76,7 +76,7 @@ def test_a_mask_of_no_image_is_told_once(tmp_path):
     save(draw("x", (0,))[1], tmp_path / "SegmentationClass" / "x.png")
     report = check("voc2012", tmp_path, splits=("train", "val"), workers=0)
     (finding,) = (finding for finding in report.findings if finding.kind == "mask of no image")
-    assert (finding.split, finding.count, finding.examples) == ("train", 1, ("x",))
+    assert (finding.split, finding.count, finding.examples) == ("train", 1, ["x"])
 
 
 def test_ade20k_that_was_reduced_already(tmp_path):

@@ -44,32 +44,29 @@ class Looks:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Look:
-        return look(self.pairs[index], self.palette, self.labels)
-
-
-def look(pair: Pair, palette: Sequence[Color], labels: np.ndarray) -> Look:
-    """Decodes both files of a pair. Whatever is wrong with them is part of the result."""
-    problems, digest, values, size, mask_size = [], None, None, None, None
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            image = read_image(pair.image)
-            size, digest = tuple(image.shape[1:]), _digest(image)
-            del image
-        except ERRORS as error:
-            problems.append(Problem("unreadable image", _why_unreadable(pair.image, error), str(error)))
-        try:
-            mask = read_mask(pair.mask)
-            counts = torch.bincount(mask.flatten()).tolist()
-            mask_size, values = tuple(mask.shape), {value: count for value, count in enumerate(counts) if count}
-            problems += _compare_palettes(pair.mask, values, palette, labels)
-        except ERRORS as error:
-            problem, mask_size, values = _second_look(pair.mask, palette, error)
-            problems += problem
-        if size and mask_size:
-            problems += _compare_sizes(pair, size, mask_size)
-    problems += [Problem("warning of the decoder", each.category.__name__, str(each.message)) for each in said]
-    return Look(list(dict.fromkeys(problems)), digest, values)
+        """Decodes both files of a pair. Whatever is wrong with them is part of the result."""
+        pair, problems = self.pairs[index], []
+        digest = values = size = mask_size = None
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                image = read_image(pair.image)
+                size, digest = tuple(image.shape[1:]), _digest(image)
+                del image
+            except ERRORS as error:
+                problems.append(Problem("unreadable image", _why_unreadable(pair.image, error), str(error)))
+            try:
+                mask = read_mask(pair.mask)
+                counts = torch.bincount(mask.flatten()).tolist()
+                mask_size, values = tuple(mask.shape), {value: count for value, count in enumerate(counts) if count}
+                problems += _compare_palettes(pair.mask, values, self.palette, self.labels)
+            except ERRORS as error:
+                problem, mask_size, values = _second_look(pair.mask, self.palette, error)
+                problems += problem
+            if size and mask_size:
+                problems += _compare_sizes(pair, size, mask_size)
+        problems += [Problem("warning of the decoder", each.category.__name__, str(each.message)) for each in said]
+        return Look(list(dict.fromkeys(problems)), digest, values)
 
 
 def _digest(image: Tensor) -> bytes:

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITY = {  # of every kind of finding, in the order of the report; an error stops training or makes it worthless
@@ -33,14 +33,14 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finding:
     kind: str
     split: str
-    cause: str
     count: int  # of files, pairs, classes: of what the examples are
-    examples: tuple[str, ...]
-    values: dict[int, int] = field(default_factory=dict)  # where they matter: how many pixels hold each stored value
+    cause: str
+    examples: list[str]
+    stored_values: dict[int, int]  # where they matter: how many pixels hold each
 
     @property
     def severity(self) -> str:
@@ -52,11 +52,11 @@ class Split:
     """What the masks of a split hold; those that could not be read are not among it."""
 
     samples: int  # pairs of files
-    masks: int  # of them that were read
-    values: dict[int, int]  # how many pixels hold each stored value
+    masks_read: int  # of them
     pixels: tuple[int, ...]  # of each class
     images: tuple[int, ...]  # in which each class occurs
-    ignored: int  # pixels
+    ignored_pixels: int
+    stored_values: dict[int, int]  # how many pixels hold each
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Report:
             "dataset": self.dataset,
             "root": self.root,
             "ok": self.ok,
-            "classes": list(self.classes),
-            "findings": [_finding_as_dict(finding) for finding in self.findings],
-            "splits": {name: _split_as_dict(split) for name, split in self.splits.items()},
+            "classes": self.classes,
+            "findings": [{"severity": finding.severity, **asdict(finding)} for finding in self.findings],
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
         if weights := self.class_weights():
             report["class_weights"] = {"split": weights[0], "rule": RULE, "weights": weights[1]}
@@ -97,7 +97,7 @@ class Report:
         lines += [f"  {name}: {_extent(split)}" for name, split in self.splits.items()]
         for finding in self.findings:
             lines += ["", *_finding_as_lines(finding)]
-        if any(split.masks for split in self.splits.values()):
+        if any(split.masks_read for split in self.splits.values()):
             lines += ["", *self._table()]
         counts = [sum(finding.severity == severity for finding in self.findings) for severity in (ERROR, WARNING, NOTE)]
         counted = [f"{n} {what}{'s' * (n > 1)}" for n, what in zip(counts, (ERROR, WARNING, NOTE), strict=True) if n]
@@ -128,42 +128,19 @@ def weights_of(pixels: Sequence[int]) -> list[float]:
     return [round(weight / mean, 6) for weight in weights]
 
 
-def _finding_as_dict(finding: Finding) -> dict:
-    return {
-        "severity": finding.severity,
-        "kind": finding.kind,
-        "split": finding.split,
-        "count": finding.count,
-        "cause": finding.cause,
-        "examples": list(finding.examples),
-        "stored_values": {str(value): count for value, count in finding.values.items()},
-    }
-
-
-def _split_as_dict(split: Split) -> dict:
-    return {
-        "samples": split.samples,
-        "masks_read": split.masks,
-        "pixels": list(split.pixels),
-        "images": list(split.images),
-        "ignored_pixels": split.ignored,
-        "stored_values": {str(value): count for value, count in split.values.items()},
-    }
-
-
 def _extent(split: Split) -> str:
     parts = [f"{split.samples} samples"]
-    if split.masks < split.samples:
-        parts.append(f"{split.samples - split.masks} masks could not be counted")
-    if split.ignored:
-        parts.append(f"{_share(split.ignored, sum(split.values.values()))} of the pixels ignored")
+    if split.masks_read < split.samples:
+        parts.append(f"{split.samples - split.masks_read} masks could not be counted")
+    if split.ignored_pixels:
+        parts.append(f"{_share(split.ignored_pixels, sum(split.stored_values.values()))} of the pixels ignored")
     return ", ".join(parts)
 
 
 def _finding_as_lines(finding: Finding) -> list[str]:
     lines = [f"{finding.severity}: {finding.kind}, {finding.count} in {finding.split}", f"  {finding.cause}"]
-    if finding.values:
-        lines.append(f"  stored values: {_histogram(finding.values)}")
+    if finding.stored_values:
+        lines.append(f"  stored values: {_histogram(finding.stored_values)}")
     lines += [f"    {example}" for example in finding.examples]
     if finding.count > len(finding.examples):
         lines.append(f"    and {finding.count - len(finding.examples)} more")
