@@ -1,8 +1,5 @@
 """Whole models on ResNet-50 beside mmsegmentation's, or, where that is not installed, its layers in stock PyTorch.
 
-    python -m benchmarks.models [MODEL …]      the comparison, printed: all, or some
-    make bench                                 the same through pytest-benchmark, into a JSON file
-
 Inference as speed is published: one image, forward and post-processing up to its labels, data loading excluded; a crop
 of 512×1024 and the whole of Cityscapes' 1024×2048. A training step is what mmsegmentation's runs do on each GPU:
 forward, losses, backward, SGD, without dropout. On a CPU its images are 256×256: one of 512×1024 takes half a minute.
@@ -15,7 +12,6 @@ Memory is what a call needs at its peak beyond weights, momentum and images; gra
 are without the accuracy that mmsegmentation computes of the enlarged logits at every step, and ours does not.
 """
 
-import argparse
 import copy
 import functools
 from collections.abc import Callable
@@ -35,13 +31,12 @@ from apcnet.interop.mmseg import load_model
 from apcnet.models.segmentor import MEAN, STD
 from benchmarks import setting
 from benchmarks.memory import peak_here, peaks
-from benchmarks.setting import DEVICE, here, name_of
+from benchmarks.setting import COMPILED, DEVICE, here, name_of
 from benchmarks.timing import paired, result_row
 
 INFERENCE, STEP, TRAINING = "inference", "training step", "training"
 MODULES = "PyTorch modules"
 OTHER = "mmsegmentation" if peer.AVAILABLE else MODULES
-COMPILED = ", torch.compile"
 LOW = here(torch.bfloat16, torch.bfloat16, torch.float16)
 CROP, IMAGE = here((512, 1024), (512, 1024), (64, 64)), here((1024, 2048), (1024, 2048), (64, 96))
 SIZES = here({}, {}, {"depth": 18, "width": 8, "channels": 8})  # of the network, where not as published
@@ -254,7 +249,7 @@ def counts(case: Case) -> tuple[int, int]:
 def measure(case: Case, ours: str, other: str) -> tuple[dict, Callable]:
     """The row of a results file, and our call."""
     given = case.model, case.task, str(case.batch), *map(str, case.size), str(case.classes), name_of(case.dtype)
-    memory = peaks("benchmarks.models", *given, ours=ours, other=other)  # first, for it compiles anew
+    memory = peaks(peak_of, *given, ours=ours, other=other)  # first, for it compiles anew
     run, theirs = sides(case, ours, other)
     pair = paired(run, theirs, rounds=3)
     speed = {"images_per_s": case.batch * 1e3 / pair.row()["ours_ms"]}
@@ -282,17 +277,3 @@ def _parameters():
 @pytest.mark.parametrize(("case", "ours", "other"), list(_parameters()))
 def bench_models(benchmark, case, ours, other):
     setting.record(benchmark, *measure(case, ours, other))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=" ".join(stock_models.MODELS))
-    wanted = parser.parse_args().models or stock_models.MODELS
-    if unknown := set(wanted) - set(stock_models.MODELS):
-        parser.error(f"MODEL: expected some of {', '.join(stock_models.MODELS)}; got {', '.join(sorted(unknown))}")
-    short = [each[:3] for each in cases() if each[0].model in wanted and not each[3]]
-    setting.print_rows("Whole models", (measure(*each)[0] for each in short))
-
-
-if __name__ == "__main__":
-    main()
