@@ -20,7 +20,7 @@ def pytest_addoption(parser):
     options.addoption("--rows", type=Path, metavar="FILE", help="write every row into FILE as soon as it is there")
     options.addoption("--resume", action="store_true", help="keep FILE's rows, and measure those that it lacks")
     options.addoption("--all", action="store_true", help="also what takes long: scaling, large images, more classes")
-    options.addoption("--only", action="append", metavar="NAME", help="only this operation, or heads or models")
+    options.addoption("--only", action="append", metavar="NAME", help="only this operation")
     options.addoption("--until", type=float, metavar="TIME", help="start no benchmark after this time (seconds, UNIX)")
 
 
@@ -30,15 +30,11 @@ def pytest_collection_modifyitems(config, items):
     done, failed = rows.begin(file, config.getoption("resume")) if file else (set(), [])
     later = [item for item in items if item.get_closest_marker("slow")]
     wanted = [item for item in items if item not in later] + later * config.getoption("all")
-    wanted = [item for item in wanted if item.nodeid not in done and (not only or {*only} & names(item))]
+    wanted = [item for item in wanted if item.nodeid not in done]
+    if only:
+        wanted = [item for item in wanted if item.callspec.params["row"].operation.name in only]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
     items[:] = sorted(wanted, key=lambda item: item.nodeid in failed)
-
-
-def names(item) -> set[str]:
-    """What --only knows a benchmark by: its file, and its operation."""
-    row = item.callspec.params.get("row")
-    return {item.path.stem, row.operation.name} if row else {item.path.stem}
 
 
 def pytest_runtest_setup(item):

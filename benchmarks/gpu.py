@@ -44,7 +44,7 @@ NAMES = {  # of what python -m benchmarks.run measures, in the order in which it
         *(("adaptive_context_norm",), ("pyramid_pool",), ("adaptive_context",), ("affinity_moments",)),
         *(("encode",), ("pyramid_conv",)),
     ),
-    "models": (("models",), ("load_head", "accelerate")),
+    "models": (("model",), ("load_head", "accelerate")),
 }
 LINES = 60
 NOTHING = "nothing to do"

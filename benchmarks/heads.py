@@ -120,10 +120,13 @@ def counts(case: Head, t: dict[str, Tensor], backward: bool) -> tuple[int, int]:
     return ways * int(numbers) * DTYPE.itemsize, ways * counter.get_total_flops()
 
 
-def entry(name: str, ours: Callable[[Head], nn.Module]) -> Operation:
+CASES = [Head(*given) for given in itertools.product(HEADS, (EVALUATION, TRAINING), CLASSES)]
+
+
+def entry(name: str, ours: Callable[[Head], nn.Module], cases: list[Head] = CASES) -> Operation:
     return Operation(
         name=name,
-        cases=[Head(*given) for given in itertools.product(HEADS, (EVALUATION, TRAINING), CLASSES)],
+        cases=cases,
         small=Head("apc", TRAINING, 19, (8, 8)),
         draw=draw,
         ready=ready,
@@ -140,4 +143,4 @@ def entry(name: str, ours: Callable[[Head], nn.Module]) -> Operation:
     )
 
 
-ENTRIES = [entry("load_head", loaded), *([entry("accelerate", accelerated)] if peer.AVAILABLE else [])]
+ENTRIES = [entry("load_head", loaded), entry("accelerate", accelerated, CASES if peer.AVAILABLE else [])]

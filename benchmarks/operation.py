@@ -9,9 +9,9 @@ import torch
 from accuracy import assert_accurate
 from torch import Tensor
 
-from benchmarks.setting import DTYPE, LAYOUTS, USUAL
+from benchmarks.setting import DTYPE, compile_anew
 
-FORWARD, BOTH, STEP = "forward", "forward+backward", "training step"
+FORWARD, BOTH = "forward", "forward+backward"
 SCALES = (1, 2, 3, 6)
 
 Tensors = dict[str, Tensor]
@@ -41,14 +41,6 @@ def accurate(case: Any, t: Tensors, sides: Sides) -> None:
         assert_accurate(*(tensor.detach() for tensor in found), f"{case}, result {i}")
 
 
-def any_layout(case: Any, layout: str, direction: str) -> bool:
-    return True
-
-
-def usual_layout(case: Any, layout: str, direction: str) -> bool:
-    return LAYOUTS[layout] is USUAL
-
-
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """An entry of the table."""
@@ -69,10 +61,13 @@ class Operation:
     on_gpu: bool = True  # whether a GPU has anything to do with it
     by_layout: bool = True
     compiled: bool = True  # whether a GPU measures it beside torch.compile too
+    compile: Callable[[Callable], Callable] = compile_anew
+    pairs: Sequence[tuple[Any, str, str, bool]] = ()  # case, ours, other, takes long? In the place of all combinations
+    images: Callable[[Any], int] | None = None  # of a call, where images are counted by the second
     dtype: torch.dtype | None = DTYPE
     title: Callable[[Any], str] = str  # of a case, in rows
     scaling: Sequence[Point] = ()  # measured forward and backward
-    telling: Callable[[Any, str, str], bool] = any_layout  # what is measured without being asked for
+    telling: Callable[[Any, str, str], bool] = lambda case, layout, direction: True  # measured without being asked for
     memory: bool = True
     kept: bool = False  # whether to say what the forward pass keeps for the backward one
     rounds: int = 7

@@ -13,22 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import head_cases
 import stock
 import torch
 import torch.nn.functional as F
 from augment_cases import SampleCase, cv2, draw_sample, in_opencv
 from cases import LARGE_MAPS, ContextCase, MapCase, draw, draw_context, draw_norm
-from head_cases import (
-    BOTTLENECK,
-    ENCODER,
-    LARGE_MAPS_SIDE_BY_SIDE,
-    CodeCase,
-    ConvCase,
-    MapsCase,
-    draw_bottleneck,
-    draw_code,
-    draw_maps,
-)
 from torch import Tensor
 from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
 
@@ -36,21 +26,8 @@ import apc_kernels
 from apc_kernels import BatchNorm
 from apcnet.data import augment
 from apcnet.data.files import read_image
-from benchmarks.operation import (
-    BOTH,
-    FORWARD,
-    SCALES,
-    STEP,
-    Call,
-    Operation,
-    Point,
-    Sides,
-    Tensors,
-    calls,
-    points,
-    usual_layout,
-)
-from benchmarks.setting import DEVICE, DTYPE, ON_GPU, here
+from benchmarks.operation import BOTH, FORWARD, SCALES, Call, Operation, Point, Sides, Tensors, calls, points
+from benchmarks.setting import DEVICE, DTYPE, LAYOUTS, ON_GPU, USUAL, here
 
 # Along which a case is scaled, one at a time:
 BATCHES = here((1, 2, 4, 8), (1, 4, 8, 16), (2,))
@@ -59,15 +36,15 @@ CHANNELS = here((128, 256, 512, 1024), (128, 256, 512, 1024), ())
 COUNTS = here((1, 2, 3, 4), (1, 2, 3, 4), ())  # of scales
 THREADS = () if ON_GPU else tuple(2**i for i in range((os.cpu_count() or 1).bit_length()))  # up to the cores there are
 
+
+def usual_layout(case: object, layout: str, direction: str) -> bool:
+    return LAYOUTS[layout] is USUAL
+
+
 # pyramid_pool: x read and the result written; backward as many bytes, the other way. An addition for each element of x,
 # each way: the sums of segments, which are few, are added up once more.
 
 POOLED = here((2, 2048, 64, 64), (8, 2048, 64, 64), (1, 6, 9, 7))
-
-
-def _pool_title(case: MapCase) -> str:
-    scales = "" if case.scales == SCALES else f", scales {'.'.join(map(str, case.scales))}"
-    return "x".join(map(str, case.shape)) + scales
 
 
 pyramid_pool = Operation(
@@ -80,7 +57,6 @@ pyramid_pool = Operation(
     others={"F.adaptive_avg_pool2d for each scale": stock.pyramid_pool},
     counts=lambda case, t, back: ((1 + back) * (t["x"].nbytes + t["grad"].nbytes), (1 + back) * t["x"].numel()),
     kernel="pyramid_pool",
-    title=_pool_title,
     scaling=[
         *(Point("batch", n, MapCase((n, *POOLED[1:]))) for n in BATCHES),
         *(Point("size", n, MapCase((*POOLED[:2], n, n))) for n in SIDES),
@@ -229,18 +205,18 @@ adaptive_context_norm = Operation(
     },
     counts=lambda case, t, back: (9 * t["x"].nbytes, 12 * _product(case) + _square(case)),
     check=_check_norm,
-    directions=(STEP,),
+    directions=("training step",),
     kernel="adaptive_context",
 )
 
 # encode, in maps of x: forward 1 (x read); backward 2 (x read, its gradient written). The residuals that others write
 # out are as many maps as there are codewords. In products with the codewords: forward 2 (distances, sums), backward 3.
 
-CODE = here(ENCODER, replace(ENCODER, batch=8), CodeCase(2, 8, (6, 6), 3))
+CODE = here(head_cases.ENCODER, replace(head_cases.ENCODER, batch=8), head_cases.CodeCase(2, 8, (6, 6), 3))
 CODEWORDS = here((8, 16, 32, 64), (8, 16, 32, 64), ())
 
 
-def _encode_counts(case: CodeCase, t: Tensors, backward: bool) -> tuple[int, int]:
+def _encode_counts(case: head_cases.CodeCase, t: Tensors, backward: bool) -> tuple[int, int]:
     maps, products = (3, 5) if backward else (1, 2)
     return maps * t["x"].nbytes, products * 2 * t["x"].numel() * case.codewords
 
@@ -248,8 +224,8 @@ def _encode_counts(case: CodeCase, t: Tensors, backward: bool) -> tuple[int, int
 encode = Operation(
     name="encode",
     cases=[CODE],
-    small=CodeCase(2, 8, (6, 6), 3),
-    draw=lambda case, layout: draw_code(case, layout, DTYPE, DEVICE),
+    small=head_cases.CodeCase(2, 8, (6, 6), 3),
+    draw=lambda case, layout: head_cases.draw_code(case, layout, DTYPE, DEVICE),
     ready=calls(lambda function, case, t, *leaves: function(*leaves)),
     ours=apc_kernels.encode,
     others={"residuals written out": stock.encode},
@@ -265,7 +241,7 @@ encode = Operation(
 # each way.
 
 FEATURES = here(2048, 2048, 16)
-PYRAMID = here(BOTTLENECK, replace(BOTTLENECK, batch=8), ConvCase(2, 4, 4, (6, 6), 3))
+PYRAMID = here(head_cases.BOTTLENECK, replace(head_cases.BOTTLENECK, batch=8), head_cases.ConvCase(2, 4, 4, (6, 6), 3))
 
 
 def _bottleneck(x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
@@ -276,7 +252,7 @@ def _bottleneck(x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int
     return F.conv2d(x, own, padding=weight.shape[2] // 2) + pyramid
 
 
-def _bottleneck_counts(case: ConvCase, t: Tensors, backward: bool) -> tuple[int, int]:
+def _bottleneck_counts(case: head_cases.ConvCase, t: Tensors, backward: bool) -> tuple[int, int]:
     products = 2 * case.kernel**2 * FEATURES * case.outputs * case.batch * case.size[0] * case.size[1]
     return (3 if backward else 1) * sum(x.nbytes for x in t.values()), (3 if backward else 1) * products
 
@@ -284,8 +260,8 @@ def _bottleneck_counts(case: ConvCase, t: Tensors, backward: bool) -> tuple[int,
 pyramid_conv = Operation(
     name="pyramid_conv",
     cases=[PYRAMID],
-    small=ConvCase(2, 4, 4, (6, 6), 3),
-    draw=lambda case, layout: draw_bottleneck(case, layout, DTYPE, DEVICE, FEATURES),
+    small=head_cases.ConvCase(2, 4, 4, (6, 6), 3),
+    draw=lambda case, layout: head_cases.draw_bottleneck(case, layout, DTYPE, DEVICE, FEATURES),
     ready=calls(lambda function, case, t, *leaves: function(*leaves, case.scales)),
     ours=_bottleneck,
     others={"conv of the concatenation": stock.pyramid_bottleneck},
@@ -303,22 +279,22 @@ pyramid_conv = Operation(
 # maps and the result are written and read again, block by block, and the weight 16/9 times.
 
 
-def _check_conv(case: MapsCase, t: Tensors, sides: Sides) -> None:
+def _check_conv(case: head_cases.MapsCase, t: Tensors, sides: Sides) -> None:
     """Beside PyTorch alone: tests hold both to float64, which takes minutes here."""
     for actual, own in zip(sides.ours(), sides.stock(), strict=True):
         assert (actual - own).abs().max() <= 1e-5 * own.abs().max(), f"{case}: not what PyTorch computes"
 
 
-def _conv_counts(case: MapsCase, t: Tensors, backward: bool) -> tuple[int, int]:
+def _conv_counts(case: head_cases.MapsCase, t: Tensors, backward: bool) -> tuple[int, int]:
     products = 8 * case.outputs * sum(case.channels) * case.batch * case.size[0] * case.size[1]
     return (3 if backward else 1) * sum(x.nbytes for x in t.values()), (3 if backward else 1) * products
 
 
 conv3x3 = Operation(
     name="conv3x3",
-    cases=LARGE_MAPS_SIDE_BY_SIDE,
-    small=LARGE_MAPS_SIDE_BY_SIDE[3],
-    draw=lambda case, layout: draw_maps(case),
+    cases=head_cases.SIDE_BY_SIDE,
+    small=head_cases.SIDE_BY_SIDE[3],
+    draw=lambda case, layout: head_cases.draw_maps(case),
     ready=calls(lambda function, case, t, *leaves: function(leaves[:-1], leaves[-1])),
     ours=apc_kernels.conv3x3,
     others={"F.conv2d": stock.conv3x3},
@@ -329,10 +305,10 @@ conv3x3 = Operation(
     by_layout=False,
     dtype=torch.float32,
     scaling=[
-        *points(MapsCase(2, (512,), 512), batch=BATCHES[:3], size=SIDES, threads=THREADS),
-        *(Point("channels", n, MapsCase(2, (n,), 512)) for n in CHANNELS),
+        *points(head_cases.MapsCase(2, (512,), 512), batch=BATCHES[:3], size=SIDES, threads=THREADS),
+        *(Point("channels", n, head_cases.MapsCase(2, (n,), 512)) for n in CHANNELS),
     ],
-    telling=lambda case, layout, direction: case is not LARGE_MAPS_SIDE_BY_SIDE[-1],
+    telling=lambda case, layout, direction: case is not head_cases.SIDE_BY_SIDE[-1],
     rounds=3,
 )
 

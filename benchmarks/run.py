@@ -1,7 +1,7 @@
-"""Measures the operations of the table and the heads; models.py, whole models. Rows are printed as they come.
+"""Measures operations, heads and whole models; prints rows as they come.
 
     python -m benchmarks.run                       what is telling, twenty minutes; --all: all sizes, layouts, scaling
-    python -m benchmarks.run pyramid_pool models   some of it
+    python -m benchmarks.run pyramid_pool model    some of it
     make bench                                     the same into a file of results, and the reports made from it
 
 pytest does the work, and takes its own options here as well. Results are checked before they are timed: no figure
@@ -11,23 +11,25 @@ stands behind a wrong one.
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import apc_kernels
 from apc_kernels import dispatch
-from benchmarks import ROOT, heads, setting
+from benchmarks import ROOT, heads, models, setting
 from benchmarks.memory import kept, peak_here, peaks
-from benchmarks.operation import BOTH, STEP, Call, Operation, Point, Sides
+from benchmarks.operation import BOTH, Call, Operation, Point, Sides
 from benchmarks.operations import OPERATIONS as TABLE
 from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, USUAL, here, name_of
-from benchmarks.timing import paired, result_row
+from benchmarks.timing import paired, rates
 
-FILES = ("run", "models")
-OPERATIONS = TABLE | {entry.name: entry for entry in heads.ENTRIES}
+OPERATIONS = TABLE | {entry.name: entry for entry in (*heads.ENTRIES, models.ENTRY)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Row:
 
     @property
     def backward(self) -> bool:
-        return self.direction in (BOTH, STEP)
+        return self.direction in (BOTH, "training step")
 
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:
@@ -69,6 +71,10 @@ class Row:
 
 def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     """All rows of an operation, and whether each takes long."""
+    for case, ours, other, long in operation.pairs:
+        yield Row(operation, case, USUAL.__name__, "", ours, other), long
+    if operation.pairs:
+        return
     first, *_ = operation.others
     backends, best = [operation.backend], operation.backend
     if operation.kernel:
@@ -96,13 +102,23 @@ def ready(row: Row, case: Any, side: str, wide: bool = False) -> tuple[Call, dic
     if wide:
         floats = {name: t.double() for name, t in tensors.items() if torch.is_tensor(t) and t.is_floating_point()}
         tensors |= floats
-    function = operation.others.get(side.removesuffix(COMPILED))
-    if function is None:
-        call = operation.ready(operation.ours, case, tensors, row.backward)
-        return (setting.on(side, call) if operation.kernel else call), tensors
-    if side.endswith(COMPILED):
-        function = setting.compile_anew(function)
-    return operation.ready(function, case, tensors, row.backward), tensors
+    name = side.removesuffix(COMPILED)
+    function = operation.others.get(name, operation.ours)
+    if name != side:
+        function = operation.compile(function)
+    call = operation.ready(function, case, tensors, row.backward)
+    forced = operation.kernel and name not in operation.others
+    return (on(side, call) if forced else call), tensors
+
+
+def on(backend: str, call: Call) -> Call:
+    """The call with a backend forced: around all of it, for a backward pass asks again."""
+
+    def run() -> Sequence[Tensor]:
+        with apc_kernels.backend(backend):
+            return call()
+
+    return run
 
 
 def sides(row: Row) -> tuple[Sides, dict]:
@@ -117,19 +133,23 @@ def sides(row: Row) -> tuple[Sides, dict]:
 
 def measure(row: Row) -> tuple[dict, Call]:
     """The row of a results file, and our call."""
-    operation, more = row.operation, {}
-    if row.point is not None:
-        more = {"scaling": row.point.axis, "value": row.point.value}
+    operation, point = row.operation, row.point
+    found = {"operation": operation.name, "case": str(row), "other": row.other, "backend": row.backend}
+    if point is not None:
+        found |= {"scaling": point.axis, "value": point.value}
     elif operation.memory:
         given = operation.name, str(row.case), row.layout, row.direction
-        more = peaks(peak_of, *given, ours=row.backend, other=row.other)
+        found |= peaks(peak_of, *given, ours=row.backend, other=row.other)
         if operation.kept and row.backward:
-            more |= {"kept_mib": kept_by(row, row.backend), "other_kept_mib": kept_by(row, row.other)}
-    found, tensors = sides(row)
-    pair = paired(found.ours, found.theirs, rounds=operation.rounds, clock=operation.clock)
-    counts, about = operation.counts(row.case, tensors, row.backward), (row.backend, row.other)
-    dtype = operation.dtype or DTYPE
-    return result_row(operation.name, str(row), *about, pair, *counts, dtype=dtype, **more), found.ours
+            found |= {"kept_mib": kept_by(row, row.backend), "other_kept_mib": kept_by(row, row.other)}
+    calls, tensors = sides(row)
+    pair = paired(calls.ours, calls.theirs, rounds=operation.rounds, clock=operation.clock)
+    if operation.images is not None:
+        times = {"images_per_s": pair.ours, "other_images_per_s": pair.other}
+        found |= {name: operation.images(row.case) / median(seconds) for name, seconds in times.items()}
+    dtype = getattr(row.case, "dtype", operation.dtype) or DTYPE
+    counts = operation.counts(row.case, tensors, row.backward)
+    return found | pair.row() | rates(median(pair.ours), *counts, dtype), calls.ours
 
 
 def peak_of(operation: str, case: str, layout: str, direction: str, side: str) -> int:
@@ -154,7 +174,7 @@ def _parameters() -> Iterator:
         if operation.on_gpu or not ON_GPU:
             for row, long in rows(operation):
                 identity = f"{name}, {row}, {row.backend} beside {row.other}"
-                yield pytest.param(row, marks=setting.long if long else (), id=identity)
+                yield pytest.param(row, marks=pytest.mark.slow if long else (), id=identity)
 
 
 @pytest.mark.parametrize("row", list(_parameters()))
@@ -163,18 +183,18 @@ def bench_operations(benchmark, row):
     if kernel and (reason := dispatch.why_not(row.backend, kernel, DEVICE, DTYPE)):
         pytest.skip(f"needs {row.backend}: {reason}")
     with row.threads():
-        setting.record(benchmark, *measure(row))
+        found, ours = measure(row)
+        benchmark.extra_info.update(found)
+        benchmark.pedantic(ours, rounds=1)  # pytest-benchmark has to call something as well
 
 
 def main() -> int:
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-    if unknown := set(names) - {*OPERATIONS, *FILES}:
-        sys.exit(f"expected {', '.join((*OPERATIONS, *FILES))}; got {', '.join(sorted(unknown))}")
-    files = [name for name in FILES if not names or name in names or (name == "run" and OPERATIONS.keys() & names)]
-    options = ["-q", "-o", "python_functions=bench_*", "--benchmark-quiet", *(f"--only={name}" for name in names)]
-    return pytest.main(
-        [*(str(ROOT / "benchmarks" / f"{name}.py") for name in files), *options, *sys.argv[1 + len(names) :]]
-    )
+    if unknown := set(names) - set(OPERATIONS):
+        sys.exit(f"expected some of {', '.join(OPERATIONS)}; got {', '.join(sorted(unknown))}")
+    only = [f"--only={name}" for name in names]
+    options = ["-q", "-o", "python_functions=bench_*", "--benchmark-quiet", *only, *sys.argv[1 + len(names) :]]
+    return pytest.main([str(ROOT / "benchmarks" / "run.py"), *options])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-import pytest
 import torch
 from cases import channels_last, nchw
 
-import apc_kernels
 from apc_kernels import dispatch
 
 Anything = TypeVar("Anything")
@@ -27,8 +25,6 @@ SECONDS = 0.0 if REHEARSAL else 0.5 if ON_GPU else 2.0  # that a pair is timed f
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahead anyway (timing.py)
 COMPILED = ", torch.compile"  # ends the name of a side
 
-long = pytest.mark.slow  # left out where not asked for (see conftest.py)
-
 
 def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
     """The one of three that belongs to where this runs."""
@@ -38,22 +34,6 @@ def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
 def best(operation: str) -> str:
     """The backend that serves an operation here where none is asked for; in a rehearsal the interpreter."""
     return "triton" if REHEARSAL else dispatch.explain(operation, DEVICE, DTYPE)[0]
-
-
-def on(backend: str, function: Callable) -> Callable:
-    """The function with a backend forced: around all of it, for a backward pass asks again."""
-
-    def run():
-        with apc_kernels.backend(backend):
-            return function()
-
-    return run
-
-
-def record(benchmark, row: dict, ours: Callable) -> None:
-    """Hands a row to pytest-benchmark, which has to call something as well."""
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(ours, rounds=1)
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -53,11 +53,11 @@ def paired(
 ) -> Pair:
     """At least so many rounds of one call each (one in a rehearsal), more while `seconds` allow.
 
-    Where less than 7 will do, calls are long, and both have been made already: then there is none to warm up by.
+    Where less than 5 will do, calls are long, and both have been made already: then there is none to warm up by.
     The clock is a CPU's, a GPU has its own.
     """
     least = 1 if REHEARSAL else rounds
-    if least >= 7:
+    if least >= 5:
         for function in (ours, other):
             time_one(function, clock)
     pair, start = Pair([], []), time.perf_counter()
@@ -67,33 +67,15 @@ def paired(
     return pair
 
 
-def result_row(
-    operation: str,
-    case: str,
-    backend: str,
-    other: str,
-    pair: Pair,
-    moved: int,
-    operations: int,
-    dtype: torch.dtype,
-    **more: float | str,
-) -> dict:
-    """A row of a results file: what was measured beside what.
-
-    Args:
-        moved: bytes that have to move, which stand over a copy's.
-        operations: additions and multiplications that have to be done, over those of a product of matrices; 0 where
-            nobody counts them.
-    """
-    row = {"operation": operation, "case": case, "other": other, "backend": backend, **pair.row(), **more}
-    row["bytes"] = moved
-    row["gb_per_s"] = moved / 1e6 / row["ours_ms"]
-    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth(torch.get_num_threads())
+def rates(seconds: float, moved: int, operations: int, dtype: torch.dtype) -> dict[str, float]:
+    """What a call makes of the machine: bytes that have to move, over a copy's, and operations, over a product's."""
+    copied, threads = moved / seconds, torch.get_num_threads()
+    found = {"bytes": moved, "gb_per_s": copied / 1e9, "percent_of_copy": 100 * copied / copy_bandwidth(threads)}
     if operations:
-        row["operations"] = operations
-        row["gflop_per_s"] = operations / 1e6 / row["ours_ms"]
-        row["percent_of_matrix"] = 100e9 * row["gflop_per_s"] / matrix_rate(dtype, torch.get_num_threads())
-    return row
+        rate = operations / seconds
+        found |= {"operations": operations, "gflop_per_s": rate / 1e9}
+        found["percent_of_matrix"] = 100 * rate / matrix_rate(dtype, threads)
+    return found
 
 
 @functools.cache

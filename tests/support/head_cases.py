@@ -83,7 +83,7 @@ class MapsCase:
         return ", ".join(filter(None, (self.where, sizes)))
 
 
-LARGE_MAPS_SIDE_BY_SIDE = [
+SIDE_BY_SIDE = [
     MapsCase(2, (2048,), 512, "EncNet's and PSPNet's bottleneck"),
     MapsCase(2, (1024,), 256, "auxiliary head"),
     MapsCase(2, (256,), 128, "Semantic FPN"),
