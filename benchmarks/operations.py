@@ -109,14 +109,12 @@ adaptive_context = Operation(
 # the gradients of x and of the weight) and one of the others.
 
 
+IN_MOMENTS = ("x", "weight", "bias")
+
+
 def _square(case: ContextCase) -> int:
     """Operations of the product of the affinities with themselves, scale by scale."""
     return 2 * case.batch * case.size[0] * case.size[1] * sum(s**4 for s in case.scales)
-
-
-def _draw_moments(case: ContextCase, layout: Callable) -> Tensors:
-    t = draw_context(case, layout, DTYPE, DEVICE)
-    return {name: t[name] for name in ("x", "weight", "bias")}
 
 
 def _moments(function: Callable, case: ContextCase, t: Tensors, *leaves: Tensor) -> list[Tensor]:
@@ -124,19 +122,17 @@ def _moments(function: Callable, case: ContextCase, t: Tensors, *leaves: Tensor)
     return [mean, *covariances]
 
 
-def _moments_counts(case: ContextCase, t: Tensors, backward: bool) -> tuple[int, int]:
-    maps, products, squares = (3, 4, 2) if backward else (1, 1, 1)
-    return maps * t["x"].nbytes, products * _product(case) + squares * _square(case)
-
-
 affinity_moments = Operation(
     name="affinity_moments",
     **CONTEXTS,
-    draw=_draw_moments,
+    draw=lambda case, layout: {name: t for name, t in _draw_context(case, layout).items() if name in IN_MOMENTS},
     ready=calls(_moments),
     ours=apc_kernels.affinity_moments,
     others={"PyTorch, op by op": stock.affinity_moments},
-    counts=_moments_counts,
+    counts=lambda case, t, back: (
+        (3 if back else 1) * t["x"].nbytes,
+        (4 if back else 1) * _product(case) + (2 if back else 1) * _square(case),
+    ),
     kernel="affinity_moments",
 )
 
@@ -216,11 +212,6 @@ CODE = here(head_cases.ENCODER, replace(head_cases.ENCODER, batch=8), head_cases
 CODEWORDS = here((8, 16, 32, 64), (8, 16, 32, 64), ())
 
 
-def _encode_counts(case: head_cases.CodeCase, t: Tensors, backward: bool) -> tuple[int, int]:
-    maps, products = (3, 5) if backward else (1, 2)
-    return maps * t["x"].nbytes, products * 2 * t["x"].numel() * case.codewords
-
-
 encode = Operation(
     name="encode",
     cases=[CODE],
@@ -229,7 +220,10 @@ encode = Operation(
     ready=calls(lambda function, case, t, *leaves: function(*leaves)),
     ours=apc_kernels.encode,
     others={"residuals written out": stock.encode},
-    counts=_encode_counts,
+    counts=lambda case, t, back: (
+        (3 if back else 1) * t["x"].nbytes,
+        (5 if back else 2) * 2 * t["x"].numel() * case.codewords,
+    ),
     scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=CODEWORDS, threads=THREADS),
     telling=usual_layout,
 )
@@ -252,8 +246,8 @@ def _bottleneck(x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int
     return F.conv2d(x, own, padding=weight.shape[2] // 2) + pyramid
 
 
-def _bottleneck_counts(case: head_cases.ConvCase, t: Tensors, backward: bool) -> tuple[int, int]:
-    products = 2 * case.kernel**2 * FEATURES * case.outputs * case.batch * case.size[0] * case.size[1]
+def _of_convolution(products: int, t: Tensors, backward: bool) -> tuple[int, int]:
+    """Everything read or written, once and with the backward pass three times, as are the products."""
     return (3 if backward else 1) * sum(x.nbytes for x in t.values()), (3 if backward else 1) * products
 
 
@@ -265,7 +259,7 @@ pyramid_conv = Operation(
     ready=calls(lambda function, case, t, *leaves: function(*leaves, case.scales)),
     ours=_bottleneck,
     others={"conv of the concatenation": stock.pyramid_bottleneck},
-    counts=_bottleneck_counts,
+    counts=lambda case, t, back: _of_convolution(2 * case.kernel**2 * FEATURES * t["grad"].numel(), t, back),
     title=lambda case: f"{FEATURES}+{len(case.scales)}*{case}",
     scaling=points(PYRAMID, batch=BATCHES[:3], size=SIDES, channels=CHANNELS[:3], scales=COUNTS, threads=THREADS),
     telling=usual_layout,
@@ -285,11 +279,6 @@ def _check_conv(case: head_cases.MapsCase, t: Tensors, sides: Sides) -> None:
         assert (actual - own).abs().max() <= 1e-5 * own.abs().max(), f"{case}: not what PyTorch computes"
 
 
-def _conv_counts(case: head_cases.MapsCase, t: Tensors, backward: bool) -> tuple[int, int]:
-    products = 8 * case.outputs * sum(case.channels) * case.batch * case.size[0] * case.size[1]
-    return (3 if backward else 1) * sum(x.nbytes for x in t.values()), (3 if backward else 1) * products
-
-
 conv3x3 = Operation(
     name="conv3x3",
     cases=head_cases.SIDE_BY_SIDE,
@@ -298,7 +287,7 @@ conv3x3 = Operation(
     ready=calls(lambda function, case, t, *leaves: function(leaves[:-1], leaves[-1])),
     ours=apc_kernels.conv3x3,
     others={"F.conv2d": stock.conv3x3},
-    counts=_conv_counts,
+    counts=lambda case, t, back: _of_convolution(8 * sum(case.channels) * t["grad"].numel(), t, back),
     check=_check_conv,
     kernel="conv3x3",
     on_gpu=False,

@@ -32,7 +32,11 @@ def small(monkeypatch, threads):
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if OPERATIONS[name].cases])
 def test_every_operation_is_measured(name, small):
     operation = OPERATIONS[name]
-    if name in ("load_head", "accelerate", "model"):  # counted on meta tensors, which torch.empty does not make in tests
+    if name in (
+        "load_head",
+        "accelerate",
+        "model",
+    ):  # counted on meta tensors, which torch.empty does not make in tests
         operation = replace(operation, counts=lambda case, t, backward: (1, 1))
     backend = "reference" if operation.kernel else operation.backend  # the checkout need not have a compiled library
     others = {row.other for row, _ in run.rows(operation)}
