@@ -1,4 +1,4 @@
-"""The pictures of the ablation: bars, what each head sees, APCNet's affinities, the losses of two backends."""
+"""The pictures: bars, what each head sees, APCNet's affinities, the losses of two backends."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import apcnet
-from apcnet import draw, logs
+from apcnet import draw
 from apcnet.data.augment import normalise
 from apcnet.data.sample import IGNORE, Sample
 from apcnet.data.synthetic import Synthetic
 from apcnet.files import replacing
 from apcnet.models.apc import APCHead
-from benchmarks.intervals import Estimate
+from apcnet.training.log import read
+from experiments.context.estimates import Estimate
 
 CONTEXT, OTHERS, INK = "#3b6fb6", "#c9ced6", "#262a32"
 SCENES = 4  # of each family in the grid
@@ -26,7 +27,7 @@ CELL = 128  # pixels that a scene has there at most
 def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> None:
     """Context classes and the others, a panel for each family: families[family][head][measure] is the estimate.
 
-    Bars are means; whiskers are standard deviations over seeds, or, where there are too few, dots the seeds.
+    Bars are means; whiskers are standard deviations over seeds.
     """
     plt = _pyplot()
     heads = list(next(iter(families.values())))
@@ -38,11 +39,7 @@ def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]
             mean = 100 * estimate.mean
             panel.barh(place, mean, 0.38, color=color, label=None if y else label)
             panel.text(102, place, f"{mean:.1f}", va="center", fontsize=7, color=INK)
-            if estimate.deviation is None:
-                values = [100 * value for value in estimate.values]
-                panel.plot(values, [place] * len(values), ".", color=INK, markersize=3)
-            else:
-                panel.errorbar(mean, place, xerr=100 * estimate.deviation, color=INK, capsize=2.5, lw=1)
+            panel.errorbar(mean, place, xerr=100 * estimate.deviation, color=INK, capsize=2.5, lw=1)
         panel.set(title=f"{family} scenes", xlim=(0, 110), xlabel="mIoU of these classes, per cent")
         panel.set_xticks(range(0, 101, 20))
         panel.set_yticks(range(len(heads)), heads)
@@ -59,7 +56,7 @@ def losses(path: Path, folders: Mapping[str, Path]) -> None:
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.5), sharex=True, height_ratios=(2, 1))
     curves = {}
     for name, folder in folders.items():
-        records = [record for record in logs.read(folder) if "loss" in record]
+        records = [record for record in read(folder) if "loss" in record]
         curves[name] = np.array([(record["step"], record["loss"]) for record in records]).T
     first = next(iter(curves.values()))
     for (name, (steps, values)), color, width in zip(curves.items(), (CONTEXT, "#d9822b"), (2.4, 1), strict=True):

@@ -1,17 +1,26 @@
-"""The probes of the ablation: what they change is what they say, and nothing else."""
+"""The experiment's probes: what they change is what they say, and nothing else."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from apcnet import runs, training
+import apcnet
 from apcnet.data.sample import IGNORE
 from apcnet.data.synthetic import FABRIC, Synthetic
-from benchmarks import ablation_probes as probes
-from benchmarks.ablation import RECIPES
+from experiments.context import probes
+from experiments.context import run as context
+from experiments.context.run import LONG, PROBES, Recipe, Run
 
-MICRO = replace(RECIPES["full"], steps=2, side=48, width=8, channels=8)
+MICRO = Recipe("micro", steps=2, seeds=1)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A network and scenes that are soon through."""
+    sides, tiny = (48, 48), context.TINY
+    data = replace(tiny.data, size=sides, crop=sides, scale=sides)
+    monkeypatch.setattr(context, "TINY", replace(tiny, model=replace(tiny.model, width=8, channels=8), data=data))
 
 
 @pytest.mark.parametrize("index", range(8))
@@ -47,34 +56,21 @@ def test_positions_take_the_place_of_two_channels():
     assert last[1, 0, :, 4].tolist() == [-1, 0, 1] and last[0, 1, 2].tolist() == [-1, -0.5, 0, 0.5, 1]
 
 
-@pytest.mark.parametrize("probe", [p for p in probes.PROBES if p.seed == 0], ids=lambda p: f"{p.kind}, {p.head}")
-def test_every_probe_runs_twice_to_the_same(probe, threads):
+@pytest.mark.parametrize("run", [run for run in PROBES if run.change != LONG], ids=str)
+def test_every_probe_runs_twice_to_the_same(run, threads):
     threads(1)
-    found = probes.run(probe, MICRO)
-    assert found == probes.run(probe, MICRO)
-    assert 0 <= found["context_miou"] <= 1
-    assert found["steps"] == (8 if probe.kind == probes.LONG else 2)
+    found = probes.train(run.config(MICRO), run.change)
+    assert found == probes.train(run.config(MICRO), run.change)
+    assert 0 <= found["context_miou"] <= 1 and found["step"] == 2
 
 
-def test_a_probe_that_changes_nothing_is_the_ablations_run(tmp_path, monkeypatch, threads):
+def test_four_times_as_long():
+    assert {run.config(MICRO).steps for run in PROBES if run.change == LONG} == {8}
+
+
+def test_a_probe_that_changes_nothing_is_a_usual_run(tmp_path, monkeypatch, threads):
     threads(1)
     monkeypatch.setattr(Synthetic, "context_classes", (0, 3, 4))  # which are found sooner
-    recipe = replace(MICRO, steps=30)
-    scores = training.train(recipe.config("PSPNet", "regional", 3), tmp_path, device="cpu")
-    assert probes.run(probes.Probe("nothing", "PSPNet", 3), recipe)["context_miou"] == scores["context_miou"] > 0
-
-
-def test_results_are_joined(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(probes, "RESULTS", tmp_path / "new")
-    half, file = probes.Probe(probes.HALF, "FCN"), tmp_path / "new" / probes.FILE
-    probes.run_all([half], MICRO)
-    content = runs.read_json(file)
-    (row,) = content["rows"]
-    assert (row["head"], row["steps"]) == ("FCN", 2)
-    assert "which half, FCN, seed 0: 0." in capsys.readouterr().out
-    kept = {"probe": probes.LONG, "head": "FCN", "seed": 0, "steps": 8, "context_miou": 0.5}
-    runs.write_json(file, content | {"rows": [kept]})
-    probes.run_all([half, probes.Probe(probes.LONG, "FCN")], MICRO)  # the second is there
-    assert runs.read_json(file) == content | {"rows": [row, kept]}
-    with pytest.raises(ValueError, match="results of another recipe"):
-        probes.run_all([half], RECIPES["quick"])
+    config = replace(Run("PSPNet", "regional", 3).config(MICRO), steps=30, eval_every=30)
+    scores = apcnet.train(config, tmp_path, device="cpu")
+    assert probes.train(config, "nothing")["context_miou"] == scores["context_miou"] > 0
