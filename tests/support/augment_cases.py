@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from apcnet.data.photometric import DRAWS, UNIT, distortion
 from PIL import Image
 from torch import Tensor
 
 from apcnet.data import augment
+from apcnet.data.augment import DRAWS, UNIT, distortion
 from apcnet.data.sample import Sample
 
 try:
