@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from cases import ContextCase, MapCase
 from upsample_cases import UpsampleCase
 
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks import adaptive_context, adaptive_context_norm, affinity_moments, pyramid_pool, upsample
 from benchmarks.setting import DEVICE, DTYPE, LAYOUTS, here
 
@@ -34,7 +34,7 @@ def calls(layout, backend: str) -> Iterator[tuple[str, Callable]]:
 
 def outcome(operation: str, call: Callable, backend: str) -> str:
     kernel = "adaptive_context" if operation == "adaptive_context_norm" else operation  # which it is built on
-    if reason := dispatch.why_not(backend, kernel, DEVICE, DTYPE):
+    if reason := info.why_not(backend, kernel, DEVICE, DTYPE):
         return f"not run: {reason}"
     try:
         call()

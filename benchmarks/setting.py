@@ -13,7 +13,7 @@ import torch
 from cases import channels_last, nchw
 
 import apc_kernels
-from apc_kernels import dispatch
+from apc_kernels import info
 
 Anything = TypeVar("Anything")
 
@@ -50,7 +50,7 @@ def backends(*of_gpu: str):
 
 def best(operation: str) -> str:
     """The backend that serves an operation here where none is asked for; in a rehearsal the interpreter."""
-    return "triton" if REHEARSAL else dispatch.explain(operation, DEVICE, DTYPE)[0]
+    return "triton" if REHEARSAL else info.explain(operation, DEVICE, DTYPE)[0]
 
 
 def on(backend: str, function: Callable) -> Callable:
@@ -65,7 +65,7 @@ def on(backend: str, function: Callable) -> Callable:
 
 def need(backend: str, operation: str) -> None:
     """Skips a benchmark whose backend is not there, with the reason."""
-    if reason := dispatch.why_not(backend, operation, DEVICE, DTYPE):
+    if reason := info.why_not(backend, operation, DEVICE, DTYPE):
         pytest.skip(f"needs {backend}: {reason}")
 
 
@@ -95,7 +95,7 @@ def compile_anew(function: Callable, mode: str | None = MODE) -> Callable:
 
 
 def place() -> str:
-    return dispatch.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return info.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 
 def print_rows(title: str, rows: Iterable[dict]) -> None:

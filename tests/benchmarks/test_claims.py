@@ -14,7 +14,7 @@ from cases import MapCase, nchw
 from head_cases import CodeCase
 from upsample_cases import UpsampleCase
 
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks import encode, pyramid_pool, upsample
 from benchmarks.setting import DEVICE, DTYPE
 from benchmarks.timing import paired
@@ -42,7 +42,7 @@ print(json.dumps(peaks | {{"encode": encode.peak_of("nchw", "{BOTH}", "auto")}})
 """
 
 needs_library = pytest.mark.skipif(
-    DEVICE != "cpu" or dispatch.why_not("cpp", "pyramid_pool", "cpu", DTYPE) is not None,
+    DEVICE != "cpu" or info.why_not("cpp", "pyramid_pool", "cpu", DTYPE) is not None,
     reason="needs the CPU library, and no GPU that benchmarks would take instead",
 )
 

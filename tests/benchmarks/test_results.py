@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks import compare, conftest, plots, report, rows, sanitized, targets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ def test_one_broken_kernel_hides_no_other(monkeypatch, capsys):
     monkeypatch.setattr(sanitized, "BACKENDS", ["cpp", "cuda"])
     monkeypatch.setattr(sanitized, "LAYOUTS", {"nchw": None})
     monkeypatch.setattr(sanitized, "DTYPE", torch.float32)
-    monkeypatch.setattr(dispatch, "why_not", lambda backend, *_: None if backend == "cpp" else "there is none")
+    monkeypatch.setattr(info, "why_not", lambda backend, *_: None if backend == "cpp" else "there is none")
     assert sanitized.main() == 1
     assert capsys.readouterr().out.splitlines() == [
         "pyramid_pool, nchw, cpp: FAILED: AssertionError: far off",

@@ -19,9 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from apc_kernels.ops.common import run
-from apc_kernels.ops.upsample.triton_backward import (
-    upsample_cross_entropy_backward as upsample_cross_entropy_backward,
-)
+from apc_kernels.ops.upsample.triton_backward import upsample_cross_entropy_backward
 from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
     exp,
@@ -33,6 +31,14 @@ from apc_kernels.ops.upsample.triton_tiles import (
     scan_classes,
     tile_of_program,
 )
+
+__all__ = [
+    "upsample_argmax",
+    "upsample_confusion",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_backward",
+    "upsample_softmax",
+]
 
 
 @triton.jit

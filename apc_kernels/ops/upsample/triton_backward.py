@@ -232,19 +232,8 @@ def cells_kernel(
         grad_logits += out_stride_y
 
 
-def upsample_cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-    grad_logits: Tensor,
-) -> None:
-    arguments = (grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, grad_logits)
-    run(backward_launches(*arguments), logits)
+def upsample_cross_entropy_backward(*arguments) -> None:
+    run(backward_launches(*arguments), arguments[-1])
 
 
 def backward_launches(

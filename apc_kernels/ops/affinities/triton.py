@@ -1,4 +1,4 @@
-"""adaptive_context in Triton, forward; triton_backward.py has the gradients.
+"""adaptive_context in Triton, forward; triton_backward.py has the gradients, triton_moments.py affinity_moments.
 
 A program takes a tile of positions of one image and one scale. It reads the tile's channels chunk by chunk for the
 affinities, which stay in registers, and then writes z chunk by chunk. Maps in low precision are multiplied as such on
@@ -14,13 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.triton_backward import (
-    adaptive_context_backward_regions as adaptive_context_backward_regions,
-)
-from apc_kernels.ops.adaptive_context.triton_backward import (
-    adaptive_context_backward_x as adaptive_context_backward_x,
-)
-from apc_kernels.ops.adaptive_context.triton_tiles import (
+from apc_kernels.ops.affinities.triton_backward import adaptive_context_backward_regions, adaptive_context_backward_x
+from apc_kernels.ops.affinities.triton_moments import affinity_moments
+from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     centered,
     load_map,
@@ -33,6 +29,13 @@ from apc_kernels.ops.adaptive_context.triton_tiles import (
     sizes,
 )
 from apc_kernels.ops.common import run
+
+__all__ = [
+    "adaptive_context",
+    "adaptive_context_backward_regions",
+    "adaptive_context_backward_x",
+    "affinity_moments",
+]
 
 BLOCK = {"BLOCK_N": 128, "BLOCK_C": 32, "num_warps": 8, "num_stages": 3}
 FLOAT32_BLOCK = {"BLOCK_N": 64, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}  # its products take more registers
@@ -105,21 +108,11 @@ def context_kernel(
                 tl.store(z + o_nc, b_z.to(z.dtype.element_ty), mask=m_nc)
 
 
-def adaptive_context(
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    residual: bool,
-    center: Tensor | None,
-    z: Tensor,
-) -> None:
-    run(forward_launches(x, regions, weight, bias, scales, shift, residual, center, z), x)
+def adaptive_context(x: Tensor, *others) -> None:
+    run(context_launches(x, *others), x)
 
 
-def forward_launches(
+def context_launches(
     x: Tensor,
     regions: Tensor,
     weight: Tensor,
@@ -132,15 +125,7 @@ def forward_launches(
 ) -> list[tuple]:
     block = FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
     tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
-    arguments = {
-        "x": x,
-        "regions": regions.to(operand_dtype(x)),
-        "weight": weight.to(operand_dtype(x)),
-        "bias": bias,
-        "shift": shift,
-        "center": center,
-        "z": z,
-    }
-    arguments |= {"rows": weight.shape[0], "tiles": tiles, "RESIDUAL": residual}
-    arguments |= sizes(x, scales, {"x": x, "z": z})
+    regions, weight = regions.to(operand_dtype(x)), weight.to(operand_dtype(x))
+    arguments = {"x": x, "regions": regions, "weight": weight, "bias": bias, "shift": shift, "center": center, "z": z}
+    arguments |= {"rows": weight.shape[0], "tiles": tiles, "RESIDUAL": residual, **sizes(x, scales, {"x": x, "z": z})}
     return [(context_kernel, (x.shape[0] * len(scales) * tiles,), arguments | block)]

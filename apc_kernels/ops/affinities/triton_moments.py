@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.triton_tiles import (
+from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     dot_in_halves,
     offsets_of,
@@ -161,10 +161,8 @@ def load_means(means, rests, tile, row, rows, mask):
     return b_mean + tl.load(rests + o_tp, mask=mask, other=0.0)
 
 
-def affinity_moments(
-    x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int], mean: Tensor, covariance: Tensor
-) -> None:
-    run(launches(x, weight, bias, scales, mean, covariance), x)
+def affinity_moments(x: Tensor, *others) -> None:
+    run(launches(x, *others), x)
 
 
 def launches(
@@ -179,17 +177,8 @@ def launches(
         "rests": x.new_empty(batch, tiles, rows, dtype=torch.float32),
         "squares": x.new_empty(batch, tiles, pairs, dtype=torch.float64 if exact else torch.float32),
     }
-    arguments = {
-        "x": x,
-        "weight": weight.to(operand_dtype(x)),
-        "bias": bias,
-        **parts,
-        "rows": rows,
-        "pairs": pairs,
-        "tiles": tiles,
-        "EXACT": exact,
-    }
-    arguments |= sizes(x, scales, {"x": x})
+    arguments = {"x": x, "weight": weight.to(operand_dtype(x)), "bias": bias, "EXACT": exact, **parts}
+    arguments |= {"rows": rows, "pairs": pairs, "tiles": tiles, **sizes(x, scales, {"x": x})}
     join = {"mean": mean, "covariance": covariance, "BLOCK_T": 16, "BLOCK_P": 64, "BLOCK_N": block["BLOCK_N"]}
     join |= {name: arguments[name] for name in ("positions", "rows", "pairs", "tiles", "SCALES")}
     return [

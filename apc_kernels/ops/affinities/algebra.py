@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.reference import blocks
+from apc_kernels.ops.affinities.reference import blocks
 
 
 class Statistics(NamedTuple):

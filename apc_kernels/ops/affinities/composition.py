@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context import adaptive_context
-from apc_kernels.ops.adaptive_context_norm import algebra
-from apc_kernels.ops.adaptive_context_norm.algebra import Statistics
-from apc_kernels.ops.affinity_moments import affinity_moments
+from apc_kernels.ops.affinities import algebra
+from apc_kernels.ops.affinities.algebra import Statistics
+from apc_kernels.ops.affinities.context import adaptive_context
+from apc_kernels.ops.affinities.moments import affinity_moments
 from apc_kernels.ops.common import without_autocast
 
 

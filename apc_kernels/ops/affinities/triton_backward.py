@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.triton_tiles import (
+from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     centered,
     dot_in_halves,
@@ -251,29 +251,15 @@ def map_kernel(
                 tl.store(result + o_nc, b_result.to(result.dtype.element_ty), mask=m_n[:, None] & m_c[None, :])
 
 
-def adaptive_context_backward_regions(
-    grad: Tensor,
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    center: Tensor | None,
-    grad_regions: Tensor,
-    grad_shift: Tensor,
-    grad_bias: Tensor,
-    slope: Tensor,
-    slope_moments: Tensor,
-) -> None:
-    launches = regions_launches(grad, x, regions, weight, bias, scales, shift, center)
-    run(launches, x)
+def adaptive_context_backward_regions(*arguments) -> None:
+    inputs, results = arguments[:-5], arguments[-5:]
+    launches = regions_launches(*inputs)
+    run(launches, results[0])
     parts = launches[0][2]
-    torch.sum(parts["grad_regions"], 1, out=grad_regions)
-    torch.sum(parts["grad_shift"], 1, out=grad_shift)
-    torch.sum(parts["grad_bias"], 1, out=grad_bias)
-    torch.sum(parts["slope"], 1, out=slope)
-    torch.sum(parts["slope_moments"], 1, out=slope_moments)
+    for name, result in zip(
+        ("grad_regions", "grad_shift", "grad_bias", "slope", "slope_moments"), results, strict=True
+    ):
+        torch.sum(parts[name], 1, out=result)
 
 
 def regions_launches(
@@ -304,26 +290,10 @@ def regions_launches(
     return [(regions_kernel, (batch * len(scales) * tiles,), arguments | block)]
 
 
-def adaptive_context_backward_x(
-    grad: Tensor | None,
-    x: Tensor,
-    regions: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    residual: bool,
-    center: Tensor | None,
-    linear: Tensor | None,
-    quadratic: Tensor | None,
-    constant: Tensor | None,
-    grad_x: Tensor,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-) -> None:
-    arguments = (grad, x, regions, weight, bias, scales, shift, residual, center, linear, quadratic, constant, grad_x)
-    launches = map_launches(*arguments)
-    run(launches, x)
+def adaptive_context_backward_x(*arguments) -> None:
+    *inputs, grad_weight, grad_bias = arguments
+    launches = map_launches(*inputs)
+    run(launches, grad_bias)
     parts = launches[0][2]
     torch.sum(parts["grad_weight"], (0, 1), out=grad_weight)
     torch.sum(parts["grad_bias"], 1, out=grad_bias)
