@@ -126,13 +126,22 @@ def source(kernel, arguments: dict) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        signature[parameter.name] = TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        if parameter.is_constexpr or not isinstance(value, tuple):
+            kind = _kind(value, (index,), parameter.is_constexpr, constants, attributes)
+        else:
+            kind = tuple(_kind(v, (index, place), False, constants, attributes) for place, v in enumerate(value))
+        signature[parameter.name] = kind
     return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def _kind(value, path: tuple[int, ...], is_constexpr: bool, constants: dict, attributes: dict) -> str:
+    """The type of an argument, or of a part of one that is a tuple; its path is where it stands."""
+    if is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if isinstance(value, torch.Tensor) or value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)
 
 
 def usage(cubin: bytes) -> dict[str, int]:
