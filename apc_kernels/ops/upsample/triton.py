@@ -205,22 +205,11 @@ def softmax_kernel(
             tl.store(out + o_ykx, b_probability, mask=m_ykx)
 
 
-def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    per_pixel: bool,
-    normalizer: Tensor,
-    losses: Tensor,
-    sums: Tensor,
-) -> None:
+def upsample_cross_entropy(*arguments) -> None:
+    logits, target, *settings, per_pixel, normalizer, losses, sums = arguments
     parts = logits.new_empty(programs(logits, target.shape[1:]), 4, dtype=torch.float64)
     losses = losses if per_pixel else None
-    arguments = (logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, losses, parts)
-    run(cross_entropy_launches(*arguments), logits)
+    run(cross_entropy_launches(logits, target, *settings, normalizer, losses, parts), logits)
     sums.copy_(parts.sum(0))
 
 
@@ -241,15 +230,7 @@ def upsample_softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool,
 
 
 def cross_entropy_launches(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-    losses: Tensor | None,
-    parts: Tensor,
+    logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, losses, parts: Tensor
 ) -> list[tuple]:
     arguments = {
         "target": target,

@@ -210,15 +210,7 @@ def upsample_cross_entropy_backward(*arguments) -> None:
 
 
 def backward_launches(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-    grad_logits: Tensor,
+    grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, grad_logits
 ) -> list[tuple]:
     size = target.shape[1:]
     shared = {"grad": grad, "logits": logits, "target": target, "weight": weight}
