@@ -1,29 +1,17 @@
 """adaptive_context_norm: APCNet's adaptive context with its global guide, residual convolution and batch norms."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from apc_kernels.ops.affinities import algebra, composition
-from apc_kernels.ops.affinities.algebra import Statistics
+from apc_kernels.ops.affinities.algebra import BatchNorm, Statistics
 from apc_kernels.ops.affinities.checks import check_affinities
-from apc_kernels.ops.affinities.context import backward_regions, backward_x, context
-from apc_kernels.ops.affinities.moments import moments, through_moments
+from apc_kernels.ops.affinities.context import backward_regions, backward_x
+from apc_kernels.ops.affinities.moments import through_moments
 from apc_kernels.ops.affinities.reference import blocks
 from apc_kernels.ops.common import check_small
-
-
-class BatchNorm(NamedTuple):
-    """A batch norm's parameters and running statistics, each (S·C,): of all scales, one after the other."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    momentum: float = 0.1
-    eps: float = 1e-5
 
 
 def adaptive_context_norm(
@@ -91,11 +79,12 @@ def adaptive_context_norm(
 
     composed = not training or torch.compiler.is_exporting() or composition.forms_products(scales, channels)
     path = composition.adaptive_context_norm if composed else _one_node
-    z, *statistics = path(x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group)
+    arguments = (x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group)
+    z, statistics, of_guide, *_ = path(*arguments)
     if training:
-        for batch_norm, of_batch in zip((norm, guide_norm), statistics, strict=True):
-            if batch_norm is not None:
-                _update(batch_norm, of_batch)
+        _update(norm, statistics)
+        if guide is not None:
+            _update(guide_norm, of_guide)
     return z
 
 
@@ -129,9 +118,8 @@ def _update(norm: BatchNorm, batch: Statistics) -> None:
 
 def _one_node(x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group):
     of_guide = (guide, *guide_norm[:2], guide_norm.eps) if guide is not None else (None, None, None, 0.0)
-    parameters = (projection, *norm[:2], norm.eps, *of_guide, group)
-    z, *statistics = _forward(x, regions, weight, bias, scales, *parameters)[:7]
-    return z, Statistics(*statistics[:3]), Statistics(*statistics[3:]) if guide is not None else None
+    z, *statistics = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *of_guide, group)[:7]
+    return z, Statistics(*statistics[:3]), Statistics(*statistics[3:])
 
 
 @torch.library.custom_op(
@@ -145,26 +133,17 @@ def _forward(
     x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, guide_gamma, guide_beta, guide_eps, group
 ):
     """z, three statistics of each batch norm, and what the backward wants: biases, pooled, moments, vectors."""
-    if guide is None:
-        pooled, of_guide, biases = x.new_empty(0), [x.new_empty(0)] * 3, bias.repeat(x.shape[0], 1)
-    else:
-        pooled = x.mean((2, 3), dtype=bias.dtype)
-        features = algebra.guide_features(pooled, guide, scales)
-        of_guide = algebra.image_statistics(features, group)
-        biases = algebra.guided_bias(features, of_guide, guide_gamma, guide_beta, guide_eps, weight, bias, scales)
-        biases = biases.to(bias.dtype)
-    mean, covariance = moments(x, weight, biases, scales)
-    vectors = algebra.projected(regions, projection, scales)
-    statistics = algebra.product_statistics(vectors, mean, covariance, x.shape[2] * x.shape[3], scales, group)
-    rows, shift, center = _normalized(vectors, statistics, gamma, beta, eps, mean, scales)
-    z = context(x, rows, weight, biases, scales, shift, True, center)
-    return [z, *statistics, *(t.clone() for t in of_guide), biases, pooled, mean, covariance, vectors]
+    norms = _norm(gamma, beta, eps), guide, _norm(guide_gamma, guide_beta, guide_eps)
+    arguments = (x, regions, weight, bias, scales, projection, *norms, True, group)
+    z, statistics, of_guide, *others = composition.adaptive_context_norm(*arguments)
+    if guide is None:  # tensors of their own all the same
+        of_guide = [x.new_empty(0) for _ in range(3)]
+        others[:2] = bias.repeat(x.shape[0], 1), x.new_empty(0)
+    return [z, *statistics, *of_guide, *others]
 
 
-def _normalized(vectors, statistics, gamma, beta, eps, mean, scales):
-    center = mean.to(gamma.dtype)
-    rows, shift = algebra.normalized(vectors, statistics, gamma, beta, eps, center, scales)
-    return rows.to(gamma.dtype), shift.to(gamma.dtype), center
+def _norm(gamma, beta, eps) -> BatchNorm:
+    return BatchNorm(gamma, beta, running_mean=None, running_var=None, eps=eps)
 
 
 @_forward.register_fake
@@ -188,31 +167,16 @@ def _(x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, gui
     "Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, Tensor? guide_beta, float guide_eps, str group, "
     "Tensor[] saved) -> Tensor[]",
 )
-def _backward(
-    grad,
-    x,
-    regions,
-    weight,
-    scales,
-    projection,
-    gamma,
-    beta,
-    eps,
-    guide,
-    guide_gamma,
-    guide_beta,
-    guide_eps,
-    group,
-    saved,  # the forward's results without z
-):
+def _backward(grad, x, regions, weight, scales, projection, gamma, beta, eps, guide, *others):
     """The gradients of x, regions, weight, bias, projection, gamma, beta (guide, guide_gamma, guide_beta if given)."""
+    *guide_norm, group, saved = others  # saved: the forward's results without z
     statistics, (biases, pooled, mean, covariance, vectors) = Statistics(*saved[:3]), saved[6:]
-    positions = x.shape[2] * x.shape[3]
-    rows, shift, center = _normalized(vectors, statistics, gamma, beta, eps, mean, scales)
+    norm, center, positions = _norm(gamma, beta, eps), mean.to(weight.dtype), x.shape[2] * x.shape[3]
+    rows, shift = algebra.normalized(vectors, statistics, norm, center, scales)
 
     grad_rows, grad_shift, *of_bias = backward_regions(grad, x, rows, weight, biases, scales, shift, center)
     through = algebra.normalized_backward(
-        grad_rows, grad_shift, vectors, mean, covariance, statistics, gamma, eps, center, positions, scales, group
+        grad_rows, grad_shift, vectors, mean, covariance, statistics, norm, center, positions, scales, group
     )
     grad_regions, grad_projection = algebra.projected_backward(through.vectors, regions, projection, scales)
     linear, quadratic = through_moments(through.mean, through.covariance, positions, scales)
@@ -228,7 +192,7 @@ def _backward(
         grad_biases = grad_biases + linear * slope + torch.cat(curved, 1)
         features, of_images = algebra.guide_features(pooled, guide, scales), Statistics(*saved[3:6])
         grad_features, grad_guide_gamma, grad_guide_beta, grad_weight_of_guide = algebra.guided_bias_backward(
-            grad_biases, features, of_images, guide_gamma, guide_beta, guide_eps, weight, scales, group
+            grad_biases, features, of_images, _norm(*guide_norm), weight, scales, group
         )
         grad_pooled, grad_guide = algebra.guide_features_backward(grad_features, pooled, guide, scales)
         constant = (grad_pooled / positions).to(weight.dtype)

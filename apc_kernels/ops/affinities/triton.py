@@ -24,7 +24,6 @@ from apc_kernels.ops.affinities.triton_tiles import (
     operand_dtype,
     place_of_program,
     products,
-    rows_of,
 )
 from apc_kernels.ops.common import run
 
@@ -59,9 +58,8 @@ def context_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of positions of one image and one scale."""
-    batch, channels, positions, width, rows, _, tiles = sizes
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, _ = rows_of(i_s, SCALES)
+    _, channels, positions, width, rows, _, _ = sizes
+    i_s, i_b, i_n, count, row, _ = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels
     x += i_b * x_strides[0] + first_channel * x_strides[1]
     z += i_b * z_strides[0] + first_channel * z_strides[1]

@@ -25,7 +25,6 @@ from apc_kernels.ops.affinities.triton_tiles import (
     operand_dtype,
     place_of_program,
     products,
-    rows_of,
     tiles_of,
 )
 from apc_kernels.ops.common import run
@@ -67,9 +66,8 @@ def regions_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of the positions of one image and one scale: its sums."""
-    batch, channels, positions, width, rows, pairs, tiles = sizes
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, pair = rows_of(i_s, SCALES)
+    _, channels, positions, width, rows, pairs, tiles = sizes
+    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels
     x += i_b * x_strides[0] + first_channel * x_strides[1]
     grad += i_b * grad_strides[0] + first_channel * grad_strides[1]
@@ -149,9 +147,8 @@ def map_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of the positions of one image and one scale: the gradient of x there, and the sums of the others."""
-    batch, channels, positions, width, rows, pairs, tiles = sizes
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, pair = rows_of(i_s, SCALES)
+    _, channels, positions, width, rows, pairs, tiles = sizes
+    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels
     x += i_b * x_strides[0] + first_channel * x_strides[1]
     result += i_b * result_strides[0] + first_channel * result_strides[1]

@@ -20,7 +20,6 @@ from apc_kernels.ops.affinities.triton_tiles import (
     offsets_of,
     operand_dtype,
     place_of_program,
-    rows_of,
     tiles_of,
 )
 from apc_kernels.ops.common import run
@@ -48,9 +47,8 @@ def moments_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of the positions of one image and one scale: its moments."""
-    batch, channels, positions, width, rows, pairs, tiles = sizes
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, pair = rows_of(i_s, SCALES)
+    _, channels, positions, width, rows, pairs, tiles = sizes
+    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     x += i_b * x_strides[0] + i_s.to(tl.int64) * channels * x_strides[1]
     weight += row.to(tl.int64) * channels
     bias += i_b * rows + row

@@ -13,15 +13,11 @@ from torch import Tensor
 
 
 @triton.jit
-def place_of_program(batch, tiles, SCALES: tl.constexpr):
-    """Scale, image and tile of positions. The last scale, as a rule the largest, goes first: it takes longest."""
-    i = tl.program_id(0)
-    return len(SCALES) - 1 - i // tiles // batch, (i // tiles % batch).to(tl.int64), i % tiles
-
-
-@triton.jit
-def rows_of(i_s, SCALES: tl.constexpr):
-    """How many regions a scale has, and how many regions, and pairs of one scale's regions, lie before it."""
+def place_of_program(sizes, SCALES: tl.constexpr):
+    """Scale, image and tile of positions; how many regions the scale has, and how many regions, and pairs of one
+    scale's regions, lie before it. The last scale, as a rule the largest, goes first: it takes longest."""
+    i, batch, tiles = tl.program_id(0), sizes[0], sizes[6]
+    i_s = len(SCALES) - 1 - i // tiles // batch
     count, row, pair = i_s * 0, i_s * 0, i_s * 0
     rows, pairs = 0, 0
     for k in tl.static_range(len(SCALES)):
@@ -30,7 +26,7 @@ def rows_of(i_s, SCALES: tl.constexpr):
         pair = tl.where(i_s == k, pairs, pair)
         rows += SCALES[k] * SCALES[k]
         pairs += SCALES[k] * SCALES[k] * SCALES[k] * SCALES[k]
-    return count, row, pair
+    return i_s, (i // tiles % batch).to(tl.int64), i % tiles, count, row, pair
 
 
 @triton.jit

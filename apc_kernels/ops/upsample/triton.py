@@ -27,9 +27,9 @@ from apc_kernels.ops.upsample.triton_tiles import (
     load_classes,
     load_label,
     programs,
-    rows_of_window,
     scan_classes,
     tile_of_program,
+    window_of,
 )
 
 __all__ = [
@@ -61,14 +61,11 @@ def cross_entropy_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The losses of one tile, and their sums: float32 within a window of rows, float64 over windows and programs."""
-    rows, columns = axis_y[1], axis_x[1]
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     total_loss, total_weight = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
     correct, wrong = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
-        m_yx = m_y[:, None] & (column < columns)[None, :]
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_kept = m_yx & (b_label != ignore_index)
         m_valid = m_kept & (b_label >= 0) & (b_label < channels)
@@ -115,13 +112,10 @@ def argmax_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The labels of one tile."""
-    rows, columns = axis_y[1], axis_x[1]
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
-        m_yx = m_y[:, None] & (column < columns)[None, :]
         tl.store(labels + o_yx, b_class.to(labels.dtype.element_ty), mask=m_yx)
 
 
@@ -146,13 +140,10 @@ def confusion_kernel(
     Most pixels of a tile are of few cells of the matrix, the same few as all over the image. ROUNDS of these are
     counted here and added as one each; pixel by pixel they would queue at the same addresses.
     """
-    rows, columns = axis_y[1], axis_x[1]
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
-        m_yx = m_y[:, None] & (column < columns)[None, :]
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_kept = m_yx & (b_label != ignore_index)
         m_left = m_kept & (b_label >= 0) & (b_label < channels)
@@ -190,11 +181,11 @@ def softmax_kernel(
     out += i_b * out_strides[0]
     o_x = (columns - 1 - column if FLIP else column).to(tl.int64) * out_strides[3]
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
+        _, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_max, b_sum, _, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
         b_inverse = 1.0 / b_sum
-        o_yx = (row.to(tl.int64) * out_strides[2])[:, None] + o_x[None, :]
-        m_yx = m_y[:, None] & (column < columns)[None, :]
+        row = (first + tl.arange(0, ROWS)).to(tl.int64)
+        o_yx = (row * out_strides[2])[:, None] + o_x[None, :]
         for first_class in range(0, channels, BLOCK_K):
             channel, b_logits = load_classes(corners, w_y, first_class, channels, strides[1], BLOCK_K)
             b_probability = exp(b_logits - b_max[:, None, :]) * b_inverse[:, None, :]

@@ -31,10 +31,10 @@ from apc_kernels.ops.upsample.triton_tiles import (
     lerp,
     load_label,
     programs,
-    rows_of_window,
     scan_classes,
     tile_of_program,
     weights_of,
+    window_of,
 )
 
 ROWS_SUMMED = tl.constexpr(32)  # at once: a cell may have thousands, too many for one sum in float32
@@ -63,12 +63,9 @@ def pixels_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """What all classes of a pixel share, for one tile: NaN for a label out of range, anything for an ignored pixel."""
-    rows, columns = axis_y[1], axis_x[1]
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
-        m_yx = m_y[:, None] & (column < columns)[None, :]
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_valid = m_yx & (b_label >= 0) & (b_label < channels)
         b_grad = tl.load(grad + o_yx * grad_stride, mask=m_yx, other=0.0)

@@ -88,10 +88,13 @@ def tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X: tl.constexpr):
 
 
 @triton.jit
-def rows_of_window(first, end, i_y, axis_y, ROWS: tl.constexpr):
-    """Output rows (ROWS,), which of them there are, and the weights of source rows i and i + 1."""
+def window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS: tl.constexpr):
+    """Of output rows (ROWS,): where their pixels lie in a (B, H, W) tensor, which there are, both (ROWS, BLOCK_X), and
+    the weights of source rows i and i + 1."""
     row = first + tl.arange(0, ROWS)
-    return row, row < end, weights_of(tl.minimum(row, end - 1), i_y, axis_y)
+    o_yx = (i_b * axis_y[1] + row[:, None]) * axis_x[1] + column[None, :]
+    m_yx = (row < end)[:, None] & (column < axis_x[1])[None, :]
+    return o_yx, m_yx, weights_of(tl.minimum(row, end - 1), i_y, axis_y)
 
 
 @triton.jit
