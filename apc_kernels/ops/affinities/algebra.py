@@ -133,7 +133,8 @@ def product_statistics(
     vectors: Tensor, mean: Tensor, covariance: Tensor, positions: int, scales: Sequence[int], group: str
 ) -> Statistics:
     """Of A·V over positions, images and ranks: mean V·ā and variance diag(Vᵀ·Cov(A)·V), images merged."""
-    means, variances = _image_moments(vectors, mean, covariance, scales)
+    means = _sum_rows(mean[..., None] * vectors, scales)  # of A·V over the positions of each image, (B, S·C)
+    variances = _sum_rows(vectors * _times(covariance, vectors, scales), scales)
     count = sum_over_ranks(_count(means, means.shape[0] * positions), group)
     mean = sum_over_ranks(means.sum(0) * positions, group) / count
     squares = (variances + (means - mean).square()).sum(0) * positions
@@ -147,12 +148,6 @@ def map_statistics(products: Tensor, group: str) -> Statistics:
     mean = sum_over_ranks(wide.sum((0, 2, 3)), group) / count
     squares = (wide - mean[:, None, None]).square().sum((0, 2, 3))
     return Statistics(mean, sum_over_ranks(squares, group) / count, count)
-
-
-def _image_moments(vectors: Tensor, mean: Tensor, covariance: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of A·V over the positions of each image, (B, S·C)."""
-    turned = _times(covariance, vectors, scales)
-    return _sum_rows(mean[..., None] * vectors, scales), _sum_rows(vectors * turned, scales)
 
 
 def normalized(

@@ -27,12 +27,7 @@ from apc_kernels.ops.affinities.triton_tiles import (
 )
 from apc_kernels.ops.common import run
 
-__all__ = [
-    "adaptive_context",
-    "adaptive_context_backward_regions",
-    "adaptive_context_backward_x",
-    "affinity_moments",
-]
+__all__ = ["adaptive_context", "adaptive_context_backward_regions", "adaptive_context_backward_x", "affinity_moments"]
 
 BLOCK = {"BLOCK_N": 128, "BLOCK_C": 32, "num_warps": 8, "num_stages": 3}
 FLOAT32_BLOCK = {"BLOCK_N": 64, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}  # its products take more registers

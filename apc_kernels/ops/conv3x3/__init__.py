@@ -70,7 +70,7 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
 
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     """Whether tiles take maps and weight that fit together; they are not checked before."""
-    if not all(tensor.dim() == 4 for tensor in (*maps, weight)):
+    if not maps or any(tensor.dim() != 4 for tensor in (*maps, weight)):
         return False
     first = maps[0]
     return (
