@@ -59,11 +59,17 @@ class Operator:
 
 
 def fill(
-    kernels: Kernels, name: str, on: tuple[Tensor, dict[str, str]], arguments: Sequence, results: Tensor | Sequence
+    kernels: Kernels,
+    name: str,
+    on: tuple[Tensor, dict[str, str]],
+    arguments: Sequence,
+    results: Tensor | Sequence[Tensor],
+    for_reference: Sequence = (),
 ) -> None:
     """Has the backend that serves an operation write its results.
 
-    Kernels take small tensors contiguous and maps in any layout that reads_in_place; the reference takes everything.
+    Kernels take small tensors contiguous and maps in any layout that reads_in_place. The reference takes everything,
+    and what kernels see by the results.
     """
     x, limits = on
     results = [results] if isinstance(results, Tensor) else results
@@ -74,7 +80,7 @@ def fill(
         return
     function = kernels.function(backend, name)
     if backend == "reference":
-        computed = function(*arguments)
+        computed = function(*arguments, *for_reference)
         for result, value in zip(results, [computed] if isinstance(computed, Tensor) else computed, strict=True):
             result.copy_(value)
         return

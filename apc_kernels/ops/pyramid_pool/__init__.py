@@ -8,7 +8,7 @@ from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.common import as_scales, check_dtype, check_scales, check_tensor, is_dense
-from apc_kernels.ops.operator import Operator, readable
+from apc_kernels.ops.operator import Operator, fill
 from apc_kernels.ops.pyramid_pool import reference
 
 MAX_SCALES, MAX_SCALE = 64, 32768
@@ -84,22 +84,14 @@ _pool = Operator(
 )
 
 
-# Written out, not an Operator: the size of the map is an argument that only the reference wants.
 @torch.library.custom_op("apc_kernels::pyramid_pool_backward", mutates_args=())
 def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """The gradient of x, a map of the given size and strides, from the gradient of the result."""
     grad_x = _empty_gradient(grad, scales, size, stride)
     if not is_dense(size, stride):
         raise ValueError(f"stride: expected the strides of a dense map of {tuple(size)}, got {tuple(stride)}")
-    backend = KERNELS.select("pyramid_pool_backward", grad, _limits(size, scales))
-    function = KERNELS.function(backend, "pyramid_pool_backward")
-    if backend == "reference":
-        return grad_x.copy_(function(grad, scales, size))
-    if grad_x.numel():
-        written = readable(grad_x)
-        function(grad.contiguous(), scales, written)
-        if written is not grad_x:
-            grad_x.copy_(written)
+    on = grad, _limits(size, scales)
+    fill(KERNELS, "pyramid_pool_backward", on, (grad, scales), grad_x, for_reference=(size,))
     return grad_x
 
 
