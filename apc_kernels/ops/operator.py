@@ -20,6 +20,8 @@ from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
 
+On = tuple[Tensor, dict[str, str]]  # the tensor that decides on the backend, and why some cannot take the call
+
 
 class Operator:
     """torch.ops.apc_kernels.<name>, to be called in its place."""
@@ -29,9 +31,7 @@ class Operator:
         schema: str,
         kernels: Kernels,
         check: Callable[..., tuple],  # raises for wrong arguments, and returns them as kernels take them
-        on: Callable[
-            ..., tuple[Tensor, dict[str, str]]
-        ],  # the tensor that decides on the backend, and what cannot serve
+        on: Callable[..., On],
         empty: Callable[..., Tensor | Sequence[Tensor]],
         verify: Callable[..., None] | None = None,  # raises for results that say that arguments were wrong
         tags: Sequence[torch.Tag] = (),
@@ -61,7 +61,7 @@ class Operator:
 def fill(
     kernels: Kernels,
     name: str,
-    on: tuple[Tensor, dict[str, str]],
+    on: On,
     arguments: Sequence,
     results: Tensor | Sequence[Tensor],
     for_reference: Sequence = (),
