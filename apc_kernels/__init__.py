@@ -6,9 +6,7 @@ Each is a function of tensors, usable alone; README.md lists them, `python -m ap
 
 from apc_kernels.dispatch import SlowPathWarning, backend
 from apc_kernels.labels import checked_labels
-from apc_kernels.ops.adaptive_context import adaptive_context
-from apc_kernels.ops.adaptive_context_norm import BatchNorm, adaptive_context_norm
-from apc_kernels.ops.affinity_moments import affinity_moments
+from apc_kernels.ops.affinities import BatchNorm, adaptive_context, adaptive_context_norm, affinity_moments
 from apc_kernels.ops.augment import augment
 from apc_kernels.ops.conv3x3 import conv3x3
 from apc_kernels.ops.encode import encode

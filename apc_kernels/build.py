@@ -24,6 +24,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "csrc").is_dir() and (PACKAGE.parent / "setup.py").is_file() else None
@@ -56,8 +57,7 @@ class World:
     nvcc_cuda: str | None  # the CUDA version of nvcc
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     build: bool
     reason: str
 
@@ -113,7 +113,10 @@ def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, D
         (_is_set(environ, "APC_KERNELS_SKIP_NATIVE"), "APC_KERNELS_SKIP_NATIVE is set"),
         (sys.platform != "linux", f"native code is built on Linux only, this is {sys.platform}"),
         (world.torch is None, "torch is not in the build environment (pip isolates it: --no-build-isolation shows it)"),
-        (world.torch is not None and not _at_least(world.torch, TARGET), f"torch {world.torch} is older than {TARGET}"),
+        (
+            world.torch is not None and _numbers(world.torch) < _numbers(TARGET),
+            f"torch {world.torch} is older than {TARGET}",
+        ),
         (world.compiler is None, "no C++ compiler was found (CXX, or c++, g++ or clang++ on PATH)"),
         (world.ninja is None, "ninja was not found (pip install ninja)"),
     )
@@ -123,7 +126,7 @@ def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, D
         (world.torch_cuda is None, f"torch {world.torch} is a build without CUDA"),
         (world.nvcc is None, "nvcc was not found (NVCC, or in CUDA_HOME, /usr/local/cuda or on PATH)"),
         (
-            _major(world.torch_cuda) != _major(world.nvcc_cuda),
+            _numbers(world.torch_cuda)[:1] != _numbers(world.nvcc_cuda)[:1],
             f"nvcc is CUDA {world.nvcc_cuda}, torch was built for CUDA {world.torch_cuda}",
         ),
         otherwise=f"torch {world.torch} for CUDA {world.torch_cuda}, nvcc {world.nvcc_cuda}",
@@ -357,16 +360,9 @@ def _is_set(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() not in {"", "0", "false", "no"}
 
 
-def _at_least(version: str, minimum: str) -> bool:
-    return [int(part) for part in re.findall(r"\d+", version)[:2]] >= [int(part) for part in minimum.split(".")]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
-
-
-def _major(version: str | None) -> str:
-    return (version or "").split(".")[0]
+def _numbers(version: str | None) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version or "")[:2])
 
 
 def quote(path: Path | str) -> str:

@@ -5,21 +5,20 @@
     cuda        the CUDA library
     triton      Triton kernels (on CPU tensors only in Triton's interpreter, TRITON_INTERPRET=1)
 
-`auto` takes the first of PREFERENCE that can serve the tensor at hand. `APC_KERNELS_BACKEND=name`, or
-`with apc_kernels.backend("name"):`, forces one; a forced backend that cannot serve a call raises and says why. What has
-kernels for CPUs alone (ON_CPUS) is not meant by forcing a GPU's backend: a loader's images are on the CPU.
-Nothing outside this file asks what hardware there is.
+Each family of operations says which of them it has (Kernels). `auto` takes the first of PREFERENCE that can serve the
+tensor at hand. `APC_KERNELS_BACKEND=name`, or `with apc_kernels.backend("name"):`, forces one; a forced backend that
+cannot serve a call raises and says why. What has kernels for CPUs alone is not meant by forcing a GPU's backend: a
+loader's images are on the CPU. Nothing outside this file decides by what hardware there is.
 """
 
 import contextlib
-import ctypes
 import functools
-import importlib
 import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 
 import torch
@@ -28,10 +27,8 @@ from apc_kernels import library
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}  # not yet measured on a GPU
-GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CPU_DTYPES = (*GPU_DTYPES, torch.float64, torch.uint8)  # uint8: images, of `augment` alone
-ON_CPUS = ("augment", "conv3x3")
-DTYPES = {"reference": CPU_DTYPES, "cpp": CPU_DTYPES, "triton": GPU_DTYPES, "cuda": GPU_DTYPES}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NO_LIMITS: Mapping[str, str] = MappingProxyType({})
 
 
 class SlowPathWarning(UserWarning):
@@ -65,42 +62,75 @@ def backend(name: str) -> Iterator[None]:
         _asked.remove(mine)  # not pop(): another thread may have entered since
 
 
-def select(operation: str, x: torch.Tensor, limits: Mapping[str, str] = MappingProxyType({})) -> str:
-    """The backend that serves `operation` on a tensor like x; `limits` says which cannot take this call, and why."""
-    _, forced = _asked[-1]
-    device, dtype = x.device.type, x.dtype
-    if forced != "auto" and not (forced in ("triton", "cuda") and operation in ON_CPUS):
-        if reason := limits.get(forced) or why_not(forced, operation, device, dtype):
-            raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
-        return forced
-    name, passed_over = explain(operation, device, dtype, limits)
-    if name == "reference" and not limits and passed_over and dtype in DTYPES[next(iter(passed_over))]:
-        _warn_once("; ".join(passed_over.values()))
-    return name
+@dataclass(frozen=True)
+class Kernels:
+    """What a family of operations has: where its functions are in each backend, and for which dtypes.
+
+    An operation's functions have its name and take the same arguments in every backend.
+    """
+
+    reference: ModuleType
+    triton: Callable[[], ModuleType] | None = None  # imports it: Triton is slow to import, and not everywhere
+    cuda: bool = False
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+
+    def function(self, backend: str, operation: str) -> Callable:
+        if backend == "cpp":
+            return getattr(torch.ops.apc_kernels_cpp, operation)
+        if backend == "cuda":
+            return getattr(torch.ops.apc_kernels_cuda, operation)
+        return getattr(self.triton() if backend == "triton" else self.reference, operation)
+
+    def computes_in(self, backend: str) -> tuple[torch.dtype, ...]:
+        """The dtypes of a backend: none if the family has nothing there. GPUs have no kernels in float64."""
+        if backend in ("reference", "cpp"):
+            return self.dtypes
+        has = self.cuda if backend == "cuda" else self.triton is not None
+        return tuple(dtype for dtype in self.dtypes if has and dtype != torch.float64)
+
+    def select(self, operation: str, x: torch.Tensor, limits: Mapping[str, str] = NO_LIMITS) -> str:
+        """The backend that serves an operation on a tensor like x; `limits` says why some cannot take this call."""
+        _, forced = _asked[-1]
+        device, dtype = x.device.type, x.dtype
+        if forced in ("reference", "cpp") or (forced in ("triton", "cuda") and (self.triton or self.cuda)):
+            if reason := limits.get(forced) or self.why_not(forced, operation, device, dtype):
+                raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
+            return forced
+        name, passed_over = self.explain(operation, device, dtype, limits)
+        if name == "reference" and not limits and any(dtype in self.computes_in(other) for other in passed_over):
+            _warn_once("; ".join(passed_over.values()))
+        return name
+
+    def explain(
+        self, operation: str, device: str, dtype: torch.dtype, limits: Mapping[str, str] = NO_LIMITS
+    ) -> tuple[str, dict[str, str]]:
+        """What `auto` takes, and why each backend it prefers to that cannot serve."""
+        passed_over = {}
+        for name in PREFERENCE.get(device, ("reference",)):
+            reason = limits.get(name) or self.why_not(name, operation, device, dtype)
+            if reason is None:
+                return name, passed_over
+            passed_over[name] = reason
+        return "reference", passed_over
+
+    def why_not(self, name: str, operation: str, device: str, dtype: torch.dtype) -> str | None:
+        """Why a backend cannot serve an operation on a device, or None if it can."""
+        dtypes = self.computes_in(name)
+        if not dtypes:
+            return f"{name} has no {operation}"
+        if dtype not in dtypes:
+            return f"{name} does not compute in {str(dtype).removeprefix('torch.')}"
+        return None if name == "reference" else _why_absent(name, device)
 
 
-def explain(
-    operation: str, device: str, dtype: torch.dtype, limits: Mapping[str, str] = MappingProxyType({})
-) -> tuple[str, dict[str, str]]:
-    """What `auto` takes, and why each backend it prefers to that cannot serve."""
-    passed_over = {}
-    for name in PREFERENCE.get(device, ("reference",)):
-        reason = limits.get(name) or why_not(name, operation, device, dtype)
-        if reason is None:
-            return name, passed_over
-        passed_over[name] = reason
-    return "reference", passed_over
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
-def why_not(name: str, operation: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot serve an operation on a device, or None if it can."""
-    if dtype not in DTYPES[name]:
-        return f"{name} does not compute in {str(dtype).removeprefix('torch.')}"
-    if name == "reference":
-        return None
+def _why_absent(name: str, device: str) -> str | None:
+    """Why there is nothing of a backend on a device, if there is nothing."""
     if name == "triton":
-        if operation in ON_CPUS:
-            return f"triton has no {operation}"
         if not _has_triton():
             return "triton is not installed"
         if device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
@@ -112,18 +142,7 @@ def why_not(name: str, operation: str, device: str, dtype: torch.dtype) -> str |
     native = library.cpu() if name == "cpp" else library.cuda()
     if not native.loaded:
         return f"the {serves} library is missing: {native.reason}"
-    if name == "cuda" and (lacking := _without_code(native.record["cuda"]["architectures"])):
-        return lacking
-    if not hasattr(getattr(torch.ops, f"apc_kernels_{name}"), operation):
-        return f"{name} has no {operation}"
-    return None
-
-
-def kernels(name: str, folder: str) -> ModuleType:
-    """A backend's functions for the operations of apc_kernels/ops/<folder>, all with the same signatures."""
-    if name in ("cpp", "cuda"):
-        return getattr(torch.ops, f"apc_kernels_{name}")
-    return importlib.import_module(f"apc_kernels.ops.{folder}.{name}")
+    return _without_code(native.record["cuda"]["architectures"]) if name == "cuda" else None
 
 
 def _without_code(architectures: str) -> str | None:
@@ -142,44 +161,9 @@ def _without_code_on(device: int, architectures: str) -> str | None:
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
 def _warn_once(reason: str) -> None:
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "apc_kernels"):
         frame, level = frame.f_back, level + 1
     message = f"apc_kernels runs on the slower PyTorch reference: {reason}"
     warnings.warn(message, SlowPathWarning, stacklevel=level)
-
-
-def gpu() -> str:
-    """What GPU torch sees, or why it sees none."""
-    if torch.version.cuda is None:
-        return f"none used: torch {torch.__version__} is a build without CUDA"
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
-    driver = _driver_cuda_version()
-    if driver is None:
-        return "none: no NVIDIA driver is installed"
-    if driver < tuple(int(part) for part in torch.version.cuda.split(".")[:1]):
-        return (
-            f"none: the NVIDIA driver is too old. It allows CUDA {'.'.join(map(str, driver))}, this torch needs "
-            f"{torch.version.cuda}: update the driver, or install a torch built for an older CUDA"
-        )
-    return "none visible (nvidia-smi, CUDA_VISIBLE_DEVICES)"
-
-
-def _driver_cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the installed driver runs."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return None
-    return version.value // 1000, version.value % 1000 // 10

@@ -1,23 +1,29 @@
 """python -m apc_kernels.info: versions, what is built and for what, which backend serves each operation and why."""
 
+import ctypes
 import importlib.metadata
-import inspect
 import platform
 
 import torch
 
 import apc_kernels
-from apc_kernels import dispatch, library
+from apc_kernels import library
+from apc_kernels.ops import affinities, augment, conv3x3, pyramid_pool, upsample
 
-
-def operations() -> list[str]:
-    """The public operations, in the order in which the package lists them."""
-    public = ((name, getattr(apc_kernels, name)) for name in apc_kernels.__all__)
-    return [name for name, function in public if _is_operation(function)]
-
-
-def _is_operation(function) -> bool:
-    return inspect.isfunction(function) and function.__module__.startswith("apc_kernels.ops.")
+SERVED_BY = {  # the public operations: kernels of their own, or what they are built on
+    "adaptive_context": affinities.KERNELS,
+    "adaptive_context_norm": "adaptive_context, affinity_moments",
+    "affinity_moments": affinities.KERNELS,
+    "augment": augment.KERNELS,
+    "conv3x3": conv3x3.KERNELS,
+    "encode": "PyTorch's matrix products",
+    "pyramid_conv": "PyTorch's matrix products",
+    "pyramid_pool": pyramid_pool.KERNELS,
+    "upsample_argmax": upsample.KERNELS,
+    "upsample_confusion": upsample.KERNELS,
+    "upsample_cross_entropy": upsample.KERNELS,
+    "upsample_softmax": upsample.KERNELS,
+}
 
 
 def versions() -> list[tuple[str, str]]:
@@ -26,7 +32,7 @@ def versions() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("triton", _version("triton")),
-        ("gpu", dispatch.gpu()),
+        ("gpu", gpu()),
     ]
 
 
@@ -41,17 +47,28 @@ def libraries() -> list[tuple[str, str]]:
     return rows
 
 
+def explain(operation: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
+    """The backend that serves an operation, and why each that would be preferred cannot."""
+    return SERVED_BY[operation].explain(operation, device, dtype)
+
+
+def why_not(backend: str, operation: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot serve an operation, or None if it can."""
+    return SERVED_BY[operation].why_not(backend, operation, device, dtype)
+
+
 def serving() -> list[tuple[str, str]]:
     rows = []
-    for operation in operations():
-        built_on = getattr(inspect.getmodule(getattr(apc_kernels, operation)), "BUILT_ON", None)
-        if built_on:
-            rows.append((operation, f"built on {', '.join(built_on)}"))
+    for operation, kernels in SERVED_BY.items():
+        if isinstance(kernels, str):
+            rows.append((operation, f"built on {kernels}"))
             continue
         for device in ("cpu", "cuda"):
-            name, passed_over = dispatch.explain(operation, device, torch.float32)
+            name, passed_over = explain(operation, device, kernels.dtypes[0])
             why = "".join(f"; not {other}: {reason}" for other, reason in passed_over.items())
-            wide, _ = dispatch.explain(operation, device, torch.float64)
+            wide = name
+            if torch.float64 in kernels.dtypes:
+                wide, _ = explain(operation, device, torch.float64)
             rows.append((f"{operation} on {device}", name + (f" (float64: {wide})" if wide != name else "") + why))
     return rows
 
@@ -74,6 +91,36 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def gpu() -> str:
+    """What GPU torch sees, or why it sees none."""
+    if torch.version.cuda is None:
+        return f"none used: torch {torch.__version__} is a build without CUDA"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+    driver = _driver_cuda_version()
+    if driver is None:
+        return "none: no NVIDIA driver is installed"
+    if driver < tuple(int(part) for part in torch.version.cuda.split(".")[:1]):
+        return (
+            f"none: the NVIDIA driver is too old. It allows CUDA {'.'.join(map(str, driver))}, this torch needs "
+            f"{torch.version.cuda}: update the driver, or install a torch built for an older CUDA"
+        )
+    return "none visible (nvidia-smi, CUDA_VISIBLE_DEVICES)"
+
+
+def _driver_cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the installed driver runs."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
 
 
 if __name__ == "__main__":

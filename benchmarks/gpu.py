@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks import ROOT
 
 PARTS = ("build+test", "ops", "models")
@@ -168,7 +168,7 @@ def summary(out: Path) -> list[str]:
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy"))
     outcomes = {name: what for name, what in outcomes.items() if what != NOTHING}
     passed = sum(what.startswith("passed") for what in outcomes.values())
-    lines = [f"{dispatch.gpu()}, {versions}: {passed} of {len(outcomes)} steps passed"]
+    lines = [f"{info.gpu()}, {versions}: {passed} of {len(outcomes)} steps passed"]
     lines += [f"{name}: {what}" for name, what in outcomes.items() if not what.startswith("passed")][:15]
     logs = "".join(log.read_text() for log in sorted(out.glob("*.log")))
     failed = (line for line in logs.splitlines() if line.startswith(("FAILED ", "ERROR ")))
@@ -207,7 +207,7 @@ def main() -> int:
     if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
         parser.error(f"make gpu needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if not given.rehearse and not torch.cuda.is_available():
-        parser.error(f"make gpu needs a GPU; {dispatch.gpu()}. --rehearse does without one")
+        parser.error(f"make gpu needs a GPU; {info.gpu()}. --rehearse does without one")
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate([given.part] if given.part else PARTS):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from apc_kernels import dispatch
+from apc_kernels import info, library
 from apcnet.files import replacing
 from benchmarks import ROOT
 
@@ -28,10 +28,10 @@ PARTS += ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn")
 def machine() -> dict[str, str | int]:
     found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        return {"name": dispatch.gpu(), **found}
+        return {"name": info.gpu(), **found}
     processor = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
     name = processor[1] if processor else platform.processor()
-    isa = torch.ops.apc_kernels_cpp.instruction_set() if dispatch.library.cpu().loaded else "no CPU library"
+    isa = torch.ops.apc_kernels_cpp.instruction_set() if library.cpu().loaded else "no CPU library"
     return {"name": f"{name}, {os.cpu_count()} cores, {isa}", **found}
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import apc_kernels
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks import ROOT, heads, models, setting
 from benchmarks.memory import kept, peak_here, peaks
 from benchmarks.operation import BOTH, Call, Operation, Point, Sides
@@ -180,7 +180,7 @@ def _parameters() -> Iterator:
 @pytest.mark.parametrize("row", list(_parameters()))
 def bench_operations(benchmark, row):
     kernel = row.operation.kernel
-    if kernel and (reason := dispatch.why_not(row.backend, kernel, DEVICE, DTYPE)):
+    if kernel and (reason := info.why_not(row.backend, kernel, DEVICE, DTYPE)):
         pytest.skip(f"needs {row.backend}: {reason}")
     with row.threads():
         found, ours = measure(row)

@@ -9,7 +9,7 @@ fail: the others are run all the same.
 import sys
 from collections.abc import Iterator, Sequence
 
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks.operations import OPERATIONS
 from benchmarks.run import Row, sides
 from benchmarks.setting import DEVICE, DTYPE, LAYOUTS, here
@@ -28,7 +28,7 @@ def calls(names: Sequence[str]) -> Iterator[Row]:
 
 
 def outcome(row: Row) -> str:
-    if reason := dispatch.why_not(row.backend, row.operation.kernel, DEVICE, DTYPE):
+    if reason := info.why_not(row.backend, row.operation.kernel, DEVICE, DTYPE):
         return f"not run: {reason}"
     try:
         sides(row)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from cases import channels_last, nchw
 
-from apc_kernels import dispatch
+from apc_kernels import info
 
 Anything = TypeVar("Anything")
 
@@ -33,7 +33,7 @@ def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
 
 def best(operation: str) -> str:
     """The backend that serves an operation here where none is asked for; in a rehearsal the interpreter."""
-    return "triton" if REHEARSAL else dispatch.explain(operation, DEVICE, DTYPE)[0]
+    return "triton" if REHEARSAL else info.explain(operation, DEVICE, DTYPE)[0]
 
 
 def name_of(dtype: torch.dtype) -> str:

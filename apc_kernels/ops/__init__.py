@@ -1,1 +1,1 @@
-"""One folder an operation: `__init__.py` (the public function), `reference.py` (the mathematics), `triton.py`."""
+"""A folder for an operation or a family of them: public functions, `reference.py` (the mathematics), `triton.py`."""

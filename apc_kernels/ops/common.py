@@ -1,24 +1,36 @@
-"""What several operations share."""
+"""What several operations share: checks of their arguments, the precision of their references, Triton's launches."""
 
 import contextlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from apc_kernels import dispatch
+from apc_kernels.dispatch import FLOATS
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
 
 
 def check_dtype(tensor: Tensor, name: str) -> None:
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        given = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"{name}: expected float32, bfloat16, float16 or float64, got {given}")
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name}: expected float32, bfloat16, float16 or float64, got {name_of(tensor.dtype)}")
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The precision that sums are kept in: float64 beside float64, beside everything else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def working(x: Tensor) -> Tensor:
-    """x in the precision that sums are kept in: float64 as it is, everything else as float32."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x.to(working_dtype(x))
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
@@ -28,9 +40,44 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def reads_in_place(x: Tensor) -> bool:
-    """Whether kernels take this map's layout: columns (NCHW) or channels (NHWC) side by side."""
-    return x.stride(3) == 1 or x.stride(1) == 1 or x.shape[3] == 1 or x.shape[1] == 1
+def widened(tensor: Tensor, name: str, x: Tensor) -> Tensor:
+    """A tensor that goes beside the map x. Under autocast it may come in low precision, out of a convolution say."""
+    check_tensor(tensor, name)
+    if tensor.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(x.device.type):
+        return tensor.to(working_dtype(x))
+    return tensor
+
+
+def check_small(tensor: Tensor, name: str, shapes: Sequence[tuple[int, ...]], x: Tensor) -> Tensor:
+    """Such a tensor: one of the shapes, x's device, float32 (float64 beside float64)."""
+    tensor = widened(tensor, name, x)
+    # Ranks first: comparing (B, J) with (J,) would tie B to J in an exported program.
+    if all(tensor.dim() != len(shape) or tuple(tensor.shape) != shape for shape in shapes):
+        allowed = " or ".join(map(str, shapes))
+        raise ValueError(f"{name}: expected {allowed}, got {tuple(tensor.shape)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name}: expected a tensor on x's device, {x.device}, got one on {tensor.device}")
+    expected = working_dtype(x)
+    if tensor.dtype != expected:
+        given, beside = name_of(tensor.dtype), name_of(x.dtype)
+        raise ValueError(f"{name}: expected {name_of(expected)} beside a map in {beside}, got {given}")
+    return tensor
+
+
+def as_scales(scales: Sequence[int]) -> list[int]:
+    try:
+        return [operator.index(s) for s in scales]
+    except TypeError:
+        raise TypeError(f"scales: expected a sequence of integers, got {scales!r}") from None
+
+
+def check_scales(scales: Sequence[int], most: int, largest: int) -> list[int]:
+    scales = as_scales(scales)
+    if not 1 <= len(scales) <= most:
+        raise ValueError(f"scales: expected 1 to {most} scales, got {len(scales)}")
+    if min(scales) < 1 or max(scales) > largest:
+        raise ValueError(f"scales: expected scales of 1 to {largest}, got {tuple(scales)}")
+    return scales
 
 
 def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
@@ -50,74 +97,3 @@ def run(launches: list[tuple], x: Tensor) -> None:
     with torch.cuda.device_of(x):
         for kernel, grid, arguments in launches:
             kernel[grid](**arguments)
-
-
-def check_small(tensor: Tensor, name: str, shapes: Sequence[tuple[int, ...]], x: Tensor) -> Tensor:
-    """A tensor that goes beside the map x: one of the shapes, x's device, float32 (float64 beside float64).
-
-    Under autocast it may come in low precision, out of a convolution say, and is widened.
-    """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    # Ranks first: comparing (B, J) with (J,) would tie B to J in an exported program.
-    if all(tensor.dim() != len(shape) or tuple(tensor.shape) != shape for shape in shapes):
-        allowed = " or ".join(map(str, shapes))
-        raise ValueError(f"{name}: expected {allowed}, got {tuple(tensor.shape)}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name}: expected a tensor on x's device, {x.device}, got one on {tensor.device}")
-    expected = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if tensor.dtype != expected:
-        if tensor.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(x.device.type):
-            return tensor.to(expected)
-        given, beside = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, x.dtype))
-        raise ValueError(f"{name}: expected {str(expected)[6:]} beside a map in {beside}, got {given}")
-    return tensor
-
-
-def check_scales(scales: Sequence[int], most: int, largest: int) -> list[int]:
-    try:
-        scales = [operator.index(s) for s in scales]
-    except TypeError:
-        raise TypeError(f"scales: expected a sequence of integers, got {scales!r}") from None
-    if not 1 <= len(scales) <= most:
-        raise ValueError(f"scales: expected 1 to {most} scales, got {len(scales)}")
-    if min(scales) < 1 or max(scales) > largest:
-        raise ValueError(f"scales: expected scales of 1 to {largest}, got {tuple(scales)}")
-    return scales
-
-
-def call(
-    folder: str,
-    function: str,
-    x: Tensor,
-    limits: Mapping[str, str],
-    arguments: Sequence,
-    results: Sequence[Tensor],
-) -> None:
-    """Runs a raw function on the backend that serves it. Every backend has it with these arguments and results.
-
-    Kernels take small tensors contiguous and maps in any layout that reads_in_place; the reference takes everything.
-    """
-    name = dispatch.select(function, x, limits)
-    function = getattr(dispatch.kernels(name, folder), function)
-    if not x.numel():
-        for result in results:
-            result.zero_()
-        return
-    if name == "reference":
-        computed = function(*arguments)
-        for result, value in zip(results, [computed] if isinstance(computed, Tensor) else computed, strict=True):
-            result.copy_(value)
-        return
-    written = [readable(result) for result in results]
-    function(*map(readable, arguments), *written)
-    for result, target in zip(results, written, strict=True):
-        if target is not result:
-            result.copy_(target)
-
-
-def readable(argument):
-    """What kernels take in its place: a copy of a tensor that they cannot read where it lies, all else as it is."""
-    if not isinstance(argument, Tensor) or (argument.dim() == 4 and reads_in_place(argument)):
-        return argument
-    return argument.contiguous()

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.common import check_dtype, check_small, without_autocast, working
-
-BUILT_ON = ("PyTorch's matrix products",)
+from apc_kernels.ops.common import check_dtype, check_small, check_tensor, without_autocast, working
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
@@ -76,12 +74,10 @@ def _centered(x: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(x: Tensor, codewords: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
+    check_tensor(x, "x")
     if x.dim() not in (3, 4):
         raise ValueError(f"x: expected (B, C, h, w) or (B, C, N), got {tuple(x.shape)}")
     check_dtype(x, "x")
-    if not isinstance(codewords, Tensor):
-        raise TypeError(f"codewords: expected a tensor, got {type(codewords).__name__}")
+    check_tensor(codewords, "codewords")
     if codewords.dim() != 2 or codewords.shape[1] != x.shape[1] or codewords.shape[0] == 0:
         raise ValueError(f"codewords: expected (K, {x.shape[1]}) for these features, got {tuple(codewords.shape)}")

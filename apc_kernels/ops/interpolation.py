@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apc_kernels.ops.common import working_dtype
+
 MAX_SIZE = 2**30  # of an axis, in source or result
 
 
@@ -37,20 +39,19 @@ def matrix(source: int, size: int, align_corners: bool, like: Tensor) -> Tensor:
     column = torch.arange(source, device=like.device)
     own = (column == index) * (denominator - rest)
     following = (column == (index + 1).clamp(max=source - 1)) * rest
-    return (own + following).to(torch.float64 if like.dtype == torch.float64 else torch.float32) / denominator
+    return (own + following).to(working_dtype(like)) / denominator
 
 
-def check_size(size: Sequence[int]) -> tuple[int, int]:
+def as_size(size: Sequence[int]) -> tuple[int, int]:
     try:
         height, width = size
         if not torch.compiler.is_compiling():
             height, width = operator.index(height), operator.index(width)
     except (TypeError, ValueError):
         raise TypeError(f"size: expected two integers (H, W), got {size!r}") from None
-    check_extent((height, width), "size", (height, width))
     return height, width
 
 
 def check_extent(size: Sequence[int], name: str, given: Sequence[int]) -> None:
-    if not (1 <= size[0] < MAX_SIZE and 1 <= size[1] < MAX_SIZE):
+    if not (len(size) == 2 and 1 <= size[0] < MAX_SIZE and 1 <= size[1] < MAX_SIZE):
         raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(given)}")

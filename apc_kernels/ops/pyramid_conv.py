@@ -6,12 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apc_kernels.ops.common import check_dtype, check_scales
-from apc_kernels.ops.interpolation import check_size, matrix
+from apc_kernels.ops.common import check_dtype, check_scales, check_tensor, name_of
+from apc_kernels.ops.interpolation import as_size, check_extent, matrix
 
 MAX_SCALES, MAX_SCALE = 64, 32768
-
-BUILT_ON = ("PyTorch's matrix products",)
 
 
 def pyramid_conv(
@@ -79,8 +77,7 @@ def _check(
     regions: Tensor, weight: Tensor, size: Sequence[int], scales: Sequence[int], memory_format: torch.memory_format
 ) -> tuple[tuple[int, int], list[int], int]:
     for tensor, name, shape in ((regions, "regions", "(B, C, J)"), (weight, "weight", "(O, S*C, k, k)")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensor(tensor, name)
         if tensor.dim() != shape.count(",") + 1:
             raise ValueError(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
         check_dtype(tensor, name)
@@ -97,8 +94,10 @@ def _check(
     if weight.device != regions.device:
         raise ValueError(f"weight: expected a tensor on the regions' device, {regions.device}, got {weight.device}")
     if weight.dtype != regions.dtype and not torch.is_autocast_enabled(regions.device.type):
-        given, beside = (str(t.dtype).removeprefix("torch.") for t in (weight, regions))
+        given, beside = name_of(weight.dtype), name_of(regions.dtype)
         raise ValueError(f"weight: expected the dtype of regions, {beside}, got {given}")
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(f"memory_format: expected contiguous_format or channels_last, got {memory_format}")
-    return check_size(size), scales, kernel
+    size = as_size(size)
+    check_extent(size, "size", size)
+    return size, scales, kernel

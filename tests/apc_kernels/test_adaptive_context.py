@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from places import CPU, dtypes, layouts, places
 
 import apc_kernels
-from apc_kernels.ops.adaptive_context import backward_regions, reference
+from apc_kernels.ops.affinities import reference
+from apc_kernels.ops.affinities.context import backward_regions
 
 ODD = ContextCase(2, 13, (9, 23), (1, 2, 6))
 NAMES = ("x", "regions", "weight", "bias", "shift", "center")

@@ -13,8 +13,7 @@ from accuracy import assert_accurate, same_bits
 from cases import CONTEXTS, LAYOUTS, ContextCase, channels_last, draw_context, nchw, transposed
 from places import dtypes
 
-from apc_kernels.ops.adaptive_context import reference
-from apc_kernels.ops.affinity_moments import reference as moments_reference
+from apc_kernels.ops.affinities import reference
 
 ODD, EVEN = ContextCase(2, 5, (5, 15), (2, 3)), ContextCase(1, 72, (6, 12), (5,))
 OPTIONAL = ("shift", "residual", "center", "moments", "constant")
@@ -158,7 +157,7 @@ def emulate_moments(module, a, seed=0, blocks=0):
 
 
 def assert_moments_match(results, a):
-    exact = moments_reference.affinity_moments(a.x.double(), a.weight.double(), a.bias.double(), a.scales)
+    exact = reference.affinity_moments(a.x.double(), a.weight.double(), a.bias.double(), a.scales)
     mean, covariances = stock.affinity_moments(a.x, a.weight, a.bias, a.scales)
     pytorch = mean, torch.cat([c.flatten(1) for c in covariances], 1)
     for name, actual, expected, own in zip(("mean", "covariance"), results, exact, pytorch, strict=True):
@@ -297,6 +296,6 @@ def test_extreme_values_stay_where_they_belong(cuda_emulation, dtype, value):
             assert torch.equal(actual.isnan(), wanted.isnan()), f"{which}: NaN misplaced, {name} {value}"
             assert torch.equal(actual.isinf(), wanted.isinf()), f"{which}: infinity misplaced, {name} {value}"
         if name == "x":
-            moments = moments_reference.affinity_moments(a.x.double(), a.weight.double(), a.bias.double(), a.scales)
+            moments = reference.affinity_moments(a.x.double(), a.weight.double(), a.bias.double(), a.scales)
             for actual, wanted in zip(emulate_moments(cuda_emulation, a), moments, strict=True):
                 assert torch.equal(actual.isnan(), wanted.isnan()), f"moments: NaN misplaced, x {value}"

@@ -12,7 +12,7 @@ from places import CPU, dtypes, places
 
 import apc_kernels
 from apc_kernels import BatchNorm
-from apc_kernels.ops.adaptive_context_norm import algebra, reference
+from apc_kernels.ops.affinities import algebra, composition
 
 ODD = ContextCase(3, 13, (9, 23), (1, 2, 6))
 CASES = [case for case in CONTEXTS if case.batch > 1]
@@ -32,7 +32,7 @@ def specification(t, scales, training=True, guided=True):
     norms = [BatchNorm(*(t[f"{name}.{field}"] for field in BatchNorm._fields[:4])) for name in NORMS]
     given = (t["x"], t["regions"], t["weight"], t["bias"], scales, t["projection"], norms[0])
     of_guide = (t["guide"], norms[1]) if guided else (None, None)
-    return reference.adaptive_context_norm(*given, *of_guide, training, "")[0]
+    return composition.adaptive_context_norm(*given, *of_guide, training, "")[0]
 
 
 def modules(t, scales, training=True, guided=True, function=stock.adaptive_context_norm):

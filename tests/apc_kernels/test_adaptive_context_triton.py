@@ -11,7 +11,8 @@ from accuracy import assert_accurate, same_bits
 from cases import CONTEXTS, LAYOUTS, ContextCase, channels_last, draw_context, nchw
 
 import apc_kernels
-from apc_kernels.ops.adaptive_context import backward_regions, backward_x, reference
+from apc_kernels.ops.affinities import reference
+from apc_kernels.ops.affinities.context import backward_regions, backward_x
 
 pytest.importorskip("triton", reason="needs triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, which excludes the GPU")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import apc_kernels
-from apc_kernels import dispatch, library
+from apc_kernels import dispatch, info, library
+from apc_kernels.ops.pyramid_pool import KERNELS
 
 
 def run(program, **environment):
@@ -18,16 +19,16 @@ def run(program, **environment):
 
 
 def test_auto_takes_the_first_that_can():
-    assert dispatch.explain("pyramid_pool", "cpu", torch.float32) == ("cpp", {})
-    assert dispatch.explain("pyramid_pool", "mps", torch.float32) == ("reference", {})
-    name, passed_over = dispatch.explain("pyramid_pool", "cuda", torch.float64)
+    assert KERNELS.explain("pyramid_pool", "cpu", torch.float32) == ("cpp", {})
+    assert KERNELS.explain("pyramid_pool", "mps", torch.float32) == ("reference", {})
+    name, passed_over = KERNELS.explain("pyramid_pool", "cuda", torch.float64)
     assert name == "reference"
     assert passed_over == {other: f"{other} does not compute in float64" for other in ("cuda", "triton")}
 
 
 def test_what_a_missing_library_says(monkeypatch):
     monkeypatch.setattr(library, "cpu", lambda: library.Library(None, "never built"))
-    name, passed_over = dispatch.explain("pyramid_pool", "cpu", torch.float32)
+    name, passed_over = KERNELS.explain("pyramid_pool", "cpu", torch.float32)
     assert (name, passed_over) == ("reference", {"cpp": "the cpu library is missing: never built"})
     dispatch._warn_once.cache_clear()
     with pytest.warns(apc_kernels.SlowPathWarning, match="slower PyTorch reference: the cpu library") as warned:
@@ -39,25 +40,25 @@ def test_what_a_missing_library_says(monkeypatch):
 
 def test_forcing_one():
     x = torch.ones(1, 1, 2, 2)
-    assert dispatch.select("pyramid_pool", x) == "cpp"
+    assert KERNELS.select("pyramid_pool", x) == "cpp"
     with apc_kernels.backend("reference"):
-        assert dispatch.select("pyramid_pool", x) == "reference"
+        assert KERNELS.select("pyramid_pool", x) == "reference"
         with apc_kernels.backend("auto"):
-            assert dispatch.select("pyramid_pool", x) == "cpp"
-        assert dispatch.select("pyramid_pool", x) == "reference"
+            assert KERNELS.select("pyramid_pool", x) == "cpp"
+        assert KERNELS.select("pyramid_pool", x) == "reference"
     with apc_kernels.backend("cuda"), pytest.raises(RuntimeError, match=r"pyramid_pool: .* cuda does not run on cpu"):
         apc_kernels.pyramid_pool(x)
     with apc_kernels.backend("triton"), pytest.raises(RuntimeError, match="triton does not compute in float64"):
         apc_kernels.pyramid_pool(x.double())
     with pytest.raises(ValueError, match="backend: expected one of auto, reference, cpp, triton, cuda; got 'cudnn'"):
         apc_kernels.backend("cudnn").__enter__()
-    assert dispatch.select("pyramid_pool", x) == "cpp"
+    assert KERNELS.select("pyramid_pool", x) == "cpp"
 
 
 def test_a_forced_backend_ends_with_an_error():
     with pytest.raises(KeyError), apc_kernels.backend("reference"):
         raise KeyError
-    assert dispatch.select("pyramid_pool", torch.ones(1)) == "cpp"
+    assert KERNELS.select("pyramid_pool", torch.ones(1)) == "cpp"
 
 
 def test_two_threads_that_overlap_leave_nothing_forced():
@@ -80,13 +81,17 @@ def test_forcing_inside_a_compiled_function_is_refused():
 
 def test_limits_are_a_reason_too():
     limits = {"cpp": "the map is too large"}
-    assert dispatch.explain("pyramid_pool", "cpu", torch.float32, limits) == ("reference", limits)
+    assert KERNELS.explain("pyramid_pool", "cpu", torch.float32, limits) == ("reference", limits)
     with apc_kernels.backend("cpp"), pytest.raises(RuntimeError, match="was asked for, but the map is too large"):
-        dispatch.select("pyramid_pool", torch.ones(1), limits)
+        KERNELS.select("pyramid_pool", torch.ones(1), limits)
 
 
 def test_the_environment_variable():
-    program = "import torch, apc_kernels.dispatch as d; print(d.select('pyramid_pool', torch.ones(1)))"
+    program = """
+import torch
+from apc_kernels.ops.pyramid_pool import KERNELS
+print(KERNELS.select("pyramid_pool", torch.ones(1)))
+"""
     assert run(program, APC_KERNELS_BACKEND="reference").stdout.strip() == "reference"
     assert run(program, APC_KERNELS_BACKEND="").stdout.strip() == "cpp"
     wrong = run(program, APC_KERNELS_BACKEND="fast")
@@ -118,15 +123,6 @@ print([name for name in ("triton", "tyro", "rich", "numpy.testing", "apcnet", "s
     assert run(program).stdout.strip() == "[]"
 
 
-def test_an_old_driver_is_named(monkeypatch):
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(dispatch, "_driver_cuda_version", lambda: (12, 4))
-    assert "the NVIDIA driver is too old. It allows CUDA 12.4, this torch needs 13.0" in dispatch.gpu()
-    monkeypatch.setattr(dispatch, "_driver_cuda_version", lambda: None)
-    assert dispatch.gpu() == "none: no NVIDIA driver is installed"
-
-
 @pytest.mark.parametrize("gpu", ["triton", "cuda"])
 def test_forcing_a_gpus_backend_does_not_mean_what_runs_on_cpus_alone(gpu, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
@@ -134,11 +130,14 @@ def test_forcing_a_gpus_backend_does_not_mean_what_runs_on_cpus_alone(gpu, monke
     with apc_kernels.backend(gpu):
         seen = apc_kernels.augment(image, (4, 6))  # as a loader does, beside a model on a GPU
         with pytest.raises(RuntimeError, match=f"'{gpu}' was asked for, but"):
-            dispatch.select("pyramid_pool", image.float())
+            KERNELS.select("pyramid_pool", image.float())
     assert torch.equal(seen, apc_kernels.augment(image, (4, 6)))
 
 
-@pytest.mark.parametrize("operation", dispatch.ON_CPUS)
-def test_what_triton_does_not_have_it_does_not_serve(operation):
-    assert dispatch.why_not("triton", operation, "cuda", torch.float32) == f"triton has no {operation}"
-    assert dispatch.explain(operation, "cuda", torch.float32)[0] != "triton"
+@pytest.mark.parametrize(
+    ("backend", "operation"),
+    [("triton", "augment"), ("triton", "conv3x3"), ("cuda", "conv3x3"), ("cuda", "upsample_argmax")],
+)
+def test_what_a_backend_does_not_have_it_does_not_serve(backend, operation):
+    assert info.why_not(backend, operation, "cuda", torch.float32) == f"{backend} has no {operation}"
+    assert info.explain(operation, "cuda", torch.float32)[0] != backend

@@ -14,7 +14,7 @@ from cases import MapCase
 from head_cases import CodeCase
 from upsample_cases import UpsampleCase
 
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks.operation import BOTH
 from benchmarks.run import OPERATIONS, Row, sides
 from benchmarks.setting import DEVICE, DTYPE
@@ -41,7 +41,7 @@ print(json.dumps({{each[0]: peak_of(*each, "PyTorch" if each[0] == "encode" else
 """
 
 needs_library = pytest.mark.skipif(
-    DEVICE != "cpu" or dispatch.why_not("cpp", "pyramid_pool", "cpu", DTYPE) is not None,
+    DEVICE != "cpu" or info.why_not("cpp", "pyramid_pool", "cpu", DTYPE) is not None,
     reason="needs the CPU library, and no GPU that benchmarks would take instead",
 )
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from apc_kernels import dispatch
+from apc_kernels import info
 from benchmarks import compare, conftest, goals, plots, report, rows, sanitized
 from benchmarks.operations import OPERATIONS
 
@@ -156,7 +156,7 @@ def test_one_broken_kernel_hides_no_other(monkeypatch, capsys):
     monkeypatch.setattr(sanitized, "BACKENDS", ["cpp", "cuda"])
     monkeypatch.setattr(sys, "argv", ["sanitized"])
     monkeypatch.setattr(sanitized, "LAYOUTS", {"nchw": None})
-    monkeypatch.setattr(dispatch, "why_not", lambda backend, *_: None if backend == "cpp" else "there is none")
+    monkeypatch.setattr(info, "why_not", lambda backend, *_: None if backend == "cpp" else "there is none")
     assert sanitized.main() == 1
     assert capsys.readouterr().out.splitlines() == [
         "pyramid_pool, forward, 1x6x9x7, nchw, float32, cpp: FAILED: AssertionError: far off",

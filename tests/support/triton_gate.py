@@ -1,10 +1,9 @@
-"""Compiles Triton kernels for GPUs that are not there, and prints what each needs: python triton_gate.py OPERATION.
+"""Compiles Triton kernels for GPUs that are not there, and prints what each needs: python triton_gate.py FAMILY.
 
-A process of its own: kernels that were decorated for the interpreter cannot be compiled. An operation's launches are
+A process of its own: kernels that were decorated for the interpreter cannot be compiled. A family's launches are
 taken as they are, on meta tensors, so that what is compiled here is what runs there.
 """
 
-import importlib
 import json
 import re
 import subprocess
@@ -18,6 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from apc_kernels.ops.affinities import triton as contexts_kernels
+from apc_kernels.ops.affinities import triton_backward as contexts_backward
+from apc_kernels.ops.affinities import triton_moments as moments_kernels
+from apc_kernels.ops.pyramid_pool import triton as pool_kernels
+from apc_kernels.ops.upsample import triton as upsample_kernels
+from apc_kernels.ops.upsample import triton_backward as upsample_backward
+
 TARGETS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -29,15 +35,15 @@ def meta(*shape: int, dtype: torch.dtype, channels_last: bool = False) -> torch.
     return tensor.to(memory_format=torch.channels_last) if channels_last else tensor
 
 
-def pyramid_pool(module) -> Iterator[tuple[str, list]]:
+def pyramid_pool() -> Iterator[tuple[str, list]]:
     aligned, odd = (8, 2048, 64, 64), (2, 19, 65, 97)
     cases = [(aligned, dtype, channels_last) for dtype in DTYPES for channels_last in (True, False)]
     for shape, dtype, channels_last in [*cases, (odd, torch.bfloat16, True)]:
         x = meta(*shape, dtype=dtype, channels_last=channels_last)
         pooled = meta(*shape[:2], 50, dtype=dtype)
         name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
-        yield name, module.forward_launches(x, (1, 2, 3, 6), pooled)
-        yield name, module.backward_launches(pooled, (1, 2, 3, 6), x)
+        yield name, pool_kernels.forward_launches(x, (1, 2, 3, 6), pooled)
+        yield name, pool_kernels.backward_launches(pooled, (1, 2, 3, 6), x)
 
 
 CONTEXTS = [  # maps of adaptive_context and affinity_moments, and their scales; the last is a window
@@ -63,24 +69,18 @@ def contexts() -> Iterator[tuple[str, torch.Tensor, tuple[int, ...], dict[str, t
         yield name, x, scales, {name: meta(*size, dtype=torch.float32) for name, size in sizes.items()}
 
 
-def adaptive_context(module) -> Iterator[tuple[str, list]]:
-    """With everything there is, as in training; and the gradient of the moments alone."""
-    backward = importlib.import_module(f"{module.__name__}_backward")
+def affinities() -> Iterator[tuple[str, list]]:
+    """With everything there is, as in training; the gradient of the moments alone; the moments."""
     for name, x, scales, small in contexts():
         regions, weight, bias, shift, pairs = small.values()
         center = linear = bias
-        yield name, module.forward_launches(x, regions, weight, bias, scales, shift, True, center, x)
-        yield name, backward.regions_launches(x, x, regions, weight, bias, scales, shift, center)
+        yield name, contexts_kernels.context_launches(x, regions, weight, bias, scales, shift, True, center, x)
+        yield name, contexts_backward.regions_launches(x, x, regions, weight, bias, scales, shift, center)
         arguments = (x, x, regions, weight, bias, scales, shift, True, center, linear, pairs, shift, x)
-        yield name, backward.map_launches(*arguments)
+        yield name, contexts_backward.map_launches(*arguments)
         arguments = (None, x, None, weight, bias, scales, None, False, center, linear, pairs, None, x)
-        yield f"moments {name}", backward.map_launches(*arguments)
-
-
-def affinity_moments(module) -> Iterator[tuple[str, list]]:
-    for name, x, scales, small in contexts():
-        mean, covariance = small["bias"].double(), small["pairs"].double()
-        yield name, module.launches(x, small["weight"], small["bias"], scales, mean, covariance)
+        yield f"moments {name}", contexts_backward.map_launches(*arguments)
+        yield name, moments_kernels.launches(x, weight, bias, scales, bias.double(), pairs.double())
 
 
 UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, class weights, smoothing
@@ -94,9 +94,8 @@ UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, clas
 ]
 
 
-def upsample(module) -> Iterator[tuple[str, list]]:
+def upsample() -> Iterator[tuple[str, list]]:
     """The gradient of every pixel's loss beside smoothing, else of their sum; probabilities are added and flipped."""
-    backward = importlib.import_module(f"{module.__name__}_backward")
     for shape, size, align_corners, dtype, channels_last, labels, weighted, smoothing in UPSAMPLES:
         name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
         name += f" to {'x'.join(map(str, size))}"
@@ -105,15 +104,21 @@ def upsample(module) -> Iterator[tuple[str, list]]:
         target, normalizer = (meta(shape[0], *size, dtype=dtype) for dtype in (labels, torch.float32))
         weight = meta(shape[1], dtype=torch.float32) if weighted else None
         settings = (weight, 255, smoothing, align_corners)
-        parts = meta(module.programs(logits, size), 4, dtype=torch.float64)
+        parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
         losses = normalizer if smoothing else None
         counts, invalid = (meta(*n, dtype=torch.int64) for n in (shape[1:2] * 2, (1,)))
-        yield name, module.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
+        yield name, upsample_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
         grad = normalizer if smoothing else meta(1, dtype=torch.float32)
-        yield name, backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
-        yield name, module.argmax_launches(logits, size, align_corners, meta(*target.shape, dtype=torch.uint8))
-        yield name, module.confusion_launches(logits, target, 255, align_corners, counts, invalid)
-        yield name, module.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
+        yield name, upsample_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+        yield (
+            name,
+            upsample_kernels.argmax_launches(logits, size, align_corners, meta(*target.shape, dtype=torch.uint8)),
+        )
+        yield name, upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
+        yield name, upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
+
+
+FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": upsample}
 
 
 def source(kernel, arguments: dict) -> ASTSource:
@@ -121,13 +126,22 @@ def source(kernel, arguments: dict) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        signature[parameter.name] = TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        if parameter.is_constexpr or not isinstance(value, tuple):
+            kind = _kind(value, (index,), parameter.is_constexpr, constants, attributes)
+        else:
+            kind = tuple(_kind(v, (index, place), False, constants, attributes) for place, v in enumerate(value))
+        signature[parameter.name] = kind
     return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def _kind(value, path: tuple[int, ...], is_constexpr: bool, constants: dict, attributes: dict) -> str:
+    """The type of an argument, or of a part of one that is a tuple; its path is where it stands."""
+    if is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if isinstance(value, torch.Tensor) or value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)
 
 
 def usage(cubin: bytes) -> dict[str, int]:
@@ -141,8 +155,7 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def compile_all(operation: str) -> Iterator[dict]:
-    module = importlib.import_module(f"apc_kernels.ops.{operation}.triton")
-    for case, launches in globals()[operation](module):
+    for case, launches in FAMILIES[operation]():
         for kernel, _, arguments in launches:
             options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
             for capability in TARGETS:

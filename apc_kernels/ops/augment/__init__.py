@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apc_kernels import dispatch
+from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.augment import reference
+from apc_kernels.ops.common import name_of
+
+KERNELS = Kernels(reference, dtypes=(torch.uint8,))
 
 MAX_SIZE = 2**29  # of an axis, exclusive
 
@@ -54,54 +57,46 @@ def augment(
     Returns:
         (3, height, width), contiguous: uint8 levels, or float32 if mean and std are given.
     """
-    _check_image(image)
-    size = (image.shape[1], image.shape[2]) if size is None else _integers(size, "size", "(h, w)", 2)
+    _check_dtype(image)
+    size = tuple(image.shape[1:]) if size is None else _integers(size, "size", "(h, w)", 2)
     window = (0, 0, *size) if window is None else _integers(window, "window", "(top, left, height, width)", 4)
-    _check_places(image, size, window)
-    kinds, values = _checked_steps(steps)
-    mean, std = _checked_moments(mean, std)
-    operation = reference.augment if torch.compiler.is_exporting() else _augment
-    return operation(image, size, window, bool(flip), kinds, values, mean, std)
+    arguments = image, size, window, bool(flip), *_checked_steps(steps), *_checked_moments(mean, std)
+    if torch.compiler.is_exporting():
+        _empty(*arguments)  # checks
+        return reference.augment(*arguments)
+    return _augment(*arguments)
 
 
-@torch.library.custom_op("apc_kernels::augment", mutates_args=())
-def _augment(
-    image: Tensor,
-    size: Sequence[int],
-    window: Sequence[int],
-    flip: bool,
-    kinds: Sequence[int],
-    values: Sequence[float],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tensor:
-    _check_image(image)
-    _check_places(image, size, window)
-    arguments = image, size, window, flip, kinds, values, mean, std
-    if dispatch.select("augment", image) == "reference":
-        return reference.augment(*arguments).contiguous()
-    out = _empty(image, window, mean)
-    dispatch.kernels("cpp", "augment").augment(*arguments, out)
+# Written out, not an Operator: an image is read wherever it lies.
+@torch.library.custom_op(
+    "apc_kernels::augment",
+    mutates_args=(),
+    schema="(Tensor image, SymInt[] size, SymInt[] window, bool flip, SymInt[] kinds, float[] values, float[] mean, "
+    "float[] std) -> Tensor",
+)
+def _augment(image, *others):
+    out = _empty(image, *others)
+    backend = KERNELS.select("augment", image)
+    function = KERNELS.function(backend, "augment")
+    if backend == "reference":
+        return function(image, *others).contiguous()
+    function(image, *others, out)
     return out
 
 
 @_augment.register_fake
-def _(image, size, window, flip, kinds, values, mean, std):
-    _check_image(image)
+def _empty(image, size, window, flip, kinds, values, mean, std):
+    _check_dtype(image)
+    if image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"image: expected the shape (3, H, W), got {tuple(image.shape)}")
     _check_places(image, size, window)
-    return _empty(image, window, mean)
-
-
-def _empty(image: Tensor, window: Sequence[int], mean: Sequence[float]) -> Tensor:
     return torch.empty(3, *window[2:], dtype=torch.float32 if mean else torch.uint8, device=image.device)
 
 
-def _check_image(image: Tensor) -> None:
+def _check_dtype(image: Tensor) -> None:
     if not isinstance(image, Tensor) or image.dtype != torch.uint8:
-        given = f"one in {str(image.dtype)[6:]}" if isinstance(image, Tensor) else type(image).__name__
+        given = f"one in {name_of(image.dtype)}" if isinstance(image, Tensor) else type(image).__name__
         raise TypeError(f"image: expected a tensor in uint8, got {given}")
-    if image.dim() != 3 or image.shape[0] != 3:
-        raise ValueError(f"image: expected the shape (3, H, W), got {tuple(image.shape)}")
 
 
 def _check_places(image: Tensor, size: Sequence[int], window: Sequence[int]) -> None:

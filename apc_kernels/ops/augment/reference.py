@@ -17,16 +17,7 @@ from torch import Tensor
 from apc_kernels.ops.interpolation import mapping
 
 
-def augment(
-    image: Tensor,
-    size: Sequence[int],
-    window: Sequence[int],
-    flip: bool,
-    kinds: Sequence[int],
-    values: Sequence[float],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tensor:
+def augment(image: Tensor, size, window, flip: bool, kinds, values, mean, std) -> Tensor:
     """`kinds` are places in STEPS; mean and std are empty where levels are wanted."""
     levels = resized(image, size, window, flip)
     for kind, value in zip(kinds, values, strict=True):

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apc_kernels import dispatch
-from apc_kernels.ops.common import check_dtype, without_autocast
+from apc_kernels.dispatch import Kernels
+from apc_kernels.ops.common import check_dtype, check_tensor, name_of, without_autocast
 from apc_kernels.ops.conv3x3 import reference, tiles
+
+KERNELS = Kernels(reference)
 
 # From here on tiles are faster than PyTorch's convolution: by benchmarks/results 1.3 to 1.8 times on two threads. With
 # fewer positions or channels the transforms, that of the weight above all, cost more than they save.
@@ -33,18 +35,22 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
         (B, O, h, w) in the maps' dtype. By tiles it is contiguous, and once differentiable in maps and weight.
     """
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
-    _check(maps, weight)
+    for name, tensor in _named(maps, weight):
+        check_tensor(tensor, name)
     if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
+        _check(maps, weight)
         return reference.conv3x3(maps, weight)
     return _forward(maps, weight)
+
+
+def _named(maps: Sequence[Tensor], weight: Tensor) -> list[tuple[str, Tensor]]:
+    return [*((f"maps[{i}]", x) for i, x in enumerate(maps)), ("weight", weight)]
 
 
 def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
     if not maps:
         raise ValueError("maps: expected one map at least, got none")
-    for name, tensor in [*((f"maps[{i}]", x) for i, x in enumerate(maps)), ("weight", weight)]:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    for name, tensor in _named(maps, weight):
         if tensor.dim() != 4:
             raise ValueError(f"{name}: expected 4 dimensions, got {tensor.dim()}: {tuple(tensor.shape)}")
         check_dtype(tensor, name)
@@ -55,7 +61,7 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
     for i, x in enumerate(maps):
         other_size = (x.shape[0], *x.shape[2:]) != (maps[0].shape[0], *maps[0].shape[2:])
         if other_size or (x.dtype != maps[0].dtype and not casts):
-            first, given = (f"{tuple(t.shape)} in {str(t.dtype)[6:]}" for t in (maps[0], x))
+            first, given = (f"{tuple(t.shape)} in {name_of(t.dtype)}" for t in (maps[0], x))
             raise ValueError(f"maps[{i}]: expected batch, size and dtype of maps[0], {first}, got {given}")
     inputs = sum(x.shape[1] for x in maps)
     if weight.shape[1:] != (inputs, 3, 3):
@@ -63,6 +69,9 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
 
 
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
+    """Whether tiles take maps and weight that fit together; they are not checked before."""
+    if not maps or any(tensor.dim() != 4 for tensor in (*maps, weight)):
+        return False
     first = maps[0]
     return (
         first.device.type == "cpu"
@@ -79,7 +88,7 @@ def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
 def _forward(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     _check(maps, weight)
     with without_autocast(weight):
-        if dispatch.select("conv3x3", weight) == "reference":
+        if KERNELS.select("conv3x3", weight) == "reference":
             return reference.conv3x3(maps, weight).contiguous()
         return tiles.convolve([_lines(x) for x in maps], _dense(weight))
 
@@ -94,7 +103,7 @@ def _(maps, weight):
 def _backward_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
     """The gradients of maps of these numbers of channels."""
     with without_autocast(weight):
-        if dispatch.select("conv3x3", weight) == "reference":
+        if KERNELS.select("conv3x3", weight) == "reference":
             transposed = weight.flip(2, 3).transpose(0, 1)
             return [reference.conv3x3([grad], w).contiguous() for w in transposed.split(list(channels))]
         return tiles.gradient_of_maps(_lines(grad), _dense(weight), channels)
@@ -108,7 +117,7 @@ def _(grad, weight, channels):
 @torch.library.custom_op("apc_kernels::conv3x3_backward_weight", mutates_args=())
 def _backward_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
     with without_autocast(grad):
-        if dispatch.select("conv3x3", grad) == "reference":
+        if KERNELS.select("conv3x3", grad) == "reference":
             shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
             return torch.nn.grad.conv2d_weight(torch.cat(list(maps), 1), shape, grad, padding=1).contiguous()
         return tiles.gradient_of_weight(_lines(grad), [_lines(x) for x in maps])

@@ -1,12 +1,14 @@
 """pyramid_pool: adaptive average pooling at several scales in one read of the map."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from apc_kernels import dispatch
-from apc_kernels.ops.common import check_dtype, check_scales, is_dense, reads_in_place
+from apc_kernels.dispatch import Kernels
+from apc_kernels.ops.common import as_scales, check_dtype, check_scales, check_tensor, is_dense
+from apc_kernels.ops.operator import Operator, fill
 from apc_kernels.ops.pyramid_pool import reference
 
 MAX_SCALES, MAX_SCALE = 64, 32768
@@ -36,29 +38,17 @@ def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
     deterministic to the bit. Under autocast it computes in the dtype x has. An infinity or NaN stays in the bins that
     hold it, except in the reference and so in exported models: their matrix products spread it over its row and column.
     """
-    scales = _check(x, scales)
-    if torch.compiler.is_exporting():
-        return reference.pyramid_pool(x, scales)
-    return _forward(x, scales)
+    check_tensor(x, "x")
+    return _pool(x, as_scales(scales))
 
 
-def _check(x: Tensor, scales: Sequence[int]) -> list[int]:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
-    if x.dim() != 4:
-        raise ValueError(f"x: expected 4 dimensions (B, C, h, w), got {x.dim()}: {tuple(x.shape)}")
-    check_dtype(x, "x")
-    _check_size(x.shape, "x")
-    return check_scales(scales, MAX_SCALES, MAX_SCALE)
+def _triton() -> ModuleType:
+    from apc_kernels.ops.pyramid_pool import triton
+
+    return triton
 
 
-def _check_size(size: Sequence[int], name: str) -> None:
-    if not (1 <= size[2] < MAX_SIZE and 1 <= size[3] < MAX_SIZE):
-        raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(size)}")
-
-
-def _regions(scales: Sequence[int]) -> int:
-    return sum(s * s for s in scales)
+KERNELS = Kernels(reference, triton=_triton, cuda=True)
 
 
 def _limits(size: Sequence[int], scales: Sequence[int]) -> dict[str, str]:
@@ -72,58 +62,50 @@ def _limits(size: Sequence[int], scales: Sequence[int]) -> dict[str, str]:
     return {"triton": reason, "cuda": reason}
 
 
-@torch.library.custom_op("apc_kernels::pyramid_pool", mutates_args=())
-def _forward(x: Tensor, scales: Sequence[int]) -> Tensor:
-    scales = _check(x, scales)
-    name = dispatch.select("pyramid_pool", x, _limits(x.shape, scales))
-    if name == "reference":
-        return reference.pyramid_pool(x, scales)
-    out = x.new_empty(*x.shape[:2], _regions(scales))
-    if out.numel():
-        dispatch.kernels(name, "pyramid_pool").pyramid_pool(x if reads_in_place(x) else x.contiguous(), scales, out)
-    return out
+def _check(x: Tensor, scales: Sequence[int]) -> tuple[Tensor, list[int]]:
+    if x.dim() != 4:
+        raise ValueError(f"x: expected 4 dimensions (B, C, h, w), got {x.dim()}: {tuple(x.shape)}")
+    check_dtype(x, "x")
+    _check_size(x.shape, "x")
+    return x, check_scales(scales, MAX_SCALES, MAX_SCALE)
 
 
-@_forward.register_fake
-def _(x, scales):
-    _check(x, scales)
-    return x.new_empty(*x.shape[:2], _regions(scales))
+def _check_size(size: Sequence[int], name: str) -> None:
+    if not (1 <= size[2] < MAX_SIZE and 1 <= size[3] < MAX_SIZE):
+        raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(size)}")
+
+
+_pool = Operator(
+    "pyramid_pool(Tensor x, SymInt[] scales) -> Tensor",
+    KERNELS,
+    _check,
+    on=lambda x, scales: (x, _limits(x.shape, scales)),
+    empty=lambda x, scales: x.new_empty(*x.shape[:2], sum(s * s for s in scales)),
+)
 
 
 @torch.library.custom_op("apc_kernels::pyramid_pool_backward", mutates_args=())
 def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """The gradient of x, a map of the given size and strides, from the gradient of the result."""
-    scales = _check_backward(grad, scales, size, stride)
+    grad_x = _empty_gradient(grad, scales, size, stride)
     if not is_dense(size, stride):
         raise ValueError(f"stride: expected the strides of a dense map of {tuple(size)}, got {tuple(stride)}")
-    name = dispatch.select("pyramid_pool_backward", grad, _limits(size, scales))
-    grad_x = grad.new_empty_strided(size, stride)
-    if name == "reference":
-        return grad_x.copy_(reference.pyramid_pool_backward(grad, scales, size))
-    if grad_x.numel():
-        target = grad_x if reads_in_place(grad_x) else torch.empty_like(grad_x, memory_format=torch.contiguous_format)
-        dispatch.kernels(name, "pyramid_pool").pyramid_pool_backward(grad.contiguous(), scales, target)
-        if target is not grad_x:
-            grad_x.copy_(target)
+    on = grad, _limits(size, scales)
+    fill(KERNELS, "pyramid_pool_backward", on, (grad, scales), grad_x, for_reference=(size,))
     return grad_x
 
 
 @_backward.register_fake
-def _(grad, scales, size, stride):
-    _check_backward(grad, scales, size, stride)
-    return grad.new_empty_strided(size, stride)
-
-
-def _check_backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> list[int]:
+def _empty_gradient(grad, scales, size, stride):
     scales = check_scales(scales, MAX_SCALES, MAX_SCALE)
     check_dtype(grad, "grad")
     if len(size) != 4 or len(stride) != 4:
         raise ValueError(f"size, stride: expected 4 numbers each, got {tuple(size)} and {tuple(stride)}")
     _check_size(size, "size")
-    expected = (size[0], size[1], _regions(scales))
+    expected = (size[0], size[1], sum(s * s for s in scales))
     if tuple(grad.shape) != expected:
         raise ValueError(f"grad: expected {expected} for a map of {tuple(size)}, got {tuple(grad.shape)}")
-    return scales
+    return grad.new_empty_strided(size, stride)
 
 
 def _remember(ctx, inputs, output):
@@ -132,11 +114,11 @@ def _remember(ctx, inputs, output):
     ctx.stride = torch.empty_like(x, device="meta").stride()
 
 
-_forward.register_autograd(
+_pool.register_autograd(
     lambda ctx, grad: (_backward(grad, ctx.scales, ctx.size, ctx.stride), None), setup_context=_remember
 )
 # The pooling is linear: the gradient of its gradient is the pooling again.
 _backward.register_autograd(
-    lambda ctx, grad: (_forward(grad, ctx.scales), None, None, None),
+    lambda ctx, grad: (_pool(grad, ctx.scales), None, None, None),
     setup_context=lambda ctx, inputs, output: setattr(ctx, "scales", inputs[1]),
 )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.common import without_autocast, working
+from apc_kernels.ops.common import without_autocast, working, working_dtype
 
 
 def pyramid_pool(x: Tensor, scales: Sequence[int]) -> Tensor:
@@ -37,4 +37,4 @@ def averaging(size: int, s: int, like: Tensor) -> Tensor:
     position = torch.arange(size, device=like.device)
     begin, end = i * size // s, ((i + 1) * size + s - 1) // s
     inside = (position >= begin) & (position < end)
-    return inside / (end - begin).to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+    return inside / (end - begin).to(working_dtype(like))

@@ -73,15 +73,8 @@ def start_of(segment, segments):
 def pool_rows_kernel(
     x,  # (B, C, h, w)
     row_sums,  # (B, segments, chunks, Σs, C) float32
-    channels,
-    height,
-    width,
-    segment_count,
-    chunks,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
+    sizes,  # channels, height, width, segments, chunks
+    strides,  # image, channel, row, column
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -89,6 +82,8 @@ def pool_rows_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One row segment, one chunk of its columns, one block of channels: rows first, then columns into bins."""
+    channels, height, width, segment_count, chunks = sizes
+    stride_b, stride_c, stride_y, stride_x = strides
     i_b = (tl.program_id(0) // chunks // segment_count).to(tl.int64)
     i_e, i_x = tl.program_id(0) // chunks % segment_count, tl.program_id(0) % chunks
     i_c = tl.program_id(1).to(tl.int64)
@@ -122,11 +117,7 @@ def pool_rows_kernel(
 def pool_bins_kernel(
     row_sums,  # (B, segments, chunks, Σs, C) float32
     out,  # (B, C, J)
-    channels,
-    height,
-    width,
-    segment_count,
-    chunks,
+    sizes,  # channels, height, width, segments, chunks
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
     REGIONS: tl.constexpr,
@@ -135,6 +126,7 @@ def pool_bins_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One block of regions and channels: adds up the row segments of every region and divides by its area."""
+    channels, height, width, segment_count, chunks = sizes
     channel_blocks = tl.cdiv(channels, BLOCK_C)
     i_b = (tl.program_id(0) // channel_blocks).to(tl.int64)
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -171,15 +163,8 @@ def pool_bins_kernel(
 def spread_rows_kernel(
     grad,  # (B, C, J)
     grad_x,  # (B, C, h, w)
-    channels,
-    height,
-    width,
-    segment_count,
-    chunks,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
+    sizes,  # channels, height, width, segments, chunks
+    strides,  # image, channel, row, column
     overlap,
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -190,6 +175,8 @@ def spread_rows_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One row segment, one chunk of its columns, one block of channels: the gradient once, written to every row."""
+    channels, height, width, segment_count, chunks = sizes
+    stride_b, stride_c, stride_y, stride_x = strides
     i_b = (tl.program_id(0) // chunks // segment_count).to(tl.int64)
     i_e, i_x = tl.program_id(0) // chunks % segment_count, tl.program_id(0) % chunks
     i_c = tl.program_id(1).to(tl.int64)
@@ -240,23 +227,25 @@ def pyramid_pool_backward(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -
 
 def forward_launches(x: Tensor, scales: Sequence[int], out: Tensor) -> list[tuple]:
     batch, channels, _, _ = x.shape
-    sizes, blocks = _sizes(x, scales), triton.cdiv(channels, BLOCK_C)
-    programs = batch * sizes["segment_count"] * sizes["chunks"]
-    row_sums = x.new_empty(programs, sum(scales), channels, dtype=torch.float32)
-    rows = {"x": x, "row_sums": row_sums, **sizes, **_strides(x), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
-    bins = {"row_sums": row_sums, "out": out, **sizes, "REGIONS": out.shape[2], "BLOCK_J": 64, "BLOCK_C": 32}
+    shared = _shared(x, scales)
+    _, _, _, segments, chunks = shared["sizes"]
+    programs = batch * segments * chunks
+    shared["row_sums"] = x.new_empty(programs, sum(scales), channels, dtype=torch.float32)
+    rows = {"x": x, "strides": x.stride(), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
+    bins = {"out": out, "REGIONS": out.shape[2], "BLOCK_J": 64, "BLOCK_C": 32}
     return [
-        (pool_rows_kernel, (programs, blocks), rows),
-        (pool_bins_kernel, (batch * triton.cdiv(channels, 32), triton.cdiv(out.shape[2], 64)), bins),
+        (pool_rows_kernel, (programs, triton.cdiv(channels, BLOCK_C)), shared | rows),
+        (pool_bins_kernel, (batch * triton.cdiv(channels, 32), triton.cdiv(out.shape[2], 64)), shared | bins),
     ]
 
 
 def backward_launches(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -> list[tuple]:
     batch, channels, height, _ = grad_x.shape
-    sizes, blocks = _sizes(grad_x, scales), triton.cdiv(channels, BLOCK_C)
-    rows = {"grad": grad, "grad_x": grad_x, **sizes, **_strides(grad_x), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
+    shared = _shared(grad_x, scales)
+    _, _, _, segments, chunks = shared["sizes"]
+    rows = {"grad": grad, "grad_x": grad_x, "strides": grad_x.stride(), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
     rows |= {"REGIONS": grad.shape[2], "BLOCK_N": 16, "overlap": max(triton.cdiv(s, height) for s in scales) + 1}
-    return [(spread_rows_kernel, (batch * sizes["segment_count"] * sizes["chunks"], blocks), rows)]
+    return [(spread_rows_kernel, (batch * segments * chunks, triton.cdiv(channels, BLOCK_C)), shared | rows)]
 
 
 def segment_count(size: int, scales: Sequence[int]) -> int:
@@ -265,19 +254,11 @@ def segment_count(size: int, scales: Sequence[int]) -> int:
     return len((begins | ends) - {size})
 
 
-def _sizes(x: Tensor, scales: Sequence[int]) -> dict:
+def _shared(x: Tensor, scales: Sequence[int]) -> dict:
     _, channels, height, width = x.shape
     return {
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "segment_count": segment_count(height, scales),
-        "chunks": triton.cdiv(width, BLOCK_X),
+        "sizes": (channels, height, width, segment_count(height, scales), triton.cdiv(width, BLOCK_X)),
         "SCALES": tuple(scales),
         "COLUMNS": sum(scales),
         "HEIGHT": triton.next_power_of_2(height),
     }
-
-
-def _strides(x: Tensor) -> dict:
-    return dict(zip(("stride_b", "stride_c", "stride_y", "stride_x"), x.stride(), strict=True))

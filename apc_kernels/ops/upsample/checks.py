@@ -1,22 +1,32 @@
-"""What the upsample_* operations ask of their arguments."""
+"""What the upsample_* operations ask of their arguments, and which kernels they have."""
 
 import operator
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.common import check_dtype
+from apc_kernels.dispatch import Kernels
+from apc_kernels.ops.common import check_dtype, name_of
 from apc_kernels.ops.interpolation import MAX_SIZE, check_extent
+from apc_kernels.ops.upsample import reference
 
 MAX_GPU_POSITION = 2**30  # twice the source's size times the result's, along an axis
 MAX_GPU_ROWS, MAX_GPU_LOGITS = 2**31, 2**40  # source rows times result columns, and all logits: grids are no larger
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
+def _triton() -> ModuleType:
+    from apc_kernels.ops.upsample import triton
+
+    return triton
+
+
+KERNELS = Kernels(reference, triton=_triton)
+
+
 def check_logits(logits: Tensor) -> None:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
     if logits.dim() != 4:
         raise ValueError(f"logits: expected 4 dimensions (B, K, h, w), got {logits.dim()}: {tuple(logits.shape)}")
     check_dtype(logits, "logits")
@@ -26,13 +36,10 @@ def check_logits(logits: Tensor) -> None:
 
 
 def check_target(target: Tensor, logits: Tensor) -> None:
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
     if target.dim() != 3:
         raise ValueError(f"target: expected 3 dimensions (B, H, W), got {target.dim()}: {tuple(target.shape)}")
     if target.dtype not in LABELS:
-        given = str(target.dtype).removeprefix("torch.")
-        raise ValueError(f"target: expected labels in uint8, int16, int32 or int64, got {given}")
+        raise ValueError(f"target: expected labels in uint8, int16, int32 or int64, got {name_of(target.dtype)}")
     if target.device != logits.device:
         raise ValueError(f"target: expected a tensor on the logits' device, {logits.device}, got {target.device}")
     if target.shape[0] != logits.shape[0]:
@@ -40,7 +47,7 @@ def check_target(target: Tensor, logits: Tensor) -> None:
     check_extent(target.shape[1:], "target", target.shape)
 
 
-def check_ignored(ignore_index: int) -> int:
+def as_ignored(ignore_index: int) -> int:
     try:
         ignore_index = operator.index(ignore_index)
     except TypeError:

@@ -1,15 +1,14 @@
 """upsample_cross_entropy: the loss of bilinearly upsampled logits, without the upsampled logits."""
 
 import math
-from typing import Optional
 
 import torch
 from torch import Tensor
 
 from apc_kernels import labels
-from apc_kernels.ops.common import call, check_small
-from apc_kernels.ops.upsample import reference
-from apc_kernels.ops.upsample.checks import check_ignored, check_logits, check_target, limits
+from apc_kernels.ops.common import check_small, check_tensor, name_of, widened, working_dtype
+from apc_kernels.ops.operator import Operator
+from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
 
@@ -58,37 +57,31 @@ def upsample_cross_entropy(
     only; deterministic to the bit; logits keep their dtype under autocast. On a CPU logits are taken relative to the
     largest of their source pixel: what all of them have in common does not cost accuracy.
     """
-    ignore_index, label_smoothing = _check(logits, target, ignore_index, label_smoothing)
+    check_tensor(logits, "logits")
+    check_tensor(target, "target")
     if weight is not None:
-        weight = check_small(weight, "weight", [(logits.shape[1],)], logits)
+        weight = widened(weight, "weight", logits)
         if weight.requires_grad:
             raise ValueError("weight: expected a tensor without gradient; it is not differentiated")
+    ignore_index, label_smoothing = as_ignored(ignore_index), _as_smoothing(label_smoothing)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if denominator is not None:
         denominator = _check_denominator(denominator, reduction, logits)
-    operator = reference.upsample_cross_entropy if torch.compiler.is_exporting() else _forward
-    arguments = (logits, target, weight, ignore_index, label_smoothing, align_corners, reduction == "none")
-    _, losses, sums = operator(*arguments)
-    loss = losses
-    if reduction != "none":
+    per_pixel = reduction == "none"
+    _, loss, sums = _losses(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
+    if not per_pixel:
         if denominator is None:
             denominator = {"mean": sums[1].detach(), "mean_all": target.numel(), "sum": 1}[reduction]
-        loss = (sums[0] / denominator).to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        loss = (sums[0] / denominator).to(working_dtype(logits))
     return (loss, sums[2].detach().to(torch.int64)) if return_correct else loss
 
 
-def _check(logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> tuple[int, float]:
-    check_logits(logits)
-    check_target(target, logits)
-    ignore_index = check_ignored(ignore_index)
+def _as_smoothing(label_smoothing: float) -> float:
     try:
-        label_smoothing = float(label_smoothing)
+        return float(label_smoothing)
     except (TypeError, ValueError):
         raise TypeError(f"label_smoothing: expected a number, got {label_smoothing!r}") from None
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
-    return ignore_index, label_smoothing
 
 
 def _check_denominator(denominator: float | Tensor, reduction: str, logits: Tensor) -> float | Tensor:
@@ -99,7 +92,7 @@ def _check_denominator(denominator: float | Tensor, reduction: str, logits: Tens
         if denominator.numel() != 1 or unlike:
             raise ValueError(
                 "denominator: expected one real element on the logits' device, without gradient; got "
-                f"{tuple(denominator.shape)} in {str(denominator.dtype)[6:]} on {denominator.device}, "
+                f"{tuple(denominator.shape)} in {name_of(denominator.dtype)} on {denominator.device}, "
                 f"requires_grad={denominator.requires_grad}"
             )
         return denominator.reshape(()).to(torch.float64)
@@ -112,63 +105,52 @@ def _check_denominator(denominator: float | Tensor, reduction: str, logits: Tens
     return denominator
 
 
-@torch.library.custom_op("apc_kernels::upsample_cross_entropy", mutates_args=())
-def _forward(
-    logits: Tensor,
-    target: Tensor,
-    weight: Optional[Tensor],  # noqa: UP045, the schema is read from it
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    per_pixel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As the reference's."""
-    _check(logits, target, ignore_index, label_smoothing)
-    results = _empty(logits, target, per_pixel)
-    arguments = (logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
-    name = "upsample_cross_entropy"
-    call("upsample", name, logits, limits(logits, target.shape[1:]), arguments, results)
+def _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel):
+    check_logits(logits)
+    check_target(target, logits)
+    if weight is not None:
+        weight = check_small(weight, "weight", [(logits.shape[1],)], logits)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
+    return logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel
+
+
+def _refuse_wrong(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel, results):
     if labels.are_checked(target) and results[2][3].item():
         labels.refuse(target, logits.shape[1], ignore_index)
-    return results
 
 
-def _empty(logits: Tensor, target: Tensor, per_pixel: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    normalizer = logits.new_empty(target.shape, dtype=dtype)
-    losses = logits.new_empty(target.shape if per_pixel else (0,), dtype=dtype)
+def _empty(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel):
+    normalizer = logits.new_empty(target.shape, dtype=working_dtype(logits))
+    losses = logits.new_empty(target.shape if per_pixel else (0,), dtype=working_dtype(logits))
     return normalizer, losses, logits.new_empty(4, dtype=torch.float64)
 
 
-@_forward.register_fake
-def _(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel):
-    _check(logits, target, ignore_index, label_smoothing)
-    return _empty(logits, target, per_pixel)
+_losses = Operator(
+    "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, float label_smoothing, "
+    "bool align_corners, bool per_pixel) -> (Tensor, Tensor, Tensor)",
+    KERNELS,
+    _check,
+    on=lambda logits, target, *_: (logits, limits(logits, target.shape[1:])),
+    empty=_empty,
+    verify=_refuse_wrong,
+)
 
 
-@torch.library.custom_op("apc_kernels::upsample_cross_entropy_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Optional[Tensor],  # noqa: UP045
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-) -> Tensor:
-    """The gradient of the logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
-    _check(logits, target, ignore_index, label_smoothing)
-    grad_logits = torch.empty_like(logits)
-    name = "upsample_cross_entropy_backward"
-    arguments = (grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer)
-    call("upsample", name, logits, limits(logits, target.shape[1:]), arguments, (grad_logits,))
-    return grad_logits
+def _check_backward(grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer):
+    *checked, _ = _check(logits, target, weight, ignore_index, label_smoothing, align_corners, False)
+    return grad, *checked, normalizer
 
 
-@_backward.register_fake
-def _(grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer):
-    return torch.empty_like(logits)
+# The gradient of the logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all.
+_backward = Operator(
+    "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, "
+    "float label_smoothing, bool align_corners, Tensor normalizer) -> Tensor",
+    KERNELS,
+    _check_backward,
+    on=lambda grad, logits, target, *_: (logits, limits(logits, target.shape[1:])),
+    empty=lambda grad, logits, *_: torch.empty_like(logits),
+)
 
 
 def _remember(ctx, inputs, output):
@@ -182,4 +164,4 @@ def _through(ctx, grad_plain, grad_losses, grad_sums):
     return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 6
 
 
-_forward.register_autograd(_through, setup_context=_remember)
+_losses.register_autograd(_through, setup_context=_remember)

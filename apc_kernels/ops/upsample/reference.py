@@ -18,15 +18,7 @@ def upsampled(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tenso
     return F.interpolate(working(logits), size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    per_pixel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def upsample_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel):
     """For each pixel Σ exp(l − its largest l), which is what backward needs, and its loss; then their sums: losses,
     weights, correct pixels, labels out of range."""
     scores = upsampled(logits, target.shape[1:], align_corners)
@@ -46,15 +38,8 @@ def upsample_cross_entropy(
 
 
 def upsample_cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-) -> Tensor:
+    grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer
+):
     """From the gradient of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
     classes = logits.shape[1]
     scores = upsampled(logits, target.shape[1:], align_corners)

@@ -19,9 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from apc_kernels.ops.common import run
-from apc_kernels.ops.upsample.triton_backward import (
-    upsample_cross_entropy_backward as upsample_cross_entropy_backward,
-)
+from apc_kernels.ops.upsample.triton_backward import upsample_cross_entropy_backward
 from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
     exp,
@@ -29,10 +27,18 @@ from apc_kernels.ops.upsample.triton_tiles import (
     load_classes,
     load_label,
     programs,
-    rows_of_window,
     scan_classes,
     tile_of_program,
+    window_of,
 )
+
+__all__ = [
+    "upsample_argmax",
+    "upsample_confusion",
+    "upsample_cross_entropy",
+    "upsample_cross_entropy_backward",
+    "upsample_softmax",
+]
 
 
 @triton.jit
@@ -46,45 +52,28 @@ def cross_entropy_kernel(
     sums,  # (programs, 4) float64
     ignore_index,
     channels,
-    source_rows,
-    source_columns,
-    rows,
-    columns,
-    step_y,
-    start_y,
-    denominator_y,
-    step_x,
-    start_x,
-    denominator_x,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
+    axis_y,  # sizes and mapping of rows, and
+    axis_x,  # of columns (triton_tiles.py)
+    strides,  # of logits: image, class, row, column
     LABEL_SMOOTHING: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """The losses of one tile, and their sums: float32 within a window of rows, float64 over windows and programs."""
-    axis_y = (source_rows, rows, step_y, start_y, denominator_y)
-    axis_x = (source_columns, columns, step_x, start_x, denominator_x)
-    i_b, i_y, begin, end, column, corners = tile_of_program(
-        logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_X
-    )
+    i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     total_loss, total_weight = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
     correct, wrong = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
-        m_yx = m_y[:, None] & (column < columns)[None, :]
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_kept = m_yx & (b_label != ignore_index)
         m_valid = m_kept & (b_label >= 0) & (b_label < channels)
         m_wrong = m_kept & (m_valid == 0)
-        b_own = load_label(corners, w_y, b_label, m_valid, stride_c)
+        b_own = load_label(corners, w_y, b_label, m_valid, strides[1])
         b_shift = tl.where(tl.abs(b_own) < float("inf"), b_own, 0.0)
         b_max, b_sum, b_class, b_smooth = scan_classes(
-            corners, w_y, weight, b_shift, channels, stride_c, LABEL_SMOOTHING, ROWS, BLOCK_X, BLOCK_K
+            corners, w_y, weight, b_shift, channels, strides[1], LABEL_SMOOTHING, ROWS, BLOCK_X, BLOCK_K
         )
         tl.store(normalizer + o_yx, b_sum, mask=m_yx)
         b_weight = m_valid.to(tl.float32)
@@ -115,35 +104,18 @@ def argmax_kernel(
     logits,  # (B, K, h, w)
     labels,  # (B, H, W) uint8, int16 or int32
     channels,
-    source_rows,
-    source_columns,
-    rows,
-    columns,
-    step_y,
-    start_y,
-    denominator_y,
-    step_x,
-    start_x,
-    denominator_x,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
+    axis_y,  # sizes and mapping of rows, and
+    axis_x,  # of columns (triton_tiles.py)
+    strides,  # of logits: image, class, row, column
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """The labels of one tile."""
-    axis_y = (source_rows, rows, step_y, start_y, denominator_y)
-    axis_x = (source_columns, columns, step_x, start_x, denominator_x)
-    i_b, i_y, begin, end, column, corners = tile_of_program(
-        logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_X
-    )
+    i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
-        _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, stride_c, 0.0, ROWS, BLOCK_X, BLOCK_K)
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
-        m_yx = m_y[:, None] & (column < columns)[None, :]
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
+        _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
         tl.store(labels + o_yx, b_class.to(labels.dtype.element_ty), mask=m_yx)
 
 
@@ -155,20 +127,9 @@ def confusion_kernel(
     invalid,  # (1,) int64, zero
     ignore_index,
     channels,
-    source_rows,
-    source_columns,
-    rows,
-    columns,
-    step_y,
-    start_y,
-    denominator_y,
-    step_x,
-    start_x,
-    denominator_x,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
+    axis_y,  # sizes and mapping of rows, and
+    axis_x,  # of columns (triton_tiles.py)
+    strides,  # of logits: image, class, row, column
     ROUNDS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -179,16 +140,10 @@ def confusion_kernel(
     Most pixels of a tile are of few cells of the matrix, the same few as all over the image. ROUNDS of these are
     counted here and added as one each; pixel by pixel they would queue at the same addresses.
     """
-    axis_y = (source_rows, rows, step_y, start_y, denominator_y)
-    axis_x = (source_columns, columns, step_x, start_x, denominator_x)
-    i_b, i_y, begin, end, column, corners = tile_of_program(
-        logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_X
-    )
+    i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
-        _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, stride_c, 0.0, ROWS, BLOCK_X, BLOCK_K)
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
-        m_yx = m_y[:, None] & (column < columns)[None, :]
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
+        _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_kept = m_yx & (b_label != ignore_index)
         m_left = m_kept & (b_label >= 0) & (b_label < channels)
@@ -210,24 +165,10 @@ def softmax_kernel(
     logits,  # (B, K, h, w)
     out,  # (B, K, H, W) float32
     channels,
-    source_rows,
-    source_columns,
-    rows,
-    columns,
-    step_y,
-    start_y,
-    denominator_y,
-    step_x,
-    start_x,
-    denominator_x,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
-    out_stride_b,
-    out_stride_c,
-    out_stride_y,
-    out_stride_x,
+    axis_y,  # sizes and mapping of rows, and
+    axis_x,  # of columns (triton_tiles.py)
+    strides,  # of logits: image, class, row, column
+    out_strides,  # the same of out
     FLIP: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
@@ -235,45 +176,31 @@ def softmax_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The probabilities of one tile."""
-    axis_y = (source_rows, rows, step_y, start_y, denominator_y)
-    axis_x = (source_columns, columns, step_x, start_x, denominator_x)
-    i_b, i_y, begin, end, column, corners = tile_of_program(
-        logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_X
-    )
-    out += i_b * out_stride_b
-    o_x = (columns - 1 - column if FLIP else column).to(tl.int64) * out_stride_x
+    columns = axis_x[1]
+    i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
+    out += i_b * out_strides[0]
+    o_x = (columns - 1 - column if FLIP else column).to(tl.int64) * out_strides[3]
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
-        b_max, b_sum, _, _ = scan_classes(corners, w_y, None, None, channels, stride_c, 0.0, ROWS, BLOCK_X, BLOCK_K)
+        _, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
+        b_max, b_sum, _, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
         b_inverse = 1.0 / b_sum
-        o_yx = (row.to(tl.int64) * out_stride_y)[:, None] + o_x[None, :]
-        m_yx = m_y[:, None] & (column < columns)[None, :]
+        row = (first + tl.arange(0, ROWS)).to(tl.int64)
+        o_yx = (row * out_strides[2])[:, None] + o_x[None, :]
         for first_class in range(0, channels, BLOCK_K):
-            channel, b_logits = load_classes(corners, w_y, first_class, channels, stride_c, BLOCK_K)
+            channel, b_logits = load_classes(corners, w_y, first_class, channels, strides[1], BLOCK_K)
             b_probability = exp(b_logits - b_max[:, None, :]) * b_inverse[:, None, :]
-            o_ykx = (channel.to(tl.int64) * out_stride_c)[None, :, None] + o_yx[:, None, :]
+            o_ykx = (channel.to(tl.int64) * out_strides[1])[None, :, None] + o_yx[:, None, :]
             m_ykx = (channel < channels)[None, :, None] & m_yx[:, None, :]
             if ADD:
                 b_probability += tl.load(out + o_ykx, mask=m_ykx, other=0.0)
             tl.store(out + o_ykx, b_probability, mask=m_ykx)
 
 
-def upsample_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    per_pixel: bool,
-    normalizer: Tensor,
-    losses: Tensor,
-    sums: Tensor,
-) -> None:
+def upsample_cross_entropy(*arguments) -> None:
+    logits, target, *settings, per_pixel, normalizer, losses, sums = arguments
     parts = logits.new_empty(programs(logits, target.shape[1:]), 4, dtype=torch.float64)
     losses = losses if per_pixel else None
-    arguments = (logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, losses, parts)
-    run(cross_entropy_launches(*arguments), logits)
+    run(cross_entropy_launches(logits, target, *settings, normalizer, losses, parts), logits)
     sums.copy_(parts.sum(0))
 
 
@@ -294,15 +221,7 @@ def upsample_softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool,
 
 
 def cross_entropy_launches(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-    losses: Tensor | None,
-    parts: Tensor,
+    logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, losses, parts: Tensor
 ) -> list[tuple]:
     arguments = {
         "target": target,
@@ -329,8 +248,7 @@ def confusion_launches(
 
 
 def softmax_launches(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> list[tuple]:
-    arguments = {"out": out, "FLIP": flip, "ADD": add}
-    arguments |= {f"out_stride_{axis}": stride for axis, stride in zip("bcyx", out.stride(), strict=True)}
+    arguments = {"out": out, "out_strides": out.stride(), "FLIP": flip, "ADD": add}
     return _launches(softmax_kernel, logits, out.shape[2:], align_corners, arguments)
 
 

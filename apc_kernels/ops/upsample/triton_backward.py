@@ -31,10 +31,10 @@ from apc_kernels.ops.upsample.triton_tiles import (
     lerp,
     load_label,
     programs,
-    rows_of_window,
     scan_classes,
     tile_of_program,
     weights_of,
+    window_of,
 )
 
 ROWS_SUMMED = tl.constexpr(32)  # at once: a cell may have thousands, too many for one sum in float32
@@ -54,35 +54,18 @@ def pixels_kernel(
     grad_stride,
     ignore_index,
     channels,
-    source_rows,
-    source_columns,
-    rows,
-    columns,
-    step_y,
-    start_y,
-    denominator_y,
-    step_x,
-    start_x,
-    denominator_x,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
+    axis_y,  # sizes and mapping of rows, and
+    axis_x,  # of columns (triton_tiles.py)
+    strides,  # of logits: image, class, row, column
     LABEL_SMOOTHING: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """What all classes of a pixel share, for one tile: NaN for a label out of range, anything for an ignored pixel."""
-    axis_y = (source_rows, rows, step_y, start_y, denominator_y)
-    axis_x = (source_columns, columns, step_x, start_x, denominator_x)
-    i_b, i_y, begin, end, column, corners = tile_of_program(
-        logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_X
-    )
+    i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
-        row, m_y, w_y = rows_of_window(first, end, i_y, axis_y, ROWS)
-        m_yx = m_y[:, None] & (column < columns)[None, :]
-        o_yx = (i_b * rows + row[:, None]) * columns + column[None, :]
+        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_valid = m_yx & (b_label >= 0) & (b_label < channels)
         b_grad = tl.load(grad + o_yx * grad_stride, mask=m_yx, other=0.0)
@@ -96,8 +79,8 @@ def pixels_kernel(
             of_all = tl.load(total) if total is not None else channels * 1.0
             b_factor += LABEL_SMOOTHING / channels * of_all * b_grad
         b_factor /= tl.load(normalizer + o_yx, mask=m_yx, other=1.0)
-        b_largest, _, _, _ = scan_classes(corners, w_y, None, None, channels, stride_c, 0.0, ROWS, BLOCK_X, BLOCK_K)
-        b_label_logit = load_label(corners, w_y, b_label, m_valid, stride_c)
+        b_largest, _, _, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
+        b_label_logit = load_label(corners, w_y, b_label, m_valid, strides[1])
         b_own = b_factor * exp(b_label_logit - b_largest) - b_own
         tl.store(largest + o_yx, b_largest, mask=m_yx)
         tl.store(factor + o_yx, b_factor, mask=m_yx)
@@ -117,24 +100,10 @@ def cells_kernel(
     grad_stride,
     ignore_index,
     channels,
-    source_rows,
-    source_columns,
-    rows,
-    columns,
-    step_y,
-    start_y,
-    denominator_y,
-    step_x,
-    start_x,
-    denominator_x,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
-    out_stride_b,
-    out_stride_c,
-    out_stride_y,
-    out_stride_x,
+    axis_y,  # sizes and mapping of rows, and
+    axis_x,  # of columns (triton_tiles.py)
+    strides,  # of logits: image, class, row, column
+    out_strides,  # the same of grad_logits
     LABEL_SMOOTHING: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -142,8 +111,9 @@ def cells_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """BLOCK_K classes, BLOCK_I source rows and BLOCK_J − 1 source columns of one image."""
-    axis_y = (source_rows, rows, step_y, start_y, denominator_y)
-    axis_x = (source_columns, columns, step_x, start_x, denominator_x)
+    (source_rows, rows, _, _, _), (source_columns, columns, _, _, _) = axis_y, axis_x
+    stride_b, stride_c, stride_y, stride_x = strides
+    out_stride_b, out_stride_c, out_stride_y, out_stride_x = out_strides
     blocks_k, blocks_j = tl.cdiv(channels, BLOCK_K), tl.cdiv(source_columns, BLOCK_J - 1)
     blocks_i = tl.cdiv(source_rows, BLOCK_I)
     tile = tl.program_id(0) // blocks_k
@@ -232,31 +202,12 @@ def cells_kernel(
         grad_logits += out_stride_y
 
 
-def upsample_cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-    grad_logits: Tensor,
-) -> None:
-    arguments = (grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, grad_logits)
-    run(backward_launches(*arguments), logits)
+def upsample_cross_entropy_backward(*arguments) -> None:
+    run(backward_launches(*arguments), arguments[-1])
 
 
 def backward_launches(
-    grad: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    normalizer: Tensor,
-    grad_logits: Tensor,
+    grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, grad_logits
 ) -> list[tuple]:
     size = target.shape[1:]
     shared = {"grad": grad, "logits": logits, "target": target, "weight": weight}
@@ -265,8 +216,7 @@ def backward_launches(
     shared |= {"LABEL_SMOOTHING": label_smoothing, **geometry(logits, size, align_corners)}
     total = weight.sum()[None] if weight is not None and label_smoothing else None
     pixels = {"normalizer": normalizer, "total": total, **blocks(logits, size)}
-    cells = {"grad_logits": grad_logits, **cell_blocks(logits, size)}
-    cells |= {f"out_stride_{axis}": stride for axis, stride in zip("bcyx", grad_logits.stride(), strict=True)}
+    cells = {"grad_logits": grad_logits, "out_strides": grad_logits.stride(), **cell_blocks(logits, size)}
     cells["weight"] = weight if label_smoothing else None
     batch, channels, height, width = logits.shape
     tiles = batch * triton.cdiv(height, cells["BLOCK_I"]) * triton.cdiv(width, cells["BLOCK_J"] - 1)

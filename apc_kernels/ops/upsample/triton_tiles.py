@@ -63,12 +63,13 @@ def load_row(logits, o_left, o_right, w_left, w_right, mask):
 
 
 @triton.jit
-def tile_of_program(logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_X: tl.constexpr):
+def tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X: tl.constexpr):
     """The image, the source row i, the output rows from `begin` to `end` that it has, and output columns.
 
     With them the corners: pointers to rows i and i + 1, and, of the two source columns that each output column lies
     between, offsets and weights.
     """
+    stride_b, _, stride_y, stride_x = strides
     source_rows, columns = axis_y[0], axis_x[1]
     blocks = tl.cdiv(columns, BLOCK_X)
     i_b = (tl.program_id(0) // blocks // source_rows).to(tl.int64)
@@ -87,10 +88,13 @@ def tile_of_program(logits, axis_y, axis_x, stride_b, stride_y, stride_x, BLOCK_
 
 
 @triton.jit
-def rows_of_window(first, end, i_y, axis_y, ROWS: tl.constexpr):
-    """Output rows (ROWS,), which of them there are, and the weights of source rows i and i + 1."""
+def window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS: tl.constexpr):
+    """Of output rows (ROWS,): where their pixels lie in a (B, H, W) tensor, which there are, both (ROWS, BLOCK_X), and
+    the weights of source rows i and i + 1."""
     row = first + tl.arange(0, ROWS)
-    return row, row < end, weights_of(tl.minimum(row, end - 1), i_y, axis_y)
+    o_yx = (i_b * axis_y[1] + row[:, None]) * axis_x[1] + column[None, :]
+    m_yx = (row < end)[:, None] & (column < axis_x[1])[None, :]
+    return o_yx, m_yx, weights_of(tl.minimum(row, end - 1), i_y, axis_y)
 
 
 @triton.jit
@@ -164,13 +168,9 @@ def scan_classes(
 
 def geometry(logits: Tensor, size: Sequence[int], align_corners: bool) -> dict:
     """The arguments that say how large everything is, how positions map, and what lies where."""
-    _, channels, height, width = logits.shape
-    arguments = {"channels": channels, "source_rows": height, "source_columns": width}
-    arguments |= {"rows": size[0], "columns": size[1]}
-    for axis, source, positions in (("y", height, size[0]), ("x", width, size[1])):
-        step, start, denominator = mapping(source, positions, align_corners)
-        arguments |= {f"step_{axis}": step, f"start_{axis}": start, f"denominator_{axis}": denominator}
-    return arguments | dict(zip(("stride_b", "stride_c", "stride_y", "stride_x"), logits.stride(), strict=True))
+    axes = zip(logits.shape[2:], size, strict=True)
+    axis_y, axis_x = ((source, result, *mapping(source, result, align_corners)) for source, result in axes)
+    return {"channels": logits.shape[1], "axis_y": axis_y, "axis_x": axis_x, "strides": logits.stride()}
 
 
 def blocks(logits: Tensor, size: Sequence[int]) -> dict:

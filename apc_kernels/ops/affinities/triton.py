@@ -1,4 +1,4 @@
-"""adaptive_context in Triton, forward; triton_backward.py has the gradients.
+"""adaptive_context in Triton, forward; triton_backward.py has the gradients, triton_moments.py affinity_moments.
 
 A program takes a tile of positions of one image and one scale. It reads the tile's channels chunk by chunk for the
 affinities, which stay in registers, and then writes z chunk by chunk. Maps in low precision are multiplied as such on
@@ -7,32 +7,27 @@ tensor cores and summed in float32, weight and regions rounded to them; float32 
 Bytes: x read once from memory, and with a residual once more from the cache; z written once. No workspace.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.triton_backward import (
-    adaptive_context_backward_regions as adaptive_context_backward_regions,
-)
-from apc_kernels.ops.adaptive_context.triton_backward import (
-    adaptive_context_backward_x as adaptive_context_backward_x,
-)
-from apc_kernels.ops.adaptive_context.triton_tiles import (
+from apc_kernels.ops.affinities.triton_backward import adaptive_context_backward_regions, adaptive_context_backward_x
+from apc_kernels.ops.affinities.triton_moments import affinity_moments
+from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     centered,
+    launch,
     load_map,
     load_rows,
     offsets_of,
     operand_dtype,
     place_of_program,
     products,
-    rows_of,
-    sizes,
 )
 from apc_kernels.ops.common import run
+
+__all__ = ["adaptive_context", "adaptive_context_backward_regions", "adaptive_context_backward_x", "affinity_moments"]
 
 BLOCK = {"BLOCK_N": 128, "BLOCK_C": 32, "num_warps": 8, "num_stages": 3}
 FLOAT32_BLOCK = {"BLOCK_N": 64, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}  # its products take more registers
@@ -47,20 +42,9 @@ def context_kernel(
     shift,  # (B, S*C) or None
     center,  # (B, J) or None
     z,  # (B, S*C, h, w)
-    batch,
-    channels,
-    positions,
-    width,
-    rows,
-    tiles,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    z_stride_b,
-    z_stride_c,
-    z_stride_y,
-    z_stride_x,
+    sizes,
+    x_strides,
+    z_strides,
     RESIDUAL: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -69,11 +53,11 @@ def context_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of positions of one image and one scale."""
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, _ = rows_of(i_s, SCALES)
+    _, channels, positions, width, rows, _, _ = sizes
+    i_s, i_b, i_n, count, row, _ = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels
-    x += i_b * x_stride_b + first_channel * x_stride_c
-    z += i_b * z_stride_b + first_channel * z_stride_c
+    x += i_b * x_strides[0] + first_channel * x_strides[1]
+    z += i_b * z_strides[0] + first_channel * z_strides[1]
     regions += (i_b * rows + row) * channels
     weight += row.to(tl.int64) * channels
     bias += i_b * rows + row
@@ -84,12 +68,12 @@ def context_kernel(
 
     position = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = position < positions
-    o_n = offsets_of(position, width, x_stride_y, x_stride_x, FLAT)
-    o_zn = offsets_of(position, width, z_stride_y, z_stride_x, FLAT)
+    o_n = offsets_of(position, width, x_strides, FLAT)
+    o_zn = offsets_of(position, width, z_strides, FLAT)
     for k in tl.static_range(1, len(BLOCKS)):
         if (count > BLOCKS[k - 1]) & (count <= BLOCKS[k]):
             region = tl.arange(0, BLOCKS[k])
-            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_stride_c, BLOCK_N, BLOCK_C, BLOCKS[k])
+            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_strides, BLOCK_N, BLOCK_C, BLOCKS[k])
             m_nj = m_n[:, None] & (region < count)[None, :]
             b_centered = centered(b_affinity, center, m_nj, count, BLOCKS[k]).to(weight.dtype.element_ty)
             for c in range(0, channels, BLOCK_C):
@@ -99,48 +83,18 @@ def context_kernel(
                 if shift is not None:
                     b_z = tl.where(b_z <= 0, 0.0, b_z)  # NaN passes
                 if RESIDUAL:
-                    b_z += load_map(x, o_n, m_n, channel, channels, x_stride_c).to(tl.float32)
-                o_nc = o_zn[:, None] + channel[None, :].to(tl.int64) * z_stride_c
+                    b_z += load_map(x, o_n, m_n, channel, channels, x_strides).to(tl.float32)
+                o_nc = o_zn[:, None] + channel[None, :].to(tl.int64) * z_strides[1]
                 m_nc = m_n[:, None] & (channel < channels)[None, :]
                 tl.store(z + o_nc, b_z.to(z.dtype.element_ty), mask=m_nc)
 
 
-def adaptive_context(
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    residual: bool,
-    center: Tensor | None,
-    z: Tensor,
-) -> None:
-    run(forward_launches(x, regions, weight, bias, scales, shift, residual, center, z), x)
+def adaptive_context(x: Tensor, *others) -> None:
+    run(context_launches(x, *others), x)
 
 
-def forward_launches(
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    residual: bool,
-    center: Tensor | None,
-    z: Tensor,
-) -> list[tuple]:
+def context_launches(x, regions, weight, bias, scales, shift, residual, center, z: Tensor) -> list[tuple]:
+    regions, weight = regions.to(operand_dtype(x)), weight.to(operand_dtype(x))
+    arguments = {"regions": regions, "weight": weight, "bias": bias, "shift": shift, "center": center}
     block = FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
-    tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
-    arguments = {
-        "x": x,
-        "regions": regions.to(operand_dtype(x)),
-        "weight": weight.to(operand_dtype(x)),
-        "bias": bias,
-        "shift": shift,
-        "center": center,
-        "z": z,
-    }
-    arguments |= {"rows": weight.shape[0], "tiles": tiles, "RESIDUAL": residual}
-    arguments |= sizes(x, scales, {"x": x, "z": z})
-    return [(context_kernel, (x.shape[0] * len(scales) * tiles,), arguments | block)]
+    return [launch(context_kernel, x, scales, block, arguments | {"RESIDUAL": residual}, x=x, z=z)]

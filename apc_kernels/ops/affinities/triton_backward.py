@@ -9,25 +9,23 @@ once. Workspace, written and read once: 4·J·C for every tile of an image, in f
 x's bytes.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.triton_tiles import (
+from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     centered,
     dot_in_halves,
+    launch,
     load_map,
     load_rows,
     offsets_of,
     operand_dtype,
     place_of_program,
     products,
-    rows_of,
-    sizes,
+    tiles_of,
 )
 from apc_kernels.ops.common import run
 
@@ -36,9 +34,9 @@ FLOAT32_BLOCK = {"BLOCK_N": 32, "BLOCK_C": 16, "num_warps": 8, "num_stages": 1} 
 
 
 @triton.jit
-def through_relu(grad, b_centered, b_regions, shift, o_n, m_n, channel, channels, grad_stride_c):
+def through_relu(grad, b_centered, b_regions, shift, o_n, m_n, channel, channels, grad_strides):
     """The gradient of z where the relu let z through, (BLOCK_N, BLOCK_C)."""
-    b_grad = load_map(grad, o_n, m_n, channel, channels, grad_stride_c).to(b_regions.dtype)
+    b_grad = load_map(grad, o_n, m_n, channel, channels, grad_strides).to(b_regions.dtype)
     if shift is not None:
         b_grad = tl.where(products(b_centered, b_regions, shift, channel, channels) <= 0, 0.0, b_grad)
     return b_grad
@@ -58,21 +56,9 @@ def regions_kernel(
     grad_bias,  # (B, tiles, J)
     slope,  # (B, tiles, J)
     slope_moments,  # (B, tiles, Σ s⁴)
-    batch,
-    channels,
-    positions,
-    width,
-    rows,
-    pairs,
-    tiles,
-    grad_stride_b,
-    grad_stride_c,
-    grad_stride_y,
-    grad_stride_x,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
+    sizes,
+    grad_strides,
+    x_strides,
     SCALES: tl.constexpr,
     BLOCKS: tl.constexpr,
     FLAT: tl.constexpr,
@@ -80,11 +66,11 @@ def regions_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of the positions of one image and one scale: its sums."""
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, pair = rows_of(i_s, SCALES)
+    _, channels, positions, width, rows, pairs, tiles = sizes
+    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels
-    x += i_b * x_stride_b + first_channel * x_stride_c
-    grad += i_b * grad_stride_b + first_channel * grad_stride_c
+    x += i_b * x_strides[0] + first_channel * x_strides[1]
+    grad += i_b * grad_strides[0] + first_channel * grad_strides[1]
     regions += (i_b * rows + row) * channels
     weight += row.to(tl.int64) * channels
     bias += i_b * rows + row
@@ -101,14 +87,14 @@ def regions_kernel(
 
     position = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = position < positions
-    o_n = offsets_of(position, width, x_stride_y, x_stride_x, FLAT)
-    o_gn = offsets_of(position, width, grad_stride_y, grad_stride_x, FLAT)
+    o_n = offsets_of(position, width, x_strides, FLAT)
+    o_gn = offsets_of(position, width, grad_strides, FLAT)
     for k in tl.static_range(1, len(BLOCKS)):
         if (count > BLOCKS[k - 1]) & (count <= BLOCKS[k]):
             region = tl.arange(0, BLOCKS[k])
             m_j = region < count
             m_nj = m_n[:, None] & m_j[None, :]
-            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_stride_c, BLOCK_N, BLOCK_C, BLOCKS[k])
+            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_strides, BLOCK_N, BLOCK_C, BLOCKS[k])
             b_centered = centered(b_affinity, center, m_nj, count, BLOCKS[k])
             b_slope = tl.where(m_nj, b_affinity * (1.0 - b_affinity), 0.0)
             tl.store(slope + region, tl.sum(b_slope, 0), mask=m_j)
@@ -123,7 +109,7 @@ def regions_kernel(
                 channel = c + tl.arange(0, BLOCK_C)
                 m_c = channel < channels
                 b_regions = load_rows(regions, region, count, channel, channels)
-                b_grad = through_relu(grad, b_operand, b_regions, shift, o_gn, m_n, channel, channels, grad_stride_c)
+                b_grad = through_relu(grad, b_operand, b_regions, shift, o_gn, m_n, channel, channels, grad_strides)
                 b_part = tl.dot(tl.trans(b_operand), b_grad, input_precision="ieee")
                 o_jc = region[:, None].to(tl.int64) * channels + channel[None, :]
                 m_jc = m_j[:, None] & m_c[None, :]
@@ -149,25 +135,10 @@ def map_kernel(
     result,  # (B, S*C, h, w): the gradient of x
     grad_weight,  # (B, tiles, J, C) float32
     grad_bias,  # (B, tiles, J) float32
-    batch,
-    channels,
-    positions,
-    width,
-    rows,
-    pairs,
-    tiles,
-    grad_stride_b,
-    grad_stride_c,
-    grad_stride_y,
-    grad_stride_x,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
-    result_stride_b,
-    result_stride_c,
-    result_stride_y,
-    result_stride_x,
+    sizes,
+    grad_strides,
+    x_strides,
+    result_strides,
     RESIDUAL: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -176,15 +147,15 @@ def map_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of the positions of one image and one scale: the gradient of x there, and the sums of the others."""
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, pair = rows_of(i_s, SCALES)
+    _, channels, positions, width, rows, pairs, tiles = sizes
+    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels
-    x += i_b * x_stride_b + first_channel * x_stride_c
-    result += i_b * result_stride_b + first_channel * result_stride_c
+    x += i_b * x_strides[0] + first_channel * x_strides[1]
+    result += i_b * result_strides[0] + first_channel * result_strides[1]
     weight += row.to(tl.int64) * channels
     bias += i_b * rows + row
     if grad is not None:
-        grad += i_b * grad_stride_b + first_channel * grad_stride_c
+        grad += i_b * grad_strides[0] + first_channel * grad_strides[1]
         regions += (i_b * rows + row) * channels
     if shift is not None:
         shift += i_b * len(SCALES) * channels + first_channel
@@ -201,15 +172,15 @@ def map_kernel(
 
     position = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = position < positions
-    o_n = offsets_of(position, width, x_stride_y, x_stride_x, FLAT)
-    o_gn = offsets_of(position, width, grad_stride_y, grad_stride_x, FLAT)
-    o_rn = offsets_of(position, width, result_stride_y, result_stride_x, FLAT)
+    o_n = offsets_of(position, width, x_strides, FLAT)
+    o_gn = offsets_of(position, width, grad_strides, FLAT)
+    o_rn = offsets_of(position, width, result_strides, FLAT)
     for k in tl.static_range(1, len(BLOCKS)):
         if (count > BLOCKS[k - 1]) & (count <= BLOCKS[k]):
             region = tl.arange(0, BLOCKS[k])
             m_j = region < count
             m_nj = m_n[:, None] & m_j[None, :]
-            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_stride_c, BLOCK_N, BLOCK_C, BLOCKS[k])
+            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_strides, BLOCK_N, BLOCK_C, BLOCKS[k])
             b_centered = centered(b_affinity, center, m_nj, count, BLOCKS[k])
 
             b_grad_affinity = tl.zeros_like(b_affinity)
@@ -225,9 +196,7 @@ def map_kernel(
                 for c in range(0, channels, BLOCK_C):
                     channel = c + tl.arange(0, BLOCK_C)
                     b_regions = load_rows(regions, region, count, channel, channels)
-                    b_grad = through_relu(
-                        grad, b_operand, b_regions, shift, o_gn, m_n, channel, channels, grad_stride_c
-                    )
+                    b_grad = through_relu(grad, b_operand, b_regions, shift, o_gn, m_n, channel, channels, grad_strides)
                     b_grad_affinity = tl.dot(b_grad, tl.trans(b_regions), b_grad_affinity, input_precision="ieee")
             b_grad_logits = tl.where(m_nj, b_affinity * (1.0 - b_affinity) * b_grad_affinity, 0.0)
             tl.store(grad_bias + region, tl.sum(b_grad_logits, 0), mask=m_j)
@@ -236,7 +205,7 @@ def map_kernel(
             for c in range(0, channels, BLOCK_C):
                 channel = c + tl.arange(0, BLOCK_C)
                 m_c = channel < channels
-                b_x = load_map(x, o_n, m_n, channel, channels, x_stride_c).to(weight.dtype.element_ty)
+                b_x = load_map(x, o_n, m_n, channel, channels, x_strides).to(weight.dtype.element_ty)
                 b_part = tl.dot(tl.trans(b_operand), b_x, input_precision="ieee")
                 o_jc = region[:, None].to(tl.int64) * channels + channel[None, :]
                 tl.store(grad_weight + o_jc, b_part, mask=m_j[:, None] & m_c[None, :])
@@ -244,117 +213,70 @@ def map_kernel(
                 b_weight = load_rows(weight, region, count, channel, channels)
                 b_result = tl.dot(b_operand, b_weight, input_precision="ieee")
                 if RESIDUAL:
-                    b_result += load_map(grad, o_gn, m_n, channel, channels, grad_stride_c).to(tl.float32)
+                    b_result += load_map(grad, o_gn, m_n, channel, channels, grad_strides).to(tl.float32)
                 if constant is not None:
                     b_result += tl.load(constant + channel, mask=m_c, other=0.0)[None, :]
-                o_nc = o_rn[:, None] + channel[None, :].to(tl.int64) * result_stride_c
+                o_nc = o_rn[:, None] + channel[None, :].to(tl.int64) * result_strides[1]
                 tl.store(result + o_nc, b_result.to(result.dtype.element_ty), mask=m_n[:, None] & m_c[None, :])
 
 
-def adaptive_context_backward_regions(
-    grad: Tensor,
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    center: Tensor | None,
-    grad_regions: Tensor,
-    grad_shift: Tensor,
-    grad_bias: Tensor,
-    slope: Tensor,
-    slope_moments: Tensor,
-) -> None:
-    launches = regions_launches(grad, x, regions, weight, bias, scales, shift, center)
-    run(launches, x)
-    parts = launches[0][2]
-    torch.sum(parts["grad_regions"], 1, out=grad_regions)
-    torch.sum(parts["grad_shift"], 1, out=grad_shift)
-    torch.sum(parts["grad_bias"], 1, out=grad_bias)
-    torch.sum(parts["slope"], 1, out=slope)
-    torch.sum(parts["slope_moments"], 1, out=slope_moments)
+def adaptive_context_backward_regions(*arguments) -> None:
+    inputs, results = arguments[:-5], arguments[-5:]
+    launches = regions_launches(*inputs)
+    run(launches, results[0])
+    names = ("grad_regions", "grad_shift", "grad_bias", "slope", "slope_moments")
+    for name, result in zip(names, results, strict=True):
+        torch.sum(launches[0][2][name], 1, out=result)
 
 
-def regions_launches(
-    grad: Tensor,
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    center: Tensor | None,
-) -> list[tuple]:
-    (batch, rows, channels), pairs = regions.shape, sum(s**4 for s in scales)
-    block = FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
-    tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
-    regions, weight = regions.to(operand_dtype(x)), weight.to(operand_dtype(x))
-    arguments = {"grad": grad, "x": x, "regions": regions, "weight": weight, "bias": bias}
-    arguments |= {"shift": shift, "center": center, "rows": rows, "pairs": pairs, "tiles": tiles}
-    arguments |= sizes(x, scales, {"grad": grad, "x": x})
-    for name, shape in (
-        ("grad_regions", (rows, channels)),
-        ("grad_shift", (x.shape[1],)),
-        ("grad_bias", (rows,)),
-        ("slope", (rows,)),
-        ("slope_moments", (pairs,)),
-    ):
-        arguments[name] = x.new_empty(batch, tiles, *shape, dtype=torch.float32)
-    return [(regions_kernel, (batch * len(scales) * tiles,), arguments | block)]
+def regions_launches(grad, x, regions, weight, bias, scales, shift, center) -> list[tuple]:
+    (batch, rows, channels), block = regions.shape, _block(x)
+    shared = (batch, tiles_of(x, block))
+    arguments = {"regions": regions.to(operand_dtype(x)), "weight": weight.to(operand_dtype(x)), "bias": bias}
+    arguments |= {
+        "shift": shift,
+        "center": center,
+        "grad_regions": x.new_empty(*shared, rows, channels, dtype=torch.float32),
+        "grad_shift": x.new_empty(*shared, x.shape[1], dtype=torch.float32),
+        "grad_bias": x.new_empty(*shared, rows, dtype=torch.float32),
+        "slope": x.new_empty(*shared, rows, dtype=torch.float32),
+        "slope_moments": x.new_empty(*shared, sum(s**4 for s in scales), dtype=torch.float32),
+    }
+    return [launch(regions_kernel, x, scales, block, arguments, grad=grad, x=x)]
 
 
-def adaptive_context_backward_x(
-    grad: Tensor | None,
-    x: Tensor,
-    regions: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    residual: bool,
-    center: Tensor | None,
-    linear: Tensor | None,
-    quadratic: Tensor | None,
-    constant: Tensor | None,
-    grad_x: Tensor,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-) -> None:
-    arguments = (grad, x, regions, weight, bias, scales, shift, residual, center, linear, quadratic, constant, grad_x)
-    launches = map_launches(*arguments)
-    run(launches, x)
+def adaptive_context_backward_x(*arguments) -> None:
+    *inputs, grad_weight, grad_bias = arguments
+    launches = map_launches(*inputs)
+    run(launches, grad_bias)
     parts = launches[0][2]
     torch.sum(parts["grad_weight"], (0, 1), out=grad_weight)
     torch.sum(parts["grad_bias"], 1, out=grad_bias)
 
 
 def map_launches(
-    grad: Tensor | None,
-    x: Tensor,
-    regions: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    shift: Tensor | None,
-    residual: bool,
-    center: Tensor | None,
-    linear: Tensor | None,
-    quadratic: Tensor | None,
-    constant: Tensor | None,
-    grad_x: Tensor,
+    grad, x, regions, weight, bias, scales, shift, residual, center, linear, quadratic, constant, result
 ) -> list[tuple]:
-    batch, (rows, channels) = x.shape[0], weight.shape
-    block = FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
-    tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
-    weight = weight.to(operand_dtype(x))
-    regions, shift = (None, None) if grad is None else (regions.to(operand_dtype(x)), shift)
-    arguments = {"grad": grad, "x": x, "regions": regions, "weight": weight, "bias": bias, "center": center}
-    arguments |= {"shift": shift, "RESIDUAL": residual, "linear": linear}
-    arguments |= {"quadratic": quadratic, "constant": constant, "result": grad_x}
-    arguments |= {"rows": rows, "pairs": sum(s**4 for s in scales), "tiles": tiles}
-    maps = {"grad": x if grad is None else grad, "x": x, "result": grad_x}
-    arguments |= sizes(x, scales, maps)
-    arguments["grad_weight"] = x.new_empty(batch, tiles, rows, channels, dtype=torch.float32)
-    arguments["grad_bias"] = x.new_empty(batch, tiles, rows, dtype=torch.float32)
-    return [(map_kernel, (batch * len(scales) * tiles,), arguments | block)]
+    block = _block(x)
+    shared = (x.shape[0], tiles_of(x, block))
+    arguments = {
+        "regions": None if grad is None else regions.to(operand_dtype(x)),
+        "weight": weight.to(operand_dtype(x)),
+        "bias": bias,
+        "shift": None if grad is None else shift,
+        "RESIDUAL": residual,
+        "center": center,
+        "linear": linear,
+        "quadratic": quadratic,
+        "constant": constant,
+        "grad_weight": x.new_empty(*shared, *weight.shape, dtype=torch.float32),
+        "grad_bias": x.new_empty(*shared, weight.shape[0], dtype=torch.float32),
+    }
+    kernel, grid, arguments = launch(
+        map_kernel, x, scales, block, arguments, grad=x if grad is None else grad, x=x, result=result
+    )
+    return [(kernel, grid, arguments | {"grad": grad})]
+
+
+def _block(x: Tensor) -> dict:
+    return FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK

@@ -1,7 +1,8 @@
-"""adaptive_context in plain PyTorch: the specification of every kernel, forward and backward, scale by scale.
+"""The operations on affinities in plain PyTorch: the specification of every kernel, forward and backward.
 
     A = sigmoid(x·wᵀ + b)                   affinities of every position to the regions of a scale
     z = relu((A − center)·regions + shift) + x      each of center, shift with the relu, and + x as asked for
+    mean = 1/N · Σ A    covariance = 1/N · Σ (A − mean)(A − mean)ᵀ      over the N positions of an image
 
 Positions are the last dimension here, as in an NCHW map: x (B, C, N), A (B, s*s, N), regions (B, s*s, C), w (s*s, C).
 The gradients come in two phases because batch normalisation sits between them (adaptive_context_norm): those of the
@@ -131,6 +132,22 @@ def adaptive_context_backward_x(
             parts.append((grad_x, grad_weight, grad_logits.sum(2)))
         grad_x, grad_weight, grad_bias = zip(*parts, strict=True)
         return torch.cat(grad_x, 1).view(x.shape).to(x.dtype), torch.cat(grad_weight), torch.cat(grad_bias, 1)
+
+
+def affinity_moments(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
+
+    A batch norm's variance is a quadratic form in the covariance, and one that can cancel.
+    """
+    with without_autocast(x):
+        maps, means, covariances = working(x).flatten(2), [], []
+        for block in blocks(scales, x.shape[1] // len(scales)):
+            affinity = affinities(maps, weight, bias, block).double()
+            mean = affinity.mean(2)
+            centered = affinity - mean[..., None]
+            means.append(mean)
+            covariances.append((centered @ centered.mT / affinity.shape[2]).flatten(1))
+        return torch.cat(means, 1), torch.cat(covariances, 1)
 
 
 def _products(maps, regions, weight, bias, shift, center, block) -> tuple[Tensor, Tensor]:

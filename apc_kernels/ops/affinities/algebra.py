@@ -14,7 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.reference import blocks
+from apc_kernels.ops.affinities.reference import blocks
+
+
+class BatchNorm(NamedTuple):
+    """A batch norm's parameters and running statistics, each (S·C,): of all scales, one after the other."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float = 0.1
+    eps: float = 1e-5
 
 
 class Statistics(NamedTuple):
@@ -74,46 +85,28 @@ def image_statistics(features: Tensor, group: str) -> Statistics:
 
 
 def guided_bias(
-    features: Tensor,
-    statistics: Statistics,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
+    features: Tensor, statistics: Statistics, norm: BatchNorm, weight: Tensor, bias: Tensor, scales: Sequence[int]
 ) -> Tensor:
     """bias + W·g for every image, (B, J), with g = relu(batch norm of the features)."""
-    guide = torch.relu(gamma * (features - statistics.mean) * (statistics.variance + eps).rsqrt() + beta)
+    scale = (statistics.variance + norm.eps).rsqrt()
+    guide = torch.relu(norm.weight * (features - statistics.mean) * scale + norm.bias)
     rows = [guide[:, block.channels] @ weight[block.rows].double().mT for block in blocks(scales, weight.shape[1])]
-    return bias.double() + torch.cat(rows, 1)
+    return (bias.double() + torch.cat(rows, 1)).to(bias.dtype)
 
 
 def guided_bias_backward(
-    grad: Tensor,
-    features: Tensor,
-    statistics: Statistics,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    weight: Tensor,
-    scales: Sequence[int],
-    group: str,
+    grad: Tensor, features: Tensor, statistics: Statistics, norm: BatchNorm, weight: Tensor, scales, group: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of features, gamma, beta and weight, through the statistics of a training batch."""
-    scale = (statistics.variance + eps).rsqrt()
+    scale, parts = (statistics.variance + norm.eps).rsqrt(), list(blocks(scales, weight.shape[1]))
     normal = (features - statistics.mean) * scale
-    guide = gamma * normal + beta
-    through = torch.cat(
-        [grad[:, block.rows] @ weight[block.rows].double() for block in blocks(scales, weight.shape[1])], 1
-    )
-    grad_weight = [
-        grad[:, block.rows].mT @ guide[:, block.channels].relu() for block in blocks(scales, weight.shape[1])
-    ]
+    guide = norm.weight * normal + norm.bias
+    through = torch.cat([grad[:, part.rows] @ weight[part.rows].double() for part in parts], 1)
+    grad_weight = [grad[:, part.rows].mT @ guide[:, part.channels].relu() for part in parts]
     through = through.masked_fill(guide <= 0, 0)
     grad_gamma, grad_beta = (through * normal).sum(0), through.sum(0)
     means = sum_over_ranks(torch.stack([grad_beta, grad_gamma]), group) / statistics.count
-    return gamma * scale * (through - means[0] - normal * means[1]), grad_gamma, grad_beta, torch.cat(grad_weight)
+    return norm.weight * scale * (through - means[0] - normal * means[1]), grad_gamma, grad_beta, torch.cat(grad_weight)
 
 
 # The residual convolution and its batch norm: residual_conv(A·Y) = A·(Y·Pᵀ), and the statistics of A·V follow from the
@@ -140,7 +133,8 @@ def product_statistics(
     vectors: Tensor, mean: Tensor, covariance: Tensor, positions: int, scales: Sequence[int], group: str
 ) -> Statistics:
     """Of A·V over positions, images and ranks: mean V·ā and variance diag(Vᵀ·Cov(A)·V), images merged."""
-    means, variances = _image_moments(vectors, mean, covariance, scales)
+    means = _sum_rows(mean[..., None] * vectors, scales)  # of A·V over the positions of each image, (B, S·C)
+    variances = _sum_rows(vectors * _times(covariance, vectors, scales), scales)
     count = sum_over_ranks(_count(means, means.shape[0] * positions), group)
     mean = sum_over_ranks(means.sum(0) * positions, group) / count
     squares = (variances + (means - mean).square()).sum(0) * positions
@@ -156,29 +150,18 @@ def map_statistics(products: Tensor, group: str) -> Statistics:
     return Statistics(mean, sum_over_ranks(squares, group) / count, count)
 
 
-def _image_moments(vectors: Tensor, mean: Tensor, covariance: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of A·V over the positions of each image, (B, S·C)."""
-    turned = _times(covariance, vectors, scales)
-    return _sum_rows(mean[..., None] * vectors, scales), _sum_rows(vectors * turned, scales)
-
-
 def normalized(
-    vectors: Tensor,
-    statistics: Statistics,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    center: Tensor | None,
-    scales: Sequence[int],
+    vectors: Tensor, statistics: Statistics, norm: BatchNorm, center: Tensor | None, scales: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """The regions (B, J, C) and the shift (B, S·C) with which adaptive_context is the batch norm of A·V.
 
     The center that adaptive_context subtracts from the affinities comes back through the shift.
     """
-    factor, offset = gamma * (statistics.variance + eps).rsqrt(), -statistics.mean
+    factor, offset = norm.weight * (statistics.variance + norm.eps).rsqrt(), -statistics.mean
     if center is not None:
         offset = _sum_rows(center[..., None] * vectors, scales) + offset
-    return vectors * _to_rows(factor, scales), beta + factor * offset
+    rows, shift = vectors * _to_rows(factor, scales), norm.bias + factor * offset
+    return rows.to(norm.weight.dtype), shift.to(norm.weight.dtype)
 
 
 class NormalizedGradients(NamedTuple):
@@ -190,22 +173,11 @@ class NormalizedGradients(NamedTuple):
 
 
 def normalized_backward(
-    grad_regions: Tensor,
-    grad_shift: Tensor,
-    vectors: Tensor,
-    mean: Tensor,
-    covariance: Tensor,
-    statistics: Statistics,
-    gamma: Tensor,
-    eps: float,
-    center: Tensor,
-    positions: int,
-    scales: Sequence[int],
-    group: str,
+    grad_regions, grad_shift, vectors, mean, covariance, statistics, norm, center, positions, scales, group
 ) -> NormalizedGradients:
     """Through `normalized` and `product_statistics`; the center is a constant: it cancels out of the result."""
-    grad_regions, grad_shift, gamma, center = (t.double() for t in (grad_regions, grad_shift, gamma, center))
-    scale = (statistics.variance + eps).rsqrt()
+    grad_regions, grad_shift, gamma, center = (t.double() for t in (grad_regions, grad_shift, norm.weight, center))
+    scale = (statistics.variance + norm.eps).rsqrt()
     factor = gamma * scale
     mean, center = mean[..., None], center[..., None]
     means, centers = _sum_rows(mean * vectors, scales), _sum_rows(center * vectors, scales)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context import backward_x, check_affinities, limits
-from apc_kernels.ops.affinity_moments import reference
-from apc_kernels.ops.common import call, check_small
+from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, check_for_images, limits
+from apc_kernels.ops.affinities.context import backward_x
+from apc_kernels.ops.common import as_scales, check_tensor, name_of, widened, working_dtype
+from apc_kernels.ops.operator import Operator
 
 
 def affinity_moments(
@@ -37,46 +38,36 @@ def affinity_moments(
     Saves x, weight, bias and the mean for backward. Differentiable once; deterministic to the bit; x keeps its dtype
     under autocast.
     """
-    scales = check_affinities(x, weight, bias, scales)
-    own = torch.float64 if x.dtype == torch.float64 else torch.float32
+    check_tensor(x, "x")
+    weight, bias, scales = widened(weight, "weight", x), widened(bias, "bias", x), as_scales(scales)
+    own = working_dtype(x)
     if dtype not in (None, own, torch.float64):
-        given, allowed = (str(d).removeprefix("torch.") for d in (dtype, own))
-        raise ValueError(f"dtype: expected {allowed} or float64 for this map, got {given}")
-    rows = weight.shape[0]
-    weight = check_small(weight, "weight", [tuple(weight.shape)], x)
-    bias = check_small(bias, "bias", [tuple(bias.shape)], x).expand(x.shape[0], rows)
-    operator = reference.affinity_moments if torch.compiler.is_exporting() else _forward
-    mean, covariance = operator(x, weight, bias, scales)
+        raise ValueError(f"dtype: expected {name_of(own)} or float64 for this map, got {name_of(dtype)}")
+    mean, covariance = moments(x, weight, bias, scales)
     covariances = covariance.to(dtype or own).split([s**4 for s in scales], 1)
     return mean.to(dtype or own), [
         c.unflatten(1, (s * s, s * s)).clone() for c, s in zip(covariances, scales, strict=True)
     ]
 
 
-@torch.library.custom_op("apc_kernels::affinity_moments", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64."""
-    scales = _check(x, weight, bias, scales)
-    results = _empty(x, scales)
-    call("affinity_moments", "affinity_moments", x, limits(x, scales), (x, weight, bias, scales), results)
-    return results
-
-
 def _check(x, weight, bias, scales):
-    scales = check_affinities(x, weight, bias, scales)
-    check_small(bias, "bias", [(x.shape[0], weight.shape[0])], x)
-    return scales
+    weight, scales = check_affinities(x, weight, scales)
+    return x, weight, check_for_images(bias, "bias", weight.shape[0], x), scales
 
 
-def _empty(x, scales):
+def _empty(x, weight, bias, scales):
     sizes = sum(s * s for s in scales), sum(s**4 for s in scales)
     return tuple(x.new_empty(x.shape[0], size, dtype=torch.float64) for size in sizes)
 
 
-@_forward.register_fake
-def _(x, weight, bias, scales):
-    _check(x, weight, bias, scales)
-    return _empty(x, scales)
+# The mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
+moments = Operator(
+    "affinity_moments(Tensor x, Tensor weight, Tensor bias, SymInt[] scales) -> (Tensor, Tensor)",
+    KERNELS,
+    _check,
+    on=lambda x, weight, bias, scales: (x, limits(x, scales)),
+    empty=_empty,
+)
 
 
 def _remember(ctx, inputs, output):
@@ -92,8 +83,12 @@ def _backward(ctx, grad_mean, grad_covariance):
         grad_covariance = mean.new_zeros(mean.shape[0], sum(s**4 for s in ctx.scales))
     linear, quadratic = through_moments(grad_mean, grad_covariance, x.shape[2] * x.shape[3], ctx.scales)
     center, linear, quadratic = (t.to(weight.dtype) for t in (mean, linear, quadratic))
-    arguments = (None, x, None, weight, bias, ctx.scales, None, False, center, linear, quadratic, None)
-    return *backward_x(*arguments), None
+    options = (None, False, center, linear, quadratic, None)
+    grad_x, grad_weight, grad_bias = backward_x(None, x, None, weight, bias, ctx.scales, *options)
+    return grad_x, grad_weight, grad_bias.sum_to_size(bias.shape), None
+
+
+moments.register_autograd(_backward, setup_context=_remember)
 
 
 def through_moments(
@@ -106,6 +101,3 @@ def through_moments(
     ]
     quadratic = torch.cat([(square + square.mT).flatten(1) for square in squares], 1)
     return grad_mean / positions, quadratic / positions
-
-
-_forward.register_autograd(_backward, setup_context=_remember)

@@ -8,21 +8,19 @@ Bytes: x read once. Workspace, written and read once: 8·J + 4·Σ s⁴ (8 besid
 scales (1, 2, 3, 6) and 512 channels, 2 % of x's bytes in bfloat16, 4 % in float32.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context.triton_tiles import (
+from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     dot_in_halves,
+    launch,
     offsets_of,
     operand_dtype,
     place_of_program,
-    rows_of,
-    sizes,
+    tiles_of,
 )
 from apc_kernels.ops.common import run
 
@@ -39,17 +37,8 @@ def moments_kernel(
     means,  # (B, tiles, J) float32
     rests,  # (B, tiles, J) float32: what rounding has taken from the means
     squares,  # (B, tiles, Σ s⁴): sums of products of the deviations from a tile's own means, float64 beside float32
-    batch,
-    channels,
-    positions,
-    width,
-    rows,
-    pairs,
-    tiles,
-    x_stride_b,
-    x_stride_c,
-    x_stride_y,
-    x_stride_x,
+    sizes,
+    x_strides,
     SCALES: tl.constexpr,
     BLOCKS: tl.constexpr,
     FLAT: tl.constexpr,
@@ -58,9 +47,9 @@ def moments_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """One tile of the positions of one image and one scale: its moments."""
-    i_s, i_b, i_n = place_of_program(batch, tiles, SCALES)
-    count, row, pair = rows_of(i_s, SCALES)
-    x += i_b * x_stride_b + i_s.to(tl.int64) * channels * x_stride_c
+    _, channels, positions, width, rows, pairs, tiles = sizes
+    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
+    x += i_b * x_strides[0] + i_s.to(tl.int64) * channels * x_strides[1]
     weight += row.to(tl.int64) * channels
     bias += i_b * rows + row
     means += (i_b * tiles + i_n) * rows + row
@@ -69,14 +58,14 @@ def moments_kernel(
 
     position = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = position < positions
-    o_n = offsets_of(position, width, x_stride_y, x_stride_x, FLAT)
+    o_n = offsets_of(position, width, x_strides, FLAT)
     size = tl.minimum(positions - i_n * BLOCK_N, BLOCK_N).to(tl.float32)
     for k in tl.static_range(1, len(BLOCKS)):
         if (count > BLOCKS[k - 1]) & (count <= BLOCKS[k]):
             region = tl.arange(0, BLOCKS[k])
             m_j = region < count
             m_nj = m_n[:, None] & m_j[None, :]
-            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_stride_c, BLOCK_N, BLOCK_C, BLOCKS[k])
+            b_affinity = affinities(x, weight, bias, o_n, m_n, count, channels, x_strides, BLOCK_N, BLOCK_C, BLOCKS[k])
             b_mean = tl.sum(tl.where(m_nj, b_affinity, 0.0), 0) / size
             b_centered = tl.where(m_nj, b_affinity - b_mean[None, :], 0.0)
             tl.store(means + region, b_mean, mask=m_j)
@@ -97,10 +86,7 @@ def join_kernel(
     squares,  # (B, tiles, Σ s⁴)
     mean,  # (B, J) float64
     covariance,  # (B, Σ s⁴) float64
-    positions,
-    rows,
-    pairs,
-    tiles,
+    sizes,
     SCALES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -110,6 +96,7 @@ def join_kernel(
 
     Chan et al.: the squares about the common mean are those about the tiles' own, and those of the tiles' distances.
     """
+    _, _, positions, _, rows, pairs, tiles = sizes
     i_b = tl.program_id(1).to(tl.int64)
     entry = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     m_p = entry < pairs
@@ -161,38 +148,22 @@ def load_means(means, rests, tile, row, rows, mask):
     return b_mean + tl.load(rests + o_tp, mask=mask, other=0.0)
 
 
-def affinity_moments(
-    x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int], mean: Tensor, covariance: Tensor
-) -> None:
-    run(launches(x, weight, bias, scales, mean, covariance), x)
+def affinity_moments(x: Tensor, *others) -> None:
+    run(launches(x, *others), x)
 
 
-def launches(
-    x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int], mean: Tensor, covariance: Tensor
-) -> list[tuple]:
+def launches(x, weight, bias, scales, mean: Tensor, covariance: Tensor) -> list[tuple]:
     (batch, rows), pairs = bias.shape, covariance.shape[1]
     exact = x.dtype == torch.float32  # else rounding of the map hides what float64 would keep
     block = FLOAT32_BLOCK if exact else BLOCK
-    tiles = triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
+    tiles = tiles_of(x, block)
     parts = {
         "means": x.new_empty(batch, tiles, rows, dtype=torch.float32),
         "rests": x.new_empty(batch, tiles, rows, dtype=torch.float32),
         "squares": x.new_empty(batch, tiles, pairs, dtype=torch.float64 if exact else torch.float32),
     }
-    arguments = {
-        "x": x,
-        "weight": weight.to(operand_dtype(x)),
-        "bias": bias,
-        **parts,
-        "rows": rows,
-        "pairs": pairs,
-        "tiles": tiles,
-        "EXACT": exact,
-    }
-    arguments |= sizes(x, scales, {"x": x})
+    arguments = {"weight": weight.to(operand_dtype(x)), "bias": bias, "EXACT": exact, **parts}
+    moments = launch(moments_kernel, x, scales, block, arguments, x=x)
     join = {"mean": mean, "covariance": covariance, "BLOCK_T": 16, "BLOCK_P": 64, "BLOCK_N": block["BLOCK_N"]}
-    join |= {name: arguments[name] for name in ("positions", "rows", "pairs", "tiles", "SCALES")}
-    return [
-        (moments_kernel, (batch * len(scales) * tiles,), arguments | block),
-        (join_kernel, (triton.cdiv(pairs, 64), batch), parts | join),
-    ]
+    join |= {name: moments[2][name] for name in ("sizes", "SCALES")}
+    return [moments, (join_kernel, (triton.cdiv(pairs, 64), batch), parts | join)]

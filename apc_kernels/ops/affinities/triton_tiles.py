@@ -13,15 +13,11 @@ from torch import Tensor
 
 
 @triton.jit
-def place_of_program(batch, tiles, SCALES: tl.constexpr):
-    """Scale, image and tile of positions. The last scale, as a rule the largest, goes first: it takes longest."""
-    i = tl.program_id(0)
-    return len(SCALES) - 1 - i // tiles // batch, (i // tiles % batch).to(tl.int64), i % tiles
-
-
-@triton.jit
-def rows_of(i_s, SCALES: tl.constexpr):
-    """How many regions a scale has, and how many regions, and pairs of one scale's regions, lie before it."""
+def place_of_program(sizes, SCALES: tl.constexpr):
+    """Scale, image and tile of positions; how many regions the scale has, and how many regions, and pairs of one
+    scale's regions, lie before it. The last scale, as a rule the largest, goes first: it takes longest."""
+    i, batch, tiles = tl.program_id(0), sizes[0], sizes[6]
+    i_s = len(SCALES) - 1 - i // tiles // batch
     count, row, pair = i_s * 0, i_s * 0, i_s * 0
     rows, pairs = 0, 0
     for k in tl.static_range(len(SCALES)):
@@ -30,23 +26,23 @@ def rows_of(i_s, SCALES: tl.constexpr):
         pair = tl.where(i_s == k, pairs, pair)
         rows += SCALES[k] * SCALES[k]
         pairs += SCALES[k] * SCALES[k] * SCALES[k] * SCALES[k]
-    return count, row, pair
+    return i_s, (i // tiles % batch).to(tl.int64), i % tiles, count, row, pair
 
 
 @triton.jit
-def offsets_of(position, width, stride_y, stride_x, FLAT: tl.constexpr):
+def offsets_of(position, width, strides, FLAT: tl.constexpr):
     """Where positions lie in memory. A division would hide from Triton that they are neighbours: FLAT needs none."""
     if FLAT:
-        offsets = position.to(tl.int64) * stride_x
+        offsets = position.to(tl.int64) * strides[3]
     else:
-        offsets = (position // width).to(tl.int64) * stride_y + (position % width).to(tl.int64) * stride_x
+        offsets = (position // width).to(tl.int64) * strides[2] + (position % width).to(tl.int64) * strides[3]
     return offsets
 
 
 @triton.jit
-def load_map(x, o_n, m_n, channel, channels, stride_c):
+def load_map(x, o_n, m_n, channel, channels, strides):
     """The channels of a map at the positions of a tile, (BLOCK_N, BLOCK_C)."""
-    o_nc = o_n[:, None] + channel[None, :].to(tl.int64) * stride_c
+    o_nc = o_n[:, None] + channel[None, :].to(tl.int64) * strides[1]
     return tl.load(x + o_nc, mask=m_n[:, None] & (channel < channels)[None, :], other=0.0)
 
 
@@ -66,7 +62,7 @@ def affinities(
     m_n,
     count,
     channels,
-    stride_c,
+    strides,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -76,7 +72,7 @@ def affinities(
     b_logits = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
     for c in range(0, channels, BLOCK_C):
         channel = c + tl.arange(0, BLOCK_C)
-        b_x = load_map(x, o_n, m_n, channel, channels, stride_c)
+        b_x = load_map(x, o_n, m_n, channel, channels, strides)
         b_weight = load_rows(weight, region, count, channel, channels)
         b_logits = tl.dot(b_x.to(b_weight.dtype), tl.trans(b_weight), b_logits, input_precision="ieee")
     return tl.sigmoid(b_logits + tl.load(bias + region, mask=region < count, other=0.0)[None, :])
@@ -121,16 +117,26 @@ def operand_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if interpreted and x.dtype == torch.bfloat16 else x.dtype
 
 
-def sizes(x: Tensor, scales: Sequence[int], maps: dict[str, Tensor]) -> dict:
-    """The arguments that say what lies where: maps by name, all of x's size, and their strides."""
+def tiles_of(x: Tensor, block: dict) -> int:
+    """How many tiles of positions an image has."""
+    return triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
+
+
+def launch(kernel, x: Tensor, scales: Sequence[int], block: dict, arguments: dict, /, **maps: Tensor) -> tuple:
+    """A kernel with a program for each scale, image and tile; the maps, all of x's size, are arguments by their names.
+
+    Besides those it takes `sizes` (images, channels of a scale, positions, width, rows and pairs of all scales, tiles),
+    the maps' strides (image, channel, row, column), and what they are compiled for.
+    """
     batch, channels, height, width = x.shape
-    arguments = {"batch": batch, "channels": channels // len(scales), "positions": height * width, "width": width}
+    rows, pairs, tiles = sum(s * s for s in scales), sum(s**4 for s in scales), tiles_of(x, block)
     flat = True
     for name, tensor in maps.items():
         stride_b, stride_c, stride_y, stride_x = tensor.stride()
         stride_x = stride_y if width == 1 else stride_x
         flat = flat and (height == 1 or stride_y == width * stride_x)
-        for axis, stride in zip("bcyx", (stride_b, stride_c, stride_y, stride_x), strict=True):
-            arguments[f"{name}_stride_{axis}"] = stride
+        arguments[f"{name}_strides"] = (stride_b, stride_c, stride_y, stride_x)
+    arguments["sizes"] = (batch, channels // len(scales), height * width, width, rows, pairs, tiles)
     blocks = sorted({max(16, triton.next_power_of_2(s * s)) for s in scales})
-    return arguments | {"SCALES": tuple(scales), "BLOCKS": (0, *blocks), "FLAT": flat}
+    arguments |= {"SCALES": tuple(scales), "BLOCKS": (0, *blocks), "FLAT": flat}
+    return kernel, (batch * len(scales) * tiles,), arguments | maps | block

@@ -1,31 +1,17 @@
 """adaptive_context_norm: APCNet's adaptive context with its global guide, residual convolution and batch norms."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.adaptive_context import backward_regions, backward_x, check_affinities
-from apc_kernels.ops.adaptive_context.reference import blocks
-from apc_kernels.ops.adaptive_context_norm import algebra, reference
-from apc_kernels.ops.adaptive_context_norm.algebra import Statistics
-from apc_kernels.ops.adaptive_context_norm.reference import forms_products
-from apc_kernels.ops.affinity_moments import through_moments
+from apc_kernels.ops.affinities import algebra, composition
+from apc_kernels.ops.affinities.algebra import BatchNorm, Statistics
+from apc_kernels.ops.affinities.checks import check_affinities
+from apc_kernels.ops.affinities.context import backward_regions, backward_x
+from apc_kernels.ops.affinities.moments import through_moments
+from apc_kernels.ops.affinities.reference import blocks
 from apc_kernels.ops.common import check_small
-
-BUILT_ON = ("adaptive_context", "affinity_moments")  # whose kernels serve it
-
-
-class BatchNorm(NamedTuple):
-    """A batch norm's parameters and running statistics, each (S·C,): of all scales, one after the other."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    momentum: float = 0.1
-    eps: float = 1e-5
 
 
 def adaptive_context_norm(
@@ -76,10 +62,9 @@ def adaptive_context_norm(
     Where a scale has more regions than channels, and more than 64, its covariance costs more than the products it
     describes: training then forms A·regions·projectionᵀ, takes its statistics, and saves three maps.
     """
-    scales = check_affinities(x, weight, bias, scales)
+    weight, scales = check_affinities(x, weight, scales)
     rows, channels = weight.shape
     bias = check_small(bias, "bias", [(rows,)], x)
-    weight = check_small(weight, "weight", [(rows, channels)], x)
     regions = check_small(regions, "regions", [(x.shape[0], rows, channels)], x)
     projection = check_small(projection, "projection", [(x.shape[1], channels)], x)
     if not isinstance(group, str):
@@ -92,13 +77,14 @@ def adaptive_context_norm(
         guide = check_small(guide, "guide", [(x.shape[1], channels)], x)
         guide_norm = _check_norm(guide_norm, "guide_norm", x, values=images)
 
-    composed = not training or torch.compiler.is_exporting() or forms_products(scales, channels)
-    path = reference.adaptive_context_norm if composed else _one_node
-    z, *statistics = path(x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group)
+    composed = not training or torch.compiler.is_exporting() or composition.forms_products(scales, channels)
+    path = composition.adaptive_context_norm if composed else _one_node
+    arguments = (x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group)
+    z, statistics, of_guide, *_ = path(*arguments)
     if training:
-        for batch_norm, of_batch in zip((norm, guide_norm), statistics, strict=True):
-            if batch_norm is not None:
-                _update(batch_norm, of_batch)
+        _update(norm, statistics)
+        if guide is not None:
+            _update(guide_norm, of_guide)
     return z
 
 
@@ -132,49 +118,32 @@ def _update(norm: BatchNorm, batch: Statistics) -> None:
 
 def _one_node(x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group):
     of_guide = (guide, *guide_norm[:2], guide_norm.eps) if guide is not None else (None, None, None, 0.0)
-    parameters = (projection, *norm[:2], norm.eps, *of_guide, group)
-    z, *statistics = _forward(x, regions, weight, bias, scales, *parameters)[:7]
-    return z, Statistics(*statistics[:3]), Statistics(*statistics[3:]) if guide is not None else None
+    z, *statistics = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *of_guide, group)[:7]
+    return z, Statistics(*statistics[:3]), Statistics(*statistics[3:])
 
 
-@torch.library.custom_op("apc_kernels::adaptive_context_norm", mutates_args=())
+@torch.library.custom_op(
+    "apc_kernels::adaptive_context_norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor regions, Tensor weight, Tensor bias, SymInt[] scales, Tensor projection, Tensor gamma, "
+    "Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, Tensor? guide_beta, float guide_eps, str group) "
+    "-> Tensor[]",
+)
 def _forward(
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    projection: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    guide: Tensor | None,
-    guide_gamma: Tensor | None,
-    guide_beta: Tensor | None,
-    guide_eps: float,
-    group: str,
-) -> list[Tensor]:
+    x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, guide_gamma, guide_beta, guide_eps, group
+):
     """z, three statistics of each batch norm, and what the backward wants: biases, pooled, moments, vectors."""
-    if guide is None:
-        pooled, of_guide, biases = x.new_empty(0), [x.new_empty(0)] * 3, bias.repeat(x.shape[0], 1)
-    else:
-        pooled = x.mean((2, 3), dtype=bias.dtype)
-        features = algebra.guide_features(pooled, guide, scales)
-        of_guide = algebra.image_statistics(features, group)
-        biases = algebra.guided_bias(features, of_guide, guide_gamma, guide_beta, guide_eps, weight, bias, scales)
-        biases = biases.to(bias.dtype)
-    mean, covariance = torch.ops.apc_kernels.affinity_moments(x, weight, biases, scales)
-    vectors = algebra.projected(regions, projection, scales)
-    statistics = algebra.product_statistics(vectors, mean, covariance, x.shape[2] * x.shape[3], scales, group)
-    rows, shift, center = _normalized(vectors, statistics, gamma, beta, eps, mean, scales)
-    z = torch.ops.apc_kernels.adaptive_context(x, rows, weight, biases, scales, shift, True, center)
-    return [z, *statistics, *(t.clone() for t in of_guide), biases, pooled, mean, covariance, vectors]
+    norms = _norm(gamma, beta, eps), guide, _norm(guide_gamma, guide_beta, guide_eps)
+    arguments = (x, regions, weight, bias, scales, projection, *norms, True, group)
+    z, statistics, of_guide, *others = composition.adaptive_context_norm(*arguments)
+    if guide is None:  # tensors of their own all the same
+        of_guide = [x.new_empty(0) for _ in range(3)]
+        others[:2] = bias.repeat(x.shape[0], 1), x.new_empty(0)
+    return [z, *statistics, *of_guide, *others]
 
 
-def _normalized(vectors, statistics, gamma, beta, eps, mean, scales):
-    center = mean.to(gamma.dtype)
-    rows, shift = algebra.normalized(vectors, statistics, gamma, beta, eps, center, scales)
-    return rows.to(gamma.dtype), shift.to(gamma.dtype), center
+def _norm(gamma, beta, eps) -> BatchNorm:
+    return BatchNorm(gamma, beta, running_mean=None, running_var=None, eps=eps)
 
 
 @_forward.register_fake
@@ -191,32 +160,23 @@ def _(x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, gui
     return [torch.empty_like(x), *of_norm, *of_guide, *saved, x.new_empty(regions.shape, **wide)]
 
 
-@torch.library.custom_op("apc_kernels::adaptive_context_norm_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    regions: Tensor,
-    weight: Tensor,
-    scales: Sequence[int],
-    projection: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    guide: Tensor | None,
-    guide_gamma: Tensor | None,
-    guide_beta: Tensor | None,
-    guide_eps: float,
-    group: str,
-    saved: Sequence[Tensor],  # the forward's results without z
-) -> list[Tensor]:
+@torch.library.custom_op(
+    "apc_kernels::adaptive_context_norm_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor regions, Tensor weight, SymInt[] scales, Tensor projection, Tensor gamma, "
+    "Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, Tensor? guide_beta, float guide_eps, str group, "
+    "Tensor[] saved) -> Tensor[]",
+)
+def _backward(grad, x, regions, weight, scales, projection, gamma, beta, eps, guide, *others):
     """The gradients of x, regions, weight, bias, projection, gamma, beta (guide, guide_gamma, guide_beta if given)."""
+    *guide_norm, group, saved = others  # saved: the forward's results without z
     statistics, (biases, pooled, mean, covariance, vectors) = Statistics(*saved[:3]), saved[6:]
-    positions = x.shape[2] * x.shape[3]
-    rows, shift, center = _normalized(vectors, statistics, gamma, beta, eps, mean, scales)
+    norm, center, positions = _norm(gamma, beta, eps), mean.to(weight.dtype), x.shape[2] * x.shape[3]
+    rows, shift = algebra.normalized(vectors, statistics, norm, center, scales)
 
     grad_rows, grad_shift, *of_bias = backward_regions(grad, x, rows, weight, biases, scales, shift, center)
     through = algebra.normalized_backward(
-        grad_rows, grad_shift, vectors, mean, covariance, statistics, gamma, eps, center, positions, scales, group
+        grad_rows, grad_shift, vectors, mean, covariance, statistics, norm, center, positions, scales, group
     )
     grad_regions, grad_projection = algebra.projected_backward(through.vectors, regions, projection, scales)
     linear, quadratic = through_moments(through.mean, through.covariance, positions, scales)
@@ -232,7 +192,7 @@ def _backward(
         grad_biases = grad_biases + linear * slope + torch.cat(curved, 1)
         features, of_images = algebra.guide_features(pooled, guide, scales), Statistics(*saved[3:6])
         grad_features, grad_guide_gamma, grad_guide_beta, grad_weight_of_guide = algebra.guided_bias_backward(
-            grad_biases, features, of_images, guide_gamma, guide_beta, guide_eps, weight, scales, group
+            grad_biases, features, of_images, _norm(*guide_norm), weight, scales, group
         )
         grad_pooled, grad_guide = algebra.guide_features_backward(grad_features, pooled, guide, scales)
         constant = (grad_pooled / positions).to(weight.dtype)
@@ -249,23 +209,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad,
-    x,
-    regions,
-    weight,
-    scales,
-    projection,
-    gamma,
-    beta,
-    eps,
-    guide,
-    guide_gamma,
-    guide_beta,
-    guide_eps,
-    group,
-    saved,
-):
+def _(grad, x, regions, weight, scales, projection, gamma, beta, eps, guide, guide_gamma, guide_beta, *_):
     of_guide = [] if guide is None else [guide, guide_gamma, guide_beta]
     small = [regions, weight, weight.new_empty(weight.shape[0]), projection, gamma, beta, *of_guide]
     return [torch.empty_like(x), *(t.new_empty(t.shape) for t in small)]
@@ -277,28 +221,11 @@ def _remember(ctx, inputs, output):
 
 
 def _gradients(ctx, grads):
-    x, regions, weight, projection, gamma, beta, guide, guide_gamma, guide_beta, *saved = ctx.saved_tensors
-    of_guide = (guide, guide_gamma, guide_beta, ctx.guide_eps)
-    arguments = (
-        grads[0],
-        x,
-        regions,
-        weight,
-        ctx.scales,
-        projection,
-        gamma,
-        beta,
-        ctx.eps,
-        *of_guide,
-        ctx.group,
-        saved,
-    )
-    grad_x, grad_regions, grad_weight, grad_bias, grad_projection, grad_gamma, grad_beta, *of_guide = _backward(
-        *arguments
-    )
-    of_guide = of_guide or [None] * 3
-    of_norm = (grad_projection, grad_gamma, grad_beta, None)
-    return grad_x, grad_regions, grad_weight, grad_bias, None, *of_norm, *of_guide, None, None
+    x, regions, weight, projection, gamma, beta, *of_guide = ctx.saved_tensors[:9]
+    parameters = (projection, gamma, beta, ctx.eps, *of_guide, ctx.guide_eps, ctx.group)
+    computed = _backward(grads[0], x, regions, weight, ctx.scales, *parameters, ctx.saved_tensors[9:])
+    of_guide = computed[7:] or [None] * 3
+    return *computed[:4], None, *computed[4:7], None, *of_guide, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_remember)

@@ -1,0 +1,54 @@
+"""What the operations on affinities ask of their arguments, and which kernels they have."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
+
+from apc_kernels.dispatch import Kernels
+from apc_kernels.ops.affinities import reference
+from apc_kernels.ops.common import check_dtype, check_scales, check_small, check_tensor
+
+MAX_SCALES, MAX_SCALE = 64, 32
+MAX_GPU_SCALES, MAX_GPU_SCALE = 16, 8  # beyond these the reference serves on a GPU
+
+
+def _triton() -> ModuleType:
+    from apc_kernels.ops.affinities import triton
+
+    return triton
+
+
+KERNELS = Kernels(reference, triton=_triton, cuda=True)
+
+
+def limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
+    """Why the GPU kernels cannot take a call, if they cannot."""
+    if max(scales) <= MAX_GPU_SCALE and len(scales) <= MAX_GPU_SCALES and x.shape[2] * x.shape[3] < 2**30:
+        return {}
+    reason = (
+        f"the kernels take up to {MAX_GPU_SCALES} scales of up to {MAX_GPU_SCALE} and 2^30 positions; the scales are "
+        f"{tuple(scales)}, the map is {tuple(x.shape)}"
+    )
+    return {"triton": reason, "cuda": reason}
+
+
+def check_affinities(x: Tensor, weight: Tensor, scales: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """What all of them take: a map and the 1×1 convolutions on it. Returns weight and scales as kernels take them."""
+    check_tensor(x, "x")
+    if x.dim() != 4:
+        raise ValueError(f"x: expected 4 dimensions (B, S·C, h, w), got {x.dim()}: {tuple(x.shape)}")
+    check_dtype(x, "x")
+    scales = check_scales(scales, MAX_SCALES, MAX_SCALE)
+    if x.shape[1] == 0 or x.shape[1] % len(scales) != 0:
+        expected = f"a multiple of {len(scales)} channels, a block for each scale"
+        raise ValueError(f"x: expected {expected}, got {x.shape[1]}: {tuple(x.shape)}")
+    if not (1 <= x.shape[2] * x.shape[3] < 2**31):
+        raise ValueError(f"x: expected 1 to {2**31 - 1} positions, got {tuple(x.shape)}")
+    rows = sum(s * s for s in scales)
+    return check_small(weight, "weight", [(rows, x.shape[1] // len(scales))], x), scales
+
+
+def check_for_images(tensor: Tensor, name: str, size: int, x: Tensor) -> Tensor:
+    """Numbers for each image, or the same for all: (B, size)."""
+    return check_small(tensor, name, [(size,), (x.shape[0], size)], x).expand(x.shape[0], size)
