@@ -28,8 +28,4 @@ struct Augment {
 };
 
 // Units are rows of the window.
-#define APC_DECLARE_AUGMENT(ISA)                                 \
-  namespace ISA {                                                \
-  void augment_rows(const Augment&, int64_t begin, int64_t end); \
-  }
-APC_FOR_EACH_ISA(APC_DECLARE_AUGMENT)
+APC_DECLARE_KERNEL(augment_rows, Augment)

@@ -39,6 +39,8 @@ template <>
 struct Accumulator<double> {
   using type = double;
 };
+template <typename T>
+using Acc = typename Accumulator<T>::type;
 
 inline float load(float value) { return value; }
 inline double load(double value) { return value; }

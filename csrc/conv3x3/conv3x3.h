@@ -30,11 +30,7 @@ struct Conv3x3Weight {
 };
 
 // Units are channels, of a weight outputs.
-#define APC_DECLARE_CONV3X3(ISA)                                           \
-  namespace ISA {                                                          \
-  void tiles_of_map(const Conv3x3&, int64_t begin, int64_t end);           \
-  void tiles_of_result(const Conv3x3&, int64_t begin, int64_t end);        \
-  void map_of_tiles(const Conv3x3&, int64_t begin, int64_t end);           \
-  void transform_weight(const Conv3x3Weight&, int64_t begin, int64_t end); \
-  }
-APC_FOR_EACH_ISA(APC_DECLARE_CONV3X3)
+APC_DECLARE_KERNEL(tiles_of_map, Conv3x3)
+APC_DECLARE_KERNEL(tiles_of_result, Conv3x3)
+APC_DECLARE_KERNEL(map_of_tiles, Conv3x3)
+APC_DECLARE_KERNEL(transform_weight, Conv3x3Weight)

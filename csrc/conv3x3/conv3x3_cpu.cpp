@@ -179,15 +179,7 @@ void transform_weight_as(const Conv3x3Weight& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define APC_CONV3X3(FUNCTION, STRUCT)                                             \
-  void FUNCTION(const STRUCT& p, int64_t begin, int64_t end) {                    \
-    if (p.scalar == Scalar::float64) return FUNCTION##_as<double>(p, begin, end); \
-    FUNCTION##_as<float>(p, begin, end);                                          \
-  }
-
-namespace APC_ISA {
-APC_CONV3X3(tiles_of_map, Conv3x3)
-APC_CONV3X3(tiles_of_result, Conv3x3)
-APC_CONV3X3(map_of_tiles, Conv3x3)
-APC_CONV3X3(transform_weight, Conv3x3Weight)
-}  // namespace APC_ISA
+APC_DEFINE_WIDE_KERNEL(tiles_of_map, Conv3x3)
+APC_DEFINE_WIDE_KERNEL(tiles_of_result, Conv3x3)
+APC_DEFINE_WIDE_KERNEL(map_of_tiles, Conv3x3)
+APC_DEFINE_WIDE_KERNEL(transform_weight, Conv3x3Weight)

@@ -7,8 +7,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common/segments.h"
 #include "pyramid_pool.cuh"
+#include "segments.h"
 
 // sizes and strides of the map: batch, channels, height, width.
 inline PyramidPoolCuda describe_pyramid_pool(const int64_t* sizes, const int64_t* strides,
@@ -48,7 +48,7 @@ bool vectorises(const PyramidPoolCuda& p) {
 }
 
 template <typename T, typename Launch>
-void launch_forward(const PyramidPoolCuda& p, Launch launch) {
+void launch_forward(const PyramidPoolCuda& p, const Launch& launch) {
   constexpr int V = 16 / sizeof(T);
   const auto kernel = vectorises<T, V>(p) ? (by_channel(p) ? pool_rows<T, V, true> : pool_rows<T, V, false>)
                                           : (by_channel(p) ? pool_rows<T, 1, true> : pool_rows<T, 1, false>);
@@ -59,7 +59,7 @@ void launch_forward(const PyramidPoolCuda& p, Launch launch) {
 }
 
 template <typename T, typename Launch>
-void launch_backward(const PyramidPoolCuda& p, Launch launch) {
+void launch_backward(const PyramidPoolCuda& p, const Launch& launch) {
   constexpr int V = 16 / sizeof(T);
   const auto kernel = vectorises<T, V>(p) ? (by_channel(p) ? spread_rows<T, V, true> : spread_rows<T, V, false>)
                                           : (by_channel(p) ? spread_rows<T, 1, true> : spread_rows<T, 1, false>);

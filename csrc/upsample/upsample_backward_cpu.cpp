@@ -48,7 +48,7 @@ class Band {
  public:
   explicit Band(const CrossEntropy& p)
       : p(p),
-        u(p.upsample),
+        u(p),
         stride(row_stride<A>(u)),
         blocks(blocks_of(u.columns.size, W)),
         width((blocks + 1) * W),
@@ -195,42 +195,31 @@ class Band {
   }
 
   void store(int64_t image, int64_t y) const {
-    const Logits& g = p.grad_logits;
+    const Map& g = p.grad_logits;
     T* to = static_cast<T*>(g.data) + image * g.stride_b + y * g.stride_y;
-    if (g.stride_x == 1) return transpose<A>(current, lanes, u.columns.source, u.classes, to, g.stride_k);
+    if (g.stride_x == 1) return transpose<A>(current, lanes, u.columns.source, u.classes, to, g.stride_c);
     for (int64_t x = 0; x < u.columns.source; ++x)
-      for (int64_t k = 0; k < u.classes; ++k) to[x * g.stride_x + k * g.stride_k] = round_to<T>(current[x * lanes + k]);
+      for (int64_t k = 0; k < u.classes; ++k) to[x * g.stride_x + k * g.stride_c] = round_to<T>(current[x * lanes + k]);
   }
 };
 
 template <typename T, bool SMOOTH>
-void backward_bands_of(const CrossEntropy& p, int64_t begin, int64_t end) {
+void run_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
   Band<T, SMOOTH> band(p);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t rows = p.upsample.rows.source, cut = unit % p.bands;
+    const int64_t rows = p.rows.source, cut = unit % p.bands;
     band.run(unit / p.bands, cut * rows / p.bands, (cut + 1) * rows / p.bands);
   }
 }
 
 template <typename T>
-void backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
+void cross_entropy_backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
   if (p.label_smoothing == 0)
-    backward_bands_of<T, false>(p, begin, end);
+    run_bands<T, false>(p, begin, end);
   else
-    backward_bands_of<T, true>(p, begin, end);
+    run_bands<T, true>(p, begin, end);
 }
 
 }  // namespace
 
-namespace APC_ISA {
-
-void cross_entropy_backward_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
-  switch (p.upsample.scalar) {
-    case Scalar::float32: return backward_bands_as<float>(p, begin, end);
-    case Scalar::float64: return backward_bands_as<double>(p, begin, end);
-    case Scalar::bfloat16: return backward_bands_as<BFloat16>(p, begin, end);
-    case Scalar::float16: return backward_bands_as<Half>(p, begin, end);
-  }
-}
-
-}  // namespace APC_ISA
+APC_DEFINE_KERNEL(cross_entropy_backward_bands, CrossEntropy)

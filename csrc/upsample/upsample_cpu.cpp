@@ -70,7 +70,7 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
   constexpr int W = Pack<A>::width;
-  const Upsample& u = p.upsample;
+  const Upsample& u = p;
   const A* weight = static_cast<const A*>(p.weight);
   const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
   Scratch<A> of_class(u.classes);
@@ -143,17 +143,10 @@ inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Store s
 
 template <typename T>
 void argmax_groups_as(const Argmax& p, int64_t begin, int64_t end) {
-  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, typename Integers<Acc<T>>::type best) {
-    const auto store = [&](auto* labels) {
-      for (int64_t i = 0; i < count; ++i)
-        labels[pixel + i] = static_cast<std::remove_reference_t<decltype(*labels)>>(best[i]);
-    };
-    switch (p.labels.type) {
-      case LabelType::uint8: return store(static_cast<uint8_t*>(p.labels.data));
-      case LabelType::int16: return store(static_cast<int16_t*>(p.labels.data));
-      case LabelType::int32: return store(static_cast<int32_t*>(p.labels.data));
-      case LabelType::int64: return store(static_cast<int64_t*>(p.labels.data));
-    }
+  for_each_best<T>(p, begin, end, [&](int64_t pixel, int64_t count, typename Integers<Acc<T>>::type best) {
+    with_labels(p.labels, [&]<typename L>(L* labels) {
+      for (int64_t i = 0; i < count; ++i) labels[pixel + i] = static_cast<L>(best[i]);
+    });
   });
 }
 
@@ -162,14 +155,14 @@ void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using Int = typename Integers<A>::type;
   constexpr int W = Pack<A>::width;
-  const int32_t classes = static_cast<int32_t>(p.upsample.classes), cells = classes * classes;
+  const int32_t classes = static_cast<int32_t>(p.classes), cells = classes * classes;
   // A thread counts by itself, unless its matrix would be large: then it adds pixel by pixel. Integers: any order gives
   // the same sums.
   const bool alone = cells <= 1 << 20;
   Scratch<int64_t> counts(alone ? int64_t(cells) + 2
                                 : 0);  // the last two: pixels that are ignored, labels out of range
   for (int32_t i = 0; alone && i < cells + 2; ++i) counts[i] = 0;
-  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, Int best) {
+  for_each_best<T>(p, begin, end, [&](int64_t pixel, int64_t count, Int best) {
     const Int label = read_labels<A>(p.target, pixel, count, classes, p.ignore_index);
     typename Integers<A>::scalar cell[W], others = 0;
     store_integers<A>(cell, label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE));
@@ -197,7 +190,7 @@ void softmax_groups_as(const Softmax& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
   constexpr int W = Pack<A>::width;
-  const Upsample& u = p.upsample;
+  const Upsample& u = p;
   Scratch<Vec> exponentials(u.classes);
   for_each_piece<T, true>(u, begin, end, [&](const Piece<A>& piece) {
     const int64_t x = p.flip ? u.columns.size - 1 - piece.columns.first : piece.columns.first;
@@ -216,7 +209,7 @@ void softmax_groups_as(const Softmax& p, int64_t begin, int64_t end) {
         const Vec inverse = 1 / sum;
         A* out = static_cast<A*>(p.out.data) + piece.image * p.out.stride_b + (row + r) * p.out.stride_y +
                  x * p.out.stride_x;
-        for (int64_t k = 0; k < u.classes; ++k, out += p.out.stride_k) {
+        for (int64_t k = 0; k < u.classes; ++k, out += p.out.stride_c) {
           const Vec probability = exponentials[k] * inverse;
           if (step == 1 && piece.columns.valid == W) {
             store_lanes<A>(out, p.add ? load_lanes<A>(out) + probability : probability);
@@ -232,21 +225,7 @@ void softmax_groups_as(const Softmax& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-namespace APC_ISA {
-
-#define APC_FOR_EACH_SCALAR(function, Params)                               \
-  void function(const Params& p, int64_t begin, int64_t end) {              \
-    switch (p.upsample.scalar) {                                            \
-      case Scalar::float32: return function##_as<float>(p, begin, end);     \
-      case Scalar::float64: return function##_as<double>(p, begin, end);    \
-      case Scalar::bfloat16: return function##_as<BFloat16>(p, begin, end); \
-      case Scalar::float16: return function##_as<Half>(p, begin, end);      \
-    }                                                                       \
-  }
-
-APC_FOR_EACH_SCALAR(cross_entropy_groups, CrossEntropy)
-APC_FOR_EACH_SCALAR(argmax_groups, Argmax)
-APC_FOR_EACH_SCALAR(confusion_groups, Confusion)
-APC_FOR_EACH_SCALAR(softmax_groups, Softmax)
-
-}  // namespace APC_ISA
+APC_DEFINE_KERNEL(cross_entropy_groups, CrossEntropy)
+APC_DEFINE_KERNEL(argmax_groups, Argmax)
+APC_DEFINE_KERNEL(confusion_groups, Confusion)
+APC_DEFINE_KERNEL(softmax_groups, Softmax)

@@ -14,9 +14,9 @@
 
 #include <cmath>
 
-#include "mma.cuh"
+#include "../common/mma.cuh"
 
-constexpr int MAX_SCALES = 16, MAX_REGIONS = 64;  // as apc_kernels/ops/adaptive_context knows
+constexpr int MAX_SCALES = 16, MAX_REGIONS = 64;  // as apc_kernels/ops/affinities knows
 constexpr int THREADS = 256, TILE = 64;
 constexpr int PADDED = 64;  // rows of small matrices lie at multiples of so many numbers in global memory
 

@@ -5,19 +5,11 @@
 // gradients that are loaded for them: they add nothing to sums, and are never stored.
 #pragma once
 
+#include "../common/scratch.h"
 #include "affinities.h"
 #include "product_cpu.h"
-#include "scratch.h"
-#include "transpose_cpu.h"
 
 namespace {
-
-template <typename T>
-using Acc = typename Accumulator<T>::type;
-
-struct Tile {
-  int64_t image, first, length;  // positions
-};
 
 struct Unit {
   int64_t image, scale, first_tile, last_tile;
@@ -30,9 +22,22 @@ inline Unit unit_at(const Affinities& p, int64_t unit) {
   return {image, scale, chunk * tiles / p.chunks, (chunk + 1) * tiles / p.chunks};
 }
 
-inline Tile tile_at(const Affinities& p, const Unit& unit, int64_t tile) {
-  const int64_t first = tile * TILE, rest = p.positions - first;
-  return {unit.image, first, rest < TILE ? rest : TILE};
+struct Tile {
+  int64_t unit, image, scale;
+  int64_t first, length;  // positions
+  bool fresh;             // the first of its unit
+};
+
+// Calls visit(tile) for every tile of the units [begin, end).
+template <typename Visit>
+inline void for_each_tile(const Affinities& p, int64_t begin, int64_t end, Visit visit) {
+  for (int64_t index = begin; index < end; ++index) {
+    const Unit unit = unit_at(p, index);
+    for (int64_t t = unit.first_tile; t < unit.last_tile; ++t) {
+      const int64_t first = t * TILE, rest = p.positions - first;
+      visit(Tile{index, unit.image, unit.scale, first, rest < TILE ? rest : TILE, t == unit.first_tile});
+    }
+  }
 }
 
 // Calls run(address, n, count) for the pixels of a tile: `count` of them from the tile's n-th on lie in one row.

@@ -1,12 +1,28 @@
-// Transposes on the CPU, in registers: square blocks of one vector's width.
+// Vectors of the instruction set's width, in the compiler's extension, and transposes in registers: square blocks of
+// one vector's width.
 #pragma once
 
 #include <utility>
 
-#include "product_cpu.h"
 #include "scalar.h"
 
 namespace {
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, ROWS = 4;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, ROWS = 8;
+#else
+constexpr int VECTOR_BYTES = 16, ROWS = 4;
+#endif
+
+template <typename A>
+struct Pack {
+  typedef A type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(A)), may_alias));
+  static constexpr int width = VECTOR_BYTES / sizeof(A);
+};
 
 // One step of a transpose: rows r and r + STEP exchange the blocks of STEP elements off their diagonal.
 template <typename A, int STEP, int... K>

@@ -2,7 +2,7 @@
 // adds the slices, always in the same order.
 #pragma once
 
-#include "device.cuh"
+#include "../common/device.cuh"
 
 // (results, slices, rows, pitch) -> (results, rows, columns)
 struct Slices {

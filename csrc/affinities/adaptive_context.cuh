@@ -1,5 +1,5 @@
-// adaptive_context's CUDA kernels: the formulas are those of apc_kernels/ops/adaptive_context/reference.py, the tiles
-// and products those of csrc/common/affinities.cuh. Maps that move, at the least:
+// adaptive_context's CUDA kernels: the formulas are those of apc_kernels/ops/affinities/reference.py, the tiles
+// and products those of affinities.cuh. Maps that move, at the least:
 //
 //   aggregate             read x, write z; x is read again for the residual, out of the cache as a rule
 //   sum_region_gradients  read x and the gradient of z
@@ -9,8 +9,8 @@
 // tiles of its chunk to a slice of the workspace that nobody else touches; merge_slices (slices.cuh) adds the slices.
 #pragma once
 
-#include "../common/affinities.cuh"
-#include "../common/slices.cuh"
+#include "affinities.cuh"
+#include "slices.cuh"
 
 // Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
 struct AdaptiveContextCuda : AffinitiesCuda {

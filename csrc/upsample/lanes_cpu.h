@@ -1,9 +1,7 @@
-// Vectors of the instruction set's width (product_cpu.h) and what they need besides arithmetic: integers of the same
-// shape, exponentials, permutations.
+// What vectors (vectors_cpu.h) need besides arithmetic: integers of the same shape, exponentials, permutations.
 #pragma once
 
-#include "product_cpu.h"
-#include "scalar.h"
+#include "../common/vectors_cpu.h"
 
 namespace {
 

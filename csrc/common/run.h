@@ -1,0 +1,33 @@
+// What running a CPU kernel takes: tensors as the kernels see them, units of work shared out among torch's threads.
+#pragma once
+
+#include <algorithm>
+
+#include "isa.h"
+#include "map.h"
+#include "scalar.h"
+#include "tensor.h"
+
+inline Scalar scalar_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Scalar::float32;
+    case ScalarType::Double: return Scalar::float64;
+    case ScalarType::BFloat16: return Scalar::bfloat16;
+    case ScalarType::Half: return Scalar::float16;
+    default: STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16");
+  }
+}
+
+inline Map map_of(const Tensor& map) {
+  return {map.data_ptr(), map.stride(0), map.stride(1), map.stride(2), map.stride(3), map.size(2), map.size(3)};
+}
+
+// Units of this many elements each: as many as make it worth waking a thread.
+inline int64_t grain_of(int64_t elements) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements)); }
+
+// kernel(p, begin, end) for all `units`, `grain` of them at a time at least.
+template <typename Params>
+void run(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t units, int64_t grain = 1) {
+  isa();  // a wrong APC_KERNELS_ISA is reported from here, not from inside a thread
+  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+}
