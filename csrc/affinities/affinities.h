@@ -6,11 +6,7 @@
 // are kept for each unit and then added in order, are the same bits for any number of threads.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/isa.h"
-#include "../common/map.h"
-#include "../common/scalar.h"
 
 constexpr int64_t TILE = 96;           // positions: a multiple of three vectors of every instruction set
 constexpr int64_t CHANNELS = 32;       // worked on at a time, so that a piece of the map stays in L1

@@ -110,27 +110,19 @@ inline double exp_of_negative(double t) { return __builtin_exp(t); }
 inline float magnitude(float value) { return __builtin_fabsf(value); }
 inline double magnitude(double value) { return __builtin_fabs(value); }
 
-// Logits (regions x TILE) become affinities; `slopes`, if given, become their derivatives A * (1 - A).
-template <typename A>
+// Logits (regions x TILE) become affinities; `slopes`, if they are asked for, their derivatives A * (1 - A).
+template <typename A, bool SLOPES>
 void to_affinities(A* __restrict logits, A* __restrict slopes, const A* bias, int64_t regions, int64_t length) {
   for (int64_t j = 0; j < regions; ++j) {
-    A* __restrict row = logits + j * TILE;
+    A* __restrict row = logits + j * TILE, * __restrict slope = SLOPES ? slopes + j * TILE : nullptr;
     const A offset = bias[j];
-    if (slopes != nullptr) {
-      A* __restrict slope = slopes + j * TILE;
-      for (int64_t n = 0; n < TILE; ++n) {
-        const A logit = row[n] + offset, e = exp_of_negative(-magnitude(logit)), d = 1 / (1 + e);
-        row[n] = logit < 0 ? e * d : d;
-        slope[n] = e * d * d;
-      }
-      for (int64_t n = length; n < TILE; ++n) row[n] = slope[n] = 0;
-    } else {
-      for (int64_t n = 0; n < TILE; ++n) {
-        const A logit = row[n] + offset, e = exp_of_negative(-magnitude(logit)), d = 1 / (1 + e);
-        row[n] = logit < 0 ? e * d : d;
-      }
-      for (int64_t n = length; n < TILE; ++n) row[n] = 0;
+    for (int64_t n = 0; n < TILE; ++n) {
+      const A logit = row[n] + offset, e = exp_of_negative(-magnitude(logit)), d = 1 / (1 + e);
+      row[n] = logit < 0 ? e * d : d;
+      if constexpr (SLOPES) slope[n] = e * d * d;
     }
+    for (int64_t n = length; n < TILE; ++n) row[n] = 0;
+    for (int64_t n = length; SLOPES && n < TILE; ++n) slope[n] = 0;
   }
 }
 
@@ -147,7 +139,8 @@ void affinities_of(const Affinities& p, const ScaleBlock& block, const Tile& til
     product<Acc<T>>({weight + c, p.channels, 1}, {piece, TILE}, block.regions, count, TILE, affinity, TILE, c > 0);
   }
   const Acc<T>* bias = static_cast<const Acc<T>*>(p.bias) + tile.image * p.rows + block.first_row;
-  to_affinities<Acc<T>>(affinity, slope, bias, block.regions, tile.length);
+  const auto run = slope == nullptr ? to_affinities<Acc<T>, false> : to_affinities<Acc<T>, true>;
+  run(affinity, slope, bias, block.regions, tile.length);
 }
 
 // The sum of the first `length` products a[n] * b[n] of a tile's row, in lanes that vectorise.

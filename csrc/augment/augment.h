@@ -4,8 +4,6 @@
 // pixel where it is normalised. Everything between lies in two lines of the image and one of the result.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/interpolation.h"
 #include "../common/isa.h"
 

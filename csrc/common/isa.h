@@ -4,7 +4,7 @@
 // A kernel is a function(params, begin, end) that does the units of work [begin, end).
 #pragma once
 
-#include <cstdint>
+#include "scalar.h"
 
 enum class Isa { baseline, x86_64_v3, x86_64_v4 };
 

@@ -4,8 +4,6 @@
 #include <algorithm>
 
 #include "isa.h"
-#include "map.h"
-#include "scalar.h"
 #include "tensor.h"
 
 inline Scalar scalar_of(const Tensor& tensor, const char* name) {

@@ -1,13 +1,21 @@
-// float16 and bfloat16 on the CPU: bit patterns, converted without branches so that loops over them vectorise.
+// Maps and numbers as the CPU kernels see them. float16 and bfloat16 are bit patterns, converted without branches so
+// that loops over them vectorise.
 //
-// Everything sits in an anonymous namespace: the file is compiled for several instruction sets, and the linker must
-// never take one set's copy of an inline function for another's.
+// Whatever has code sits in an anonymous namespace: the file is compiled for several instruction sets, and the linker
+// must never take one set's copy of an inline function for another's.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 enum class Scalar { float32, float64, bfloat16, float16 };
+
+// A map (batch, channels, height, width); strides in elements.
+struct Map {
+  void* data;
+  int64_t stride_b, stride_c, stride_y, stride_x, height, width;
+};
 
 namespace {
 
@@ -32,15 +40,7 @@ inline uint32_t as_bits(float value) {
 
 // The type sums are kept in.
 template <typename T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <typename T>
-using Acc = typename Accumulator<T>::type;
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 inline float load(float value) { return value; }
 inline double load(double value) { return value; }

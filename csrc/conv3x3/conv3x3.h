@@ -4,10 +4,7 @@
 // has 16 numbers; they lie in 16 planes (channels, tiles), so that the convolution becomes 16 matrix products.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/isa.h"
-#include "../common/scalar.h"
 
 constexpr int PLANES = 16;
 

@@ -5,11 +5,7 @@
 // is constant inside a row segment x column segment; it is worked out once for each and then copied.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/isa.h"
-#include "../common/map.h"
-#include "../common/scalar.h"
 #include "bins.h"
 
 struct PyramidPool {

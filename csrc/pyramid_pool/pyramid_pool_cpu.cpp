@@ -64,11 +64,24 @@ inline void for_each_region(const PyramidPool& p, Visit visit) {
       for (int64_t j = offset; j < offset + p.scales[k]; ++j) visit(region++, i, j);
 }
 
-// Calls visit(bin) for every bin that holds a segment of an axis.
+// Calls visit(region, column bin) for every region that holds a segment of the rows.
 template <typename Visit>
-inline void for_each_bin(const PyramidPool& p, const SegmentsView& axis, int segment, Visit visit) {
+inline void for_each_region_at(const PyramidPool& p, int segment, Visit visit) {
+  int64_t first = 0;
+  for (int k = 0, offset = 0; k < p.num_scales; ++k) {
+    const int s = static_cast<int>(p.scales[k]), at = k * p.rows.count + segment;
+    for (int i = p.rows.low[at]; i < p.rows.high[at]; ++i)
+      for (int j = 0; j < s; ++j) visit(first + i * s + j, offset + j);
+    first += int64_t(s) * s, offset += s;
+  }
+}
+
+// Calls visit(bin) for every bin that holds a segment of the columns.
+template <typename Visit>
+inline void for_each_bin_at(const PyramidPool& p, int segment, Visit visit) {
   for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
-    for (int j = axis.low[k * axis.count + segment]; j < axis.high[k * axis.count + segment]; ++j) visit(offset + j);
+    for (int j = p.cols.low[k * p.cols.count + segment]; j < p.cols.high[k * p.cols.count + segment]; ++j)
+      visit(offset + j);
 }
 
 // 1 / (rows * columns) of every region.
@@ -121,18 +134,11 @@ void spread_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
     const T* pooled = static_cast<const T*>(p.pooled) + plane * p.regions;
     for (int64_t region = 0; region < p.regions; ++region) scaled[region] = load(pooled[region]) * inverse[region];
     for (int e = 0; e < p.rows.count; ++e) {
-      const A* of_scale = scaled;
-      for (int k = 0, offset = 0; k < p.num_scales; ++k) {
-        const int s = static_cast<int>(p.scales[k]);
-        for (int j = 0; j < s; ++j) bins[offset + j] = 0;
-        for (int i = p.rows.low[k * p.rows.count + e]; i < p.rows.high[k * p.rows.count + e]; ++i)
-          for (int j = 0; j < s; ++j) bins[offset + j] += of_scale[i * s + j];
-        of_scale += s * s;
-        offset += s;
-      }
+      for (int bin = 0; bin < p.columns; ++bin) bins[bin] = 0;
+      for_each_region_at(p, e, [&](int64_t region, int bin) { bins[bin] += scaled[region]; });
       for (int c = 0; c < p.cols.count; ++c) {
         A sum = 0;
-        for_each_bin(p, p.cols, c, [&](int bin) { sum += bins[bin]; });
+        for_each_bin_at(p, c, [&](int bin) { sum += bins[bin]; });
         const T value = round_to<T>(sum);
         for (int i = p.cols.cuts[c]; i < p.cols.cuts[c + 1]; ++i) line[i] = value;
       }
@@ -176,8 +182,7 @@ void pool_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
         add_vectors<A>(rows, line, 1, 0, run.length, (y - top) % block_rows == 0);
         if (last) add_vectors<A>(cell, rows, 1, 0, run.length, y - top < block_rows);
       }
-      for_each_bin(p, p.cols, k,
-                   [&](int bin) { add_vectors<A>(bins + bin * p.channels, cell, 1, 0, run.length, false); });
+      for_each_bin_at(p, k, [&](int bin) { add_vectors<A>(bins + bin * p.channels, cell, 1, 0, run.length, false); });
     }
   }
 }
@@ -212,23 +217,14 @@ void spread_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
     const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
     const int64_t b = unit / run_count(p) / p.rows.count;
     const T* pooled = static_cast<const T*>(p.pooled) + (b * p.channels + run.start) * p.regions;
-    int64_t of_scale = 0;
-    for (int k = 0, offset = 0; k < p.num_scales; ++k) {
-      const int s = static_cast<int>(p.scales[k]);
-      for (int j = 0; j < s; ++j) {
-        A* bin = bins + (offset + j) * CHANNEL_RUN;
-        for (int64_t c = 0; c < run.length; ++c) bin[c] = 0;
-        for (int i = p.rows.low[k * p.rows.count + e]; i < p.rows.high[k * p.rows.count + e]; ++i) {
-          const int64_t region = of_scale + i * s + j;
-          for (int64_t c = 0; c < run.length; ++c) bin[c] += load(pooled[c * p.regions + region]) * inverse[region];
-        }
-      }
-      of_scale += int64_t(s) * s;
-      offset += s;
-    }
+    for (int64_t i = 0; i < p.columns * CHANNEL_RUN; ++i) bins[i] = 0;
+    for_each_region_at(p, e, [&](int64_t region, int bin) {
+      A* to = bins + bin * CHANNEL_RUN;
+      for (int64_t c = 0; c < run.length; ++c) to[c] += load(pooled[c * p.regions + region]) * inverse[region];
+    });
     for (int k = 0; k < p.cols.count; ++k) {
       bool fresh = true;
-      for_each_bin(p, p.cols, k, [&](int bin) {
+      for_each_bin_at(p, k, [&](int bin) {
         add_vectors<A>(sum, bins + bin * CHANNEL_RUN, 1, 0, run.length, fresh);
         fresh = false;
       });

@@ -136,6 +136,15 @@ inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t
   return best;
 }
 
+// The weights of classes, 1 where none are given; returns their sum.
+template <typename A>
+inline A weights_of_classes(const CrossEntropy& p, A* of_class) {
+  const A* weight = static_cast<const A*>(p.weight);
+  A sum = 0;
+  for (int64_t k = 0; k < p.classes; ++k) sum += of_class[k] = weight == nullptr ? 1 : weight[k];
+  return sum;
+}
+
 constexpr int32_t IGNORED = -1, OUT_OF_RANGE = -2;
 
 // IGNORED or OUT_OF_RANGE where a label is no class.
@@ -194,5 +203,26 @@ inline typename Integers<A>::type read_labels(const Labels& labels, int64_t offs
     return label;
   });
 }
+
+// The logits and the weights of pixels' labels; of class 0 where there is none.
+template <typename A>
+struct AtLabels {
+  typename Pack<A>::type logit, weight;
+
+  AtLabels(typename Integers<A>::type label, const typename Pack<A>::type* interpolated, const RowWeights<A>& row,
+           const A* of_class) {
+    constexpr int W = Pack<A>::width;
+    typename Integers<A>::scalar labels[W];
+    store_integers<A>(labels, label);
+    A own[W], next[W], weights[W];
+    for (int i = 0; i < W; ++i) {
+      const int64_t inside = labels[i] < 0 ? 0 : labels[i];
+      const A* pair = reinterpret_cast<const A*>(interpolated + 2 * inside) + i;
+      own[i] = pair[0], next[i] = pair[W], weights[i] = of_class[inside];
+    }
+    logit = row.own * load_lanes<A>(own) + row.next * load_lanes<A>(next);
+    weight = load_lanes<A>(weights);
+  }
+};
 
 }  // namespace

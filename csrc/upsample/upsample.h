@@ -5,12 +5,8 @@
 // then costs a product and a sum for each vector and class, and what is made of it stays in registers.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/interpolation.h"
 #include "../common/isa.h"
-#include "../common/map.h"
-#include "../common/scalar.h"
 
 enum class LabelType { uint8, int16, int32, int64 };
 

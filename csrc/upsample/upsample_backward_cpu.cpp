@@ -70,8 +70,7 @@ class Band {
         following(gradients + u.columns.source * lanes) {
     for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(u.columns, v * W);
     for (int64_t x = 0; x < u.columns.source; ++x) ends[x] = u.columns.first(x + 1);
-    const A* weight = static_cast<const A*>(p.weight);
-    for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
+    all_classes = weights_of_classes<A>(p, of_class);
     for (int64_t i = 0; i < W * width; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
   }
 
@@ -132,20 +131,16 @@ class Band {
     const int64_t pixel = (image * u.rows.size + row) * u.columns.size + block.first;
     const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
     const Int label = read_labels<A>(p.target, pixel, block.valid, u.classes, p.ignore_index);
-    typename Integers<A>::scalar labels[W];
-    store_integers<A>(labels, label);
-    A at_own[W], at_next[W], factor[W], normalizer[W], grad[W];
+    const AtLabels<A> at(label, interpolated, weight, of_class);
+    A normalizer[W], grad[W];
     for (int i = 0; i < W; ++i) {
-      const int64_t inside = labels[i] < 0 ? 0 : labels[i], at = pixel + (i < block.valid ? i : 0);
-      const A* pair = reinterpret_cast<const A*>(interpolated + 2 * inside) + i;
-      at_own[i] = pair[0], at_next[i] = pair[W], factor[i] = of_class[inside];
-      normalizer[i] = static_cast<const A*>(p.normalizer)[at];
-      grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : at];
+      const int64_t lane = pixel + (i < block.valid ? i : 0);
+      normalizer[i] = static_cast<const A*>(p.normalizer)[lane];
+      grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : lane];
     }
-    const Vec logit = weight.own * load_lanes<A>(at_own) + weight.next * load_lanes<A>(at_next);
     const Vec sum = load_lanes<A>(normalizer), upstream = load_lanes<A>(grad);
-    const Vec smooth = upstream * soft, scale = upstream * hard * load_lanes<A>(factor) + smooth * all_classes;
-    const Vec own = scale * ((exp_lanes(logit - most) - sum) / sum) + smooth * all_classes;
+    const Vec smooth = upstream * soft, scale = upstream * hard * at.weight + smooth * all_classes;
+    const Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
     const Int counts = label >= 0;
     const Vec none = Vec{} + static_cast<A>(__builtin_inf()), wrong = Vec{} + static_cast<A>(__builtin_nan(""));
     return {.most = counts ? most : none,
