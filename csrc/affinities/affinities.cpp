@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <memory>
 
-#include "../common/pages.h"
 #include "../common/run.h"
 #include "operators.h"
 

@@ -30,12 +30,10 @@ struct Affinities {
 };
 
 struct AdaptiveContext : Affinities {
-  const void* regions;    // (batch, rows, channels)
-  const void* shift;      // (batch, scales * channels)
-  const void* center;     // (batch, rows)
-  const void* linear;     // (batch, rows)
-  const void* quadratic;  // (batch, pairs)
-  const void* constant;   // (batch, scales * channels)
+  const void* regions;           // (batch, rows, channels)
+  const void *center, *linear;   // (batch, rows)
+  const void* quadratic;         // (batch, pairs)
+  const void *shift, *constant;  // (batch, scales * channels)
   bool residual;
   Map z, grad, grad_x;  // no data: not asked for
 
@@ -46,9 +44,8 @@ struct AdaptiveContext : Affinities {
   void* grad_regions;   // (batch, rows, channels)
   void* grad_shift;     // (batch, scales * channels)
   void* grad_weight;    // (rows, channels)
-  void* grad_bias;      // (batch, rows)
-  void* slope;          // (batch, rows)
-  void* slope_moments;  // (batch, pairs)
+  void *grad_bias, *slope;  // (batch, rows)
+  void* slope_moments;      // (batch, pairs)
 };
 
 struct AffinityMoments : Affinities {

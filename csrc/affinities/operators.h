@@ -6,8 +6,7 @@
 // fills in what x and the scales say, `aggregate` and the others get a tensor on the right device in the map's dtype.
 #pragma once
 
-#include "../common/library.h"
-#include "../common/tensor.h"
+#include "../common/operator.h"
 
 constexpr int64_t MAX_AFFINITY_SCALES = 64, MAX_AFFINITY_SCALE = 32;
 

@@ -1,8 +1,6 @@
 // augment's operator on the CPU: checks, describes the work, shares it out among torch's threads.
 #include "augment.h"
 
-#include "../common/library.h"
-#include "../common/pages.h"
 #include "../common/run.h"
 
 namespace {

@@ -10,7 +10,6 @@ enum class Isa { baseline, x86_64_v3, x86_64_v4 };
 
 // The best set this processor has, or the one that the environment variable APC_KERNELS_ISA names.
 Isa isa();
-const char* isa_name();
 
 // Declares a kernel: in every set, and outside of them the one to call.
 #define APC_DECLARE_IN(SET, FUNCTION, PARAMS)                 \

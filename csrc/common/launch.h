@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #include "device.cuh"
-#include "tensor.h"
+#include "operator.h"
 
 // Makes a tensor's device the current one for the scope; called like a function, launches a kernel on torch's stream.
 class OnDevice {

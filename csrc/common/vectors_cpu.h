@@ -62,19 +62,18 @@ inline void store_vector(T* to, typename Pack<A>::type vector) {
 template <typename A, typename From, typename To>
 void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns, To* to, int64_t to_stride) {
   constexpr int W = Pack<A>::width;
-  int64_t i = 0;
-  for (; i + W <= rows; i += W) {
-    int64_t j = 0;
-    for (; j + W <= columns; j += W) {
+  const int64_t whole_rows = rows / W * W, whole_columns = columns / W * W;
+  for (int64_t i = 0; i < whole_rows; i += W) {
+    for (int64_t j = 0; j < whole_columns; j += W) {
       typename Pack<A>::type block[W];
       for (int r = 0; r < W; ++r) block[r] = load_vector<A>(from + (i + r) * from_stride + j);
       transpose_rows<A, 1>(block);
       for (int r = 0; r < W; ++r) store_vector<A>(to + (j + r) * to_stride + i, block[r]);
     }
-    for (; j < columns; ++j)
+    for (int64_t j = whole_columns; j < columns; ++j)
       for (int r = 0; r < W; ++r) to[j * to_stride + i + r] = round_to<To>(load(from[(i + r) * from_stride + j]));
   }
-  for (; i < rows; ++i)
+  for (int64_t i = whole_rows; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) to[j * to_stride + i] = round_to<To>(load(from[i * from_stride + j]));
 }
 

@@ -3,8 +3,6 @@
 // through all images.
 #include "conv3x3.h"
 
-#include "../common/library.h"
-#include "../common/pages.h"
 #include "../common/run.h"
 
 namespace {
@@ -21,15 +19,14 @@ Conv3x3 described(const Tensor& map, const Tensor& tiles, int64_t first_row) {
   STD_TORCH_CHECK(map.stride(3) == 1 || map.size(3) == 1, "map: expected columns to lie side by side in memory");
   Conv3x3 p{};
   p.scalar = checked_scalar(map, "map");
-  p.channels = map.size(1), p.height = map.size(2), p.width = map.size(3);
-  p.stride_b = map.stride(0), p.stride_c = map.stride(1), p.stride_y = map.stride(2);
+  p.channels = map.size(1), p.map = map_of(map);
   check_dimensions(tiles, "tiles", 3);
-  p.image_rows = (p.height + 1) / 2, p.columns = (p.width + 1) / 2;
+  p.image_rows = (p.map.height + 1) / 2, p.columns = (p.map.width + 1) / 2;
   p.first_row = first_row, p.rows = tiles.size(2) / p.columns;
   STD_TORCH_CHECK(first_row >= 0 && first_row + p.rows <= map.size(0) * p.image_rows, "first_row: expected rows of ",
                   map.size(0) * p.image_rows, ", got ", p.rows, " from ", first_row, " on");
   check_beside(tiles, "tiles", map, "map", {PLANES, p.channels, p.rows * p.columns});
-  p.map = map.data_ptr(), p.tiles = tiles.data_ptr();
+  p.tiles = tiles.data_ptr();
   return p;
 }
 

@@ -10,12 +10,11 @@ constexpr int PLANES = 16;
 
 struct Conv3x3 {
   Scalar scalar;  // float32 or float64
-  int64_t channels, height, width;
-  int64_t stride_b, stride_c, stride_y;  // of the map, in elements; columns lie side by side
-  int64_t image_rows, columns;           // of tiles, in an image
-  int64_t first_row, rows;               // of tiles, counted through all images
-  void* map;
-  void* tiles;  // (16, channels, rows * columns)
+  int64_t channels;
+  int64_t image_rows, columns;  // of tiles, in an image
+  int64_t first_row, rows;      // of tiles, counted through all images
+  Map map;                      // columns side by side
+  void* tiles;                  // (16, channels, rows * columns)
 };
 
 struct Conv3x3Weight {

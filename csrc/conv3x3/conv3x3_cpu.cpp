@@ -36,8 +36,8 @@ template <typename T>
 T* line_of(const Conv3x3& p, int64_t channel, int64_t row, int y, T* outside) {
   const int64_t image = (p.first_row + row) / p.image_rows;
   const int64_t line = 2 * ((p.first_row + row) % p.image_rows) + y;
-  if (line < 0 || line >= p.height) return outside;
-  return static_cast<T*>(p.map) + image * p.stride_b + channel * p.stride_c + line * p.stride_y;
+  if (line < 0 || line >= p.map.height) return outside;
+  return static_cast<T*>(p.map.data) + image * p.map.stride_b + channel * p.map.stride_c + line * p.map.stride_y;
 }
 
 // Writes tiles: down(line, the four lines of the map, x) makes a number of each of four lines, and across(plane, even,
@@ -46,19 +46,19 @@ T* line_of(const Conv3x3& p, int64_t channel, int64_t row, int y, T* outside) {
 template <typename T, typename Down, typename Across>
 void write_tiles(const Conv3x3& p, int64_t begin, int64_t end, Down down, Across across) {
   const int64_t columns = p.columns;
-  Scratch<T> lines(4 * p.width), halves(2 * (columns + 1)), zeros(p.width);
-  T* const line[4] = {lines, lines + p.width, lines + 2 * p.width, lines + 3 * p.width};
+  Scratch<T> lines(4 * p.map.width), halves(2 * (columns + 1)), zeros(p.map.width);
+  T* const line[4] = {lines, lines + p.map.width, lines + 2 * p.map.width, lines + 3 * p.map.width};
   T *const even = halves, *const odd = halves + columns + 2;
   odd[-1] = 0, even[columns] = 0;
-  for (int64_t x = 0; x < p.width; ++x) zeros[x] = 0;
+  for (int64_t x = 0; x < p.map.width; ++x) zeros[x] = 0;
   for (int64_t channel = begin; channel < end; ++channel)
     for (int64_t row = 0; row < p.rows; ++row) {
       const T* const from[4] = {line_of<T>(p, channel, row, -1, zeros), line_of<T>(p, channel, row, 0, zeros),
                                 line_of<T>(p, channel, row, 1, zeros), line_of<T>(p, channel, row, 2, zeros)};
-      for (int64_t x = 0; x < p.width; ++x) down(line, from, x);
+      for (int64_t x = 0; x < p.map.width; ++x) down(line, from, x);
       const Planes<T> planes = planes_of<T>(p, channel, row);
       for (int i = 0; i < 4; ++i) {
-        separate<T>(line[i], p.width, even, odd);
+        separate<T>(line[i], p.map.width, even, odd);
         T* const plane[4] = {planes.at(i, 0), planes.at(i, 1), planes.at(i, 2), planes.at(i, 3)};
         for (int64_t j = 0; j < columns; ++j) across(plane, even, odd, j);
       }
@@ -104,10 +104,9 @@ void tiles_of_result_as(const Conv3x3& p, int64_t begin, int64_t end) {
 
 template <typename T>
 void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
-  const int64_t columns = p.columns, pairs = p.width / 2;
+  const int64_t columns = p.columns, pairs = p.map.width / 2;
   Scratch<T> sums(4 * columns);
   T *const s0 = sums, *const s1 = s0 + columns, *const s2 = s1 + columns, *const s3 = s2 + columns;
-  T* const sum[4] = {s0, s1, s2, s3};
   for (int64_t channel = begin; channel < end; ++channel)
     for (int64_t row = 0; row < p.rows; ++row) {
       const Planes<T> planes = planes_of<T>(p, channel, row);
@@ -117,7 +116,7 @@ void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
         for (int j = 0; j < 4; ++j) {
           const T *const a = planes.at(0, j), *const b = planes.at(1, j), *const c = planes.at(2, j);
           const T* const d = planes.at(3, j);
-          T* const s = sum[j];
+          T* const s = sums + j * columns;
           if (side == 0)
             for (int64_t k = 0; k < columns; ++k) s[k] = a[k] + b[k] + c[k];
           else
@@ -127,7 +126,7 @@ void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
           const T left = s0[k] + s1[k] + s2[k], right = s1[k] - s2[k] - s3[k];
           to[2 * k] = left, to[2 * k + 1] = right;
         }
-        if (p.width % 2) to[2 * pairs] = s0[pairs] + s1[pairs] + s2[pairs];
+        if (p.map.width % 2) to[2 * pairs] = s0[pairs] + s1[pairs] + s2[pairs];
       }
     }
 }

@@ -2,8 +2,7 @@
 // writes into the tensor it is given last. A Device (pyramid_pool.cpp, pyramid_pool.cu) runs the kernels.
 #pragma once
 
-#include "../common/library.h"
-#include "../common/tensor.h"
+#include "../common/operator.h"
 #include "bins.h"
 
 // map: x or its gradient; pooled: the result or its gradient.

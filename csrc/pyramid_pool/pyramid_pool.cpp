@@ -3,7 +3,6 @@
 
 #include <memory>
 
-#include "../common/pages.h"
 #include "../common/run.h"
 #include "operators.h"
 #include "segments.h"

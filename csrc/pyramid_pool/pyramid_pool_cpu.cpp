@@ -148,41 +148,41 @@ void spread_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
   }
 }
 
-// A run of channels: where it starts and how many it holds.
-struct Run {
-  int64_t start, length;
+// A run of channels of an image, in a row segment where units have one.
+struct Unit {
+  int64_t image, start, length;
+  int segment;
 };
 
-inline int64_t run_count(const PyramidPool& p) { return (p.channels + CHANNEL_RUN - 1) / CHANNEL_RUN; }
-inline Run run_at(const PyramidPool& p, int64_t index) {
-  const int64_t start = index * CHANNEL_RUN, rest = p.channels - start;
-  return {start, rest < CHANNEL_RUN ? rest : CHANNEL_RUN};
+inline Unit unit_at(const PyramidPool& p, int64_t unit, int segments) {
+  const int64_t runs = (p.channels + CHANNEL_RUN - 1) / CHANNEL_RUN;
+  const int64_t start = unit % runs * CHANNEL_RUN, rest = p.channels - start;
+  return {unit / runs / segments, start, rest < CHANNEL_RUN ? rest : CHANNEL_RUN,
+          static_cast<int>(unit / runs % segments)};
 }
 
 template <typename T>
 void pool_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   Scratch<A> cell(CHANNEL_RUN), rows(CHANNEL_RUN), line(CHANNEL_RUN), block(CHANNEL_RUN);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Run run = run_at(p, unit % run_count(p));
-    const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
-    const int64_t b = unit / run_count(p) / p.rows.count;
-    const T* x = static_cast<const T*>(p.map.data) + b * p.map.stride_b + run.start;
-    A* bins = static_cast<A*>(p.row_sums) + (b * p.rows.count + e) * p.columns * p.channels + run.start;
+  for (int64_t index = begin; index < end; ++index) {
+    const auto [b, start, length, e] = unit_at(p, index, p.rows.count);
+    const T* x = static_cast<const T*>(p.map.data) + b * p.map.stride_b + start;
+    A* bins = static_cast<A*>(p.row_sums) + (b * p.rows.count + e) * p.columns * p.channels + start;
     for (int bin = 0; bin < p.columns; ++bin)
-      for (int64_t c = 0; c < run.length; ++c) bins[bin * p.channels + c] = 0;
+      for (int64_t c = 0; c < length; ++c) bins[bin * p.channels + c] = 0;
     const int top = p.rows.cuts[e], bottom = p.rows.cuts[e + 1];
     const int64_t block_rows = block_length(bottom - top);
     for (int k = 0; k < p.cols.count; ++k) {
       const int left = p.cols.cuts[k], right = p.cols.cuts[k + 1];
       for (int y = top; y < bottom; ++y) {
         sum_vectors<T>(line, block, x + y * p.map.stride_y + left * p.map.stride_x, right - left, p.map.stride_x,
-                       run.length);
+                       length);
         const bool last = y + 1 == bottom || (y + 1 - top) % block_rows == 0;
-        add_vectors<A>(rows, line, 1, 0, run.length, (y - top) % block_rows == 0);
-        if (last) add_vectors<A>(cell, rows, 1, 0, run.length, y - top < block_rows);
+        add_vectors<A>(rows, line, 1, 0, length, (y - top) % block_rows == 0);
+        if (last) add_vectors<A>(cell, rows, 1, 0, length, y - top < block_rows);
       }
-      for_each_bin_at(p, k, [&](int bin) { add_vectors<A>(bins + bin * p.channels, cell, 1, 0, run.length, false); });
+      for_each_bin_at(p, k, [&](int bin) { add_vectors<A>(bins + bin * p.channels, cell, 1, 0, length, false); });
     }
   }
 }
@@ -192,16 +192,15 @@ void pool_row_bins_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   Scratch<A> sum(CHANNEL_RUN), inverse(p.regions);
   inverse_areas<A>(p, inverse);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Run run = run_at(p, unit % run_count(p));
-    const int64_t b = unit / run_count(p);
-    const A* bins = static_cast<const A*>(p.row_sums) + b * p.rows.count * p.columns * p.channels + run.start;
-    T* pooled = static_cast<T*>(p.pooled) + (b * p.channels + run.start) * p.regions;
+  for (int64_t index = begin; index < end; ++index) {
+    const auto [b, start, length, _] = unit_at(p, index, 1);
+    const A* bins = static_cast<const A*>(p.row_sums) + b * p.rows.count * p.columns * p.channels + start;
+    T* pooled = static_cast<T*>(p.pooled) + (b * p.channels + start) * p.regions;
     for_each_region(p, [&](int64_t region, int64_t i, int64_t j) {
       const int first = p.rows.first[i];
       add_vectors<A>(sum, bins + (first * p.columns + j) * p.channels, p.rows.last[i] - first, p.columns * p.channels,
-                     run.length, true);
-      for (int64_t c = 0; c < run.length; ++c) pooled[c * p.regions + region] = round_to<T>(sum[c] * inverse[region]);
+                     length, true);
+      for (int64_t c = 0; c < length; ++c) pooled[c * p.regions + region] = round_to<T>(sum[c] * inverse[region]);
     });
   }
 }
@@ -212,31 +211,28 @@ void spread_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
   Scratch<A> bins(p.columns * CHANNEL_RUN), sum(CHANNEL_RUN), inverse(p.regions);
   Scratch<T> cells(p.cols.count * CHANNEL_RUN);
   inverse_areas<A>(p, inverse);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Run run = run_at(p, unit % run_count(p));
-    const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
-    const int64_t b = unit / run_count(p) / p.rows.count;
-    const T* pooled = static_cast<const T*>(p.pooled) + (b * p.channels + run.start) * p.regions;
+  for (int64_t index = begin; index < end; ++index) {
+    const auto [b, start, length, e] = unit_at(p, index, p.rows.count);
+    const T* pooled = static_cast<const T*>(p.pooled) + (b * p.channels + start) * p.regions;
     for (int64_t i = 0; i < p.columns * CHANNEL_RUN; ++i) bins[i] = 0;
     for_each_region_at(p, e, [&](int64_t region, int bin) {
       A* to = bins + bin * CHANNEL_RUN;
-      for (int64_t c = 0; c < run.length; ++c) to[c] += load(pooled[c * p.regions + region]) * inverse[region];
+      for (int64_t c = 0; c < length; ++c) to[c] += load(pooled[c * p.regions + region]) * inverse[region];
     });
     for (int k = 0; k < p.cols.count; ++k) {
       bool fresh = true;
       for_each_bin_at(p, k, [&](int bin) {
-        add_vectors<A>(sum, bins + bin * CHANNEL_RUN, 1, 0, run.length, fresh);
+        add_vectors<A>(sum, bins + bin * CHANNEL_RUN, 1, 0, length, fresh);
         fresh = false;
       });
       T* cell = cells + k * CHANNEL_RUN;
-      for (int64_t c = 0; c < run.length; ++c) cell[c] = round_to<T>(sum[c]);
+      for (int64_t c = 0; c < length; ++c) cell[c] = round_to<T>(sum[c]);
     }
-    T* x = static_cast<T*>(p.map.data) + b * p.map.stride_b + run.start;
+    T* x = static_cast<T*>(p.map.data) + b * p.map.stride_b + start;
     for (int y = p.rows.cuts[e]; y < p.rows.cuts[e + 1]; ++y)
       for (int k = 0; k < p.cols.count; ++k)
         for (int i = p.cols.cuts[k]; i < p.cols.cuts[k + 1]; ++i)
-          __builtin_memcpy(x + y * p.map.stride_y + i * p.map.stride_x, cells + k * CHANNEL_RUN,
-                           run.length * sizeof(T));
+          __builtin_memcpy(x + y * p.map.stride_y + i * p.map.stride_x, cells + k * CHANNEL_RUN, length * sizeof(T));
   }
 }
 

@@ -110,11 +110,6 @@ struct Best {
   typename Integers<A>::type index[R];
 };
 
-template <typename A, int R>
-inline void weigh_rows(const Axis& axis, int64_t row, RowWeights<A>* weights) {
-  for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(axis, row + r);
-}
-
 // The largest logit, and the first class that has it.
 template <typename A, int R>
 inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t classes,
@@ -213,7 +208,7 @@ struct AtLabels {
            const A* of_class) {
     constexpr int W = Pack<A>::width;
     typename Integers<A>::scalar labels[W];
-    store_integers<A>(labels, label);
+    store_lanes<typename Integers<A>::scalar>(labels, label);
     A own[W], next[W], weights[W];
     for (int i = 0; i < W; ++i) {
       const int64_t inside = labels[i] < 0 ? 0 : labels[i];

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <memory>
 
-#include "../common/library.h"
-#include "../common/pages.h"
 #include "../common/run.h"
 
 namespace {

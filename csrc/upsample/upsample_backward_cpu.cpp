@@ -29,47 +29,28 @@ class Band {
   static constexpr int W = Pack<A>::width;
 
   const CrossEntropy& p;
-  const Upsample& u;
-  const int64_t stride, blocks, width, lanes;  // of a source row; vectors in a row; of a wide row; classes, padded
-  const Scratch<ColumnBlock<A>> columns;
-  const Scratch<int64_t> ends;               // of each source column, the output columns
-  const Scratch<A> own_row, next_row;        // (classes, stride)
-  const Scratch<A> largest;                  // (stride)
-  const Scratch<A> of_class;                 // weights of classes
-  const Scratch<Vec> interpolated;           // (classes, 2): both source rows, in one vector of columns
-  const Scratch<Pixels<A>> pixels;           // (blocks, rows at hand)
-  const Scratch<A> own_sum, next_sum;        // (W classes, width)
-  const Scratch<A> own_turned, next_turned;  // (width, W classes)
-  const Scratch<A> gradients;                // two of (source columns, lanes)
-  A *current, *following;                    // the gradient of source row y, and what has reached that of row y + 1
+  const int64_t stride = row_stride<A>(p);              // of a source row
+  const int64_t blocks = blocks_of(p.columns.size, W);  // vectors in a row
+  const int64_t width = (blocks + 1) * W;               // of a wide row
+  const int64_t lanes = blocks_of(p.classes, W) * W;    // classes, padded
+  const Scratch<ColumnBlock<A>> columns{blocks};
+  const Scratch<int64_t> ends{p.columns.source};  // of each source column, the output columns
+  const Scratch<A> own_row{p.classes * stride}, next_row{p.classes * stride}, largest{stride};
+  const Scratch<A> of_class{p.classes};                            // weights of classes
+  const Scratch<Vec> interpolated{2 * p.classes};                  // both source rows, in one vector of columns
+  const Scratch<Pixels<A>> pixels{blocks * ROW_BLOCK};             // (blocks, rows at hand)
+  const Scratch<A> own_sum{W * width}, next_sum{W * width};        // (W classes, width)
+  const Scratch<A> own_turned{width * W}, next_turned{width * W};  // (width, W classes)
+  const Scratch<A> gradients{2 * p.columns.source * lanes};        // two of (source columns, lanes)
+  // The gradient of source row y, and what has reached that of row y + 1.
+  A *current = gradients, *following = gradients + p.columns.source * lanes;
   A all_classes = 0;
   RowWeights<A> weights[ROW_BLOCK];
 
  public:
-  explicit Band(const CrossEntropy& p)
-      : p(p),
-        u(p),
-        stride(row_stride<A>(u)),
-        blocks(blocks_of(u.columns.size, W)),
-        width((blocks + 1) * W),
-        lanes(blocks_of(u.classes, W) * W),
-        columns(blocks),
-        ends(u.columns.source),
-        own_row(u.classes * stride),
-        next_row(u.classes * stride),
-        largest(stride),
-        of_class(u.classes),
-        interpolated(2 * u.classes),
-        pixels(blocks * ROW_BLOCK),
-        own_sum(W * width),
-        next_sum(W * width),
-        own_turned(width * W),
-        next_turned(width * W),
-        gradients(2 * u.columns.source * lanes),
-        current(gradients),
-        following(gradients + u.columns.source * lanes) {
-    for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(u.columns, v * W);
-    for (int64_t x = 0; x < u.columns.source; ++x) ends[x] = u.columns.first(x + 1);
+  explicit Band(const CrossEntropy& p) : p(p) {
+    for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(p.columns, v * W);
+    for (int64_t x = 0; x < p.columns.source; ++x) ends[x] = p.columns.first(x + 1);
     all_classes = weights_of_classes<A>(p, of_class);
     for (int64_t i = 0; i < W * width; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
   }
@@ -89,22 +70,22 @@ class Band {
 
  private:
   void clear(A* gradient) {
-    for (int64_t i = 0; i < u.columns.source * lanes; ++i) gradient[i] = 0;
+    for (int64_t i = 0; i < p.columns.source * lanes; ++i) gradient[i] = 0;
   }
 
   // What reaches the source rows y and y + 1 from the output rows between them.
   void add_group(int64_t image, int64_t y) {
-    const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
+    const int64_t first = p.rows.first(y), last = p.rows.first(y + 1);
     if (first == last) return;
-    const bool is_last = y + 1 == u.rows.source;
-    load_relative_row<T>(u, image, y, own_row, largest);
-    load_relative_row<T>(u, image, is_last ? y : y + 1, next_row, largest);
+    const bool is_last = y + 1 == p.rows.source;
+    load_relative_row<T>(p, image, y, own_row, largest);
+    load_relative_row<T>(p, image, is_last ? y : y + 1, next_row, largest);
     for (int64_t row = first; row < last; row += ROW_BLOCK) {
       const int64_t rows = last - row < ROW_BLOCK ? last - row : ROW_BLOCK;
-      for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(u.rows, row + r);
+      for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(p.rows, row + r);
       for (int64_t v = 0; v < blocks; ++v) describe_pixels(image, row, rows, columns[v], pixels + v * rows);
-      for (int64_t k = 0; k < u.classes; k += W) {
-        const int64_t count = u.classes - k < W ? u.classes - k : W;
+      for (int64_t k = 0; k < p.classes; k += W) {
+        const int64_t count = p.classes - k < W ? p.classes - k : W;
         for (int64_t v = 0; v < blocks; v += COLUMN_BLOCKS) {
           const int64_t end = v + COLUMN_BLOCKS < blocks ? v + COLUMN_BLOCKS : blocks;
           for (int64_t i = 0; i < count; ++i) sum_rows(k + i, i, v, end, rows);
@@ -116,21 +97,21 @@ class Band {
   }
 
   void describe_pixels(int64_t image, int64_t row, int64_t rows, const ColumnBlock<A>& block, Pixels<A>* to) const {
-    for (int64_t k = 0; k < u.classes; ++k) {
+    for (int64_t k = 0; k < p.classes; ++k) {
       interpolated[2 * k] = block.of(own_row + k * stride);
       interpolated[2 * k + 1] = block.of(next_row + k * stride);
     }
     for_each_rows(0, rows, [&]<int R>(int64_t r) {
-      const Best<A, R> best = best_class<A, R>(interpolated, u.classes, weights + r);
+      const Best<A, R> best = best_class<A, R>(interpolated, p.classes, weights + r);
       for (int i = 0; i < R; ++i) to[r + i] = pixels_at(image, row + r + i, weights[r + i], block, best.value[i]);
     });
   }
 
   Pixels<A> pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block,
                       Vec most) const {
-    const int64_t pixel = (image * u.rows.size + row) * u.columns.size + block.first;
-    const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
-    const Int label = read_labels<A>(p.target, pixel, block.valid, u.classes, p.ignore_index);
+    const int64_t pixel = (image * p.rows.size + row) * p.columns.size + block.first;
+    const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / p.classes);
+    const Int label = read_labels<A>(p.target, pixel, block.valid, p.classes, p.ignore_index);
     const AtLabels<A> at(label, interpolated, weight, of_class);
     A normalizer[W], grad[W];
     for (int i = 0; i < W; ++i) {
@@ -174,7 +155,7 @@ class Band {
   // Adds wide rows of W classes, weighted, to W lanes of the gradient.
   void collapse(const A* sum, A* turned, A* gradient) const {
     transpose<A>(sum, width, W, blocks * W, turned, W);
-    for (int64_t x = 0, column = 0; x < u.columns.source; ++x) {
+    for (int64_t x = 0, column = 0; x < p.columns.source; ++x) {
       Vec own{}, next{};
       for (; column < ends[x]; ++column) {
         const ColumnBlock<A>& block = columns[column / W];
@@ -183,7 +164,7 @@ class Band {
         next += block.next_weight[column % W] * values;
       }
       A* to = gradient + x * lanes;
-      A* after = x + 1 < u.columns.source ? to + lanes : to;
+      A* after = x + 1 < p.columns.source ? to + lanes : to;
       store_lanes<A>(to, load_lanes<A>(to) + own);
       store_lanes<A>(after, load_lanes<A>(after) + next);
     }
@@ -192,9 +173,9 @@ class Band {
   void store(int64_t image, int64_t y) const {
     const Map& g = p.grad_logits;
     T* to = static_cast<T*>(g.data) + image * g.stride_b + y * g.stride_y;
-    if (g.stride_x == 1) return transpose<A>(current, lanes, u.columns.source, u.classes, to, g.stride_c);
-    for (int64_t x = 0; x < u.columns.source; ++x)
-      for (int64_t k = 0; k < u.classes; ++k) to[x * g.stride_x + k * g.stride_c] = round_to<T>(current[x * lanes + k]);
+    if (g.stride_x == 1) return transpose<A>(current, lanes, p.columns.source, p.classes, to, g.stride_c);
+    for (int64_t x = 0; x < p.columns.source; ++x)
+      for (int64_t k = 0; k < p.classes; ++k) to[x * g.stride_x + k * g.stride_c] = round_to<T>(current[x * lanes + k]);
   }
 };
 

@@ -56,7 +56,7 @@ struct Rows {
   Best<A, R> best;
 
   Rows(const Upsample& u, const Piece<A>& piece, int64_t first) : piece(piece), first(first) {
-    weigh_rows<A, R>(u.rows, first, weights);
+    for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(u.rows, first + r);
     best = best_class<A, R>(piece.interpolated, u.classes, weights);
   }
 };
@@ -164,7 +164,8 @@ void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
   for_each_label<T>(p, begin, end, [&](int64_t pixel, int64_t count, Int best) {
     const Int label = read_labels<A>(p.target, pixel, count, classes, p.ignore_index);
     typename Integers<A>::scalar cell[W], others = 0;
-    store_integers<A>(cell, label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE));
+    store_lanes<typename Integers<A>::scalar>(cell,
+                                              label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE));
     if (!alone) {
       for (int i = 0; i < W; ++i)
         if (cell[i] != cells) __atomic_fetch_add(cell[i] < cells ? p.counts + cell[i] : p.invalid, 1, __ATOMIC_RELAXED);

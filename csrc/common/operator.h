@@ -1,5 +1,4 @@
-// What every operator asks of the tensors it is given. Python has checked the arguments and named the wrong one
-// already; these checks keep a direct call of the raw operator from reading or writing out of bounds.
+// What every raw operator is registered with, and what it asks of the tensors it is given.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -8,7 +7,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstring>
 #include <optional>
+#include <string>
 #include <vector>
 
 using torch::headeronly::ScalarType;
@@ -16,6 +17,25 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 using Scales = std::vector<int64_t>;
+
+// An operator's schema stands beside what runs it, in one list for both libraries.
+struct Operator {
+  const char* schema;
+  void (*run)(StableIValue*, uint64_t, uint64_t);  // TORCH_BOX(&function)
+
+  std::string name() const { return std::string(schema, std::strcspn(schema, "(")); }
+};
+
+#define APC_REGISTER(NAMESPACE, DEVICE, OPERATORS)                                      \
+  STABLE_TORCH_LIBRARY_FRAGMENT(NAMESPACE, library) {                                   \
+    for (const Operator& each : OPERATORS) library.def(each.schema);                    \
+  }                                                                                     \
+  STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, library) {                               \
+    for (const Operator& each : OPERATORS) library.impl(each.name().c_str(), each.run); \
+  }
+
+// Python has checked the arguments and named the wrong one already; these checks keep a direct call of the raw operator
+// from reading or writing out of bounds.
 
 inline void check_dimensions(const Tensor& tensor, const char* name, int64_t count) {
   STD_TORCH_CHECK(tensor.dim() == count, name, ": expected ", count, " dimensions, got ", tensor.dim());
