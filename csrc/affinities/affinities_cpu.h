@@ -5,7 +5,6 @@
 // gradients that are loaded for them: they add nothing to sums, and are never stored.
 #pragma once
 
-#include "../common/scratch.h"
 #include "affinities.h"
 #include "product_cpu.h"
 

@@ -31,23 +31,14 @@ void augment(const Tensor& image, const std::vector<int64_t>& size, const std::v
   std::vector<AugmentStep> steps;
   for (size_t i = 0; i < kinds.size(); ++i)
     steps.push_back({static_cast<AugmentStep::Kind>(kinds[i]), static_cast<float>(values[i])});
-  Augment p{.image = static_cast<const uint8_t*>(image.data_ptr()),
-            .stride_c = image.stride(0),
-            .stride_y = image.stride(1),
-            .stride_x = image.stride(2),
-            .rows = Axis(image.size(1), size[0], false),
-            .columns = Axis(image.size(2), size[1], false),
-            .top = window[0],
-            .left = window[1],
-            .height = window[2],
-            .width = window[3],
-            .flip = flip,
-            .steps = steps.data(),
-            .step_count = static_cast<int64_t>(steps.size()),
-            .is_normalised = !mean.empty(),
-            .mean = {},
-            .scale = {},
-            .out = out.data_ptr()};
+  Augment p{};
+  p.image = static_cast<const uint8_t*>(image.data_ptr());
+  p.stride_c = image.stride(0), p.stride_y = image.stride(1), p.stride_x = image.stride(2);
+  p.rows = Axis(image.size(1), size[0], false), p.columns = Axis(image.size(2), size[1], false);
+  p.top = window[0], p.left = window[1], p.height = window[2], p.width = window[3];
+  p.flip = flip, p.is_normalised = !mean.empty();
+  p.steps = steps.data(), p.step_count = static_cast<int64_t>(steps.size());
+  p.out = out.data_ptr();
   for (size_t c = 0; c < mean.size(); ++c)
     p.mean[c] = static_cast<float>(mean[c]), p.scale[c] = static_cast<float>(1 / std[c]);
   request_huge_pages(out);

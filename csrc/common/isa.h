@@ -4,33 +4,33 @@
 // A kernel is a function(params, begin, end) that does the units of work [begin, end).
 #pragma once
 
-#include "scalar.h"
+#include "kernel_cpu.h"
 
 enum class Isa { baseline, x86_64_v3, x86_64_v4 };
 
 // The best set this processor has, or the one that the environment variable APC_KERNELS_ISA names.
 Isa isa();
 
+#if defined(__x86_64__)
+#define APC_ON_X86(...) __VA_ARGS__
+#else
+#define APC_ON_X86(...)
+#endif
+
 // Declares a kernel: in every set, and outside of them the one to call.
 #define APC_DECLARE_IN(SET, FUNCTION, PARAMS)                 \
   namespace SET {                                             \
   void FUNCTION(const PARAMS& p, int64_t begin, int64_t end); \
   }
-#if defined(__x86_64__)
-#define APC_DECLARE_KERNEL(FUNCTION, PARAMS)                                 \
-  APC_DECLARE_IN(baseline, FUNCTION, PARAMS)                                 \
-  APC_DECLARE_IN(x86_64_v3, FUNCTION, PARAMS)                                \
-  APC_DECLARE_IN(x86_64_v4, FUNCTION, PARAMS)                                \
-  static inline void FUNCTION(const PARAMS& p, int64_t begin, int64_t end) { \
-    if (isa() == Isa::x86_64_v4) return x86_64_v4::FUNCTION(p, begin, end);  \
-    if (isa() == Isa::x86_64_v3) return x86_64_v3::FUNCTION(p, begin, end);  \
-    baseline::FUNCTION(p, begin, end);                                       \
+#define APC_DECLARE_KERNEL(FUNCTION, PARAMS)                                            \
+  APC_DECLARE_IN(baseline, FUNCTION, PARAMS)                                            \
+  APC_ON_X86(APC_DECLARE_IN(x86_64_v3, FUNCTION, PARAMS))                               \
+  APC_ON_X86(APC_DECLARE_IN(x86_64_v4, FUNCTION, PARAMS))                               \
+  static inline void FUNCTION(const PARAMS& p, int64_t begin, int64_t end) {            \
+    APC_ON_X86(if (isa() == Isa::x86_64_v4) return x86_64_v4::FUNCTION(p, begin, end)); \
+    APC_ON_X86(if (isa() == Isa::x86_64_v3) return x86_64_v3::FUNCTION(p, begin, end)); \
+    baseline::FUNCTION(p, begin, end);                                                  \
   }
-#else
-#define APC_DECLARE_KERNEL(FUNCTION, PARAMS) \
-  APC_DECLARE_IN(baseline, FUNCTION, PARAMS) \
-  static inline void FUNCTION(const PARAMS& p, int64_t begin, int64_t end) { baseline::FUNCTION(p, begin, end); }
-#endif
 
 // Defines it in the set at hand: FUNCTION_as<T>, for the dtype that the parameters name.
 #define APC_DEFINE_KERNEL(FUNCTION, PARAMS)                                 \

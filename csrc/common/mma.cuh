@@ -2,9 +2,9 @@
 //
 // A warp multiplies 16x16 by 16x8. Lane l holds of each matrix the pieces that follow from g = l / 4 and t = l % 4:
 //
-//   a   16 x 16   four pairs: rows g and g + 8, columns 2t, 2t + 1 of the left half, then rows g, g + 8 of the right
-//   one b   16 x 8    two pairs: rows 2t, 2t + 1 of the upper half, then of the lower one, column g c   16 x 8    four
-//   numbers: row g, columns 2t and 2t + 1, then the same of row g + 8
+//   a, 16 x 16: four pairs, rows g and g + 8, columns 2t and 2t + 1 of the left half, then the same of the right one
+//   b, 16 x 8: two pairs, rows 2t and 2t + 1 of the upper half, then of the lower one, column g
+//   c, 16 x 8: four numbers, row g, columns 2t and 2t + 1, then the same of row g + 8
 //
 // Every function is called by all lanes of a warp together. tests/emulation/emulated_mma.h has its twins.
 #pragma once

@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "scalar.h"
+#include "kernel_cpu.h"
 
 namespace {
 

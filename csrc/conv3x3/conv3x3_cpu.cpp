@@ -5,7 +5,6 @@
 //   Bᵀ = 0  1  1  0     G = 1/2 1/2 1/2     Aᵀ = 1  1  1  0
 //        0 -1  1  0         1/2 -1/2 1/2         0  1 -1 -1
 //        0  1  0 -1          0   0   1
-#include "../common/scratch.h"
 #include "conv3x3.h"
 
 namespace {

@@ -1,6 +1,5 @@
 // pyramid_pool's CPU kernels, compiled once for each instruction set. Plain loops that vectorise; no library calls
 // that could be linked from another set's object file.
-#include "../common/scratch.h"
 #include "pyramid_pool.h"
 
 namespace {

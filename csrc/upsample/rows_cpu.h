@@ -1,7 +1,6 @@
 // Source rows on the CPU: as (classes x row) arrays in the accumulator's type, and interpolated along the row.
 #pragma once
 
-#include "../common/scratch.h"
 #include "lanes_cpu.h"
 #include "upsample.h"
 

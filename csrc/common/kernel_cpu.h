@@ -1,5 +1,5 @@
-// Maps and numbers as the CPU kernels see them. float16 and bfloat16 are bit patterns, converted without branches so
-// that loops over them vectorise.
+// What CPU kernels are written in: maps, numbers, scratch memory. float16 and bfloat16 are bit patterns, converted
+// without branches so that loops over them vectorise.
 //
 // Whatever has code sits in an anonymous namespace: the file is compiled for several instruction sets, and the linker
 // must never take one set's copy of an inline function for another's.
@@ -79,5 +79,19 @@ inline Half round_to<Half, float>(float value) {
   const uint32_t result = magnitude > 0x7f800000u ? 0x7e00u : magnitude >= 0x477ff000u ? 0x7c00u : finite;
   return {static_cast<uint16_t>(result | sign)};
 }
+
+// A small array on the heap, freed at the end of the scope. (std::vector's inline functions would be shared between
+// instruction sets.)
+template <typename T>
+struct Scratch {
+  T* data;
+  explicit Scratch(int64_t count) : data(static_cast<T*>(__builtin_malloc(count * sizeof(T) + 1))) {
+    if (data == nullptr) __builtin_abort();
+  }
+  ~Scratch() { __builtin_free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  operator T*() const { return data; }
+};
 
 }  // namespace
