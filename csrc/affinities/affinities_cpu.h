@@ -138,8 +138,10 @@ void affinities_of(const Affinities& p, const ScaleBlock& block, const Tile& til
     product<Acc<T>>({weight + c, p.channels, 1}, {piece, TILE}, block.regions, count, TILE, affinity, TILE, c > 0);
   }
   const Acc<T>* bias = static_cast<const Acc<T>*>(p.bias) + tile.image * p.rows + block.first_row;
-  const auto run = slope == nullptr ? to_affinities<Acc<T>, false> : to_affinities<Acc<T>, true>;
-  run(affinity, slope, bias, block.regions, tile.length);
+  if (slope == nullptr)
+    to_affinities<Acc<T>, false>(affinity, slope, bias, block.regions, tile.length);
+  else
+    to_affinities<Acc<T>, true>(affinity, slope, bias, block.regions, tile.length);
 }
 
 // The sum of the first `length` products a[n] * b[n] of a tile's row, in lanes that vectorise.
