@@ -106,6 +106,7 @@ void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
   const int64_t columns = p.columns, pairs = p.map.width / 2;
   Scratch<T> sums(4 * columns);
   T *const s0 = sums, *const s1 = s0 + columns, *const s2 = s1 + columns, *const s3 = s2 + columns;
+  T* const sum[4] = {s0, s1, s2, s3};
   for (int64_t channel = begin; channel < end; ++channel)
     for (int64_t row = 0; row < p.rows; ++row) {
       const Planes<T> planes = planes_of<T>(p, channel, row);
@@ -115,7 +116,7 @@ void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
         for (int j = 0; j < 4; ++j) {
           const T *const a = planes.at(0, j), *const b = planes.at(1, j), *const c = planes.at(2, j);
           const T* const d = planes.at(3, j);
-          T* const s = sums + j * columns;
+          T* const s = sum[j];
           if (side == 0)
             for (int64_t k = 0; k < columns; ++k) s[k] = a[k] + b[k] + c[k];
           else
