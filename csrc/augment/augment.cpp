@@ -1,18 +1,17 @@
 // augment's operator on the CPU: checks, describes the work, shares it out among torch's threads.
 #include "augment.h"
 
-#include "../common/pages.h"
-#include "operators.h"
+#include "../common/run.h"
 
 namespace {
+
 // Enough pixels for a thread to be worth waking; a line of the image is read twice where two threads meet.
 constexpr int64_t GRAIN = 65536;
-}  // namespace
 
+// kinds, values: of the steps; mean, std: three numbers each, or none where `out` is uint8.
 void augment(const Tensor& image, const std::vector<int64_t>& size, const std::vector<int64_t>& window, bool flip,
              const std::vector<int64_t>& kinds, const std::vector<double>& values, const std::vector<double>& mean,
              const std::vector<double>& std, const Tensor& out) {
-  isa();  // a wrong APC_KERNELS_ISA is reported from here, not from inside a thread
   STD_TORCH_CHECK(size.size() == 2 && window.size() == 4, "size, window: expected two and four numbers");
   STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte && image.dim() == 3, "image: expected (3, H, W) in uint8");
   check_shape(image, "image", {3, image.size(1), image.size(2)});
@@ -32,26 +31,26 @@ void augment(const Tensor& image, const std::vector<int64_t>& size, const std::v
   std::vector<AugmentStep> steps;
   for (size_t i = 0; i < kinds.size(); ++i)
     steps.push_back({static_cast<AugmentStep::Kind>(kinds[i]), static_cast<float>(values[i])});
-  Augment p{.image = static_cast<const uint8_t*>(image.data_ptr()),
-            .stride_c = image.stride(0),
-            .stride_y = image.stride(1),
-            .stride_x = image.stride(2),
-            .rows = Axis(image.size(1), size[0], false),
-            .columns = Axis(image.size(2), size[1], false),
-            .top = window[0],
-            .left = window[1],
-            .height = window[2],
-            .width = window[3],
-            .flip = flip,
-            .steps = steps.data(),
-            .step_count = static_cast<int64_t>(steps.size()),
-            .is_normalised = !mean.empty(),
-            .mean = {},
-            .scale = {},
-            .out = out.data_ptr()};
+  Augment p{};
+  p.image = static_cast<const uint8_t*>(image.data_ptr());
+  p.stride_c = image.stride(0), p.stride_y = image.stride(1), p.stride_x = image.stride(2);
+  p.rows = Axis(image.size(1), size[0], false), p.columns = Axis(image.size(2), size[1], false);
+  p.top = window[0], p.left = window[1], p.height = window[2], p.width = window[3];
+  p.flip = flip, p.is_normalised = !mean.empty();
+  p.steps = steps.data(), p.step_count = static_cast<int64_t>(steps.size());
+  p.out = out.data_ptr();
   for (size_t c = 0; c < mean.size(); ++c)
     p.mean[c] = static_cast<float>(mean[c]), p.scale[c] = static_cast<float>(1 / std[c]);
-  request_huge_pages(out.data_ptr(), out.numel() * out.element_size());
-  torch::stable::parallel_for(0, p.height, (GRAIN + p.width - 1) / p.width,
-                              [&](int64_t begin, int64_t end) { APC_DISPATCH_ISA(augment_rows, p, begin, end); });
+  request_huge_pages(out);
+  run(augment_rows, p, p.height, (GRAIN + p.width - 1) / p.width);
 }
+
+constexpr Operator OPERATORS[] = {
+    {"augment(Tensor image, int[] size, int[] window, bool flip, int[] kinds, float[] values, float[] mean, "
+     "float[] std, Tensor(a!) out) -> ()",
+     TORCH_BOX(&augment)},
+};
+
+}  // namespace
+
+APC_REGISTER(apc_kernels_cpp, CPU, OPERATORS)

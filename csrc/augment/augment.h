@@ -4,8 +4,6 @@
 // pixel where it is normalised. Everything between lies in two lines of the image and one of the result.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/interpolation.h"
 #include "../common/isa.h"
 
@@ -28,8 +26,4 @@ struct Augment {
 };
 
 // Units are rows of the window.
-#define APC_DECLARE_AUGMENT(ISA)                                 \
-  namespace ISA {                                                \
-  void augment_rows(const Augment&, int64_t begin, int64_t end); \
-  }
-APC_FOR_EACH_ISA(APC_DECLARE_AUGMENT)
+APC_DECLARE_KERNEL(augment_rows, Augment)

@@ -3,7 +3,6 @@
 // Integers throughout, but for products and quotients that are cut off or rounded to integers. No product is added to
 // anything but 0 or multiplied by anything but 1 before that: whether a compiler fuses it with the sum makes no
 // difference, and every instruction set gives the same bits.
-#include "../common/scratch.h"
 #include "augment.h"
 
 namespace {

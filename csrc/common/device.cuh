@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 
@@ -18,18 +19,13 @@ static __device__ __forceinline__ float load(BFloat16 value) { return __bfloat16
 static __device__ __forceinline__ float load(Half value) { return __half2float(value); }
 
 template <typename T>
-__device__ __forceinline__ T round_to(float value);
-template <>
-__device__ __forceinline__ float round_to<float>(float value) {
-  return value;
-}
-template <>
-__device__ __forceinline__ BFloat16 round_to<BFloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
-template <>
-__device__ __forceinline__ Half round_to<Half>(float value) {
-  return __float2half_rn(value);
+static __device__ __forceinline__ T round_to(float value) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return __float2bfloat16_rn(value);
+  else if constexpr (std::is_same_v<T, Half>)
+    return __float2half_rn(value);
+  else
+    return value;
 }
 
 #define check_alignment(address, bytes)  // the emulation's; a GPU faults by itself

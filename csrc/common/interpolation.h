@@ -14,6 +14,7 @@ struct Axis {
   int64_t source, size;
   int64_t step, start, denominator;
 
+  Axis() = default;
   Axis(int64_t source, int64_t size, bool align_corners) : source(source), size(size) {
     if (align_corners) {
       step = size > 1 ? source - 1 : 0, start = 0, denominator = size > 1 ? size - 1 : 1;

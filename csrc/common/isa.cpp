@@ -1,13 +1,23 @@
-// Chooses the instruction set of the CPU kernels.
+// Chooses the instruction set of the CPU kernels, and says which it is.
 #include "isa.h"
 
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "operator.h"
 
 namespace {
 
-bool supported(Isa isa) {
+struct Set {
+  Isa isa;
+  const char* name;
+  bool supported;
+};
+
+// Those there are code for, best first.
+std::vector<Set> sets() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
@@ -16,37 +26,35 @@ bool supported(Isa isa) {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  return isa == Isa::x86_64_v4 ? v4 : isa == Isa::x86_64_v3 ? v3 : true;
-#else
-  return isa == Isa::baseline;
-#endif
-}
-
-const char* name(Isa isa) {
-#if defined(__x86_64__)
-  return isa == Isa::x86_64_v4 ? "x86-64-v4" : isa == Isa::x86_64_v3 ? "x86-64-v3" : "x86-64";
+  return {{Isa::x86_64_v4, "x86-64-v4", v4}, {Isa::x86_64_v3, "x86-64-v3", v3}, {Isa::baseline, "x86-64", true}};
 #elif defined(__aarch64__)
-  return isa == Isa::baseline ? "neon" : "";
+  return {{Isa::baseline, "neon", true}};
 #else
-  return isa == Isa::baseline ? "portable" : "";
+  return {{Isa::baseline, "portable", true}};
 #endif
 }
 
-Isa choose() {
+Set choose() {
   const char* variable = std::getenv("APC_KERNELS_ISA");
   const std::string wanted = variable == nullptr ? "" : variable;
-  for (Isa isa : {Isa::x86_64_v4, Isa::x86_64_v3, Isa::baseline})
-    if (supported(isa) && (wanted.empty() || wanted == name(isa))) return isa;
+  for (const Set& set : sets())
+    if (set.supported && (wanted.empty() || wanted == set.name)) return set;
   throw std::runtime_error(
       "APC_KERNELS_ISA=" + wanted +
       ": this processor allows x86-64, x86-64-v3 and x86-64-v4 as far as it has them, neon on Arm");
 }
 
-}  // namespace
-
-Isa isa() {
-  static const Isa chosen = choose();
-  return chosen;
+const Set& chosen() {
+  static const Set set = choose();
+  return set;
 }
 
-const char* isa_name() { return name(isa()); }
+std::string instruction_set() { return chosen().name; }
+
+constexpr Operator OPERATORS[] = {{"instruction_set() -> str", TORCH_BOX(&instruction_set)}};
+
+}  // namespace
+
+Isa isa() { return chosen().isa; }
+
+APC_REGISTER(apc_kernels_cpp, CompositeExplicitAutograd, OPERATORS)

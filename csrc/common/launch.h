@@ -5,7 +5,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "tensor.h"
+#include "device.cuh"
+#include "operator.h"
 
 // Makes a tensor's device the current one for the scope; called like a function, launches a kernel on torch's stream.
 class OnDevice {
@@ -30,11 +31,13 @@ class OnDevice {
   cudaStream_t stream_;
 };
 
-// function<T>(params, device) for the tensor's dtype.
-#define APC_DISPATCH_SCALAR(tensor, function, params, device)                              \
-  switch ((tensor).scalar_type()) {                                                        \
-    case ScalarType::Float: function<float, const OnDevice&>(params, device); break;       \
-    case ScalarType::BFloat16: function<BFloat16, const OnDevice&>(params, device); break; \
-    case ScalarType::Half: function<Half, const OnDevice&>(params, device); break;         \
-    default: STD_TORCH_CHECK(false, #tensor ": expected float32, bfloat16 or float16");    \
+// function(a number of the tensor's dtype)
+template <typename Function>
+void with_scalar(const Tensor& tensor, const char* name, Function function) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return function(float{});
+    case ScalarType::BFloat16: return function(BFloat16{});
+    case ScalarType::Half: return function(Half{});
+    default: STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16");
   }
+}

@@ -2,9 +2,9 @@
 //
 // A warp multiplies 16x16 by 16x8. Lane l holds of each matrix the pieces that follow from g = l / 4 and t = l % 4:
 //
-//   a   16 x 16   four pairs: rows g and g + 8, columns 2t, 2t + 1 of the left half, then rows g, g + 8 of the right
-//   one b   16 x 8    two pairs: rows 2t, 2t + 1 of the upper half, then of the lower one, column g c   16 x 8    four
-//   numbers: row g, columns 2t and 2t + 1, then the same of row g + 8
+//   a, 16 x 16: four pairs, rows g and g + 8, columns 2t and 2t + 1 of the left half, then the same of the right one
+//   b, 16 x 8: two pairs, rows 2t and 2t + 1 of the upper half, then of the lower one, column g
+//   c, 16 x 8: four numbers, row g, columns 2t and 2t + 1, then the same of row g + 8
 //
 // Every function is called by all lanes of a warp together. tests/emulation/emulated_mma.h has its twins.
 #pragma once
@@ -20,34 +20,30 @@
 template <bool transposed>
 static __device__ __forceinline__ void load_matrices(uint32_t (&parts)[4], const void* row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+#define APC_LDMATRIX(TRANSPOSED)                                                                \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" TRANSPOSED ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+               : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])                 \
+               : "r"(address)                                                                   \
+               : "memory")
   if constexpr (transposed)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
-                 : "r"(address)
-                 : "memory");
+    APC_LDMATRIX(".trans");
   else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
-                 : "r"(address)
-                 : "memory");
+    APC_LDMATRIX("");
 }
 
 // c += a * b
 template <typename T>
 static __device__ __forceinline__ void multiply_add(float* c, const uint32_t (&a)[4], const uint32_t* b) {
   static_assert(sizeof(T) == 2);
+#define APC_MMA(TYPE)                                                                 \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                 \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                       \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
   if constexpr (std::is_same_v<T, BFloat16>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    APC_MMA("bf16");
   else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    APC_MMA("f16");
 }
 
 #else

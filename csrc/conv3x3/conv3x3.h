@@ -4,21 +4,17 @@
 // has 16 numbers; they lie in 16 planes (channels, tiles), so that the convolution becomes 16 matrix products.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/isa.h"
-#include "../common/scalar.h"
 
 constexpr int PLANES = 16;
 
 struct Conv3x3 {
   Scalar scalar;  // float32 or float64
-  int64_t channels, height, width;
-  int64_t stride_b, stride_c, stride_y;  // of the map, in elements; columns lie side by side
-  int64_t image_rows, columns;           // of tiles, in an image
-  int64_t first_row, rows;               // of tiles, counted through all images
-  void* map;
-  void* tiles;  // (16, channels, rows * columns)
+  int64_t channels;
+  int64_t image_rows, columns;  // of tiles, in an image
+  int64_t first_row, rows;      // of tiles, counted through all images
+  Map map;                      // columns side by side
+  void* tiles;                  // (16, channels, rows * columns)
 };
 
 struct Conv3x3Weight {
@@ -30,11 +26,7 @@ struct Conv3x3Weight {
 };
 
 // Units are channels, of a weight outputs.
-#define APC_DECLARE_CONV3X3(ISA)                                           \
-  namespace ISA {                                                          \
-  void tiles_of_map(const Conv3x3&, int64_t begin, int64_t end);           \
-  void tiles_of_result(const Conv3x3&, int64_t begin, int64_t end);        \
-  void map_of_tiles(const Conv3x3&, int64_t begin, int64_t end);           \
-  void transform_weight(const Conv3x3Weight&, int64_t begin, int64_t end); \
-  }
-APC_FOR_EACH_ISA(APC_DECLARE_CONV3X3)
+APC_DECLARE_KERNEL(tiles_of_map, Conv3x3)
+APC_DECLARE_KERNEL(tiles_of_result, Conv3x3)
+APC_DECLARE_KERNEL(map_of_tiles, Conv3x3)
+APC_DECLARE_KERNEL(transform_weight, Conv3x3Weight)

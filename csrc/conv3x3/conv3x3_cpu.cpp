@@ -5,7 +5,6 @@
 //   Bᵀ = 0  1  1  0     G = 1/2 1/2 1/2     Aᵀ = 1  1  1  0
 //        0 -1  1  0         1/2 -1/2 1/2         0  1 -1 -1
 //        0  1  0 -1          0   0   1
-#include "../common/scratch.h"
 #include "conv3x3.h"
 
 namespace {
@@ -36,79 +35,75 @@ template <typename T>
 T* line_of(const Conv3x3& p, int64_t channel, int64_t row, int y, T* outside) {
   const int64_t image = (p.first_row + row) / p.image_rows;
   const int64_t line = 2 * ((p.first_row + row) % p.image_rows) + y;
-  if (line < 0 || line >= p.height) return outside;
-  return static_cast<T*>(p.map) + image * p.stride_b + channel * p.stride_c + line * p.stride_y;
+  if (line < 0 || line >= p.map.height) return outside;
+  return static_cast<T*>(p.map.data) + image * p.map.stride_b + channel * p.map.stride_c + line * p.map.stride_y;
+}
+
+// Writes tiles: down(line, the four lines of the map, x) makes a number of each of four lines, and across(plane, even,
+// odd, j) one of each of four planes from a line's even and odd columns. One more of either, to the right and to the
+// left, is outside and zero.
+template <typename T, typename Down, typename Across>
+void write_tiles(const Conv3x3& p, int64_t begin, int64_t end, Down down, Across across) {
+  const int64_t columns = p.columns;
+  Scratch<T> lines(4 * p.map.width), halves(2 * (columns + 1)), zeros(p.map.width);
+  T* const line[4] = {lines, lines + p.map.width, lines + 2 * p.map.width, lines + 3 * p.map.width};
+  T *const even = halves, *const odd = halves + columns + 2;
+  odd[-1] = 0, even[columns] = 0;
+  for (int64_t x = 0; x < p.map.width; ++x) zeros[x] = 0;
+  for (int64_t channel = begin; channel < end; ++channel)
+    for (int64_t row = 0; row < p.rows; ++row) {
+      const T* const from[4] = {line_of<T>(p, channel, row, -1, zeros), line_of<T>(p, channel, row, 0, zeros),
+                                line_of<T>(p, channel, row, 1, zeros), line_of<T>(p, channel, row, 2, zeros)};
+      for (int64_t x = 0; x < p.map.width; ++x) down(line, from, x);
+      const Planes<T> planes = planes_of<T>(p, channel, row);
+      for (int i = 0; i < 4; ++i) {
+        separate<T>(line[i], p.map.width, even, odd);
+        T* const plane[4] = {planes.at(i, 0), planes.at(i, 1), planes.at(i, 2), planes.at(i, 3)};
+        for (int64_t j = 0; j < columns; ++j) across(plane, even, odd, j);
+      }
+    }
 }
 
 template <typename T>
 void tiles_of_map_as(const Conv3x3& p, int64_t begin, int64_t end) {
-  const int64_t columns = p.columns;
-  Scratch<T> lines(4 * p.width), halves(2 * (columns + 1)), zeros(p.width);
-  T* const line[4] = {lines, lines + p.width, lines + 2 * p.width, lines + 3 * p.width};
-  // A line's even and odd columns; one more of either, to its right and to its left, is outside and zero.
-  T *const even = halves, *const odd = halves + columns + 2;
-  odd[-1] = 0, even[columns] = 0;
-  for (int64_t x = 0; x < p.width; ++x) zeros[x] = 0;
-  for (int64_t channel = begin; channel < end; ++channel)
-    for (int64_t row = 0; row < p.rows; ++row) {
-      const T *const a = line_of<T>(p, channel, row, -1, zeros), *const b = line_of<T>(p, channel, row, 0, zeros);
-      const T *const c = line_of<T>(p, channel, row, 1, zeros), *const d = line_of<T>(p, channel, row, 2, zeros);
-      for (int64_t x = 0; x < p.width; ++x) {
-        line[0][x] = a[x] - c[x];
-        line[1][x] = b[x] + c[x];
-        line[2][x] = c[x] - b[x];
-        line[3][x] = b[x] - d[x];
-      }
-      const Planes<T> planes = planes_of<T>(p, channel, row);
-      for (int i = 0; i < 4; ++i) {
-        separate<T>(line[i], p.width, even, odd);
-        T *const of_first = planes.at(i, 0), *const of_second = planes.at(i, 1);
-        T *const of_third = planes.at(i, 2), *const of_fourth = planes.at(i, 3);
-        for (int64_t j = 0; j < columns; ++j) {
-          of_first[j] = odd[j - 1] - odd[j];
-          of_second[j] = even[j] + odd[j];
-          of_third[j] = odd[j] - even[j];
-          of_fourth[j] = even[j] - even[j + 1];
-        }
-      }
-    }
+  write_tiles<T>(
+      p, begin, end,
+      [](T* const* line, const T* const* from, int64_t x) {
+        line[0][x] = from[0][x] - from[2][x];
+        line[1][x] = from[1][x] + from[2][x];
+        line[2][x] = from[2][x] - from[1][x];
+        line[3][x] = from[1][x] - from[3][x];
+      },
+      [](T* const* plane, const T* even, const T* odd, int64_t j) {
+        plane[0][j] = odd[j - 1] - odd[j];
+        plane[1][j] = even[j] + odd[j];
+        plane[2][j] = odd[j] - even[j];
+        plane[3][j] = even[j] - even[j + 1];
+      });
 }
 
 // The transform of a result's gradient, A dy Aᵀ: the adjoint of map_of_tiles.
 template <typename T>
 void tiles_of_result_as(const Conv3x3& p, int64_t begin, int64_t end) {
-  const int64_t columns = p.columns;
-  Scratch<T> lines(4 * p.width), halves(2 * columns), zeros(p.width);
-  T* const line[4] = {lines, lines + p.width, lines + 2 * p.width, lines + 3 * p.width};
-  T *const even = halves, *const odd = halves + columns;
-  for (int64_t x = 0; x < p.width; ++x) zeros[x] = 0;
-  for (int64_t channel = begin; channel < end; ++channel)
-    for (int64_t row = 0; row < p.rows; ++row) {
-      const T *const a = line_of<T>(p, channel, row, 0, zeros), *const b = line_of<T>(p, channel, row, 1, zeros);
-      for (int64_t x = 0; x < p.width; ++x) {
-        line[0][x] = a[x];
-        line[1][x] = a[x] + b[x];
-        line[2][x] = a[x] - b[x];
-        line[3][x] = -b[x];
-      }
-      const Planes<T> planes = planes_of<T>(p, channel, row);
-      for (int i = 0; i < 4; ++i) {
-        separate<T>(line[i], p.width, even, odd);
-        T *const of_first = planes.at(i, 0), *const of_second = planes.at(i, 1);
-        T *const of_third = planes.at(i, 2), *const of_fourth = planes.at(i, 3);
-        for (int64_t j = 0; j < columns; ++j) {
-          of_first[j] = even[j];
-          of_second[j] = even[j] + odd[j];
-          of_third[j] = even[j] - odd[j];
-          of_fourth[j] = -odd[j];
-        }
-      }
-    }
+  write_tiles<T>(
+      p, begin, end,
+      [](T* const* line, const T* const* from, int64_t x) {
+        line[0][x] = from[1][x];
+        line[1][x] = from[1][x] + from[2][x];
+        line[2][x] = from[1][x] - from[2][x];
+        line[3][x] = -from[2][x];
+      },
+      [](T* const* plane, const T* even, const T* odd, int64_t j) {
+        plane[0][j] = even[j];
+        plane[1][j] = even[j] + odd[j];
+        plane[2][j] = even[j] - odd[j];
+        plane[3][j] = -odd[j];
+      });
 }
 
 template <typename T>
 void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
-  const int64_t columns = p.columns, pairs = p.width / 2;
+  const int64_t columns = p.columns, pairs = p.map.width / 2;
   Scratch<T> sums(4 * columns);
   T *const s0 = sums, *const s1 = s0 + columns, *const s2 = s1 + columns, *const s3 = s2 + columns;
   T* const sum[4] = {s0, s1, s2, s3};
@@ -131,12 +126,24 @@ void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
           const T left = s0[k] + s1[k] + s2[k], right = s1[k] - s2[k] - s3[k];
           to[2 * k] = left, to[2 * k + 1] = right;
         }
-        if (p.width % 2) to[2 * pairs] = s0[pairs] + s1[pairs] + s2[pairs];
+        if (p.map.width % 2) to[2 * pairs] = s0[pairs] + s1[pairs] + s2[pairs];
       }
     }
 }
 
 constexpr int64_t RUN = 64;  // inputs at a time
+
+// G times three numbers, for runs of `count` side by side; the four results lie `apart`.
+template <typename T>
+void three_to_four(const T* a, const T* b, const T* d, int64_t count, T* to, int64_t apart) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T ends = T(0.5) * (a[i] + d[i]), middle = T(0.5) * b[i];
+    to[i] = a[i];
+    to[apart + i] = ends + middle;
+    to[2 * apart + i] = ends - middle;
+    to[3 * apart + i] = d[i];
+  }
+}
 
 template <typename T>
 void transform_weight_as(const Conv3x3Weight& p, int64_t begin, int64_t end) {
@@ -150,44 +157,19 @@ void transform_weight_as(const Conv3x3Weight& p, int64_t begin, int64_t end) {
         const int source = p.reversed ? 8 - tap : tap;
         for (int64_t i = 0; i < count; ++i) taps[tap * RUN + i] = from[9 * i + source];
       }
-      // G g: a row of g is three runs of taps.
-      for (int j = 0; j < 3; ++j) {
-        const T *const a = taps + j * RUN, *const b = taps + (3 + j) * RUN, *const d = taps + (6 + j) * RUN;
-        T* const to = rows + j * RUN;
-        for (int64_t i = 0; i < count; ++i) {
-          const T ends = T(0.5) * (a[i] + d[i]), middle = T(0.5) * b[i];
-          to[i] = a[i];
-          to[3 * RUN + i] = ends + middle;
-          to[6 * RUN + i] = ends - middle;
-          to[9 * RUN + i] = d[i];
-        }
-      }
+      for (int j = 0; j < 3; ++j)  // G g: a row of g is three runs of taps
+        three_to_four<T>(taps + j * RUN, taps + (3 + j) * RUN, taps + (6 + j) * RUN, count, rows + j * RUN, 3 * RUN);
       T* const result = static_cast<T*>(p.transformed) + o * p.inputs + c;
       for (int row = 0; row < 4; ++row) {
-        const T *const a = rows + 3 * row * RUN, *const b = a + RUN, *const d = b + RUN;
-        T* const to = result + 4 * row * plane;
-        for (int64_t i = 0; i < count; ++i) {
-          const T ends = T(0.5) * (a[i] + d[i]), middle = T(0.5) * b[i];
-          to[i] = a[i];
-          to[plane + i] = ends + middle;
-          to[2 * plane + i] = ends - middle;
-          to[3 * plane + i] = d[i];
-        }
+        const T* const of_row = rows + 3 * row * RUN;
+        three_to_four<T>(of_row, of_row + RUN, of_row + 2 * RUN, count, result + 4 * row * plane, plane);
       }
     }
 }
 
 }  // namespace
 
-#define APC_CONV3X3(FUNCTION, STRUCT)                                             \
-  void FUNCTION(const STRUCT& p, int64_t begin, int64_t end) {                    \
-    if (p.scalar == Scalar::float64) return FUNCTION##_as<double>(p, begin, end); \
-    FUNCTION##_as<float>(p, begin, end);                                          \
-  }
-
-namespace APC_ISA {
-APC_CONV3X3(tiles_of_map, Conv3x3)
-APC_CONV3X3(tiles_of_result, Conv3x3)
-APC_CONV3X3(map_of_tiles, Conv3x3)
-APC_CONV3X3(transform_weight, Conv3x3Weight)
-}  // namespace APC_ISA
+APC_DEFINE_WIDE_KERNEL(tiles_of_map, Conv3x3)
+APC_DEFINE_WIDE_KERNEL(tiles_of_result, Conv3x3)
+APC_DEFINE_WIDE_KERNEL(map_of_tiles, Conv3x3)
+APC_DEFINE_WIDE_KERNEL(transform_weight, Conv3x3Weight)

@@ -8,8 +8,8 @@
 // Threads run along whatever lies side by side in memory: channels of channels_last maps, columns of NCHW ones.
 #pragma once
 
-#include "../common/bins.h"
 #include "../common/device.cuh"
+#include "bins.h"
 
 // Limits that apc_kernels/ops/pyramid_pool knows too: beyond them the reference serves. They keep every product below
 // in 32 bits and the segments of an axis (two edges a bin) in the table.

@@ -5,23 +5,19 @@
 // is constant inside a row segment x column segment; it is worked out once for each and then copied.
 #pragma once
 
-#include <cstdint>
-
-#include "../common/bins.h"
 #include "../common/isa.h"
-#include "../common/scalar.h"
+#include "bins.h"
 
 struct PyramidPool {
   Scalar scalar;
-  int64_t batch, channels, height, width;
-  int64_t stride_b, stride_c, stride_y, stride_x;  // of the map, in elements
+  int64_t batch, channels;
   int num_scales;
   const int64_t* scales;
   int columns;        // sum of s: bins of all scales along one axis
   int64_t regions;    // sum of s*s
   SegmentsView rows;  // along height
   SegmentsView cols;  // along width
-  void* map;          // (batch, channels, height, width): x, or its gradient
+  Map map;            // x, or its gradient
   void* pooled;       // (batch, channels, regions), contiguous: the result, or its gradient
   void* row_sums;     // channels_last forward only: (batch, rows.count, columns, channels) in the accumulator's type
 };
@@ -30,15 +26,10 @@ struct PyramidPool {
 // written in order, and a running sum (8 KB in float32) still stays in L1.
 constexpr int64_t CHANNEL_RUN = 2048;
 
-#define APC_DECLARE(set)                                                                            \
-  namespace set {                                                                                   \
-  /* contiguous columns (NCHW): planes [begin, end) of batch*channels */                            \
-  void pool_planes(const PyramidPool&, int64_t begin, int64_t end);                                 \
-  void spread_planes(const PyramidPool&, int64_t begin, int64_t end);                               \
-  /* contiguous channels (NHWC): units [begin, end) of batch*rows.count*runs, then of batch*runs */ \
-  void pool_rows(const PyramidPool&, int64_t begin, int64_t end);                                   \
-  void pool_row_bins(const PyramidPool&, int64_t begin, int64_t end);                               \
-  void spread_rows(const PyramidPool&, int64_t begin, int64_t end);                                 \
-  }
-APC_FOR_EACH_ISA(APC_DECLARE)
-#undef APC_DECLARE
+// Contiguous columns (NCHW); units: planes, batch * channels.
+APC_DECLARE_KERNEL(pool_planes, PyramidPool)
+APC_DECLARE_KERNEL(spread_planes, PyramidPool)
+// Contiguous channels (NHWC); units: batch * rows.count * runs, of pool_row_bins batch * runs.
+APC_DECLARE_KERNEL(pool_rows, PyramidPool)
+APC_DECLARE_KERNEL(pool_row_bins, PyramidPool)
+APC_DECLARE_KERNEL(spread_rows, PyramidPool)

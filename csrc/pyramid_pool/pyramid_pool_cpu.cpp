@@ -1,13 +1,8 @@
 // pyramid_pool's CPU kernels, compiled once for each instruction set. Plain loops that vectorise; no library calls
 // that could be linked from another set's object file.
-#include "../common/scalar.h"
-#include "../common/scratch.h"
 #include "pyramid_pool.h"
 
 namespace {
-
-template <typename T>
-using Acc = typename Accumulator<T>::type;
 
 // sum[i] = or += the sum over `count` vectors `stride` apart, one vector after the other: in the order of memory.
 template <typename T>
@@ -59,29 +54,59 @@ inline A sum_line(const A* from, int64_t count) {
   return sum;
 }
 
+// Calls visit(region, row bin, column bin) for every region. Bins are counted through all scales, as regions are.
+template <typename Visit>
+inline void for_each_region(const PyramidPool& p, Visit visit) {
+  int64_t region = 0;
+  for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
+    for (int64_t i = offset; i < offset + p.scales[k]; ++i)
+      for (int64_t j = offset; j < offset + p.scales[k]; ++j) visit(region++, i, j);
+}
+
+// Calls visit(region, column bin) for every region that holds a segment of the rows.
+template <typename Visit>
+inline void for_each_region_at(const PyramidPool& p, int segment, Visit visit) {
+  int64_t first = 0;
+  for (int k = 0, offset = 0; k < p.num_scales; ++k) {
+    const int s = static_cast<int>(p.scales[k]), at = k * p.rows.count + segment;
+    for (int i = p.rows.low[at]; i < p.rows.high[at]; ++i)
+      for (int j = 0; j < s; ++j) visit(first + i * s + j, offset + j);
+    first += int64_t(s) * s, offset += s;
+  }
+}
+
+// Calls visit(bin) for every bin that holds a segment of the columns.
+template <typename Visit>
+inline void for_each_bin_at(const PyramidPool& p, int segment, Visit visit) {
+  for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
+    for (int j = p.cols.low[k * p.cols.count + segment]; j < p.cols.high[k * p.cols.count + segment]; ++j)
+      visit(offset + j);
+}
+
 // 1 / (rows * columns) of every region.
 template <typename A>
 void inverse_areas(const PyramidPool& p, A* inverse) {
-  for (int k = 0; k < p.num_scales; ++k) {
-    const int64_t s = p.scales[k];
-    for (int64_t i = 0; i < s; ++i)
-      for (int64_t j = 0; j < s; ++j)
-        *inverse++ = A(1) / static_cast<A>((bin_end(i, p.height, s) - bin_begin(i, p.height, s)) *
-                                           (bin_end(j, p.width, s) - bin_begin(j, p.width, s)));
-  }
+  const auto length = [](const SegmentsView& axis, int64_t bin) -> int64_t {
+    return axis.cuts[axis.last[bin]] - axis.cuts[axis.first[bin]];
+  };
+  for_each_region(p, [&](int64_t region, int64_t i, int64_t j) {
+    inverse[region] = A(1) / static_cast<A>(length(p.rows, i) * length(p.cols, j));
+  });
 }
 
 template <typename T>
 void pool_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const int64_t rows = p.rows.count;
-  Scratch<A> sums(p.width), block(p.width), cells(p.cols.count * rows), bins(p.columns * rows), inverse(p.regions);
+  Scratch<A> sums(p.map.width), block(p.map.width), cells(p.cols.count * rows), bins(p.columns * rows),
+      inverse(p.regions);
   inverse_areas<A>(p, inverse);
   for (int64_t plane = begin; plane < end; ++plane) {
-    const T* x = static_cast<const T*>(p.map) + plane / p.channels * p.stride_b + plane % p.channels * p.stride_c;
+    const T* x =
+        static_cast<const T*>(p.map.data) + plane / p.channels * p.map.stride_b + plane % p.channels * p.map.stride_c;
     for (int64_t e = 0; e < rows; ++e) {
       const int y = p.rows.cuts[e];
-      sum_vectors<T>(sums, block, x + y * p.stride_y, p.rows.cuts[e + 1] - y, p.stride_y, p.width);
+      sum_vectors<T>(sums, block, x + y * p.map.stride_y, p.rows.cuts[e + 1] - y, p.map.stride_y, p.map.width);
       for (int k = 0; k < p.cols.count; ++k)
         cells[k * rows + e] = sum_line<A>(sums + p.cols.cuts[k], p.cols.cuts[k + 1] - p.cols.cuts[k]);
     }
@@ -89,14 +114,11 @@ void pool_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
       add_vectors<A>(bins + bin * rows, cells + p.cols.first[bin] * rows, p.cols.last[bin] - p.cols.first[bin], rows,
                      rows, true);
     T* pooled = static_cast<T*>(p.pooled) + plane * p.regions;
-    int64_t region = 0;
-    for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
-      for (int64_t i = offset; i < offset + p.scales[k]; ++i)
-        for (int64_t j = offset; j < offset + p.scales[k]; ++j, ++region) {
-          A sum = 0;
-          for (int e = p.rows.first[i]; e < p.rows.last[i]; ++e) sum += bins[j * rows + e];
-          pooled[region] = round_to<T>(sum * inverse[region]);
-        }
+    for_each_region(p, [&](int64_t region, int64_t i, int64_t j) {
+      A sum = 0;
+      for (int e = p.rows.first[i]; e < p.rows.last[i]; ++e) sum += bins[j * rows + e];
+      pooled[region] = round_to<T>(sum * inverse[region]);
+    });
   }
 }
 
@@ -104,72 +126,62 @@ template <typename T>
 void spread_planes_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   Scratch<A> scaled(p.regions), bins(p.columns), inverse(p.regions);
-  Scratch<T> line(p.width);
+  Scratch<T> line(p.map.width);
   inverse_areas<A>(p, inverse);
   for (int64_t plane = begin; plane < end; ++plane) {
-    T* x = static_cast<T*>(p.map) + plane / p.channels * p.stride_b + plane % p.channels * p.stride_c;
+    T* x = static_cast<T*>(p.map.data) + plane / p.channels * p.map.stride_b + plane % p.channels * p.map.stride_c;
     const T* pooled = static_cast<const T*>(p.pooled) + plane * p.regions;
     for (int64_t region = 0; region < p.regions; ++region) scaled[region] = load(pooled[region]) * inverse[region];
     for (int e = 0; e < p.rows.count; ++e) {
-      const A* of_scale = scaled;
-      for (int k = 0, offset = 0; k < p.num_scales; ++k) {
-        const int s = static_cast<int>(p.scales[k]);
-        for (int j = 0; j < s; ++j) bins[offset + j] = 0;
-        for (int i = p.rows.low[k * p.rows.count + e]; i < p.rows.high[k * p.rows.count + e]; ++i)
-          for (int j = 0; j < s; ++j) bins[offset + j] += of_scale[i * s + j];
-        of_scale += s * s;
-        offset += s;
-      }
+      for (int bin = 0; bin < p.columns; ++bin) bins[bin] = 0;
+      for_each_region_at(p, e, [&](int64_t region, int bin) { bins[bin] += scaled[region]; });
       for (int c = 0; c < p.cols.count; ++c) {
         A sum = 0;
-        for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
-          for (int j = p.cols.low[k * p.cols.count + c]; j < p.cols.high[k * p.cols.count + c]; ++j)
-            sum += bins[offset + j];
+        for_each_bin_at(p, c, [&](int bin) { sum += bins[bin]; });
         const T value = round_to<T>(sum);
         for (int i = p.cols.cuts[c]; i < p.cols.cuts[c + 1]; ++i) line[i] = value;
       }
       for (int y = p.rows.cuts[e]; y < p.rows.cuts[e + 1]; ++y)
-        __builtin_memcpy(x + y * p.stride_y, line, p.width * sizeof(T));
+        __builtin_memcpy(x + y * p.map.stride_y, line, p.map.width * sizeof(T));
     }
   }
 }
 
-// A run of channels: where it starts and how many it holds.
-struct Run {
-  int64_t start, length;
+// A run of channels of an image, in a row segment where units have one.
+struct Unit {
+  int64_t image, start, length;
+  int segment;
 };
 
-inline int64_t run_count(const PyramidPool& p) { return (p.channels + CHANNEL_RUN - 1) / CHANNEL_RUN; }
-inline Run run_at(const PyramidPool& p, int64_t index) {
-  const int64_t start = index * CHANNEL_RUN, rest = p.channels - start;
-  return {start, rest < CHANNEL_RUN ? rest : CHANNEL_RUN};
+inline Unit unit_at(const PyramidPool& p, int64_t unit, int segments) {
+  const int64_t runs = (p.channels + CHANNEL_RUN - 1) / CHANNEL_RUN;
+  const int64_t start = unit % runs * CHANNEL_RUN, rest = p.channels - start;
+  return {unit / runs / segments, start, rest < CHANNEL_RUN ? rest : CHANNEL_RUN,
+          static_cast<int>(unit / runs % segments)};
 }
 
 template <typename T>
 void pool_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   Scratch<A> cell(CHANNEL_RUN), rows(CHANNEL_RUN), line(CHANNEL_RUN), block(CHANNEL_RUN);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Run run = run_at(p, unit % run_count(p));
-    const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
-    const int64_t b = unit / run_count(p) / p.rows.count;
-    const T* x = static_cast<const T*>(p.map) + b * p.stride_b + run.start;
-    A* bins = static_cast<A*>(p.row_sums) + (b * p.rows.count + e) * p.columns * p.channels + run.start;
+  for (int64_t index = begin; index < end; ++index) {
+    const auto [b, start, length, e] = unit_at(p, index, p.rows.count);
+    const T* x = static_cast<const T*>(p.map.data) + b * p.map.stride_b + start;
+    A* bins = static_cast<A*>(p.row_sums) + (b * p.rows.count + e) * p.columns * p.channels + start;
     for (int bin = 0; bin < p.columns; ++bin)
-      for (int64_t c = 0; c < run.length; ++c) bins[bin * p.channels + c] = 0;
+      for (int64_t c = 0; c < length; ++c) bins[bin * p.channels + c] = 0;
     const int top = p.rows.cuts[e], bottom = p.rows.cuts[e + 1];
     const int64_t block_rows = block_length(bottom - top);
     for (int k = 0; k < p.cols.count; ++k) {
       const int left = p.cols.cuts[k], right = p.cols.cuts[k + 1];
       for (int y = top; y < bottom; ++y) {
-        sum_vectors<T>(line, block, x + y * p.stride_y + left * p.stride_x, right - left, p.stride_x, run.length);
+        sum_vectors<T>(line, block, x + y * p.map.stride_y + left * p.map.stride_x, right - left, p.map.stride_x,
+                       length);
         const bool last = y + 1 == bottom || (y + 1 - top) % block_rows == 0;
-        add_vectors<A>(rows, line, 1, 0, run.length, (y - top) % block_rows == 0);
-        if (last) add_vectors<A>(cell, rows, 1, 0, run.length, y - top < block_rows);
+        add_vectors<A>(rows, line, 1, 0, length, (y - top) % block_rows == 0);
+        if (last) add_vectors<A>(cell, rows, 1, 0, length, y - top < block_rows);
       }
-      for (int s = 0, offset = 0; s < p.num_scales; offset += static_cast<int>(p.scales[s++]))
-        for (int j = p.cols.low[s * p.cols.count + k]; j < p.cols.high[s * p.cols.count + k]; ++j)
-          add_vectors<A>(bins + (offset + j) * p.channels, cell, 1, 0, run.length, false);
+      for_each_bin_at(p, k, [&](int bin) { add_vectors<A>(bins + bin * p.channels, cell, 1, 0, length, false); });
     }
   }
 }
@@ -179,21 +191,16 @@ void pool_row_bins_as(const PyramidPool& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   Scratch<A> sum(CHANNEL_RUN), inverse(p.regions);
   inverse_areas<A>(p, inverse);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Run run = run_at(p, unit % run_count(p));
-    const int64_t b = unit / run_count(p);
-    const A* bins = static_cast<const A*>(p.row_sums) + b * p.rows.count * p.columns * p.channels + run.start;
-    T* pooled = static_cast<T*>(p.pooled) + (b * p.channels + run.start) * p.regions;
-    int64_t region = 0;
-    for (int k = 0, offset = 0; k < p.num_scales; offset += static_cast<int>(p.scales[k++]))
-      for (int64_t i = 0; i < p.scales[k]; ++i)
-        for (int64_t j = 0; j < p.scales[k]; ++j, ++region) {
-          const int first = p.rows.first[offset + i];
-          add_vectors<A>(sum, bins + (first * p.columns + offset + j) * p.channels, p.rows.last[offset + i] - first,
-                         p.columns * p.channels, run.length, true);
-          for (int64_t c = 0; c < run.length; ++c)
-            pooled[c * p.regions + region] = round_to<T>(sum[c] * inverse[region]);
-        }
+  for (int64_t index = begin; index < end; ++index) {
+    const auto [b, start, length, _] = unit_at(p, index, 1);
+    const A* bins = static_cast<const A*>(p.row_sums) + b * p.rows.count * p.columns * p.channels + start;
+    T* pooled = static_cast<T*>(p.pooled) + (b * p.channels + start) * p.regions;
+    for_each_region(p, [&](int64_t region, int64_t i, int64_t j) {
+      const int first = p.rows.first[i];
+      add_vectors<A>(sum, bins + (first * p.columns + j) * p.channels, p.rows.last[i] - first, p.columns * p.channels,
+                     length, true);
+      for (int64_t c = 0; c < length; ++c) pooled[c * p.regions + region] = round_to<T>(sum[c] * inverse[region]);
+    });
   }
 }
 
@@ -203,59 +210,35 @@ void spread_rows_as(const PyramidPool& p, int64_t begin, int64_t end) {
   Scratch<A> bins(p.columns * CHANNEL_RUN), sum(CHANNEL_RUN), inverse(p.regions);
   Scratch<T> cells(p.cols.count * CHANNEL_RUN);
   inverse_areas<A>(p, inverse);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Run run = run_at(p, unit % run_count(p));
-    const int e = static_cast<int>(unit / run_count(p) % p.rows.count);
-    const int64_t b = unit / run_count(p) / p.rows.count;
-    const T* pooled = static_cast<const T*>(p.pooled) + (b * p.channels + run.start) * p.regions;
-    int64_t of_scale = 0;
-    for (int k = 0, offset = 0; k < p.num_scales; ++k) {
-      const int s = static_cast<int>(p.scales[k]);
-      for (int j = 0; j < s; ++j) {
-        A* bin = bins + (offset + j) * CHANNEL_RUN;
-        for (int64_t c = 0; c < run.length; ++c) bin[c] = 0;
-        for (int i = p.rows.low[k * p.rows.count + e]; i < p.rows.high[k * p.rows.count + e]; ++i) {
-          const int64_t region = of_scale + i * s + j;
-          for (int64_t c = 0; c < run.length; ++c) bin[c] += load(pooled[c * p.regions + region]) * inverse[region];
-        }
-      }
-      of_scale += int64_t(s) * s;
-      offset += s;
-    }
+  for (int64_t index = begin; index < end; ++index) {
+    const auto [b, start, length, e] = unit_at(p, index, p.rows.count);
+    const T* pooled = static_cast<const T*>(p.pooled) + (b * p.channels + start) * p.regions;
+    for (int64_t i = 0; i < p.columns * CHANNEL_RUN; ++i) bins[i] = 0;
+    for_each_region_at(p, e, [&](int64_t region, int bin) {
+      A* to = bins + bin * CHANNEL_RUN;
+      for (int64_t c = 0; c < length; ++c) to[c] += load(pooled[c * p.regions + region]) * inverse[region];
+    });
     for (int k = 0; k < p.cols.count; ++k) {
       bool fresh = true;
-      for (int s = 0, offset = 0; s < p.num_scales; offset += static_cast<int>(p.scales[s++]))
-        for (int j = p.cols.low[s * p.cols.count + k]; j < p.cols.high[s * p.cols.count + k]; ++j, fresh = false)
-          add_vectors<A>(sum, bins + (offset + j) * CHANNEL_RUN, 1, 0, run.length, fresh);
+      for_each_bin_at(p, k, [&](int bin) {
+        add_vectors<A>(sum, bins + bin * CHANNEL_RUN, 1, 0, length, fresh);
+        fresh = false;
+      });
       T* cell = cells + k * CHANNEL_RUN;
-      for (int64_t c = 0; c < run.length; ++c) cell[c] = round_to<T>(sum[c]);
+      for (int64_t c = 0; c < length; ++c) cell[c] = round_to<T>(sum[c]);
     }
-    T* x = static_cast<T*>(p.map) + b * p.stride_b + run.start;
+    T* x = static_cast<T*>(p.map.data) + b * p.map.stride_b + start;
     for (int y = p.rows.cuts[e]; y < p.rows.cuts[e + 1]; ++y)
       for (int k = 0; k < p.cols.count; ++k)
         for (int i = p.cols.cuts[k]; i < p.cols.cuts[k + 1]; ++i)
-          __builtin_memcpy(x + y * p.stride_y + i * p.stride_x, cells + k * CHANNEL_RUN, run.length * sizeof(T));
+          __builtin_memcpy(x + y * p.map.stride_y + i * p.map.stride_x, cells + k * CHANNEL_RUN, length * sizeof(T));
   }
 }
 
 }  // namespace
 
-namespace APC_ISA {
-
-#define APC_FOR_EACH_SCALAR(function)                                       \
-  void function(const PyramidPool& p, int64_t begin, int64_t end) {         \
-    switch (p.scalar) {                                                     \
-      case Scalar::float32: return function##_as<float>(p, begin, end);     \
-      case Scalar::float64: return function##_as<double>(p, begin, end);    \
-      case Scalar::bfloat16: return function##_as<BFloat16>(p, begin, end); \
-      case Scalar::float16: return function##_as<Half>(p, begin, end);      \
-    }                                                                       \
-  }
-
-APC_FOR_EACH_SCALAR(pool_planes)
-APC_FOR_EACH_SCALAR(spread_planes)
-APC_FOR_EACH_SCALAR(pool_rows)
-APC_FOR_EACH_SCALAR(pool_row_bins)
-APC_FOR_EACH_SCALAR(spread_rows)
-
-}  // namespace APC_ISA
+APC_DEFINE_KERNEL(pool_planes, PyramidPool)
+APC_DEFINE_KERNEL(spread_planes, PyramidPool)
+APC_DEFINE_KERNEL(pool_rows, PyramidPool)
+APC_DEFINE_KERNEL(pool_row_bins, PyramidPool)
+APC_DEFINE_KERNEL(spread_rows, PyramidPool)

@@ -7,30 +7,27 @@
 #include <stdexcept>
 #include <string>
 
-#include "../common/segments.h"
 #include "pyramid_pool.cuh"
+#include "segments.h"
 
 // sizes and strides of the map: batch, channels, height, width.
 inline PyramidPoolCuda describe_pyramid_pool(const int64_t* sizes, const int64_t* strides,
                                              const std::vector<int64_t>& scales, void* map, void* pooled) {
-  const std::vector<int> cuts = Segments(sizes[2], scales).cuts();
   const int64_t columns = std::accumulate(scales.begin(), scales.end(), int64_t(0));
-  const int64_t blocks = sizes[0] * (cuts.size() - 1) * ((sizes[3] + TILE_X - 1) / TILE_X);
   if (scales.size() > MAX_SCALES || columns > MAX_COLUMNS || sizes[2] > MAX_EXTENT || sizes[3] > MAX_EXTENT)
     throw std::runtime_error("the CUDA kernels take maps of up to " + std::to_string(MAX_EXTENT) +
                              " rows and columns and up to " + std::to_string(MAX_SCALES) + " scales adding up to " +
                              std::to_string(MAX_COLUMNS));
-  if (blocks > INT32_MAX || sizes[0] * sizes[1] > INT32_MAX || sizes[1] > TILE_C * int64_t(65535))
-    throw std::runtime_error("the map has too many images or channels for the CUDA kernels' grids");
   PyramidPoolCuda p{};
+  p.columns = int(columns);
+  for (int64_t s : scales) p.scales[p.num_scales++] = int(s), p.regions += int(s * s);
+  const std::vector<int> cuts = Segments(sizes[2], scales).cuts();
+  p.segments = int(cuts.size()) - 1, p.chunks = (int(sizes[3]) + TILE_X - 1) / TILE_X;
+  if (sizes[0] * p.segments * p.chunks > INT32_MAX || sizes[0] * sizes[1] > INT32_MAX ||
+      sizes[1] > TILE_C * int64_t(65535))
+    throw std::runtime_error("the map has too many images or channels for the CUDA kernels' grids");
   p.batch = int(sizes[0]), p.channels = int(sizes[1]), p.height = int(sizes[2]), p.width = int(sizes[3]);
   p.stride_b = strides[0], p.stride_c = strides[1], p.stride_y = strides[2], p.stride_x = strides[3];
-  for (int64_t s : scales) {
-    p.scales[p.num_scales++] = int(s);
-    p.columns += int(s);
-    p.regions += int(s * s);
-  }
-  p.segments = int(cuts.size()) - 1, p.chunks = (p.width + TILE_X - 1) / TILE_X;
   for (size_t i = 0; i < cuts.size(); ++i) p.cuts[i] = static_cast<uint16_t>(cuts[i]);
   p.map = map, p.pooled = pooled;
   return p;
@@ -48,7 +45,7 @@ bool vectorises(const PyramidPoolCuda& p) {
 }
 
 template <typename T, typename Launch>
-void launch_forward(const PyramidPoolCuda& p, Launch launch) {
+void launch_forward(const PyramidPoolCuda& p, const Launch& launch) {
   constexpr int V = 16 / sizeof(T);
   const auto kernel = vectorises<T, V>(p) ? (by_channel(p) ? pool_rows<T, V, true> : pool_rows<T, V, false>)
                                           : (by_channel(p) ? pool_rows<T, 1, true> : pool_rows<T, 1, false>);
@@ -59,7 +56,7 @@ void launch_forward(const PyramidPoolCuda& p, Launch launch) {
 }
 
 template <typename T, typename Launch>
-void launch_backward(const PyramidPoolCuda& p, Launch launch) {
+void launch_backward(const PyramidPoolCuda& p, const Launch& launch) {
   constexpr int V = 16 / sizeof(T);
   const auto kernel = vectorises<T, V>(p) ? (by_channel(p) ? spread_rows<T, V, true> : spread_rows<T, V, false>)
                                           : (by_channel(p) ? spread_rows<T, 1, true> : spread_rows<T, 1, false>);

@@ -1,15 +1,10 @@
 // Source rows on the CPU: as (classes x row) arrays in the accumulator's type, and interpolated along the row.
 #pragma once
 
-#include "../common/lanes_cpu.h"
-#include "../common/scratch.h"
-#include "../common/transpose_cpu.h"
+#include "lanes_cpu.h"
 #include "upsample.h"
 
 namespace {
-
-template <typename T>
-using Acc = typename Accumulator<T>::type;
 
 inline int64_t blocks_of(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
 
@@ -77,12 +72,12 @@ void load_row(const Upsample& u, int64_t image, int64_t y, Acc<T>* __restrict to
   using A = Acc<T>;
   const int64_t width = u.columns.source, stride = row_stride<A>(u);
   const T* from = static_cast<const T*>(u.logits.data) + image * u.logits.stride_b + y * u.logits.stride_y;
-  if (u.logits.stride_k == 1 && u.logits.stride_x != 1) {
+  if (u.logits.stride_c == 1 && u.logits.stride_x != 1) {
     transpose<A>(from, u.logits.stride_x, width, u.classes, to, stride);
   } else {
     for (int64_t k = 0; k < u.classes; ++k)
       for (int64_t x = 0; x < width; ++x)
-        to[k * stride + x] = load(from[k * u.logits.stride_k + x * u.logits.stride_x]);
+        to[k * stride + x] = load(from[k * u.logits.stride_c + x * u.logits.stride_x]);
   }
   for (int64_t k = 0; k < u.classes; ++k)
     for (int64_t x = width; x < stride; ++x) to[k * stride + x] = 0;
@@ -114,11 +109,6 @@ struct Best {
   typename Integers<A>::type index[R];
 };
 
-template <typename A, int R>
-inline void weigh_rows(const Axis& axis, int64_t row, RowWeights<A>* weights) {
-  for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(axis, row + r);
-}
-
 // The largest logit, and the first class that has it.
 template <typename A, int R>
 inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t classes,
@@ -138,6 +128,15 @@ inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t
     }
   }
   return best;
+}
+
+// The weights of classes, 1 where none are given; returns their sum.
+template <typename A>
+inline A weights_of_classes(const CrossEntropy& p, A* of_class) {
+  const A* weight = static_cast<const A*>(p.weight);
+  A sum = 0;
+  for (int64_t k = 0; k < p.classes; ++k) sum += of_class[k] = weight == nullptr ? 1 : weight[k];
+  return sum;
 }
 
 constexpr int32_t IGNORED = -1, OUT_OF_RANGE = -2;
@@ -171,30 +170,53 @@ inline typename Integers<A>::type labels_at(const L* from, int64_t classes, int6
   }
 }
 
-template <typename A, typename L>
-inline typename Integers<A>::type read_labels_as(const void* data, int64_t offset, int64_t count, int64_t classes,
-                                                 int64_t ignored) {
-  constexpr int W = Pack<A>::width;
-  const L* from = static_cast<const L*>(data) + offset;
-  if (count == W) return labels_at<A, L>(from, classes, ignored);
-  L padded[W] = {};
-  for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
-  typename Integers<A>::type label = labels_at<A, L>(padded, classes, ignored);
-  for (int64_t i = count; i < W; ++i) label[i] = IGNORED;
-  return label;
+// visit(the labels, in their own type)
+template <typename Visit>
+inline auto with_labels(const Labels& labels, Visit visit) {
+  switch (labels.type) {
+    case LabelType::uint8: return visit(static_cast<uint8_t*>(labels.data));
+    case LabelType::int16: return visit(static_cast<int16_t*>(labels.data));
+    case LabelType::int32: return visit(static_cast<int32_t*>(labels.data));
+    case LabelType::int64: return visit(static_cast<int64_t*>(labels.data));
+  }
+  __builtin_unreachable();
 }
 
 // The labels from `offset` on, IGNORED or OUT_OF_RANGE where they are no class; IGNORED past the first `count`.
 template <typename A>
 inline typename Integers<A>::type read_labels(const Labels& labels, int64_t offset, int64_t count, int64_t classes,
                                               int64_t ignored) {
-  switch (labels.type) {
-    case LabelType::uint8: return read_labels_as<A, uint8_t>(labels.data, offset, count, classes, ignored);
-    case LabelType::int16: return read_labels_as<A, int16_t>(labels.data, offset, count, classes, ignored);
-    case LabelType::int32: return read_labels_as<A, int32_t>(labels.data, offset, count, classes, ignored);
-    case LabelType::int64: return read_labels_as<A, int64_t>(labels.data, offset, count, classes, ignored);
-  }
-  __builtin_unreachable();
+  return with_labels(labels, [&]<typename L>(const L* from) {
+    constexpr int W = Pack<A>::width;
+    from += offset;
+    if (count == W) return labels_at<A, L>(from, classes, ignored);
+    L padded[W] = {};
+    for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
+    typename Integers<A>::type label = labels_at<A, L>(padded, classes, ignored);
+    for (int64_t i = count; i < W; ++i) label[i] = IGNORED;
+    return label;
+  });
 }
+
+// The logits and the weights of pixels' labels; of class 0 where there is none.
+template <typename A>
+struct AtLabels {
+  typename Pack<A>::type logit, weight;
+
+  AtLabels(typename Integers<A>::type label, const typename Pack<A>::type* interpolated, const RowWeights<A>& row,
+           const A* of_class) {
+    constexpr int W = Pack<A>::width;
+    typename Integers<A>::scalar labels[W];
+    store_lanes<typename Integers<A>::scalar>(labels, label);
+    A own[W], next[W], weights[W];
+    for (int i = 0; i < W; ++i) {
+      const int64_t inside = labels[i] < 0 ? 0 : labels[i];
+      const A* pair = reinterpret_cast<const A*>(interpolated + 2 * inside) + i;
+      own[i] = pair[0], next[i] = pair[W], weights[i] = of_class[inside];
+    }
+    logit = row.own * load_lanes<A>(own) + row.next * load_lanes<A>(next);
+    weight = load_lanes<A>(weights);
+  }
+};
 
 }  // namespace

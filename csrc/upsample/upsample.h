@@ -5,24 +5,16 @@
 // then costs a product and a sum for each vector and class, and what is made of it stays in registers.
 #pragma once
 
-#include <cstdint>
-
 #include "../common/interpolation.h"
 #include "../common/isa.h"
-#include "../common/scalar.h"
 
 enum class LabelType { uint8, int16, int32, int64 };
-
-struct Logits {
-  void* data;
-  int64_t stride_b, stride_k, stride_y, stride_x;
-};
 
 struct Upsample {
   Scalar scalar;
   int64_t batch, classes;
   Axis rows, columns;
-  Logits logits;
+  Map logits;
 };
 
 struct Labels {
@@ -30,50 +22,41 @@ struct Labels {
   void* data;  // (batch, rows.size, columns.size), contiguous
 };
 
-struct CrossEntropy {
-  Upsample upsample;
+struct CrossEntropy : Upsample {
   Labels target;
-  const void* weight;  // (classes), or nullptr
-  int64_t ignore_index;
-  double label_smoothing;
-  void* normalizer;  // (batch, rows.size, columns.size): the sum of exp(logit - largest logit)
-  void* losses;      // the same shape, or nullptr
-  double* sums;      // (units, 4): losses, weights, correct pixels, labels out of range
+  const void* weight = nullptr;  // (classes), or nullptr
+  int64_t ignore_index = 0;
+  double label_smoothing = 0;
+  void* normalizer = nullptr;  // (batch, rows.size, columns.size): the sum of exp(logit - largest logit)
+  void* losses = nullptr;      // the same shape, or nullptr
+  double* sums = nullptr;      // (units, 4): losses, weights, correct pixels, labels out of range
   // Backward only.
-  const void* grad;  // of the losses: one number, or one for each pixel
-  bool grad_is_scalar;
-  Logits grad_logits;
-  int64_t bands;  // of source rows, into which an image is cut
+  const void* grad = nullptr;  // of the losses: one number, or one for each pixel
+  bool grad_is_scalar = false;
+  Map grad_logits = {};
+  int64_t bands = 0;  // of source rows, into which an image is cut
 };
 
-struct Argmax {
-  Upsample upsample;
+struct Argmax : Upsample {
   Labels labels;
 };
 
-struct Confusion {
-  Upsample upsample;
+struct Confusion : Upsample {
   Labels target;
   int64_t ignore_index;
   int64_t* counts;  // (classes, classes); added to atomically
   int64_t* invalid;
 };
 
-struct Softmax {
-  Upsample upsample;
+struct Softmax : Upsample {
   bool flip, add;
-  Logits out;
+  Map out;
 };
 
-#define APC_DECLARE(set)                                                              \
-  namespace set {                                                                     \
-  /* units [begin, end) of batch * rows.source */                                     \
-  void cross_entropy_groups(const CrossEntropy&, int64_t begin, int64_t end);         \
-  void argmax_groups(const Argmax&, int64_t begin, int64_t end);                      \
-  void confusion_groups(const Confusion&, int64_t begin, int64_t end);                \
-  void softmax_groups(const Softmax&, int64_t begin, int64_t end);                    \
-  /* units [begin, end) of batch * bands */                                           \
-  void cross_entropy_backward_bands(const CrossEntropy&, int64_t begin, int64_t end); \
-  }
-APC_FOR_EACH_ISA(APC_DECLARE)
-#undef APC_DECLARE
+// Units: batch * rows.source.
+APC_DECLARE_KERNEL(cross_entropy_groups, CrossEntropy)
+APC_DECLARE_KERNEL(argmax_groups, Argmax)
+APC_DECLARE_KERNEL(confusion_groups, Confusion)
+APC_DECLARE_KERNEL(softmax_groups, Softmax)
+// batch * bands:
+APC_DECLARE_KERNEL(cross_entropy_backward_bands, CrossEntropy)

@@ -29,49 +29,29 @@ class Band {
   static constexpr int W = Pack<A>::width;
 
   const CrossEntropy& p;
-  const Upsample& u;
-  const int64_t stride, blocks, width, lanes;  // of a source row; vectors in a row; of a wide row; classes, padded
-  const Scratch<ColumnBlock<A>> columns;
-  const Scratch<int64_t> ends;               // of each source column, the output columns
-  const Scratch<A> own_row, next_row;        // (classes, stride)
-  const Scratch<A> largest;                  // (stride)
-  const Scratch<A> of_class;                 // weights of classes
-  const Scratch<Vec> interpolated;           // (classes, 2): both source rows, in one vector of columns
-  const Scratch<Pixels<A>> pixels;           // (blocks, rows at hand)
-  const Scratch<A> own_sum, next_sum;        // (W classes, width)
-  const Scratch<A> own_turned, next_turned;  // (width, W classes)
-  const Scratch<A> gradients;                // two of (source columns, lanes)
-  A *current, *following;                    // the gradient of source row y, and what has reached that of row y + 1
+  const int64_t stride = row_stride<A>(p);              // of a source row
+  const int64_t blocks = blocks_of(p.columns.size, W);  // vectors in a row
+  const int64_t width = (blocks + 1) * W;               // of a wide row
+  const int64_t lanes = blocks_of(p.classes, W) * W;    // classes, padded
+  const Scratch<ColumnBlock<A>> columns{blocks};
+  const Scratch<int64_t> ends{p.columns.source};  // of each source column, the output columns
+  const Scratch<A> own_row{p.classes * stride}, next_row{p.classes * stride}, largest{stride};
+  const Scratch<A> of_class{p.classes};                            // weights of classes
+  const Scratch<Vec> interpolated{2 * p.classes};                  // both source rows, in one vector of columns
+  const Scratch<Pixels<A>> pixels{blocks * ROW_BLOCK};             // (blocks, rows at hand)
+  const Scratch<A> own_sum{W * width}, next_sum{W * width};        // (W classes, width)
+  const Scratch<A> own_turned{width * W}, next_turned{width * W};  // (width, W classes)
+  const Scratch<A> gradients{2 * p.columns.source * lanes};        // two of (source columns, lanes)
+  // The gradient of source row y, and what has reached that of row y + 1.
+  A *current = gradients, *following = gradients + p.columns.source * lanes;
   A all_classes = 0;
   RowWeights<A> weights[ROW_BLOCK];
 
  public:
-  explicit Band(const CrossEntropy& p)
-      : p(p),
-        u(p.upsample),
-        stride(row_stride<A>(u)),
-        blocks(blocks_of(u.columns.size, W)),
-        width((blocks + 1) * W),
-        lanes(blocks_of(u.classes, W) * W),
-        columns(blocks),
-        ends(u.columns.source),
-        own_row(u.classes * stride),
-        next_row(u.classes * stride),
-        largest(stride),
-        of_class(u.classes),
-        interpolated(2 * u.classes),
-        pixels(blocks * ROW_BLOCK),
-        own_sum(W * width),
-        next_sum(W * width),
-        own_turned(width * W),
-        next_turned(width * W),
-        gradients(2 * u.columns.source * lanes),
-        current(gradients),
-        following(gradients + u.columns.source * lanes) {
-    for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(u.columns, v * W);
-    for (int64_t x = 0; x < u.columns.source; ++x) ends[x] = u.columns.first(x + 1);
-    const A* weight = static_cast<const A*>(p.weight);
-    for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
+  explicit Band(const CrossEntropy& p) : p(p) {
+    for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(p.columns, v * W);
+    for (int64_t x = 0; x < p.columns.source; ++x) ends[x] = p.columns.first(x + 1);
+    all_classes = weights_of_classes<A>(p, of_class);
     for (int64_t i = 0; i < W * width; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
   }
 
@@ -90,22 +70,22 @@ class Band {
 
  private:
   void clear(A* gradient) {
-    for (int64_t i = 0; i < u.columns.source * lanes; ++i) gradient[i] = 0;
+    for (int64_t i = 0; i < p.columns.source * lanes; ++i) gradient[i] = 0;
   }
 
   // What reaches the source rows y and y + 1 from the output rows between them.
   void add_group(int64_t image, int64_t y) {
-    const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
+    const int64_t first = p.rows.first(y), last = p.rows.first(y + 1);
     if (first == last) return;
-    const bool is_last = y + 1 == u.rows.source;
-    load_relative_row<T>(u, image, y, own_row, largest);
-    load_relative_row<T>(u, image, is_last ? y : y + 1, next_row, largest);
+    const bool is_last = y + 1 == p.rows.source;
+    load_relative_row<T>(p, image, y, own_row, largest);
+    load_relative_row<T>(p, image, is_last ? y : y + 1, next_row, largest);
     for (int64_t row = first; row < last; row += ROW_BLOCK) {
       const int64_t rows = last - row < ROW_BLOCK ? last - row : ROW_BLOCK;
-      for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(u.rows, row + r);
+      for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(p.rows, row + r);
       for (int64_t v = 0; v < blocks; ++v) describe_pixels(image, row, rows, columns[v], pixels + v * rows);
-      for (int64_t k = 0; k < u.classes; k += W) {
-        const int64_t count = u.classes - k < W ? u.classes - k : W;
+      for (int64_t k = 0; k < p.classes; k += W) {
+        const int64_t count = p.classes - k < W ? p.classes - k : W;
         for (int64_t v = 0; v < blocks; v += COLUMN_BLOCKS) {
           const int64_t end = v + COLUMN_BLOCKS < blocks ? v + COLUMN_BLOCKS : blocks;
           for (int64_t i = 0; i < count; ++i) sum_rows(k + i, i, v, end, rows);
@@ -117,35 +97,31 @@ class Band {
   }
 
   void describe_pixels(int64_t image, int64_t row, int64_t rows, const ColumnBlock<A>& block, Pixels<A>* to) const {
-    for (int64_t k = 0; k < u.classes; ++k) {
+    for (int64_t k = 0; k < p.classes; ++k) {
       interpolated[2 * k] = block.of(own_row + k * stride);
       interpolated[2 * k + 1] = block.of(next_row + k * stride);
     }
     for_each_rows(0, rows, [&]<int R>(int64_t r) {
-      const Best<A, R> best = best_class<A, R>(interpolated, u.classes, weights + r);
+      const Best<A, R> best = best_class<A, R>(interpolated, p.classes, weights + r);
       for (int i = 0; i < R; ++i) to[r + i] = pixels_at(image, row + r + i, weights[r + i], block, best.value[i]);
     });
   }
 
   Pixels<A> pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block,
                       Vec most) const {
-    const int64_t pixel = (image * u.rows.size + row) * u.columns.size + block.first;
-    const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
-    const Int label = read_labels<A>(p.target, pixel, block.valid, u.classes, p.ignore_index);
-    typename Integers<A>::scalar labels[W];
-    store_integers<A>(labels, label);
-    A at_own[W], at_next[W], factor[W], normalizer[W], grad[W];
+    const int64_t pixel = (image * p.rows.size + row) * p.columns.size + block.first;
+    const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / p.classes);
+    const Int label = read_labels<A>(p.target, pixel, block.valid, p.classes, p.ignore_index);
+    const AtLabels<A> at(label, interpolated, weight, of_class);
+    A normalizer[W], grad[W];
     for (int i = 0; i < W; ++i) {
-      const int64_t inside = labels[i] < 0 ? 0 : labels[i], at = pixel + (i < block.valid ? i : 0);
-      const A* pair = reinterpret_cast<const A*>(interpolated + 2 * inside) + i;
-      at_own[i] = pair[0], at_next[i] = pair[W], factor[i] = of_class[inside];
-      normalizer[i] = static_cast<const A*>(p.normalizer)[at];
-      grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : at];
+      const int64_t lane = pixel + (i < block.valid ? i : 0);
+      normalizer[i] = static_cast<const A*>(p.normalizer)[lane];
+      grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : lane];
     }
-    const Vec logit = weight.own * load_lanes<A>(at_own) + weight.next * load_lanes<A>(at_next);
     const Vec sum = load_lanes<A>(normalizer), upstream = load_lanes<A>(grad);
-    const Vec smooth = upstream * soft, scale = upstream * hard * load_lanes<A>(factor) + smooth * all_classes;
-    const Vec own = scale * ((exp_lanes(logit - most) - sum) / sum) + smooth * all_classes;
+    const Vec smooth = upstream * soft, scale = upstream * hard * at.weight + smooth * all_classes;
+    const Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
     const Int counts = label >= 0;
     const Vec none = Vec{} + static_cast<A>(__builtin_inf()), wrong = Vec{} + static_cast<A>(__builtin_nan(""));
     return {.most = counts ? most : none,
@@ -179,7 +155,7 @@ class Band {
   // Adds wide rows of W classes, weighted, to W lanes of the gradient.
   void collapse(const A* sum, A* turned, A* gradient) const {
     transpose<A>(sum, width, W, blocks * W, turned, W);
-    for (int64_t x = 0, column = 0; x < u.columns.source; ++x) {
+    for (int64_t x = 0, column = 0; x < p.columns.source; ++x) {
       Vec own{}, next{};
       for (; column < ends[x]; ++column) {
         const ColumnBlock<A>& block = columns[column / W];
@@ -188,49 +164,38 @@ class Band {
         next += block.next_weight[column % W] * values;
       }
       A* to = gradient + x * lanes;
-      A* after = x + 1 < u.columns.source ? to + lanes : to;
+      A* after = x + 1 < p.columns.source ? to + lanes : to;
       store_lanes<A>(to, load_lanes<A>(to) + own);
       store_lanes<A>(after, load_lanes<A>(after) + next);
     }
   }
 
   void store(int64_t image, int64_t y) const {
-    const Logits& g = p.grad_logits;
+    const Map& g = p.grad_logits;
     T* to = static_cast<T*>(g.data) + image * g.stride_b + y * g.stride_y;
-    if (g.stride_x == 1) return transpose<A>(current, lanes, u.columns.source, u.classes, to, g.stride_k);
-    for (int64_t x = 0; x < u.columns.source; ++x)
-      for (int64_t k = 0; k < u.classes; ++k) to[x * g.stride_x + k * g.stride_k] = round_to<T>(current[x * lanes + k]);
+    if (g.stride_x == 1) return transpose<A>(current, lanes, p.columns.source, p.classes, to, g.stride_c);
+    for (int64_t x = 0; x < p.columns.source; ++x)
+      for (int64_t k = 0; k < p.classes; ++k) to[x * g.stride_x + k * g.stride_c] = round_to<T>(current[x * lanes + k]);
   }
 };
 
 template <typename T, bool SMOOTH>
-void backward_bands_of(const CrossEntropy& p, int64_t begin, int64_t end) {
+void run_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
   Band<T, SMOOTH> band(p);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t rows = p.upsample.rows.source, cut = unit % p.bands;
+    const int64_t rows = p.rows.source, cut = unit % p.bands;
     band.run(unit / p.bands, cut * rows / p.bands, (cut + 1) * rows / p.bands);
   }
 }
 
 template <typename T>
-void backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
+void cross_entropy_backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
   if (p.label_smoothing == 0)
-    backward_bands_of<T, false>(p, begin, end);
+    run_bands<T, false>(p, begin, end);
   else
-    backward_bands_of<T, true>(p, begin, end);
+    run_bands<T, true>(p, begin, end);
 }
 
 }  // namespace
 
-namespace APC_ISA {
-
-void cross_entropy_backward_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
-  switch (p.upsample.scalar) {
-    case Scalar::float32: return backward_bands_as<float>(p, begin, end);
-    case Scalar::float64: return backward_bands_as<double>(p, begin, end);
-    case Scalar::bfloat16: return backward_bands_as<BFloat16>(p, begin, end);
-    case Scalar::float16: return backward_bands_as<Half>(p, begin, end);
-  }
-}
-
-}  // namespace APC_ISA
+APC_DEFINE_KERNEL(cross_entropy_backward_bands, CrossEntropy)

@@ -47,17 +47,39 @@ inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit 
   }
 }
 
+// R rows of a piece, as many as registers hold: their weights and the classes of their largest logits.
+template <typename A, int R>
+struct Rows {
+  const Piece<A>& piece;
+  int64_t first;
+  RowWeights<A> weights[R];
+  Best<A, R> best;
+
+  Rows(const Upsample& u, const Piece<A>& piece, int64_t first) : piece(piece), first(first) {
+    for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(u.rows, first + r);
+    best = best_class<A, R>(piece.interpolated, u.classes, weights);
+  }
+};
+
+// Calls visit(rows) for all rows of the groups [begin, end), with logits as they are or relative to the largest.
+template <typename T, bool RELATIVE, typename Visit>
+inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
+  using A = Acc<T>;
+  for_each_piece<T, RELATIVE>(u, begin, end, [&](const Piece<A>& piece) {
+    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) { visit(Rows<A, R>(u, piece, row)); });
+  });
+}
+
 // sums = the sum of exp(logit - best); where SMOOTH, linear = that of of_class * (logit - best).
-template <typename A, int R, bool SMOOTH>
-inline void sum_exponentials(const typename Pack<A>::type* interpolated, int64_t classes, const RowWeights<A>* weights,
-                             const typename Pack<A>::type* best, const A* of_class, typename Pack<A>::type* sums,
+template <bool SMOOTH, typename A, int R>
+inline void sum_exponentials(const Rows<A, R>& rows, int64_t classes, const A* of_class, typename Pack<A>::type* sums,
                              typename Pack<A>::type* linear) {
   using Vec = typename Pack<A>::type;
   for (int r = 0; r < R; ++r) sums[r] = linear[r] = Vec{};
   for (int64_t k = 0; k < classes; ++k) {
-    const Vec own = interpolated[2 * k], next = interpolated[2 * k + 1];
+    const Vec own = rows.piece.interpolated[2 * k], next = rows.piece.interpolated[2 * k + 1];
     for (int r = 0; r < R; ++r) {
-      const Vec below = weights[r].own * own + weights[r].next * next - best[r];
+      const Vec below = rows.weights[r].own * own + rows.weights[r].next * next - rows.best.value[r];
       sums[r] += exp_lanes(below);
       if constexpr (SMOOTH) linear[r] += of_class[k] * below;
     }
@@ -69,51 +91,35 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
-  constexpr int W = Pack<A>::width;
-  const Upsample& u = p.upsample;
-  const A* weight = static_cast<const A*>(p.weight);
-  const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / u.classes);
-  Scratch<A> of_class(u.classes);
-  A all_classes = 0;
-  for (int64_t k = 0; k < u.classes; ++k) all_classes += of_class[k] = weight == nullptr ? 1 : weight[k];
-  for_each_piece<T, true>(u, begin, end, [&](const Piece<A>& piece) {
+  const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / p.classes);
+  Scratch<A> of_class(p.classes);
+  const A all_classes = weights_of_classes<A>(p, of_class);
+  for_each_best<T, true>(p, begin, end, [&]<int R>(const Rows<A, R>& rows) {
+    const Piece<A>& piece = rows.piece;
+    Vec sums[R], linear[R];
+    sum_exponentials<SMOOTH, A, R>(rows, p.classes, of_class, sums, linear);
+    Vec loss_sum{}, weight_sum{};
+    Int correct_sum{}, wrong_sum{};
+    for (int r = 0; r < R; ++r) {
+      const int64_t pixel = piece.pixel(p, rows.first + r);
+      const Int label = read_labels<A>(p.target, pixel, piece.columns.valid, p.classes, p.ignore_index);
+      const AtLabels<A> at(label, piece.interpolated, rows.weights[r], of_class);
+      const Vec best = rows.best.value[r], total = log_lanes(sums[r]);
+      const Int correct = rows.best.index[r] == label, counts = label >= 0;
+      store_lanes<A>(static_cast<A*>(p.normalizer) + pixel, sums[r], piece.columns.valid);
+      const Vec plain = (correct ? Vec{} : best - at.logit) + total;  // 0 to the last bit
+      Vec loss = hard * at.weight * plain;
+      if constexpr (SMOOTH) loss += soft * (all_classes * total - linear[r]);
+      loss = counts ? loss : Vec{};
+      loss_sum += loss, weight_sum += counts ? at.weight : Vec{};
+      correct_sum -= correct, wrong_sum -= label == OUT_OF_RANGE;
+      if (p.losses != nullptr) store_lanes<A>(static_cast<A*>(p.losses) + pixel, loss, piece.columns.valid);
+    }
     double* totals = p.sums + 4 * piece.unit;
-    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
-      RowWeights<A> weights[R];
-      weigh_rows<A, R>(u.rows, row, weights);
-      const Best<A, R> best = best_class<A, R>(piece.interpolated, u.classes, weights);
-      Vec sums[R], linear[R];
-      sum_exponentials<A, R, SMOOTH>(piece.interpolated, u.classes, weights, best.value, of_class, sums, linear);
-      Vec loss_sum{}, weight_sum{};
-      Int correct_sum{}, wrong_sum{};
-      for (int r = 0; r < R; ++r) {
-        const int64_t pixel = piece.pixel(u, row + r);
-        const Int label = read_labels<A>(p.target, pixel, piece.columns.valid, u.classes, p.ignore_index);
-        typename Integers<A>::scalar labels[W];
-        store_integers<A>(labels, label);
-        A at_own[W], at_next[W], weight_of[W];
-        for (int i = 0; i < W; ++i) {
-          const int64_t inside = labels[i] < 0 ? 0 : labels[i];
-          const A* pair = reinterpret_cast<const A*>(piece.interpolated + 2 * inside) + i;
-          at_own[i] = pair[0], at_next[i] = pair[W], weight_of[i] = of_class[inside];
-        }
-        const Vec own = load_lanes<A>(at_own), next = load_lanes<A>(at_next), of_label = load_lanes<A>(weight_of);
-        const Vec logit = weights[r].own * own + weights[r].next * next, total = log_lanes(sums[r]);
-        store_lanes<A>(static_cast<A*>(p.normalizer) + pixel, sums[r], piece.columns.valid);
-        const Vec plain = (best.index[r] == label ? Vec{} : best.value[r] - logit) + total;  // 0 to the last bit
-        Vec loss = hard * of_label * plain;
-        if constexpr (SMOOTH) loss += soft * (all_classes * total - linear[r]);
-        const Int counts = label >= 0;
-        loss = counts ? loss : Vec{};
-        loss_sum += loss, weight_sum += counts ? of_label : Vec{};
-        correct_sum -= best.index[r] == label, wrong_sum -= label == OUT_OF_RANGE;
-        if (p.losses != nullptr) store_lanes<A>(static_cast<A*>(p.losses) + pixel, loss, piece.columns.valid);
-      }
-      for (int i = 0; i < W; ++i) {
-        totals[0] += loss_sum[i], totals[1] += weight_sum[i];
-        totals[2] += correct_sum[i], totals[3] += wrong_sum[i];
-      }
-    });
+    for (int i = 0; i < Pack<A>::width; ++i) {
+      totals[0] += loss_sum[i], totals[1] += weight_sum[i];
+      totals[2] += correct_sum[i], totals[3] += wrong_sum[i];
+    }
   });
 }
 
@@ -127,33 +133,19 @@ void cross_entropy_groups_as(const CrossEntropy& p, int64_t begin, int64_t end) 
 
 // Calls store(pixel, count, labels) with the best classes of every row of every vector.
 template <typename T, typename Store>
-inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Store store) {
-  using A = Acc<T>;
-  for_each_piece<T, false>(u, begin, end, [&](const Piece<A>& piece) {
-    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
-      RowWeights<A> weights[R];
-      weigh_rows<A, R>(u.rows, row, weights);
-      const Best<A, R> best = best_class<A, R>(piece.interpolated, u.classes, weights);
-      for (int r = 0; r < R; ++r) {
-        store(piece.pixel(u, row + r), piece.columns.valid, best.index[r]);
-      }
-    });
+inline void for_each_label(const Upsample& u, int64_t begin, int64_t end, Store store) {
+  for_each_best<T, false>(u, begin, end, [&]<int R>(const Rows<Acc<T>, R>& rows) {
+    for (int r = 0; r < R; ++r)
+      store(rows.piece.pixel(u, rows.first + r), rows.piece.columns.valid, rows.best.index[r]);
   });
 }
 
 template <typename T>
 void argmax_groups_as(const Argmax& p, int64_t begin, int64_t end) {
-  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, typename Integers<Acc<T>>::type best) {
-    const auto store = [&](auto* labels) {
-      for (int64_t i = 0; i < count; ++i)
-        labels[pixel + i] = static_cast<std::remove_reference_t<decltype(*labels)>>(best[i]);
-    };
-    switch (p.labels.type) {
-      case LabelType::uint8: return store(static_cast<uint8_t*>(p.labels.data));
-      case LabelType::int16: return store(static_cast<int16_t*>(p.labels.data));
-      case LabelType::int32: return store(static_cast<int32_t*>(p.labels.data));
-      case LabelType::int64: return store(static_cast<int64_t*>(p.labels.data));
-    }
+  for_each_label<T>(p, begin, end, [&](int64_t pixel, int64_t count, typename Integers<Acc<T>>::type best) {
+    with_labels(p.labels, [&]<typename L>(L* labels) {
+      for (int64_t i = 0; i < count; ++i) labels[pixel + i] = static_cast<L>(best[i]);
+    });
   });
 }
 
@@ -162,17 +154,18 @@ void confusion_groups_as(const Confusion& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using Int = typename Integers<A>::type;
   constexpr int W = Pack<A>::width;
-  const int32_t classes = static_cast<int32_t>(p.upsample.classes), cells = classes * classes;
+  const int32_t classes = static_cast<int32_t>(p.classes), cells = classes * classes;
   // A thread counts by itself, unless its matrix would be large: then it adds pixel by pixel. Integers: any order gives
   // the same sums.
   const bool alone = cells <= 1 << 20;
-  Scratch<int64_t> counts(alone ? int64_t(cells) + 2
-                                : 0);  // the last two: pixels that are ignored, labels out of range
+  // The last two: pixels that are ignored, labels out of range.
+  Scratch<int64_t> counts(alone ? int64_t(cells) + 2 : 0);
   for (int32_t i = 0; alone && i < cells + 2; ++i) counts[i] = 0;
-  for_each_best<T>(p.upsample, begin, end, [&](int64_t pixel, int64_t count, Int best) {
+  for_each_label<T>(p, begin, end, [&](int64_t pixel, int64_t count, Int best) {
     const Int label = read_labels<A>(p.target, pixel, count, classes, p.ignore_index);
     typename Integers<A>::scalar cell[W], others = 0;
-    store_integers<A>(cell, label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE));
+    store_lanes<typename Integers<A>::scalar>(cell,
+                                              label >= 0 ? label * classes + best : cells - (label == OUT_OF_RANGE));
     if (!alone) {
       for (int i = 0; i < W; ++i)
         if (cell[i] != cells) __atomic_fetch_add(cell[i] < cells ? p.counts + cell[i] : p.invalid, 1, __ATOMIC_RELAXED);
@@ -196,57 +189,37 @@ template <typename T>
 void softmax_groups_as(const Softmax& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
-  constexpr int W = Pack<A>::width;
-  const Upsample& u = p.upsample;
-  Scratch<Vec> exponentials(u.classes);
-  for_each_piece<T, true>(u, begin, end, [&](const Piece<A>& piece) {
-    const int64_t x = p.flip ? u.columns.size - 1 - piece.columns.first : piece.columns.first;
-    const int64_t step = p.flip ? -p.out.stride_x : p.out.stride_x;
-    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) {
-      RowWeights<A> weights[R];
-      weigh_rows<A, R>(u.rows, row, weights);
-      const Best<A, R> best = best_class<A, R>(piece.interpolated, u.classes, weights);
-      for (int r = 0; r < R; ++r) {
-        Vec sum{};
-        for (int64_t k = 0; k < u.classes; ++k) {
-          const Vec logit =
-              weights[r].own * piece.interpolated[2 * k] + weights[r].next * piece.interpolated[2 * k + 1];
-          sum += exponentials[k] = exp_lanes(logit - best.value[r]);
-        }
-        const Vec inverse = 1 / sum;
-        A* out = static_cast<A*>(p.out.data) + piece.image * p.out.stride_b + (row + r) * p.out.stride_y +
-                 x * p.out.stride_x;
-        for (int64_t k = 0; k < u.classes; ++k, out += p.out.stride_k) {
-          const Vec probability = exponentials[k] * inverse;
-          if (step == 1 && piece.columns.valid == W) {
-            store_lanes<A>(out, p.add ? load_lanes<A>(out) + probability : probability);
-          } else {
-            for (int64_t i = 0; i < piece.columns.valid; ++i)
-              out[i * step] = p.add ? out[i * step] + probability[i] : probability[i];
-          }
+  Scratch<Vec> exponentials(p.classes);
+  const int64_t step = p.flip ? -p.out.stride_x : p.out.stride_x;
+  for_each_best<T, true>(p, begin, end, [&]<int R>(const Rows<A, R>& rows) {
+    const ColumnBlock<A>& columns = rows.piece.columns;
+    const int64_t x = p.flip ? p.columns.size - 1 - columns.first : columns.first;
+    for (int r = 0; r < R; ++r) {
+      Vec sum{};
+      for (int64_t k = 0; k < p.classes; ++k) {
+        const Vec own = rows.piece.interpolated[2 * k], next = rows.piece.interpolated[2 * k + 1];
+        const Vec logit = rows.weights[r].own * own + rows.weights[r].next * next;
+        sum += exponentials[k] = exp_lanes(logit - rows.best.value[r]);
+      }
+      const Vec inverse = 1 / sum;
+      A* out = static_cast<A*>(p.out.data) + rows.piece.image * p.out.stride_b + (rows.first + r) * p.out.stride_y +
+               x * p.out.stride_x;
+      for (int64_t k = 0; k < p.classes; ++k, out += p.out.stride_c) {
+        const Vec probability = exponentials[k] * inverse;
+        if (step == 1 && columns.valid == Pack<A>::width) {
+          store_lanes<A>(out, p.add ? load_lanes<A>(out) + probability : probability);
+        } else {
+          for (int64_t i = 0; i < columns.valid; ++i)
+            out[i * step] = p.add ? out[i * step] + probability[i] : probability[i];
         }
       }
-    });
+    }
   });
 }
 
 }  // namespace
 
-namespace APC_ISA {
-
-#define APC_FOR_EACH_SCALAR(function, Params)                               \
-  void function(const Params& p, int64_t begin, int64_t end) {              \
-    switch (p.upsample.scalar) {                                            \
-      case Scalar::float32: return function##_as<float>(p, begin, end);     \
-      case Scalar::float64: return function##_as<double>(p, begin, end);    \
-      case Scalar::bfloat16: return function##_as<BFloat16>(p, begin, end); \
-      case Scalar::float16: return function##_as<Half>(p, begin, end);      \
-    }                                                                       \
-  }
-
-APC_FOR_EACH_SCALAR(cross_entropy_groups, CrossEntropy)
-APC_FOR_EACH_SCALAR(argmax_groups, Argmax)
-APC_FOR_EACH_SCALAR(confusion_groups, Confusion)
-APC_FOR_EACH_SCALAR(softmax_groups, Softmax)
-
-}  // namespace APC_ISA
+APC_DEFINE_KERNEL(cross_entropy_groups, CrossEntropy)
+APC_DEFINE_KERNEL(argmax_groups, Argmax)
+APC_DEFINE_KERNEL(confusion_groups, Confusion)
+APC_DEFINE_KERNEL(softmax_groups, Softmax)

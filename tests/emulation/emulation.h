@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/common/scalar.h"
+#include "../../csrc/common/kernel_cpu.h"
 
 #define __global__
 #define __device__

@@ -18,18 +18,16 @@ class Segments {
     cuts_.erase(std::unique(cuts_.begin(), cuts_.end()), cuts_.end());
 
     const int count = static_cast<int>(cuts_.size()) - 1;
-    low_.assign(scales.size() * count, 0);
+    low_.assign(scales.size() * count, MAX_SCALE);
     high_.assign(scales.size() * count, 0);
     for (size_t scale = 0; scale < scales.size(); ++scale) {
       const int64_t s = scales[scale];
       int* low = low_.data() + scale * count;
       int* high = high_.data() + scale * count;
-      for (int64_t i = s - 1; i >= 0; --i)
-        for (int k = find(bin_begin(i, size, s)); k < find(bin_end(i, size, s)); ++k) low[k] = static_cast<int>(i);
-      for (int64_t i = 0; i < s; ++i) {
-        first_.push_back(find(bin_begin(i, size, s)));
-        last_.push_back(find(bin_end(i, size, s)));
-        for (int k = first_.back(); k < last_.back(); ++k) high[k] = static_cast<int>(i) + 1;
+      for (int i = 0; i < s; ++i) {
+        first_.push_back(find(bin_begin<int64_t>(i, size, s)));
+        last_.push_back(find(bin_end<int64_t>(i, size, s)));
+        for (int k = first_.back(); k < last_.back(); ++k) low[k] = std::min(low[k], i), high[k] = i + 1;
       }
     }
   }

@@ -5,25 +5,9 @@
 // set: loops over arrays of that size are not kept in registers.
 #pragma once
 
-#include <cstdint>
+#include "../common/vectors_cpu.h"
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, ROWS = 8;
-#elif defined(__AVX__)
-constexpr int VECTOR_BYTES = 32, ROWS = 4;
-#elif defined(__aarch64__)
-constexpr int VECTOR_BYTES = 16, ROWS = 8;
-#else
-constexpr int VECTOR_BYTES = 16, ROWS = 4;
-#endif
-
-template <typename A>
-struct Pack {
-  typedef A type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(A)), may_alias));
-  static constexpr int width = VECTOR_BYTES / sizeof(A);
-};
 
 // left(i, k) = left[i * row + k * step]; the rows of right and out lie side by side in memory, `stride` apart.
 template <typename A>

@@ -1,12 +1,28 @@
-// Transposes on the CPU, in registers: square blocks of one vector's width.
+// Vectors of the instruction set's width, in the compiler's extension, and transposes in registers: square blocks of
+// one vector's width.
 #pragma once
 
 #include <utility>
 
-#include "product_cpu.h"
-#include "scalar.h"
+#include "kernel_cpu.h"
 
 namespace {
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, ROWS = 8;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, ROWS = 4;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, ROWS = 8;
+#else
+constexpr int VECTOR_BYTES = 16, ROWS = 4;
+#endif
+
+template <typename A>
+struct Pack {
+  typedef A type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(A)), may_alias));
+  static constexpr int width = VECTOR_BYTES / sizeof(A);
+};
 
 // One step of a transpose: rows r and r + STEP exchange the blocks of STEP elements off their diagonal.
 template <typename A, int STEP, int... K>
@@ -46,19 +62,18 @@ inline void store_vector(T* to, typename Pack<A>::type vector) {
 template <typename A, typename From, typename To>
 void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns, To* to, int64_t to_stride) {
   constexpr int W = Pack<A>::width;
-  int64_t i = 0;
-  for (; i + W <= rows; i += W) {
-    int64_t j = 0;
-    for (; j + W <= columns; j += W) {
+  const int64_t whole_rows = rows / W * W, whole_columns = columns / W * W;
+  for (int64_t i = 0; i < whole_rows; i += W) {
+    for (int64_t j = 0; j < whole_columns; j += W) {
       typename Pack<A>::type block[W];
       for (int r = 0; r < W; ++r) block[r] = load_vector<A>(from + (i + r) * from_stride + j);
       transpose_rows<A, 1>(block);
       for (int r = 0; r < W; ++r) store_vector<A>(to + (j + r) * to_stride + i, block[r]);
     }
-    for (; j < columns; ++j)
+    for (int64_t j = whole_columns; j < columns; ++j)
       for (int r = 0; r < W; ++r) to[j * to_stride + i + r] = round_to<To>(load(from[(i + r) * from_stride + j]));
   }
-  for (; i < rows; ++i)
+  for (int64_t i = whole_rows; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) to[j * to_stride + i] = round_to<To>(load(from[i * from_stride + j]));
 }
 

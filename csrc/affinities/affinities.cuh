@@ -14,9 +14,9 @@
 
 #include <cmath>
 
-#include "mma.cuh"
+#include "../common/mma.cuh"
 
-constexpr int MAX_SCALES = 16, MAX_REGIONS = 64;  // as apc_kernels/ops/adaptive_context knows
+constexpr int MAX_SCALES = 16, MAX_REGIONS = 64;  // as apc_kernels/ops/affinities knows
 constexpr int THREADS = 256, TILE = 64;
 constexpr int PADDED = 64;  // rows of small matrices lie at multiples of so many numbers in global memory
 
@@ -175,22 +175,17 @@ struct Shared {
   static_assert(sizeof(Work) <= WORK_BYTES);
   static_assert(2 * MAP_BYTES >= TILE * SCRATCH_PITCH * int(sizeof(float)));
 
-  T* map;            // [TILE][CHUNK], or [CHUNK][TILE] for vectors along positions
-  T* small;          // [MAX_REGIONS][CHUNK]
-  T* affinities;     // [TILE][MAX_REGIONS]
-  int64_t* offsets;  // [MAPS][TILE]
-  Work* work;
-  float* scratch;  // [TILE][MAX_REGIONS] in the place of map and small, when they are no longer needed
-  T* matrix;       // likewise
+  unsigned char* buffer;
+  T* map = reinterpret_cast<T*>(buffer);                // [TILE][CHUNK], or [CHUNK][TILE] for vectors along positions
+  T* small = reinterpret_cast<T*>(buffer + MAP_BYTES);  // [MAX_REGIONS][CHUNK]
+  T* affinities = reinterpret_cast<T*>(buffer + 2 * MAP_BYTES);                            // [TILE][MAX_REGIONS]
+  int64_t* offsets = reinterpret_cast<int64_t*>(buffer + 2 * MAP_BYTES + AFFINITY_BYTES);  // [MAPS][TILE]
+  Work* work = reinterpret_cast<Work*>(buffer + 2 * MAP_BYTES + AFFINITY_BYTES + OFFSET_BYTES);
+  // [TILE][MAX_REGIONS] in the place of map and small, when they are no longer needed.
+  float* scratch = reinterpret_cast<float*>(buffer);
+  T* matrix = map;
 
-  explicit __device__ __forceinline__ Shared(unsigned char* buffer)
-      : map(reinterpret_cast<T*>(buffer)),
-        small(reinterpret_cast<T*>(buffer + MAP_BYTES)),
-        affinities(reinterpret_cast<T*>(buffer + 2 * MAP_BYTES)),
-        offsets(reinterpret_cast<int64_t*>(buffer + 2 * MAP_BYTES + AFFINITY_BYTES)),
-        work(reinterpret_cast<Work*>(buffer + 2 * MAP_BYTES + AFFINITY_BYTES + OFFSET_BYTES)),
-        scratch(reinterpret_cast<float*>(buffer)),
-        matrix(map) {}
+  explicit __device__ __forceinline__ Shared(unsigned char* buffer) : buffer(buffer) {}
 };
 
 // function(work, tile) for the tiles of a block's chunk. Between tiles the work lies in shared memory, and what follows
@@ -349,6 +344,14 @@ static __device__ __forceinline__ float largest_of(const float* from, int count,
   return largest == 0.0f ? 1.0f : largest;
 }
 
+// Adds to sums over channels of positions and regions those of the chunk at hand.
+template <typename T, typename Access>
+static __device__ __forceinline__ void add_map_by_small(Product<T, MAX_REGIONS, false>& product,
+                                                        const Shared<T>& shared, const Work& work) {
+  product.template add<Access::TILE_BY_CHANNEL>(shared.map, Access::PITCH, shared.small, CHUNK_PITCH<T>, TILE,
+                                                work.regions, CHUNK<T>);
+}
+
 // The affinities of a tile to a scale's regions, and those past the end, which mean nothing. Ends with a barrier.
 template <typename T, typename Access>
 static __device__ __forceinline__ Product<T, MAX_REGIONS, false> affinities_of(const AffinitiesCuda& p,
@@ -365,8 +368,7 @@ static __device__ __forceinline__ Product<T, MAX_REGIONS, false> affinities_of(c
     put_small(weight, work.regions, p.padded, c, shared.small);
     __syncthreads();
     if (c + CHUNK<T> < p.channels) map.fetch(x, c + CHUNK<T>);
-    product.template add<Access::TILE_BY_CHANNEL>(shared.map, Access::PITCH, shared.small, CHUNK_PITCH<T>, TILE,
-                                                  work.regions, CHUNK<T>);
+    add_map_by_small<T, Access>(product, shared, work);
     __syncthreads();
   }
   for_each(product, [](int, int, float& sum) { sum = sigmoid(sum); });

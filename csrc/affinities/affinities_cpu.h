@@ -7,17 +7,8 @@
 
 #include "affinities.h"
 #include "product_cpu.h"
-#include "scratch.h"
-#include "transpose_cpu.h"
 
 namespace {
-
-template <typename T>
-using Acc = typename Accumulator<T>::type;
-
-struct Tile {
-  int64_t image, first, length;  // positions
-};
 
 struct Unit {
   int64_t image, scale, first_tile, last_tile;
@@ -30,9 +21,22 @@ inline Unit unit_at(const Affinities& p, int64_t unit) {
   return {image, scale, chunk * tiles / p.chunks, (chunk + 1) * tiles / p.chunks};
 }
 
-inline Tile tile_at(const Affinities& p, const Unit& unit, int64_t tile) {
-  const int64_t first = tile * TILE, rest = p.positions - first;
-  return {unit.image, first, rest < TILE ? rest : TILE};
+struct Tile {
+  int64_t unit, image, scale;
+  int64_t first, length;  // positions
+  bool fresh;             // the first of its unit
+};
+
+// Calls visit(tile) for every tile of the units [begin, end).
+template <typename Visit>
+inline void for_each_tile(const Affinities& p, int64_t begin, int64_t end, Visit visit) {
+  for (int64_t index = begin; index < end; ++index) {
+    const Unit unit = unit_at(p, index);
+    for (int64_t t = unit.first_tile; t < unit.last_tile; ++t) {
+      const int64_t first = t * TILE, rest = p.positions - first;
+      visit(Tile{index, unit.image, unit.scale, first, rest < TILE ? rest : TILE, t == unit.first_tile});
+    }
+  }
 }
 
 // Calls run(address, n, count) for the pixels of a tile: `count` of them from the tile's n-th on lie in one row.
@@ -105,27 +109,19 @@ inline double exp_of_negative(double t) { return __builtin_exp(t); }
 inline float magnitude(float value) { return __builtin_fabsf(value); }
 inline double magnitude(double value) { return __builtin_fabs(value); }
 
-// Logits (regions x TILE) become affinities; `slopes`, if given, become their derivatives A * (1 - A).
-template <typename A>
+// Logits (regions x TILE) become affinities; `slopes`, if they are asked for, their derivatives A * (1 - A).
+template <typename A, bool SLOPES>
 void to_affinities(A* __restrict logits, A* __restrict slopes, const A* bias, int64_t regions, int64_t length) {
   for (int64_t j = 0; j < regions; ++j) {
-    A* __restrict row = logits + j * TILE;
+    A* __restrict row = logits + j * TILE, * __restrict slope = SLOPES ? slopes + j * TILE : nullptr;
     const A offset = bias[j];
-    if (slopes != nullptr) {
-      A* __restrict slope = slopes + j * TILE;
-      for (int64_t n = 0; n < TILE; ++n) {
-        const A logit = row[n] + offset, e = exp_of_negative(-magnitude(logit)), d = 1 / (1 + e);
-        row[n] = logit < 0 ? e * d : d;
-        slope[n] = e * d * d;
-      }
-      for (int64_t n = length; n < TILE; ++n) row[n] = slope[n] = 0;
-    } else {
-      for (int64_t n = 0; n < TILE; ++n) {
-        const A logit = row[n] + offset, e = exp_of_negative(-magnitude(logit)), d = 1 / (1 + e);
-        row[n] = logit < 0 ? e * d : d;
-      }
-      for (int64_t n = length; n < TILE; ++n) row[n] = 0;
+    for (int64_t n = 0; n < TILE; ++n) {
+      const A logit = row[n] + offset, e = exp_of_negative(-magnitude(logit)), d = 1 / (1 + e);
+      row[n] = logit < 0 ? e * d : d;
+      if constexpr (SLOPES) slope[n] = e * d * d;
     }
+    for (int64_t n = length; n < TILE; ++n) row[n] = 0;
+    for (int64_t n = length; SLOPES && n < TILE; ++n) slope[n] = 0;
   }
 }
 
@@ -142,7 +138,10 @@ void affinities_of(const Affinities& p, const ScaleBlock& block, const Tile& til
     product<Acc<T>>({weight + c, p.channels, 1}, {piece, TILE}, block.regions, count, TILE, affinity, TILE, c > 0);
   }
   const Acc<T>* bias = static_cast<const Acc<T>*>(p.bias) + tile.image * p.rows + block.first_row;
-  to_affinities<Acc<T>>(affinity, slope, bias, block.regions, tile.length);
+  if (slope == nullptr)
+    to_affinities<Acc<T>, false>(affinity, slope, bias, block.regions, tile.length);
+  else
+    to_affinities<Acc<T>, true>(affinity, slope, bias, block.regions, tile.length);
 }
 
 // The sum of the first `length` products a[n] * b[n] of a tile's row, in lanes that vectorise.

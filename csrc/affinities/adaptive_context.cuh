@@ -1,16 +1,16 @@
-// adaptive_context's CUDA kernels: the formulas are those of apc_kernels/ops/adaptive_context/reference.py, the tiles
-// and products those of csrc/common/affinities.cuh. Maps that move, at the least:
+// adaptive_context's CUDA kernels: the formulas are those of apc_kernels/ops/affinities/reference.py, the tiles
+// and products those of affinities.cuh. Maps that move, at the least:
 //
 //   aggregate             read x, write z; x is read again for the residual, out of the cache as a rule
 //   sum_region_gradients  read x and the gradient of z
 //   write_x_gradients     read x and the gradient of z, write that of x; x (and grad, for the residual) are read again
 //
 // Affinities, and with them z where a relu needs it, are computed anew in each. Sums over positions: a block adds the
-// tiles of its chunk to a slice of the workspace that nobody else touches; merge_slices (slices.cuh) adds the slices.
+// tiles of its chunk to a slice of the workspace that nobody else touches; merge_slices adds the slices, always in the
+// same order.
 #pragma once
 
-#include "../common/affinities.cuh"
-#include "../common/slices.cuh"
+#include "affinities.cuh"
 
 // Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
 struct AdaptiveContextCuda : AffinitiesCuda {
@@ -156,14 +156,6 @@ static __device__ __forceinline__ void for_each_gradient(const AdaptiveContextCu
   }
 }
 
-// The gradient of affinities: a chunk of grad · regionsᵀ.
-template <typename T, typename Access>
-static __device__ __forceinline__ void add_affinity_gradients(Product<T, MAX_REGIONS, false>& gradients,
-                                                              const Shared<T>& shared, const Work& work) {
-  gradients.template add<Access::TILE_BY_CHANNEL>(shared.map, Access::PITCH, shared.small, CHUNK_PITCH<T>, TILE,
-                                                  work.regions, CHUNK<T>);
-}
-
 // slice (+)= tileᵀ · shared.map, the tile lying in shared.affinities.
 template <typename T, typename Access>
 static __device__ __forceinline__ void add_to_matrix_slice(const AdaptiveContextCuda& p, const Shared<T>& shared,
@@ -221,7 +213,7 @@ __global__ void __launch_bounds__(THREADS, 2) sum_region_gradients(const Adaptiv
     put_centered(p, shared, work, tile.count, affinities);
     set_aside<T>(aside, affinities);
     for_each_gradient<T, Access>(p, shared, work, grad, [&](int first_c) {
-      add_affinity_gradients<T, Access>(gradients, shared, work);
+      add_map_by_small<T, Access>(gradients, shared, work);
       add_to_matrix_slice<T, Access>(p, shared, work, tile, first_c);
       constexpr int PARTS = shift_parts(sizeof(T));
       const int c = static_cast<int>(threadIdx.x) % CHUNK<T>, part = static_cast<int>(threadIdx.x) / CHUNK<T>;
@@ -296,7 +288,7 @@ __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveCo
     }
     if (p.grad.data != nullptr)
       for_each_gradient<T, Access>(p, shared, work, grad,
-                                   [&](int) { add_affinity_gradients<T, Access>(gradients, shared, work); });
+                                   [&](int) { add_map_by_small<T, Access>(gradients, shared, work); });
     take_back<T>(aside, affinities);
 #pragma unroll
     for (int i = 0; i < Sums::COUNT; ++i)
@@ -338,4 +330,43 @@ __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveCo
       __syncthreads();
     }
   });
+}
+
+// (results, slices, rows, pitch) -> (results, rows, columns)
+struct Slices {
+  const float* from;
+  float* to;
+  int results, slices, rows, pitch, columns;
+};
+
+constexpr int MAX_MERGES = 5, MERGE_COLUMNS = 32, MERGE_PARTS = 8;
+struct MergeCuda {
+  Slices of[MAX_MERGES];
+};
+constexpr int MERGE_SHARED_BYTES = MERGE_COLUMNS * MERGE_PARTS * sizeof(float);
+
+// grid (stretches of MERGE_COLUMNS columns, merges), MERGE_COLUMNS * MERGE_PARTS threads: each part takes every
+// MERGE_PARTS-th slice
+static __global__ void merge_slices(const MergeCuda p) {
+  SHARED_BUFFER(shared);
+  float* parts = reinterpret_cast<float*>(shared);  // [MERGE_PARTS][MERGE_COLUMNS]
+  const Slices& s = p.of[blockIdx.y];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % MERGE_COLUMNS, part = thread / MERGE_COLUMNS;
+  const int across = (s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS, block = static_cast<int>(blockIdx.x);
+  const int result = block / (s.rows * across), row = block / across % s.rows;
+  const int column = block % across * MERGE_COLUMNS + lane;
+  const bool inside = result < s.results && column < s.columns;  // the grid is the largest merge's
+  float sum = 0;
+  if (inside) {
+    const int64_t step = int64_t(s.rows) * s.pitch;
+    const float* from = s.from + int64_t(result) * s.slices * step + int64_t(row) * s.pitch + column;
+#pragma unroll 4
+    for (int slice = part; slice < s.slices; slice += MERGE_PARTS) sum += from[slice * step];
+  }
+  parts[part * MERGE_COLUMNS + lane] = sum;
+  __syncthreads();
+  if (inside && part == 0) {
+    for (int other = 1; other < MERGE_PARTS; ++other) sum += parts[other * MERGE_COLUMNS + lane];
+    s.to[(int64_t(result) * s.rows + row) * s.columns + column] = sum;
+  }
 }

@@ -1,13 +1,21 @@
-// float16 and bfloat16 on the CPU: bit patterns, converted without branches so that loops over them vectorise.
+// What CPU kernels are written in: maps, numbers, scratch memory. float16 and bfloat16 are bit patterns, converted
+// without branches so that loops over them vectorise.
 //
-// Everything sits in an anonymous namespace: the file is compiled for several instruction sets, and the linker must
-// never take one set's copy of an inline function for another's.
+// Whatever has code sits in an anonymous namespace: the file is compiled for several instruction sets, and the linker
+// must never take one set's copy of an inline function for another's.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 enum class Scalar { float32, float64, bfloat16, float16 };
+
+// A map (batch, channels, height, width); strides in elements.
+struct Map {
+  void* data;
+  int64_t stride_b, stride_c, stride_y, stride_x, height, width;
+};
 
 namespace {
 
@@ -32,13 +40,7 @@ inline uint32_t as_bits(float value) {
 
 // The type sums are kept in.
 template <typename T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 inline float load(float value) { return value; }
 inline double load(double value) { return value; }
@@ -77,5 +79,19 @@ inline Half round_to<Half, float>(float value) {
   const uint32_t result = magnitude > 0x7f800000u ? 0x7e00u : magnitude >= 0x477ff000u ? 0x7c00u : finite;
   return {static_cast<uint16_t>(result | sign)};
 }
+
+// A small array on the heap, freed at the end of the scope. (std::vector's inline functions would be shared between
+// instruction sets.)
+template <typename T>
+struct Scratch {
+  T* data;
+  explicit Scratch(int64_t count) : data(static_cast<T*>(__builtin_malloc(count * sizeof(T) + 1))) {
+    if (data == nullptr) __builtin_abort();
+  }
+  ~Scratch() { __builtin_free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  operator T*() const { return data; }
+};
 
 }  // namespace

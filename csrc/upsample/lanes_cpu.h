@@ -1,32 +1,19 @@
-// Vectors of the instruction set's width (product_cpu.h) and what they need besides arithmetic: integers of the same
-// shape, exponentials, permutations.
+// What vectors (vectors_cpu.h) need besides arithmetic: integers of the same shape, exponentials, permutations.
 #pragma once
 
-#include "product_cpu.h"
-#include "scalar.h"
+#include "../common/vectors_cpu.h"
 
 namespace {
 
 template <typename A>
-struct Integers;
-template <>
-struct Integers<float> {
-  typedef int32_t scalar;
-  typedef int32_t type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(int32_t)), may_alias));
-};
-template <>
-struct Integers<double> {
-  typedef int64_t scalar;
-  typedef int64_t type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(int64_t)), may_alias));
+struct Integers {
+  using scalar = std::conditional_t<std::is_same_v<A, float>, int32_t, int64_t>;
+  using type = typename Pack<scalar>::type;
 };
 
 template <typename A>
 inline typename Pack<A>::type load_lanes(const A* from) {
   return *reinterpret_cast<const typename Pack<A>::type*>(from);
-}
-template <typename A>
-inline void store_integers(typename Integers<A>::scalar* to, typename Integers<A>::type lanes) {
-  *reinterpret_cast<typename Integers<A>::type*>(to) = lanes;
 }
 template <typename A>
 inline void store_lanes(A* to, typename Pack<A>::type lanes) {

@@ -7,7 +7,7 @@
 // Sums are float64, in which products of two float32 numbers are exact.
 #pragma once
 
-#include "../common/affinities.cuh"
+#include "affinities.cuh"
 
 struct AffinityMomentsCuda : AffinitiesCuda {
   double *mean, *covariance;  // (batch, rows) and (batch, pairs)

@@ -1,0 +1,178 @@
+// Which CUDA kernels the operations on affinities run, over which grids: maps and scales described, positions cut,
+// workspaces laid out. Torch-free: `launch(kernel, grid_x, grid_y, threads, shared_bytes, params)` starts them on a GPU
+// (affinities.cu) or on the emulation (tests/emulation).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <vector>
+
+#include "adaptive_context.cuh"
+#include "affinity_moments.cuh"
+
+// sizes and strides of a map: batch, channels, height, width. Positions that follow each other with one stride become
+// one row, so that vectors may run across the ends of the map's rows.
+inline MapCuda describe_map_cuda(const int64_t* sizes, const int64_t* strides, void* data) {
+  MapCuda map{data, strides[0], strides[1], strides[2], strides[3], int(sizes[3]), false};
+  if (sizes[3] == 1) map.stride_x = strides[2], map.width = int(sizes[2]);
+  if (sizes[2] == 1 || strides[2] == sizes[3] * strides[3]) map.width = int(sizes[2] * sizes[3]);
+  map.by_channel = map.stride_c == 1 && map.stride_x != 1;
+  return map;
+}
+
+// How many blocks keep a large GPU busy: where sums over positions are kept, more would only make more slices.
+constexpr int CHUNKED_BLOCKS = 1024;
+
+// target_blocks: chunks of positions are as long as leaves that many blocks; 0 for chunks of one tile.
+inline void describe_affinities_cuda(AffinitiesCuda& p, const int64_t* sizes, const int64_t* strides,
+                                     const std::vector<int64_t>& scales, void* x, int target_blocks) {
+  constexpr int MAX_CHUNK_TILES = 8;
+  if (scales.empty() || scales.size() > MAX_SCALES || sizes[2] * sizes[3] >= (1 << 30))
+    throw std::runtime_error("the CUDA kernels take up to 16 scales and 2^30 positions");
+  p.batch = int(sizes[0]), p.channels = int(sizes[1]) / int(scales.size()), p.positions = int(sizes[2] * sizes[3]);
+  for (int64_t s : scales) {
+    if (s < 1 || s * s > MAX_REGIONS) throw std::runtime_error("the CUDA kernels take scales of up to 8");
+    p.sizes[p.num_scales++] = int(s * s);
+    p.rows += int(s * s), p.pairs += int(s * s * s * s);
+  }
+  p.padded = (p.channels + PADDED - 1) / PADDED * PADDED;
+  p.tiles = (p.positions + TILE - 1) / TILE;
+  const int64_t blocks = sizes[0] * p.num_scales * p.tiles;
+  p.chunk_tiles = target_blocks == 0 ? 1 : int(std::clamp<int64_t>(blocks / target_blocks, 1, MAX_CHUNK_TILES));
+  p.chunks = (p.tiles + p.chunk_tiles - 1) / p.chunk_tiles;
+  if (sizes[1] > (1 << 30) || blocks > INT32_MAX || sizes[0] * p.rows > INT32_MAX / 2)
+    throw std::runtime_error("the map has too many images or channels for the CUDA kernels' grids");
+  p.x = describe_map_cuda(sizes, strides, x);
+}
+
+inline int blocks(const AffinitiesCuda& p) { return p.batch * p.num_scales * p.chunks; }
+
+// Whether every vector of V lies in one pixel's channels of a scale (or in one row's positions) and starts at a
+// multiple of its size.
+template <typename T, int V>
+bool vectorises(const AffinitiesCuda& p, const MapCuda& map, bool along_channels) {
+  const bool whole = along_channels ? map.stride_c == 1 && p.channels % V == 0 && map.stride_x % V == 0
+                                    : map.stride_x == 1 && map.width % V == 0 && map.stride_c % V == 0;
+  return whole && map.stride_b % V == 0 && (map.width == p.positions || map.stride_y % V == 0) &&
+         reinterpret_cast<uintptr_t>(map.data) % (V * sizeof(T)) == 0;
+}
+
+// The kernel for the layout that all maps have in common.
+template <typename T, typename Kernel>
+Kernel choose_kernel(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps, Kernel along_channels,
+                     Kernel along_positions, Kernel any) {
+  const auto all = [&](bool by_channel) {
+    return std::all_of(maps.begin(), maps.end(), [&](const MapCuda& map) {
+      return map.data == nullptr || vectorises<T, VECTOR<T>>(p, map, by_channel);
+    });
+  };
+  return all(true) ? along_channels : all(false) ? along_positions : any;
+}
+
+// Hands out a workspace piece by piece. Without memory it only counts, and the pieces mean nothing.
+class Workspace {
+ public:
+  explicit Workspace(void* memory) : begin_(reinterpret_cast<uintptr_t>(memory)) {}
+  template <typename T>
+  void take(T*& piece, int64_t count, size_t size) {
+    piece = reinterpret_cast<T*>(begin_ + bytes_);
+    bytes_ += (uintptr_t(count) * size + 255) / 256 * 256;
+  }
+  int64_t bytes() const { return int64_t(bytes_); }
+
+ private:
+  uintptr_t begin_, bytes_ = 0;
+};
+
+// Rounds weight, and regions if there are any, to the map's type.
+template <typename T, typename Launch>
+void launch_pack(const AffinitiesCuda& p, const float* regions, void* packed_regions, const Launch& launch) {
+  const int rows = regions == nullptr ? 0 : p.batch * p.rows;
+  const PackCuda pack{{p.weight, regions}, {p.packed_weight, packed_regions}, {p.rows, rows}, p.channels, p.padded};
+  launch(pack_rows<T>, p.rows + rows, 1, THREADS, 0, pack);
+}
+
+// Lays the workspace out, or counts its bytes where memory is null. size: of the map's scalars.
+inline int64_t arrange(AdaptiveContextCuda& p, void* memory, size_t size) {
+  Workspace workspace(memory);
+  const int64_t slices = int64_t(p.batch) * p.chunks, channels = int64_t(p.num_scales) * p.channels;
+  workspace.take(p.packed_weight, int64_t(p.rows) * p.padded, size);
+  if (p.regions != nullptr) workspace.take(p.packed_regions, int64_t(p.batch) * p.rows * p.padded, size);
+  if (p.grad_bias != nullptr) {
+    workspace.take(p.matrix_slices, slices * p.rows * p.padded, sizeof(float));
+    workspace.take(p.bias_slices, slices * ROW_PARTS * p.rows, sizeof(float));
+  }
+  if (p.grad_regions != nullptr) {
+    workspace.take(p.shift_slices, slices * shift_parts(size) * channels, sizeof(float));
+    workspace.take(p.slope_slices, slices * ROW_PARTS * p.rows, sizeof(float));
+    workspace.take(p.pair_slices, slices * p.pairs, sizeof(float));
+  }
+  return workspace.bytes();
+}
+
+template <typename Launch>
+void launch_merges(const MergeCuda& merges, int count, const Launch& launch) {
+  int64_t blocks = 1;
+  for (const Slices& s : merges.of)
+    blocks = std::max(blocks, int64_t(s.results) * s.rows * ((s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS));
+  if (blocks > INT32_MAX) throw std::runtime_error("the gradients have too many rows for the CUDA kernels' grids");
+  launch(merge_slices, int(blocks), count, MERGE_COLUMNS * MERGE_PARTS, MERGE_SHARED_BYTES, merges);
+}
+
+template <typename T, typename Launch>
+void launch_aggregate(const AdaptiveContextCuda& p, const Launch& launch) {
+  launch_pack<T>(p, p.regions, p.packed_regions, launch);
+  constexpr int V = VECTOR<T>;
+  launch(choose_kernel<T>(p, {p.x, p.z}, aggregate<T, V, true>, aggregate<T, V, false>, aggregate<T, 1, true>),
+         blocks(p), 1, THREADS, Shared<T>::BYTES, p);
+}
+
+template <typename T, typename Launch>
+void launch_region_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
+  launch_pack<T>(p, p.regions, p.packed_regions, launch);
+  constexpr int V = VECTOR<T>;
+  const auto kernel = choose_kernel<T>(p, {p.x, p.grad}, sum_region_gradients<T, V, true>,
+                                       sum_region_gradients<T, V, false>, sum_region_gradients<T, 1, true>);
+  launch(kernel, blocks(p), 1, THREADS, BACKWARD_SHARED_BYTES<T>, p);
+  const int channels = p.num_scales * p.channels;
+  launch_merges({{{p.matrix_slices, p.grad_regions, p.batch, p.chunks, p.rows, p.padded, p.channels},
+                  {p.shift_slices, p.grad_shift, p.batch, p.chunks * shift_parts(sizeof(T)), 1, channels, channels},
+                  {p.bias_slices, p.grad_bias, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows},
+                  {p.slope_slices, p.slope, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows},
+                  {p.pair_slices, p.slope_moments, p.batch, p.chunks, 1, p.pairs, p.pairs}}},
+                5, launch);
+}
+
+template <typename T, typename Launch>
+void launch_x_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
+  launch_pack<T>(p, p.regions, p.packed_regions, launch);
+  constexpr int V = VECTOR<T>;
+  const auto kernel = choose_kernel<T>(p, {p.x, p.grad, p.grad_x}, write_x_gradients<T, V, true>,
+                                       write_x_gradients<T, V, false>, write_x_gradients<T, 1, true>);
+  launch(kernel, blocks(p), 1, THREADS, BACKWARD_SHARED_BYTES<T>, p);
+  launch_merges({{{p.matrix_slices, p.grad_weight, 1, p.batch * p.chunks, p.rows, p.padded, p.channels},
+                  {p.bias_slices, p.grad_bias, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows}}},
+                2, launch);
+}
+
+inline int64_t arrange(AffinityMomentsCuda& p, void* memory, size_t size) {
+  Workspace workspace(memory);
+  const int64_t slices = int64_t(p.batch) * p.chunks;
+  workspace.take(p.packed_weight, int64_t(p.rows) * p.padded, size);
+  workspace.take(p.origins, slices * p.rows, sizeof(float));
+  workspace.take(p.sums, slices * p.rows, sizeof(double));
+  workspace.take(p.squares, slices * p.pairs, sizeof(double));
+  return workspace.bytes();
+}
+
+template <typename T, typename Launch>
+void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
+  launch_pack<T>(p, nullptr, nullptr, launch);
+  constexpr int V = VECTOR<T>;
+  launch(choose_kernel<T>(p, {p.x}, sum_moments<T, V, true>, sum_moments<T, V, false>, sum_moments<T, 1, true>),
+         blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES<T>, p);
+  const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
+  launch(merge_moments, p.batch * p.num_scales, (most * most + THREADS - 1) / THREADS, THREADS, 0, p);
+}
