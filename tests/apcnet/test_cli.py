@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import fake_trees
 import pytest
@@ -149,17 +148,15 @@ def test_the_library_needs_neither_tyro_nor_rich():
 
 def test_help_does_not_wait_for_pytorch():
     script = (
-        "import sys; from apcnet.cli import main\n"
+        "import sys, time; from apcnet.cli import main\n"
         "try: main(['--help'])\n"
-        "except SystemExit: print('torch' in sys.modules)"
+        "except SystemExit: print('torch' in sys.modules, time.process_time())"
     )
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
-    assert "train" in run.stdout and run.stdout.endswith("False\n")
-    assert min(seconds) < 1  # 0.2 on an idle machine
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    *text, last = run.stdout.splitlines()
+    imported, seconds = last.split()
+    assert "train" in "\n".join(text) and imported == "False"
+    assert float(seconds) < 1  # of the processor; 0.2 on an idle machine
 
 
 @pytest.fixture
