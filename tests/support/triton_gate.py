@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for GPUs that are not there, and prints what each needs: python triton_gate.py OPERATION.
+"""Compiles Triton kernels for a GPU that is not there, and prints what each needs: triton_gate.py sm_90 OPERATION ...
 
 A process of its own: kernels that were decorated for the interpreter cannot be compiled. An operation's launches are
 taken as they are, on meta tensors, so that what is compiled here is what runs there.
@@ -18,7 +18,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-TARGETS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
 TYPES |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
@@ -140,19 +139,18 @@ def usage(cubin: bytes) -> dict[str, int]:
     return {key.lower(): int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
 
 
-def compile_all(operation: str) -> Iterator[dict]:
+def compile_all(operation: str, capability: int) -> Iterator[dict]:
     module = importlib.import_module(f"apc_kernels.ops.{operation}.triton")
     for case, launches in globals()[operation](module):
         for kernel, _, arguments in launches:
             options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
-            for capability in TARGETS:
-                target = GPUTarget("cuda", capability, 32)
-                compiled = triton.compile(source(kernel, arguments), target=target, options=options)
-                yield {
-                    "kernel": f"{kernel.fn.__name__} {case} sm_{capability}",
-                    "shared": compiled.metadata.shared,
-                    **usage(compiled.asm["cubin"]),
-                }
+            target = GPUTarget("cuda", capability, 32)
+            compiled = triton.compile(source(kernel, arguments), target=target, options=options)
+            yield {
+                "kernel": f"{kernel.fn.__name__} {case} sm_{capability}",
+                "shared": compiled.metadata.shared,
+                **usage(compiled.asm["cubin"]),
+            }
 
 
 def _integer(value: int) -> str:
@@ -160,4 +158,5 @@ def _integer(value: int) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(list(compile_all(sys.argv[1])), sys.stdout)
+    capability = int(sys.argv[1].removeprefix("sm_"))
+    json.dump([kernel for operation in sys.argv[2:] for kernel in compile_all(operation, capability)], sys.stdout)
