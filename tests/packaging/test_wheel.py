@@ -1,4 +1,4 @@
-"""What is in a wheel built without torch, with torch, without a working nvcc; what the installed library needs to load."""
+"""What is in a wheel built without torch, with torch, without a working nvcc; what the installed library needs."""
 
 import json
 import re
