@@ -1,5 +1,5 @@
-# make run | test | test-all | bench | gpu | format | clean.   PYTHON=python3.12 picks an interpreter, TORCH_INDEX=URL the index that
-# torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
+# make run | test | test-all | bench | gpu | format | clean.   PYTHON=python3.12 picks an interpreter, TORCH_INDEX=URL the
+# index that torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
 
 PYTHON ?= python3
 VENV ?= .venv

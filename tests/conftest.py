@@ -1,6 +1,5 @@
 """What every test runs with: no GPU means Triton's interpreter, and memory that nobody has written holds NaN."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -67,6 +66,8 @@ def threads():
 @pytest.fixture(scope="session")
 def cuda_emulation():
     """The CUDA kernels, compiled to run on the CPU (tests/emulation)."""
+    import fcntl
+
     import pybind11
 
     folder = ROOT / "build" / "emulation"
