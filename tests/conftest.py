@@ -6,21 +6,27 @@ import sys
 import sysconfig
 from pathlib import Path
 
-# Of several processes each has one core. What it starts is none of them, and pytest-benchmark takes it for one by this.
-if os.environ.pop("PYTEST_XDIST_WORKER", ""):
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin crawl where anything else runs
-
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, and a kernel decorated
 
+os.environ.pop("PYTEST_XDIST_WORKER", None)  # what a test starts is no worker, as pytest-benchmark would have it
+
 from apc_kernels import build, info
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-O1", "-fPIC", "-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fvisibility=hidden"]
+
+
+def pytest_configure(config) -> None:
+    """Before workers are started (-n): each has one core and a thread, and so has what it starts.
+
+    They read it when they import PyTorch, which is before this file: for a filter of warnings in pyproject.toml.
+    """
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_report_header(config) -> str:

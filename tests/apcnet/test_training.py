@@ -89,8 +89,7 @@ def checkpoint_step(folder) -> int:
     return state["step"] if state else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["loss", "evaluating"])
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "loss"), (signal.SIGTERM, "evaluating")])
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(root, tmp_path, number, when):
     config, whole, halted = small(root), tmp_path / "whole", tmp_path / "halted"
     train(config, whole)
