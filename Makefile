@@ -16,7 +16,7 @@ run: $(VENV)/installed
 	$(BIN)/apcnet train
 
 # A process for each core and a thread in each (tests/conftest.py): one test at a time is what `pytest` alone does.
-PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
