@@ -1,5 +1,5 @@
-# make run | test | bench | gpu | format | clean.   PYTHON=python3.12 picks an interpreter, TORCH_INDEX=URL the index that
-# torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
+# make run | test | test-all | bench | gpu | format | clean.   PYTHON=python3.12 picks an interpreter, TORCH_INDEX=URL the
+# index that torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,17 +9,26 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 SOURCES := $(shell find apc_kernels apcnet csrc -type f -not -name '*.pyc') setup.py pyproject.toml README.md
 
-.PHONY: run test bench gpu format clean needs
+.PHONY: run test test-all lint bench gpu format clean needs
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed
 	$(BIN)/apcnet train
 
-test: $(VENV)/installed
+# A process for each core and a thread in each (tests/conftest.py): one test at a time is what `pytest` alone does.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+test: lint
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
+
+# With what costs minutes and seldom changes: wheels built in several worlds, every kernel compiled for every GPU.
+test-all: lint
+	$(BIN)/pytest $(PARALLEL)
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/pytest
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --rows build/rows.json $(if $(ALL),--all) $(if $(RESUME),--resume)

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import os
 import platform
 
 import torch
@@ -30,10 +31,23 @@ def versions() -> list[tuple[str, str]]:
     return [
         ("apc_kernels", f"{apc_kernels.__version__} in {apc_kernels.__path__[0]}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
-        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("torch", torch.__version__),
+        ("threads", f"{torch.get_num_threads()}, {openmp()}"),
         ("triton", _version("triton")),
         ("gpu", gpu()),
     ]
+
+
+def openmp() -> str:
+    """What the environment tells OpenMP, and what that means where other programs run."""
+    said = [
+        f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(("OMP_", "GOMP_", "KMP_"))
+    ]
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        said.append("asleep while they wait, for spinning ones crawl on a busy machine")
+    elif not said:
+        said.append("spinning while they wait; on a busy machine OMP_WAIT_POLICY=PASSIVE is many times as fast")
+    return ", ".join(said)
 
 
 def libraries() -> list[tuple[str, str]]:

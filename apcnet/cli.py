@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import apcnet
-from apcnet import presets
+from apcnet import presets, threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
 
 FOUND, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 2 is also that of wrong flags
@@ -326,6 +326,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. What is wrong with its input is said in one line, without a traceback."""
     warnings.showwarning = _show_warning
+    threads.sleep_while_waiting()
     try:
         arguments, defaults = _defaults(list(sys.argv[1:] if arguments is None else arguments))
         commands = {name: functools.partial(command, **defaults.get(name, {})) for name, command in COMMANDS.items()}

@@ -12,10 +12,21 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, and a kernel decorated
 
+os.environ.pop("PYTEST_XDIST_WORKER", None)  # what a test starts is no worker, as pytest-benchmark would have it
+
 from apc_kernels import build, info
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["-O2", "-fPIC", "-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fvisibility=hidden"]
+FLAGS = ["-O1", "-fPIC", "-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fvisibility=hidden"]
+
+
+def pytest_configure(config) -> None:
+    """Before workers are started (-n): each has one core and a thread, and so has what it starts.
+
+    They read it when they import PyTorch, which is before this file: for a filter of warnings in pyproject.toml.
+    """
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_report_header(config) -> str:
@@ -62,6 +73,8 @@ def threads():
 @pytest.fixture(scope="session")
 def cuda_emulation():
     """The CUDA kernels, compiled to run on the CPU (tests/emulation)."""
+    import fcntl
+
     import pybind11
 
     folder = ROOT / "build" / "emulation"
@@ -77,8 +90,10 @@ def cuda_emulation():
         *(f"build {source.stem}.o: cxx {build.escape(source)}" for source in sources),
         f"build cuda_emulation.so: link {' '.join(f'{source.stem}.o' for source in sources)}",
     ]
-    (folder / "build.ninja").write_text("\n".join(rules) + "\n")
-    result = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
+    with (folder / "lock").open("w") as lock:  # of several processes the first builds, and the others find it built
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text("\n".join(rules) + "\n")
+        result = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     sys.path.insert(0, str(folder))
     try:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import instruction_sets
 import pytest
 import stock
 import torch
@@ -233,9 +234,10 @@ def test_same_bits_with_any_number_of_threads(threads, layout):
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("isa", ["x86-64", "x86-64-v3", "x86-64-v4"])
+@instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
     """Each on a processor that has it, in a process of its own: the set is chosen once."""
+    instruction_sets.skip_the_one_in_use(isa)
     program = """
 import torch
 from cases import ContextCase, channels_last, draw_context, nchw

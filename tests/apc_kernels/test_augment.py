@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import instruction_sets
 import pytest
 import torch
 import torch.nn.functional as F
@@ -208,10 +209,10 @@ assert torch.ops.apc_kernels_cpp.instruction_set() == sys.argv[2]
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", ["x86-64", "x86-64-v3", "x86-64-v4"])
+@instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
     """The one that this process has chosen, of which all other tests are, beside every other."""
+    instruction_sets.skip_the_one_in_use(isa)
     given, size = interleaved(image(97, 120)), (83, 211)
     options = {"flip": True, "steps": EVERY, "mean": MEAN, "std": STD}
     expected = apc_kernels.augment(given, size, **options)

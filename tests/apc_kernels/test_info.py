@@ -14,7 +14,7 @@ COMPOSITIONS = {"adaptive_context_norm", "encode", "pyramid_conv"}  # no kernels
 def test_it_names_every_operation_on_every_device():
     run = subprocess.run([sys.executable, "-m", "apc_kernels.info"], cwd="/", capture_output=True, text=True)
     assert run.returncode == 0 and run.stderr == "", run.stderr
-    for line in ("apc_kernels ", "torch ", "gpu ", "cpu library ", "cuda library ", "instructions "):
+    for line in ("apc_kernels ", "torch ", "threads ", "gpu ", "cpu library ", "cuda library ", "instructions "):
         assert f"\n{line}" in f"\n{run.stdout}"
     lines = [line.split("  ")[0] for line in run.stdout.splitlines()]
     for operation in info.SERVED_BY:

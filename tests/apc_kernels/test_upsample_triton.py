@@ -198,8 +198,7 @@ def test_ignored_pixels_contribute_nothing():
     assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("label", [-1, 19, 2**32 + 3])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("label", "smoothing"), [(-1, 0.0), (19, 0.1), (2**32 + 3, 0.0)])
 def test_label_out_of_range(label, smoothing):
     """Called below the public operation, which refuses it on a CPU: NaN in its pixel, and in what the pixel reads."""
     from apc_kernels.ops.upsample import triton as kernels

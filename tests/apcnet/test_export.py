@@ -18,10 +18,10 @@ from apcnet.export import export
 MODELS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"]
 VARIANTS = [
     ("apcnet", {"plain": True, "scales": (1, 4), "align_corners": True}),
-    ("apcnet", {"guide": False, "fusion": False}),
-    ("pspnet", {"align_corners": True, "output_stride": 16}),
     ("encnet", {"lateral": True, "presence": False}),
-    ("semantic_fpn", {"neck_norm": True}),
+    pytest.param("apcnet", {"guide": False, "fusion": False}, marks=pytest.mark.slow),
+    pytest.param("pspnet", {"align_corners": True, "output_stride": 16}, marks=pytest.mark.slow),
+    pytest.param("semantic_fpn", {"neck_norm": True}, marks=pytest.mark.slow),
 ]
 TRACED = (64, 80)
 OTHERS = [(1, 65, 97), (3, 41, 56), (2, 131, 72)]  # images, height and width that were not traced
@@ -33,9 +33,10 @@ onnx = pytest.mark.skipif(
 
 
 def small(name, **options):
-    """A model whose weights and statistics are none of those it starts with."""
+    """A model whose weights and statistics are none of those it starts with; fcn on a ResNet, which takes longer."""
     torch.manual_seed(0)
-    model = apcnet.create(name, "resnet18", 7, width=8, stem_width=8, channels=16, **options).eval()
+    backbone = {"backbone": "resnet18", "stem_width": 8} if name == "fcn" else {"backbone": "tiny"}
+    model = apcnet.create(name, num_classes=7, width=8, channels=16, **backbone, **options).eval()
     for module in model.modules():
         if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             for tensor in (module.running_mean, module.bias):
@@ -64,68 +65,51 @@ def one_thread(threads):
     threads(1)  # such small products are no work for more
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Of each model without options a file, written by the first test that asks for it."""
-    folder, differences = tmp_path_factory.mktemp("exported"), {}
-
-    def file_of(name):
-        if name not in differences:
-            differences[name] = export(small(name), folder / f"{name}.pt2", size=TRACED)
-        return folder / f"{name}.pt2", differences[name]
-
-    return file_of
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_exported_program(files, name):
-    model, (path, differences) = small(name), files(name)
-    assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
-    program = torch.export.load(path)
-    operators = {node.target for node in program.graph.nodes if node.op == "call_function"}
-    assert {target.namespace for target in operators if isinstance(target, torch._ops.OpOverload)} == {"aten"}
-    exported = program.module()
-    for shape in OTHERS:
-        images = images_of(*shape)
-        with torch.no_grad():
-            assert_close(exported(images), model(images))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
-def test_options_of_the_models(tmp_path, name, options):
-    differences = export(small(name, **options), tmp_path / "model.pt2", size=TRACED)
-    assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
-
-
 ELSEWHERE = """
 import sys, torch
 sys.modules["apc_kernels"] = sys.modules["apcnet"] = None  # importing them is an error
 torch.set_num_threads(1)
 results = {}
 for path in sys.argv[1:]:
-    model = torch.export.load(path).module()
+    program = torch.export.load(path)
+    operators = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    namespaces = {target.namespace for target in operators if isinstance(target, torch._ops.OpOverload)}
+    model = program.module()
     with torch.no_grad():
-        results[path] = [model(images) for images in torch.load("images.pt")]
+        results[path] = namespaces, [model(images) for images in torch.load("images.pt")]
 torch.save(results, "results.pt")
 """
 
 
-@pytest.mark.slow
-def test_a_process_without_this_package_runs_all_models(tmp_path, files):
-    images = [images_of(*shape) for shape in OTHERS]
-    torch.save(images, tmp_path / "images.pt")
-    paths = {name: str(files(name)[0]) for name in MODELS}
-    command = [sys.executable, "-c", ELSEWHERE, *paths.values()]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Of each model without options: how far the file was off when it was written, the namespaces of its operators, and
+    what it computes in a process without this package."""
+    folder = tmp_path_factory.mktemp("exported")
+    differences = {name: export(small(name), folder / f"{name}.pt2", size=TRACED) for name in MODELS}
+    torch.save([images_of(*shape) for shape in OTHERS], folder / "images.pt")
+    command = [sys.executable, "-c", ELSEWHERE, *(f"{name}.pt2" for name in MODELS)]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    results = torch.load(tmp_path / "results.pt")
-    for name in MODELS:
-        model = small(name)
-        for actual, given in zip(results[paths[name]], images, strict=True):
-            with torch.no_grad():
-                assert_close(actual, model(given))
+    results = torch.load(folder / "results.pt")
+    return {name: (differences[name], *results[f"{name}.pt2"]) for name in MODELS}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exported_program(elsewhere, name):
+    differences, namespaces, results = elsewhere[name]
+    assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
+    assert namespaces == {"aten"}
+    model = small(name)
+    for actual, shape in zip(results, OTHERS, strict=True):
+        with torch.no_grad():
+            assert_close(actual, model(images_of(*shape)))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_options_of_the_models(tmp_path, name, options):
+    differences = export(small(name, **options), tmp_path / "model.pt2", size=TRACED)
+    assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
 
 
 @pytest.mark.parametrize(("output", "align_corners"), [("upsampled", True), ("labels", False)])

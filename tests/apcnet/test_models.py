@@ -268,7 +268,9 @@ def test_low_precision(name):
     assert (rounded.float() - logits).abs().max() <= 0.05 * logits.abs().max()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "semantic_fpn")) for name in MODELS]
+)
 def test_compiled_whole_with_any_size(name):
     """One graph for every size, of all but the convolutions of the backbone, which cost most of the time to trace."""
     model = small(name).eval()

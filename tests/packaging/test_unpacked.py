@@ -47,10 +47,7 @@ from apc_kernels import build
 sys.exit(build.main())
 """
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="native code is built on Linux only"),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="native code is built on Linux only")
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
@@ -89,6 +86,7 @@ def built_later(pure_wheel, native_checkout, python, tmp_path_factory):
     return folder / "site", environ, python("-m", "apc_kernels.build", cwd=folder, **environ)
 
 
+@pytest.mark.slow
 def test_the_library_serves(native_wheel, assert_served_by_cpp, tmp_path):
     folder = unpack(native_wheel, tmp_path / "site")
     assert_served_by_cpp(folder / LIBRARY, PYTHONPATH=str(folder))
@@ -107,6 +105,7 @@ def test_and_it_says_how_to_build(without_library):
         assert "python -m apc_kernels.build" in text
 
 
+@pytest.mark.slow
 def test_building_later(built_later, assert_served_by_cpp):
     folder, environ, result = built_later
     assert result.returncode == 0, result.stdout + result.stderr
@@ -118,6 +117,7 @@ def test_building_later(built_later, assert_served_by_cpp):
     assert_served_by_cpp(folder / LIBRARY, **environ)
 
 
+@pytest.mark.slow
 def test_building_later_without_the_right_to_write(built_later, assert_served_by_cpp, python, tmp_path):
     """The user's cache then takes the library."""
     folder, environ, _ = built_later

@@ -1,4 +1,4 @@
-"""What is in a wheel built without torch, with torch, without a working nvcc; what the library in it needs to load."""
+"""What is in a wheel built without torch, with torch, without a working nvcc; what the installed library needs."""
 
 import json
 import re
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from apc_kernels import library
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "apc_kernels/native/_C.abi3.so"
@@ -25,10 +27,7 @@ echo "out of luck"
 exit 1
 """
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="native code is built on Linux only"),
-    pytest.mark.slow,
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="native code is built on Linux only")
 
 
 def contents(wheel: Path) -> tuple[set[str], dict]:
@@ -58,6 +57,7 @@ def test_without_torch(pure_wheel):
         assert "torch is not in the build environment" in record[device]["reason"]
 
 
+@pytest.mark.slow
 def test_with_torch(native_wheel):
     assert re.fullmatch(r"apc_kernels-[\d.]+-cp310-abi3-linux_\w+\.whl", native_wheel.name)
     names, record = contents(native_wheel)
@@ -72,7 +72,7 @@ def test_with_a_torch_that_does_not_import(native_checkout, make_wheel, tmp_path
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
-@pytest.mark.parametrize("kind", ["pure_wheel", "native_wheel"])
+@pytest.mark.parametrize("kind", ["pure_wheel", pytest.param("native_wheel", marks=pytest.mark.slow)])
 def test_what_every_wheel_holds(kind, request):
     names, _ = contents(request.getfixturevalue(kind))
     for source in (ROOT / "csrc").rglob("*.*"):  # all of them, so that the library can be built later
@@ -88,6 +88,7 @@ def test_what_every_wheel_holds(kind, request):
 # The tests below build in the checkout that was built already: ninja compiles only what differs.
 
 
+@pytest.mark.slow
 def test_with_a_cuda_torch_but_no_nvcc(native_wheel, native_checkout, make_wheel, pose, tmp_path):
     names, record = contents(make_wheel(native_checkout, tmp_path / "dist", **pose("13.0")))
     assert LIBRARY in names
@@ -95,6 +96,7 @@ def test_with_a_cuda_torch_but_no_nvcc(native_wheel, native_checkout, make_wheel
     assert "nvcc was not found" in record["cuda"]["reason"]
 
 
+@pytest.mark.slow
 def test_with_an_nvcc_that_fails(native_wheel, native_checkout, make_wheel, python, pose, tmp_path):
     (tmp_path / "nvcc").write_text(FAILING_NVCC)
     (tmp_path / "nvcc").chmod(0o755)
@@ -119,18 +121,20 @@ def test_demanding_cuda_of_a_torch_without_it(native_checkout, python, pose):
     assert line.endswith("torch 2.13.0+posed is a build without CUDA")
 
 
-def inspect(wheel: Path, folder: Path, tool: str, *arguments: str) -> list[str]:
-    """What a tool of binutils says of the library in a wheel."""
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} (binutils) is not installed")
-    with zipfile.ZipFile(wheel) as archive:
-        library = archive.extract(LIBRARY, folder)
-    return subprocess.run([tool, *arguments, library], capture_output=True, text=True, check=True).stdout.splitlines()
+# Of the library that is in use here: installing built it.
 
 
-def test_undefined_symbols(native_wheel, tmp_path):
+def inspect(tool: str, *arguments: str) -> list[str]:
+    """What a tool of binutils says of it."""
+    path = library.cpu().path
+    if path is None or shutil.which(tool) is None:
+        pytest.skip(f"needs a CPU library, and {tool} of binutils")
+    return subprocess.run([tool, *arguments, path], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_undefined_symbols():
     """Only torch's C shims, which it keeps stable, and the C and C++ runtimes: so one binary serves every torch."""
-    lines = inspect(native_wheel, tmp_path, "nm", "-D", "--undefined-only")
+    lines = inspect("nm", "-D", "--undefined-only")
     undefined = {line.split()[-1]: line.split()[-2] for line in lines}  # name@version: U, or w for weak
     shims = {name for name in undefined if re.match(r"(aoti_torch|torch)_", name)}
     runtimes = {name for name in undefined if re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_", name)}
@@ -140,8 +144,8 @@ def test_undefined_symbols(native_wheel, tmp_path):
     assert not [name for name in undefined if re.match(r"_Z\w*(2at|3c10|5torch)|_?Py[A-Z_]", name)]
 
 
-def test_needed_libraries(native_wheel, tmp_path):
-    lines = inspect(native_wheel, tmp_path, "readelf", "-d")
+def test_needed_libraries():
+    lines = inspect("readelf", "-d")
     needed = {match[1] for line in lines if (match := re.search(r"\(NEEDED\).*\[(.+)\]", line))}
     assert "libtorch_cpu.so" in needed
     assert not [name for name in needed if re.match("libgomp|libiomp|libtorch_(python|cuda)|libc10|libcu|libpy", name)]

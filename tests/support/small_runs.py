@@ -69,14 +69,19 @@ def start(*arguments: object, processes: int = 1, **options) -> subprocess.Popen
     )
 
 
-def learn(rank: int, world: int, file: str, frozen_norms: bool, steps: int, results: dict) -> None:
-    """A process of several that train a model without dropout: its weights and losses into `results[rank]`."""
+def learn_with_others(rank: int, world: int, file: str, results: dict) -> None:
+    """A process of several: what it learns with fixed batch norms, and with those of its images, to `results[rank]`."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    results[rank] = [learn(rank, world, frozen_norms) for frozen_norms in (True, False)]
+    torch.distributed.destroy_process_group()
+
+
+def learn(rank: int, world: int, frozen_norms: bool, steps: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights and losses of a model without dropout, trained on every `world`-th image of some batches."""
     import apcnet
     from apcnet.training.step import Descent
 
-    torch.set_num_threads(1)
-    if world > 1:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     torch.manual_seed(0)
     model = apcnet.create("apcnet", "tiny", 3, width=8, channels=8, dropout=0.0, auxiliary_channels=8).train()
     if frozen_norms:
@@ -93,6 +98,4 @@ def learn(rank: int, world: int, file: str, frozen_norms: bool, steps: int, resu
         target[0, :25] = 255  # of one process more pixels count than of the other
         images = torch.randn(4, 3, 32, 32, generator=generator)
         losses.append(descent.step(step, images[rank::world], target[rank::world]).values["loss"])
-    results[rank] = torch.cat([p.detach().flatten() for p in model.parameters()]), torch.tensor(losses)
-    if world > 1:
-        torch.distributed.destroy_process_group()
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), torch.tensor(losses)

@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for GPUs that are not there, and prints what each needs: python triton_gate.py FAMILY.
+"""Compiles Triton kernels for a GPU that is not there, and prints what each needs: triton_gate.py sm_90 FAMILY ...
 
 A process of its own: kernels that were decorated for the interpreter cannot be compiled. A family's launches are
 taken as they are, on meta tensors, so that what is compiled here is what runs there.
@@ -24,7 +24,6 @@ from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
 
-TARGETS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
 TYPES |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
@@ -154,18 +153,17 @@ def usage(cubin: bytes) -> dict[str, int]:
     return {key.lower(): int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
 
 
-def compile_all(operation: str) -> Iterator[dict]:
-    for case, launches in FAMILIES[operation]():
+def compile_all(family: str, capability: int) -> Iterator[dict]:
+    for case, launches in FAMILIES[family]():
         for kernel, _, arguments in launches:
             options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
-            for capability in TARGETS:
-                target = GPUTarget("cuda", capability, 32)
-                compiled = triton.compile(source(kernel, arguments), target=target, options=options)
-                yield {
-                    "kernel": f"{kernel.fn.__name__} {case} sm_{capability}",
-                    "shared": compiled.metadata.shared,
-                    **usage(compiled.asm["cubin"]),
-                }
+            target = GPUTarget("cuda", capability, 32)
+            compiled = triton.compile(source(kernel, arguments), target=target, options=options)
+            yield {
+                "kernel": f"{kernel.fn.__name__} {case} sm_{capability}",
+                "shared": compiled.metadata.shared,
+                **usage(compiled.asm["cubin"]),
+            }
 
 
 def _integer(value: int) -> str:
@@ -173,4 +171,5 @@ def _integer(value: int) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(list(compile_all(sys.argv[1])), sys.stdout)
+    capability = int(sys.argv[1].removeprefix("sm_"))
+    json.dump([kernel for family in sys.argv[2:] for kernel in compile_all(family, capability)], sys.stdout)

@@ -1,8 +1,8 @@
 """pyramid_pool in Triton. One set of kernels serves NCHW and channels_last: Triton lays a tile out by its strides.
 
-Cut at every bin edge, the rows fall into segments (csrc/pyramid_pool/bins.h). A program sums the rows of one segment, which
-is the one read of x, and then its columns into the bins of every scale; a second kernel adds up the segments of each
-bin. The gradient is the same for all rows of a segment: a program works it out once and writes it to each of them.
+Cut at every bin edge, the rows fall into segments (csrc/pyramid_pool/bins.h). A program sums the rows of one segment,
+which is the one read of x, and then its columns into the bins of every scale; a second kernel adds up the segments of
+each bin. The gradient is the same for all rows of a segment: a program works it out once and writes it to each of them.
 
 Bytes, forward: x once, and segments · Σs / (h · w) of its elements in float32, written and read again (3 % at 64×64).
 Backward: the gradient of x once.

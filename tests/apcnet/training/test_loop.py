@@ -15,6 +15,7 @@ from small_runs import digest, flags, small, start
 
 import apcnet
 from apcnet.config import Model, Optimisation
+from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
 from apcnet.training.start import check, starting_model
 
@@ -57,11 +58,11 @@ def test_the_whole_process_is_left_as_it_was(root, out):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
-@pytest.mark.slow
-def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path):
+def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path, threads):
+    """Run and killed in processes of one thread; what is whole, and the end, here with one."""
+    threads(1)
     config, moments = small(root, steps=60, eval_every=25, save_every=7), random.Random(0)
-    _, errors = (whole := start(*flags(config), "--workers", 0, "--out", tmp_path / "whole")).communicate()
-    assert whole.returncode == 0, errors
+    train(config, tmp_path / "whole", log_every=1)
     killed = tmp_path / "killed"
     for workers in (0, 1, 2):
         run = start(*flags(config), "--workers", workers, "--out", killed)
@@ -72,8 +73,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path):
         run.kill()
         run.communicate()
         assert run.returncode == -signal.SIGKILL, "it was finished before it was killed"
-    _, errors = (last := start(*flags(config), "--workers", 1, "--out", killed)).communicate()
-    assert last.returncode == 0, errors
+    train(config, killed, workers=1, log_every=1)
     for name in ("final.safetensors", "best.safetensors", "metrics.json", "preview/000050.png"):
         assert digest(killed / name) == digest(tmp_path / "whole" / name), name
     losses = [[r["loss"] for r in log.read(folder) if "loss" in r] for folder in (killed, tmp_path / "whole")]
@@ -89,8 +89,7 @@ def checkpoint_step(folder) -> int:
     return state["step"] if state else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["loss", "evaluating"])
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "loss"), (signal.SIGTERM, "evaluating")])
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(root, tmp_path, number, when):
     config, whole, halted = small(root), tmp_path / "whole", tmp_path / "halted"
     train(config, whole)
@@ -153,10 +152,9 @@ def test_a_checkpoint_of_another_run_is_refused(root, out):
         train(small(root, steps=4), out)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_schedulers_may_signal_all_processes_at_once_and_twice(root, tmp_path, workers):
+def test_schedulers_may_signal_all_processes_at_once_and_twice(root, tmp_path):
     config = small(root, steps=400, eval_every=400, save_every=400)
-    run = start(*flags(config), "--workers", workers, "--out", tmp_path / "run", start_new_session=True)
+    run = start(*flags(config), "--workers", 1, "--out", tmp_path / "run", start_new_session=True)
     while last_step(tmp_path / "run") < 5:
         assert run.poll() is None, run.communicate()
         time.sleep(0.01)
@@ -207,18 +205,16 @@ def test_a_full_disk_ends_a_run_and_leaves_its_checkpoint(root, out, monkeypatch
     assert checkpoint.load(out)["step"] == 6 and not list(out.glob(".*"))
 
 
-@pytest.mark.parametrize("frozen_norms, limit", [(True, 1e-6), (False, 2e-3)])
-def test_two_processes_learn_what_one_does(tmp_path, frozen_norms, limit):
+def test_two_processes_learn_what_one_does(tmp_path, threads):
     """To rounding where batch norms are fixed; where they are not, each process has its own half's statistics."""
+    threads(1)
     results = torch.multiprocessing.Manager().dict()
-    for world in (1, 2):
-        arguments = world, str(tmp_path / f"meeting{world}"), frozen_norms, 10, results
-        torch.multiprocessing.spawn(small_runs.learn, arguments, nprocs=world)
-        if world == 1:
-            alone = results[0]
-    assert torch.equal(results[0][0], results[1][0])
-    assert parity.distance(results[0][0], alone[0]) < limit
-    assert parity.distance(results[0][1], alone[1]) < limit
+    torch.multiprocessing.spawn(small_runs.learn_with_others, (2, str(tmp_path / "meeting"), results), nprocs=2)
+    for frozen_norms, limit, first, second in zip((True, False), (1e-6, 2e-3), results[0], results[1], strict=True):
+        alone = small_runs.learn(0, 1, frozen_norms)
+        assert torch.equal(first[0], second[0])
+        assert parity.distance(first[0], alone[0]) < limit
+        assert parity.distance(first[1], alone[1]) < limit
 
 
 def test_weights_of_another_number_of_classes_start_a_run(root, out, tmp_path):
@@ -263,6 +259,13 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(root, out, mo
     with pytest.raises(ValueError, match="batch_size: expected a multiple of the 3 processes, got 4"):
         check(small(root))
     assert not out.exists()
+
+
+def test_a_short_run_learns_what_only_context_tells(tmp_path, threads):
+    """`apcnet train` in a quarter of its steps; by what lies near it would be a third (the whole run, below)."""
+    threads(1)
+    scores = train(dataclasses.replace(preset("tiny"), steps=400, eval_every=400), tmp_path / "run")
+    assert scores["context_miou"] >= 0.5
 
 
 @pytest.mark.slow
