@@ -30,11 +30,15 @@ def pytest_collection_modifyitems(config, items):
     done, failed = rows.begin(file, config.getoption("resume")) if file else (set(), [])
     later = [item for item in items if item.get_closest_marker("slow")]
     wanted = [item for item in items if item not in later] + later * config.getoption("all")
-    wanted = [item for item in wanted if item.nodeid not in done]
+    wanted = [item for item in wanted if identity(item) not in done]
     if only:
         wanted = [item for item in wanted if item.callspec.params["row"].operation.name in only]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-    items[:] = sorted(wanted, key=lambda item: item.nodeid in failed)
+    items[:] = sorted(wanted, key=lambda item: identity(item) in failed)
+
+
+def identity(item) -> tuple[str, ...]:
+    return rows.identity(item.callspec.params["row"].named)
 
 
 def pytest_runtest_setup(item):
@@ -47,13 +51,13 @@ def pytest_runtest_setup(item):
 def pytest_runtest_makereport(item, call):
     report = yield
     file = item.config.getoption("rows")
-    if report.when == "call" and report.passed:
+    if report.when == "call" and report.passed and "benchmark" in item.funcargs:
         row = item.funcargs["benchmark"].extra_info
         item.config.get_terminal_writer().line(f"\n{shown(row)}", flush=True)
         if file:
-            rows.add(file, item.nodeid, row)
+            rows.add(file, row)
     if file and report.failed:
-        rows.add_failed(file, item.nodeid)
+        rows.add_failed(file, identity(item))
         if not usable():
             pytest.exit(f"{item.nodeid} left the GPU unusable: {report.longreprtext.splitlines()[-1]}", returncode=1)
     return report

@@ -84,13 +84,14 @@ class Part:
 
     def test(self, only: Sequence[str]) -> None:
         """Every kernel once, which finds what is broken altogether; then tests and sanitizers side by side."""
-        once = [sys.executable, "-m", "benchmarks.sanitized", *only]
+        chosen = [f"--only={name}" for name in only]
+        once = [*PYTEST, "-vv", "benchmarks/run.py", "-o", "python_functions=check_*", *chosen]
         self.step("every kernel once", once)
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         tools = [(tool, [sanitizer, f"--tool={tool}", "--error-exitcode=9", *once]) for tool in SANITIZERS]
-        chosen = [(each[0], [*PYTEST, *each]) for each in tests(self.rehearse)]
+        files = [(each[0], [*PYTEST, *each]) for each in tests(self.rehearse)]
         with ThreadPoolExecutor(2 if self.rehearse else max(2, min(8, (os.cpu_count() or 2) // 2))) as pool:
-            list(pool.map(lambda each: self.step(*each), [*tools, *chosen]))
+            list(pool.map(lambda each: self.step(*each), [*tools, *files]))
 
     def measure(self, names: Sequence[Sequence[str]]) -> None:
         """A process for each group of names: what one does to the GPU the next is not to feel. Long rows come last."""

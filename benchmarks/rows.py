@@ -2,8 +2,8 @@
 
     {"machine": {"name": …, "torch": …, "threads": …}, "rows": [{"operation": …, "case": …, "backend": …, "other": …}]}
 
-A row has what run.measure gives it; nothing that reads a file relies on more
-than `operation`, `case` and `ours_ms`. While a run goes on every row also has the test it is from, to resume by.
+A row has what run.measure gives it: memory, rates of operations, and what it scales along, only where they were
+measured. While a run goes on its file also has what failed.
 """
 
 import json
@@ -24,12 +24,15 @@ DIRECTIONS = ("forward+backward", "forward", "training step", "training", "infer
 PARTS = (*DIRECTIONS, *(f"{head} head" for head in ("apc", "psp", "enc", "fcn")))
 PARTS += ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn")
 
+Identity = tuple[str, str, str, str]
+
 
 def machine() -> dict[str, str | int]:
     found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         return {"name": dispatch.gpu(), **found}
-    processor = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
+    info = Path("/proc/cpuinfo")
+    processor = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     name = processor[1] if processor else platform.processor()
     isa = torch.ops.apc_kernels_cpp.instruction_set() if dispatch.library.cpu().loaded else "no CPU library"
     return {"name": f"{name}, {os.cpu_count()} cores, {isa}", **found}
@@ -40,6 +43,8 @@ def file_name(name: str) -> str:
 
 
 def read(path: Path) -> dict:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
     try:
         measured = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -54,38 +59,30 @@ def write(path: Path, measured: dict) -> None:
         temporary.write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def begin(path: Path, resume: bool) -> tuple[set[str], list[str]]:
-    """The tests whose rows are in a run's file, and those that failed; without `resume` the file begins anew."""
+def begin(path: Path, resume: bool) -> tuple[set[Identity], set[Identity]]:
+    """The rows that are in a run's file, and those that failed; without `resume` the file begins anew."""
     if not resume or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, {"machine": machine(), "rows": []})
-        return set(), []
+        write(path, {"machine": machine(), "rows": [], "failed": []})
     measured, here = read(path), machine()
     if measured["machine"] != here:
         raise ValueError(f"{path}: its rows are from {measured['machine']}, this is {here}: give another file")
-    return {row["test"] for row in measured["rows"]}, measured.get("failed", [])
+    return {identity(row) for row in measured["rows"]}, set(map(tuple, measured["failed"]))
 
 
-def add(path: Path, test: str, row: dict) -> None:
+def add(path: Path, row: dict) -> None:
     measured = read(path)
-    write(path, {**measured, "rows": [*measured["rows"], {"test": test, **row}]})
+    write(path, {**measured, "rows": [*measured["rows"], row]})
 
 
-def add_failed(path: Path, test: str) -> None:
+def add_failed(path: Path, row: Identity) -> None:
     measured = read(path)
-    write(path, {**measured, "failed": [*measured.get("failed", []), test]})
+    write(path, {**measured, "failed": [*measured["failed"], row]})
 
 
-def finished(path: Path) -> dict:
-    """A run's results without what was for the run alone."""
-    measured = read(path)
-    rows = [{name: value for name, value in row.items() if name != "test"} for row in measured["rows"]]
-    return {"machine": measured["machine"], "rows": rows}
-
-
-def identity(row: dict) -> tuple[str, ...]:
+def identity(row: dict) -> Identity:
     """What tells a row from others, and finds the same one in another file."""
-    return tuple(str(row.get(name, "")) for name in ("operation", "case", "backend", "other"))
+    return row["operation"], row["case"], row["backend"], row["other"]
 
 
 def group(row: dict) -> tuple[str, str]:
@@ -105,11 +102,4 @@ def groups(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
 
 def memory_share(row: dict) -> float | None:
     """Ours of the other's, where both were measured and there was something to measure."""
-    return row["memory_mib"] / row["other_memory_mib"] if row.get("other_memory_mib") and "memory_mib" in row else None
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+    return row["memory_mib"] / row["other_memory_mib"] if row.get("other_memory_mib") else None

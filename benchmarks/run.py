@@ -54,6 +54,14 @@ class Row:
         return ", ".join(filter(None, (scaled, self.direction, operation.title(self.case), layout, dtype, threads)))
 
     @property
+    def named(self) -> dict[str, str]:
+        """What tells its row of a results file from others."""
+        return {"operation": self.operation.name, "case": str(self), "other": self.other, "backend": self.backend}
+
+    def joined(self) -> str:
+        return ", ".join(self.named.values())
+
+    @property
     def backward(self) -> bool:
         return self.direction in (BOTH, "training step")
 
@@ -133,8 +141,7 @@ def sides(row: Row) -> tuple[Sides, dict]:
 
 def measure(row: Row) -> tuple[dict, Call]:
     """The row of a results file, and our call."""
-    operation, point = row.operation, row.point
-    found = {"operation": operation.name, "case": str(row), "other": row.other, "backend": row.backend}
+    operation, point, found = row.operation, row.point, row.named
     if point is not None:
         found |= {"scaling": point.axis, "value": point.value}
     elif operation.memory:
@@ -169,19 +176,31 @@ def kept_by(row: Row, side: str) -> float:
     return kept(call, {t.untyped_storage().data_ptr() for t in tensors.values()}) / 2**20
 
 
-def _parameters() -> Iterator:
-    for name, operation in OPERATIONS.items():
-        if operation.on_gpu or not ON_GPU:
-            for row, long in rows(operation):
-                identity = f"{name}, {row}, {row.backend} beside {row.other}"
-                yield pytest.param(row, marks=pytest.mark.slow if long else (), id=identity)
+HERE = [entry for entry in OPERATIONS.values() if entry.on_gpu or not ON_GPU]
+ROWS = [pytest.param(row, marks=[pytest.mark.slow] * long) for entry in HERE for row, long in rows(entry)]
+SMALL = [
+    Row(entry, entry.small, layout, direction, backend, next(iter(entry.others)))
+    for backend, layout, entry in itertools.product(here(["cpp"], ["cuda", "triton"], ["triton"]), LAYOUTS, HERE)
+    for direction in entry.directions * bool(entry.kernel)
+]
 
 
-@pytest.mark.parametrize("row", list(_parameters()))
-def bench_operations(benchmark, row):
+def skip_where_missing(row: Row) -> None:
     kernel = row.operation.kernel
     if kernel and (reason := dispatch.why_not(row.backend, kernel, DEVICE, DTYPE)):
         pytest.skip(f"needs {row.backend}: {reason}")
+
+
+@pytest.mark.parametrize("row", SMALL, ids=Row.joined)
+def check_kernels(row):
+    """Every kernel once, on maps so small that compute-sanitizer gets through: what gpu.py has it watch."""
+    skip_where_missing(row)
+    sides(row)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=Row.joined)
+def bench_operations(benchmark, row):
+    skip_where_missing(row)
     with row.threads():
         found, ours = measure(row)
         benchmark.extra_info.update(found)
