@@ -9,7 +9,7 @@ import torch
 from accuracy import assert_accurate
 from torch import Tensor
 
-from benchmarks.setting import DTYPE, compile_anew
+from benchmarks.setting import DTYPE, LAYOUTS, USUAL, compile_anew
 
 FORWARD, BOTH = "forward", "forward+backward"
 SCALES = (1, 2, 3, 6)
@@ -106,3 +106,8 @@ def points(case: Any, **axes: Iterable[int]) -> list[Point]:
         return replace(case, **{axis: {"size": (value, value), "scales": SCALES[:value]}.get(axis, value)})
 
     return [Point(axis, value, changed(axis, value)) for axis, values in axes.items() for value in values]
+
+
+def usual_layout(case: Any, layout: str, direction: str) -> bool:
+    """An operation's `telling`, where one layout is enough."""
+    return LAYOUTS[layout] is USUAL

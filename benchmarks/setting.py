@@ -31,6 +31,14 @@ def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
     return rehearsal if REHEARSAL else gpu if ON_GPU else cpu
 
 
+# Along which a case is scaled, one at a time:
+BATCHES = here((1, 2, 4, 8), (1, 4, 8, 16), (2,))
+SIDES = here((32, 64, 96, 128), (32, 64, 128), ())
+CHANNELS = here((128, 256, 512, 1024), (128, 256, 512, 1024), ())
+COUNTS = here((1, 2, 3, 4), (1, 2, 3, 4), ())  # of scales
+THREADS = () if ON_GPU else tuple(2**i for i in range((os.cpu_count() or 1).bit_length()))  # up to the cores there are
+
+
 def best(operation: str) -> str:
     """The backend that serves an operation here where none is asked for; in a rehearsal the interpreter."""
     return "triton" if REHEARSAL else dispatch.explain(operation, DEVICE, DTYPE)[0]
