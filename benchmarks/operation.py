@@ -111,3 +111,9 @@ def points(case: Any, **axes: Iterable[int]) -> list[Point]:
 def usual_layout(case: Any, layout: str, direction: str) -> bool:
     """An operation's `telling`, where one layout is enough."""
     return LAYOUTS[layout] is USUAL
+
+
+def rehearsed(operation: Operation) -> Operation:
+    """With its small case alone, and one point of scaling."""
+    scaling = [point._replace(case=operation.small) for point in operation.scaling[:1]]
+    return replace(operation, cases=[operation.small], scaling=scaling)

@@ -25,19 +25,18 @@ import apc_kernels
 from apc_kernels import BatchNorm
 from apcnet.data import augment
 from apcnet.data.files import read_image
-from benchmarks.operation import SCALES, Call, Operation, Point, Sides, Tensors, calls, points, usual_layout
-from benchmarks.setting import BATCHES, CHANNELS, COUNTS, DEVICE, DTYPE, SIDES, THREADS, here
+from benchmarks.operation import SCALES, Call, Operation, Point, Sides, Tensors, calls, points, rehearsed, usual_layout
+from benchmarks.setting import BATCHES, CHANNELS, COUNTS, DEVICE, DTYPE, REHEARSAL, SIDES, THREADS, here
 from benchmarks.upsampling import UPSAMPLES
 
 # pyramid_pool: x read and the result written; backward as many bytes, the other way. An addition for each element of x,
 # each way: the sums of segments, which are few, are added up once more.
 
-POOLED = here((2, 2048, 64, 64), (8, 2048, 64, 64), (1, 6, 9, 7))
-
+POOLED = here((2, 2048, 64, 64), (8, 2048, 64, 64))
 
 pyramid_pool = Operation(
     name="pyramid_pool",
-    cases=here(LARGE_MAPS, [MapCase(POOLED), *LARGE_MAPS], [MapCase(POOLED)]),
+    cases=here(LARGE_MAPS, [MapCase(POOLED), *LARGE_MAPS]),
     small=MapCase((1, 6, 9, 7)),
     draw=lambda case, layout: dict(zip(("x", "grad"), draw(case, layout, DTYPE, DEVICE), strict=True)),
     ready=calls(lambda function, case, t, x: function(x, case.scales)),
@@ -58,7 +57,7 @@ pyramid_pool = Operation(
 # regions and the shift, and again for dx, which is written). Operations, in products of all positions with the rows of
 # all scales: forward 2, backward 3 + 1 and 4 + 1.
 
-CONTEXT = here(ContextCase(2, 512, (64, 64)), ContextCase(8, 512, (64, 64)), ContextCase(2, 16, (5, 7)))
+CONTEXT = ContextCase(here(2, 8), 512, (64, 64))
 CONTEXTS = {
     "cases": [CONTEXT],
     "small": ContextCase(2, 16, (5, 7)),
@@ -196,9 +195,7 @@ adaptive_context_norm = Operation(
 # encode, in maps of x: forward 1 (x read); backward 2 (x read, its gradient written). The residuals that others write
 # out are as many maps as there are codewords. In products with the codewords: forward 2 (distances, sums), backward 3.
 
-CODE = here(head_cases.ENCODER, replace(head_cases.ENCODER, batch=8), head_cases.CodeCase(2, 8, (6, 6), 3))
-CODEWORDS = here((8, 16, 32, 64), (8, 16, 32, 64), ())
-
+CODE = here(head_cases.ENCODER, replace(head_cases.ENCODER, batch=8))
 
 encode = Operation(
     name="encode",
@@ -212,7 +209,7 @@ encode = Operation(
         (3 if back else 1) * t["x"].nbytes,
         (5 if back else 2) * 2 * t["x"].numel() * case.codewords,
     ),
-    scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=CODEWORDS, threads=THREADS),
+    scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=(8, 16, 32, 64), threads=THREADS),
     telling=usual_layout,
 )
 
@@ -222,8 +219,8 @@ encode = Operation(
 # interpolation of 36 rows and columns. Bytes: features, regions and weight read, the result written; backward once more
 # each way.
 
-FEATURES = here(2048, 2048, 16)
-PYRAMID = here(head_cases.BOTTLENECK, replace(head_cases.BOTTLENECK, batch=8), head_cases.ConvCase(2, 4, 4, (6, 6), 3))
+FEATURES = 2048
+PYRAMID = here(head_cases.BOTTLENECK, replace(head_cases.BOTTLENECK, batch=8))
 
 
 def _bottleneck(x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
@@ -348,10 +345,6 @@ augmentation = Operation(
     clock=time.process_time,
 )
 
-OPERATIONS = {
-    operation.name: operation
-    for operation in (
-        *(adaptive_context, adaptive_context_norm, affinity_moments, augmentation, conv3x3, encode, pyramid_conv),
-        *(pyramid_pool, *UPSAMPLES),
-    )
-}
+TABLE = (adaptive_context, adaptive_context_norm, affinity_moments, augmentation, conv3x3, encode, pyramid_conv)
+TABLE += (pyramid_pool, *UPSAMPLES)
+OPERATIONS = {operation.name: rehearsed(operation) if REHEARSAL else operation for operation in TABLE}

@@ -86,7 +86,7 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     first, *_ = operation.others
     backends, best = [operation.backend], operation.backend
     if operation.kernel:
-        backends, best = here(["cpp"], operation.gpu_backends, ["triton"]), setting.best(operation.kernel)
+        backends, best = here(["cpp"], operation.gpu_backends), setting.best(operation.kernel)
     layouts = LAYOUTS if operation.by_layout else [USUAL.__name__]
     for case in operation.cases:
         for layout in layouts:
@@ -180,7 +180,7 @@ HERE = [entry for entry in OPERATIONS.values() if entry.on_gpu or not ON_GPU]
 ROWS = [pytest.param(row, marks=[pytest.mark.slow] * long) for entry in HERE for row, long in rows(entry)]
 SMALL = [
     Row(entry, entry.small, layout, direction, backend, next(iter(entry.others)))
-    for backend, layout, entry in itertools.product(here(["cpp"], ["cuda", "triton"], ["triton"]), LAYOUTS, HERE)
+    for backend, layout, entry in itertools.product(here(["cpp"], ["cuda", "triton"]), LAYOUTS, HERE)
     for direction in entry.directions * bool(entry.kernel)
 ]
 

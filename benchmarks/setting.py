@@ -26,16 +26,16 @@ MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahe
 COMPILED = ", torch.compile"  # ends the name of a side
 
 
-def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
-    """The one of three that belongs to where this runs."""
-    return rehearsal if REHEARSAL else gpu if ON_GPU else cpu
+def here(cpu: Anything, gpu: Anything) -> Anything:
+    """The one of two that belongs to where this runs."""
+    return gpu if ON_GPU else cpu
 
 
 # Along which a case is scaled, one at a time:
-BATCHES = here((1, 2, 4, 8), (1, 4, 8, 16), (2,))
-SIDES = here((32, 64, 96, 128), (32, 64, 128), ())
-CHANNELS = here((128, 256, 512, 1024), (128, 256, 512, 1024), ())
-COUNTS = here((1, 2, 3, 4), (1, 2, 3, 4), ())  # of scales
+BATCHES = here((1, 2, 4, 8), (1, 4, 8, 16))
+SIDES = here((32, 64, 96, 128), (32, 64, 128))
+CHANNELS = (128, 256, 512, 1024)
+COUNTS = (1, 2, 3, 4)  # of scales
 THREADS = () if ON_GPU else tuple(2**i for i in range((os.cpu_count() or 1).bit_length()))  # up to the cores there are
 
 

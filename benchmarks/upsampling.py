@@ -16,14 +16,9 @@ from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_up
 
 import apc_kernels
 from benchmarks.operation import BOTH, FORWARD, Operation, Point, Sides, Tensors, calls, points, usual_layout
-from benchmarks.setting import BATCHES, DEVICE, DTYPE, ON_GPU, THREADS, here
+from benchmarks.setting import BATCHES, DEVICE, DTYPE, ON_GPU, SIDES, THREADS, here
 
-LOGITS = here(
-    LARGE_UPSAMPLES,
-    [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES],
-    [UpsampleCase(1, 5, (4, 5), (9, 12))],
-)
-CLASSES, GRIDS = here((19, 60, 150), (19, 60, 150), ()), here((32, 64, 96), (32, 64, 128), ())
+LOGITS = here(LARGE_UPSAMPLES, [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES])
 
 
 def upsample(name: str, other: str, apply: Callable, bytes_a_pixel: Callable, operations: int, **more) -> Operation:
@@ -79,8 +74,8 @@ UPSAMPLES = (
         operations=5,
         directions=(FORWARD, BOTH),
         scaling=[
-            *points(LOGITS[0], batch=BATCHES[:3], classes=CLASSES, threads=THREADS),
-            *(Point("size", n, replace(LOGITS[0], source=(n, n), size=(8 * n, 8 * n))) for n in GRIDS),
+            *points(LOGITS[0], batch=BATCHES[:3], classes=(19, 60, 150), threads=THREADS),
+            *(Point("size", n, replace(LOGITS[0], source=(n, n), size=(8 * n, 8 * n))) for n in SIDES[:3]),
         ],
     ),
     upsample(
