@@ -6,7 +6,6 @@ after it would fail as well.
 python -m benchmarks.run --rows FILE, and --all for what takes long, --resume to go on with FILE.
 """
 
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ def pytest_addoption(parser):
     options.addoption("--resume", action="store_true", help="keep FILE's rows, and measure those that it lacks")
     options.addoption("--all", action="store_true", help="also what takes long: scaling, large images, more classes")
     options.addoption("--only", action="append", metavar="NAME", help="only this operation")
-    options.addoption("--until", type=float, metavar="TIME", help="start no benchmark after this time (seconds, UNIX)")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -39,12 +37,6 @@ def pytest_collection_modifyitems(config, items):
 
 def identity(item) -> tuple[str, ...]:
     return rows.identity(item.callspec.params["row"].named)
-
-
-def pytest_runtest_setup(item):
-    until = item.config.getoption("until")
-    if until and time.time() > until:
-        pytest.skip("needs more time: run it again, it goes on from here")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apcnet import inference
+from apcnet.data.augment import normalise
 from apcnet.data.synthetic import Synthetic
 from apcnet.interop.mmseg import load_model
-from apcnet.models.segmentor import MEAN, STD
 from benchmarks import setting
 from benchmarks.operation import Call, Operation, Sides, Tensors
 from benchmarks.setting import COMPILED, DEVICE, here
@@ -112,8 +112,7 @@ def draw(case: Case, layout: Callable) -> Tensors:
     generator = torch.Generator().manual_seed(0)
     if case.task == TRAINING:
         scenes = [Synthetic("train", size=case.size)[i] for i in range(case.images)]
-        images = torch.stack([scene.image for scene in scenes]).float()
-        images = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        images = torch.stack([normalise(scene.image) for scene in scenes])
         target = torch.stack([scene.mask for scene in scenes]).long()
     else:
         images = torch.randn(case.images, 3, *case.size, generator=generator)

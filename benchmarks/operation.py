@@ -57,7 +57,6 @@ class Operation:
     directions: Sequence[str] = (FORWARD, BOTH)
     kernel: str = ""  # whose backends serve it; where there are none it is what `backend` says
     backend: str = "PyTorch"
-    gpu_backends: Sequence[str] = ("cuda", "triton")
     on_gpu: bool = True  # whether a GPU has anything to do with it
     by_layout: bool = True
     compiled: bool = True  # whether a GPU measures it beside torch.compile too

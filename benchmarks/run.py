@@ -29,6 +29,7 @@ from benchmarks.operations import OPERATIONS as TABLE
 from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, USUAL, here, name_of
 from benchmarks.timing import paired, rates
 
+BACKENDS = here(["cpp"], ["cuda", "triton"])
 OPERATIONS = TABLE | {entry.name: entry for entry in (*heads.ENTRIES, models.ENTRY)}
 
 
@@ -86,7 +87,7 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     first, *_ = operation.others
     backends, best = [operation.backend], operation.backend
     if operation.kernel:
-        backends, best = here(["cpp"], operation.gpu_backends), setting.best(operation.kernel)
+        backends, best = BACKENDS, setting.best(operation.kernel)
     layouts = LAYOUTS if operation.by_layout else [USUAL.__name__]
     for case in operation.cases:
         for layout in layouts:
@@ -180,7 +181,7 @@ HERE = [entry for entry in OPERATIONS.values() if entry.on_gpu or not ON_GPU]
 ROWS = [pytest.param(row, marks=[pytest.mark.slow] * long) for entry in HERE for row, long in rows(entry)]
 SMALL = [
     Row(entry, entry.small, layout, direction, backend, next(iter(entry.others)))
-    for backend, layout, entry in itertools.product(here(["cpp"], ["cuda", "triton"]), LAYOUTS, HERE)
+    for backend, layout, entry in itertools.product(BACKENDS, LAYOUTS, HERE)
     for direction in entry.directions * bool(entry.kernel)
 ]
 

@@ -8,7 +8,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -22,8 +22,7 @@ MATRIX = 64 if REHEARSAL else here(2048, 8192)  # rows and columns
 MOST = 200  # rounds
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Seconds of ours and of the other, call by call."""
 
     ours: list[float]

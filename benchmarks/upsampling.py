@@ -50,7 +50,6 @@ def upsample(name: str, other: str, apply: Callable, bytes_a_pixel: Callable, op
         others={other: getattr(stock, name)},
         counts=counts,
         kernel=name,
-        gpu_backends=("triton",),
         telling=telling,
         **{"directions": ("",)} | more,
     )

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,16 +147,6 @@ def test_a_lost_gpu_is_noticed(monkeypatch):
     monkeypatch.setattr(conftest.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(conftest.torch.cuda, "synchronize", lost)
     assert not conftest.usable()
-
-
-def test_no_row_begins_when_the_time_is_over():
-    def setup(until):
-        conftest.pytest_runtest_setup(SimpleNamespace(config=SimpleNamespace(getoption={"until": until}.get)))
-
-    setup(None)
-    setup(time.time() + 60)
-    with pytest.raises(pytest.skip.Exception, match="needs more time"):
-        setup(time.time() - 60)
 
 
 # Comparing
