@@ -47,9 +47,9 @@ def pytest_runtest_makereport(item, call):
         row = item.funcargs["benchmark"].extra_info
         item.config.get_terminal_writer().line(f"\n{shown(row)}", flush=True)
         if file:
-            rows.add(file, row)
+            rows.add(file, "rows", row)
     if file and report.failed:
-        rows.add_failed(file, identity(item))
+        rows.add(file, "failed", identity(item))
         if not usable():
             pytest.exit(f"{item.nodeid} left the GPU unusable: {report.longreprtext.splitlines()[-1]}", returncode=1)
     return report

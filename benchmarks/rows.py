@@ -70,14 +70,10 @@ def begin(path: Path, resume: bool) -> tuple[set[Identity], set[Identity]]:
     return {identity(row) for row in measured["rows"]}, set(map(tuple, measured["failed"]))
 
 
-def add(path: Path, row: dict) -> None:
+def add(path: Path, what: str, found: dict | Identity) -> None:
+    """To the rows of a run, or to what failed."""
     measured = read(path)
-    write(path, {**measured, "rows": [*measured["rows"], row]})
-
-
-def add_failed(path: Path, row: Identity) -> None:
-    measured = read(path)
-    write(path, {**measured, "failed": [*measured["failed"], row]})
+    write(path, {**measured, what: [*measured[what], found]})
 
 
 def identity(row: dict) -> Identity:

@@ -8,7 +8,6 @@ pytest does the work, and takes its own options here as well. Results are checke
 stands behind a wrong one.
 """
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -47,10 +46,8 @@ class Row:
 
     def __str__(self) -> str:
         operation, point = self.operation, self.point
-        scaled, threads = "", ""
-        if point is not None:
-            scaled = f"scaling by {point.axis}"
-            threads = f"{point.value} threads" if point.axis == "threads" else ""
+        scaled = f"scaling by {point.axis}" if point else ""
+        threads = f"{point.value} threads" if point and point.axis == "threads" else ""
         layout, dtype = self.layout * operation.by_layout, name_of(operation.dtype) if operation.dtype else ""
         return ", ".join(filter(None, (scaled, self.direction, operation.title(self.case), layout, dtype, threads)))
 
@@ -66,16 +63,11 @@ class Row:
     def backward(self) -> bool:
         return self.direction in (BOTH, "training step")
 
-    @contextlib.contextmanager
-    def threads(self) -> Iterator[None]:
-        """As many threads as are asked for, if any are."""
-        before, point = torch.get_num_threads(), self.point
-        wanted = point.value if point and point.axis == "threads" else self.operation.threads
-        torch.set_num_threads(wanted or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    @property
+    def threads(self) -> int:
+        """As many as are asked for, or as there are."""
+        scaled = self.point is not None and self.point.axis == "threads"
+        return (self.point.value if scaled else self.operation.threads) or torch.get_num_threads()
 
 
 def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
@@ -202,10 +194,14 @@ def check_kernels(row):
 @pytest.mark.parametrize("row", ROWS, ids=Row.joined)
 def bench_operations(benchmark, row):
     skip_where_missing(row)
-    with row.threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(row.threads)
+    try:
         found, ours = measure(row)
         benchmark.extra_info.update(found)
         benchmark.pedantic(ours, rounds=1)  # pytest-benchmark has to call something as well
+    finally:
+        torch.set_num_threads(before)
 
 
 def main() -> int:

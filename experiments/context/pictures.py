@@ -23,7 +23,6 @@ from experiments.context.estimates import Estimate
 
 CONTEXT, OTHERS, INK = "#3b6fb6", "#c9ced6", "#262a32"
 SCENES = 4  # of each family in the grid
-CELL = 128  # pixels that a scene has there at most
 
 
 def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> None:
@@ -87,7 +86,7 @@ def scenes(path: Path, models: Mapping[str, Mapping[str, Path]], samples: Mappin
         rows += [[draw.colourise(found, model.palette) for found in row] for row in labels]
         columns += [(family, column) for column in zip(*rows, strict=True)]
     names, font = ["image", "truth", *heads], ImageFont.load_default(14)
-    cell = min(columns[0][1][0].width, CELL)
+    cell = columns[0][1][0].width
     left, top, step = round(max(map(font.getlength, names))) + 20, 28, cell + 6
     width, height = left + step * len(columns), top + step * len(names)
     below = draw.legend(present, model.classes, model.palette, width)
@@ -99,8 +98,7 @@ def scenes(path: Path, models: Mapping[str, Mapping[str, Path]], samples: Mappin
         if x % SCENES == 0:
             pen.text((left + x * step, top // 2), f"{family} scenes", draw.INK, font, anchor="lm")
         for y, picture in enumerate(column):
-            kind = Image.Resampling.NEAREST if y else Image.Resampling.BOX  # of labels there is no mean
-            page.paste(picture.resize((cell, cell), kind), (left + x * step, top + y * step))
+            page.paste(picture, (left + x * step, top + y * step))
     page.paste(below, (0, height))
     draw.save(page, path)
 

@@ -63,9 +63,9 @@ def measured(*given: dict) -> dict:
 def test_a_run_is_resumed(tmp_path):
     file = tmp_path / "new" / "rows.json"
     assert rows.begin(file, resume=True) == (set(), set())
-    rows.add(file, POOL)
-    rows.add(file, AUGMENT)
-    rows.add_failed(file, rows.identity(LOSS))
+    rows.add(file, "rows", POOL)
+    rows.add(file, "rows", AUGMENT)
+    rows.add(file, "failed", rows.identity(LOSS))
     pool, augment, loss = map(rows.identity, (POOL, AUGMENT, LOSS))
     assert rows.begin(file, resume=True) == ({pool, augment}, {loss})
     assert rows.read(file)["rows"] == [POOL, AUGMENT]
@@ -132,7 +132,7 @@ def test_what_has_failed_comes_last(tmp_path):
     pool, loss, augment = items
     file = tmp_path / "rows.json"
     rows.begin(file, resume=False)
-    rows.add_failed(file, rows.identity(POOL))
+    rows.add(file, "failed", rows.identity(POOL))
     given = {"rows": file, "resume": True, "all": False}
     hook = SimpleNamespace(pytest_deselected=lambda items: None)
     conftest.pytest_collection_modifyitems(SimpleNamespace(getoption=given.get, hook=hook), items)
