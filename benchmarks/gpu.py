@@ -87,7 +87,7 @@ class Part:
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         tools = [(tool, [sanitizer, f"--tool={tool}", "--error-exitcode=9", *once]) for tool in SANITIZERS]
         files = [(each[0], [*PYTEST, *each]) for each in tests(self.rehearse)]
-        with ThreadPoolExecutor(2 if self.rehearse else max(2, min(8, (os.cpu_count() or 2) // 2))) as pool:
+        with ThreadPoolExecutor(max(2, min(8, (os.cpu_count() or 2) // 2))) as pool:
             list(pool.map(lambda each: self.step(*each), [*tools, *files]))
 
     def measure(self, names: Sequence[Sequence[str]]) -> None:

@@ -38,10 +38,6 @@ def machine() -> dict[str, str | int]:
     return {"name": f"{name}, {os.cpu_count()} cores, {isa}", **found}
 
 
-def file_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
-
-
 def read(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")

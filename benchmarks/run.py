@@ -21,11 +21,11 @@ from torch import Tensor
 
 import apc_kernels
 from apc_kernels import dispatch
-from benchmarks import ROOT, heads, models, setting
+from benchmarks import ROOT, heads, models
 from benchmarks.memory import kept, peak_here, peaks
 from benchmarks.operation import BOTH, Call, Operation, Point, Sides
 from benchmarks.operations import OPERATIONS as TABLE
-from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, USUAL, here, name_of
+from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, REHEARSAL, USUAL, here, name_of
 from benchmarks.timing import paired, rates
 
 BACKENDS = here(["cpp"], ["cuda", "triton"])
@@ -79,7 +79,9 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     first, *_ = operation.others
     backends, best = [operation.backend], operation.backend
     if operation.kernel:
-        backends, best = BACKENDS, setting.best(operation.kernel)
+        # Beside torch.compile stands the backend that serves where none is asked for; in a rehearsal the interpreter.
+        backends, (best, *_) = BACKENDS, dispatch.explain(operation.kernel, DEVICE, DTYPE)
+        best = "triton" if REHEARSAL else best
     layouts = LAYOUTS if operation.by_layout else [USUAL.__name__]
     for case in operation.cases:
         for layout in layouts:

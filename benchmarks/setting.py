@@ -11,8 +11,6 @@ from typing import TypeVar
 import torch
 from cases import channels_last, nchw
 
-from apc_kernels import dispatch
-
 Anything = TypeVar("Anything")
 
 REHEARSAL = os.environ.get("APC_REHEARSAL") == "1"
@@ -37,11 +35,6 @@ SIDES = here((32, 64, 96, 128), (32, 64, 128))
 CHANNELS = (128, 256, 512, 1024)
 COUNTS = (1, 2, 3, 4)  # of scales
 THREADS = () if ON_GPU else tuple(2**i for i in range((os.cpu_count() or 1).bit_length()))  # up to the cores there are
-
-
-def best(operation: str) -> str:
-    """The backend that serves an operation here where none is asked for; in a rehearsal the interpreter."""
-    return "triton" if REHEARSAL else dispatch.explain(operation, DEVICE, DTYPE)[0]
 
 
 def name_of(dtype: torch.dtype) -> str:
