@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from kept import kept_bytes
 from torch import Tensor
 
 import apc_kernels
 from apc_kernels import dispatch
 from benchmarks import ROOT, heads, models
-from benchmarks.memory import kept, peak_here, peaks
+from benchmarks.memory import peak_here, peaks
 from benchmarks.operation import BOTH, Call, Operation, Point, Sides
 from benchmarks.operations import OPERATIONS as TABLE
 from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, REHEARSAL, USUAL, here, name_of
@@ -168,7 +169,7 @@ def peak_of(operation: str, case: str, layout: str, direction: str, side: str) -
 def kept_by(row: Row, side: str) -> float:
     """MiB, parameters and arguments aside."""
     call, tensors = ready(row, row.case, side)
-    return kept(call, {t.untyped_storage().data_ptr() for t in tensors.values()}) / 2**20
+    return kept_bytes(call, tensors.values()) / 2**20
 
 
 HERE = [entry for entry in OPERATIONS.values() if entry.on_gpu or not ON_GPU]

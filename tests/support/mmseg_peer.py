@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 import torch.distributed as dist
+from kept import kept_bytes
 from torch import Tensor, nn
 
 AVAILABLE = importlib.util.find_spec("mmseg") is not None
@@ -130,17 +131,6 @@ def labels(batch=2, size=(67, 94), classes=5):
 
 def saved_bytes(head, maps, target):
     """What head and loss keep for backward, parameters and buffers aside."""
-    own = {t.untyped_storage().data_ptr() for t in (*head.parameters(), *head.buffers())}
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     maps = [x.requires_grad_() for x in maps]
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = head.train().loss_by_feat(head.forward(maps), samples(target))
-    assert losses["loss_ce"].requires_grad  # keeps the graph, and so the storages, until here
-    return sum(storages.values())
+    given = *head.parameters(), *head.buffers()
+    return kept_bytes(lambda: head.train().loss_by_feat(head.forward(maps), samples(target)), given)
