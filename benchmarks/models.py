@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mmseg_peer as peer
-import stock
 import stock_models
 import torch
 from torch import Tensor, nn
@@ -137,7 +136,7 @@ def ready(side: str, case: Case, t: Tensors, backward: bool) -> Callable:
 
     def learn(network=network, images=images, target=target) -> tuple[list[Tensor], list[Tensor]]:
         with torch.autocast(DEVICE, case.dtype, enabled=low):
-            loss = losses(name, network, images, target)
+            loss = sum(losses(name, network, images, target).values())
         loss.backward()
         optimizer.step()
         gradients = [p.grad for p in model.parameters()]
@@ -150,27 +149,14 @@ def ready(side: str, case: Case, t: Tensors, backward: bool) -> Callable:
     return learn
 
 
-def losses(name: str, network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """Their sum."""
-    if name == MMSEGMENTATION:
-        found = network.loss(images, peer.samples(target))
-        return sum(value for key, value in found.items() if "loss" in key)
-    return sum(network(images, target).values())
+def losses(name: str, network: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    return peer.losses(network, images, target) if name == MMSEGMENTATION else network(images, target)
 
 
 def labels(name: str, network: nn.Module, images: Tensor) -> Tensor:
     if name == OURS:
         return inference.labels(network, images)
-    if name == MMSEGMENTATION:
-        blank = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8)
-        return torch.cat([found.pred_sem_seg.data for found in network.predict(images, peer.samples(blank))])
-    return scores(network, images).argmax(1)
-
-
-def scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Of the modules, at the images' size."""
-    logits = network(images)
-    return stock.upsampled(logits[0] if isinstance(logits, tuple) else logits, images.shape[2:])
+    return peer.labels_of(network, images) if name == MMSEGMENTATION else stock_models.scores(network, images).argmax(1)
 
 
 def check_model(case: Case, t: Tensors, sides: Sides) -> None:
@@ -180,7 +166,7 @@ def check_model(case: Case, t: Tensors, sides: Sides) -> None:
         return
     modules = copy.deepcopy(built(case.model, case.classes)[MODULES]).to(DEVICE, memory_format=case.layout).eval()
     with torch.no_grad():
-        found = scores(modules, t["images"])
+        found = stock_models.scores(modules, t["images"])
     for call in (sides.ours, sides.theirs):
         chosen = call()[0].long().view(case.images, 1, *case.size)
         short = (found.amax(1) - found.gather(1, chosen)[:, 0]).max()

@@ -101,6 +101,17 @@ def samples(target: Tensor, **meta) -> list:
     return [SegDataSample(gt_sem_seg=PixelData(data=labels[None].long()), metainfo=meta) for labels in target]
 
 
+def losses(model: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Of a whole model, without the accuracy that stands among them."""
+    return {name: value for name, value in model.loss(images, samples(target)).items() if "loss" in name}
+
+
+def labels_of(model: nn.Module, images: Tensor) -> Tensor:
+    """A whole model's, (B, H, W)."""
+    blank = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8)
+    return torch.cat([found.pred_sem_seg.data for found in model.predict(images, samples(blank))])
+
+
 def head_rank(rank: int, file: str, pickled: bytes, x: Tensor, results: dict) -> None:
     """What a process of a group of two runs: a head on every second image; output, gradients and buffers."""
     imported()
