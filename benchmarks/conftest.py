@@ -6,7 +6,6 @@ after it would fail as well.
 python -m benchmarks.run --rows FILE, and --all for what takes long, --resume to go on with FILE.
 """
 
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ def pytest_addoption(parser):
     options.addoption("--resume", action="store_true", help="keep FILE's rows, and measure those that it lacks")
     options.addoption("--all", action="store_true", help="also what takes long: scaling, large images, more classes")
     options.addoption("--only", action="append", metavar="NAME", help="only this operation")
-    options.addoption("--until", type=float, metavar="TIME", help="start no benchmark after this time (seconds, UNIX)")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -30,30 +28,28 @@ def pytest_collection_modifyitems(config, items):
     done, failed = rows.begin(file, config.getoption("resume")) if file else (set(), [])
     later = [item for item in items if item.get_closest_marker("slow")]
     wanted = [item for item in items if item not in later] + later * config.getoption("all")
-    wanted = [item for item in wanted if item.nodeid not in done]
+    wanted = [item for item in wanted if identity(item) not in done]
     if only:
         wanted = [item for item in wanted if item.callspec.params["row"].operation.name in only]
     config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-    items[:] = sorted(wanted, key=lambda item: item.nodeid in failed)
+    items[:] = sorted(wanted, key=lambda item: identity(item) in failed)
 
 
-def pytest_runtest_setup(item):
-    until = item.config.getoption("until")
-    if until and time.time() > until:
-        pytest.skip("needs more time: run it again, it goes on from here")
+def identity(item) -> tuple[str, ...]:
+    return rows.identity(item.callspec.params["row"].named)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     file = item.config.getoption("rows")
-    if report.when == "call" and report.passed:
+    if report.when == "call" and report.passed and "benchmark" in item.funcargs:
         row = item.funcargs["benchmark"].extra_info
         item.config.get_terminal_writer().line(f"\n{shown(row)}", flush=True)
         if file:
-            rows.add(file, item.nodeid, row)
+            rows.add(file, "rows", row)
     if file and report.failed:
-        rows.add_failed(file, item.nodeid)
+        rows.add(file, "failed", identity(item))
         if not usable():
             pytest.exit(f"{item.nodeid} left the GPU unusable: {report.longreprtext.splitlines()[-1]}", returncode=1)
     return report

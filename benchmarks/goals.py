@@ -28,10 +28,12 @@ class Goal:
     what: str
     other: str  # what it was measured beside; any, if nothing is said
 
+    def names(self, row: dict) -> bool:
+        return row["operation"] == self.operation and row["case"].startswith(self.case)
+
     def found(self, rows: Rows) -> float | None:
         """The best, where several backends were measured."""
-        named = (r for r in rows if r["operation"] == self.operation and r["case"].startswith(self.case))
-        figures = (figure(self.what, r, rows) for r in named if self.other in ("", r.get("other")))
+        figures = (figure(self.what, r, rows) for r in rows if self.names(r) and self.other in ("", r["other"]))
         return (min if self.what in AT_MOST else max)((f for f in figures if f is not None), default=None)
 
     def __str__(self) -> str:
@@ -58,7 +60,7 @@ def figure(what: str, row: dict, rows: Rows) -> float | None:
     if what == "of the other's memory":
         return memory_share(row)
     if what == "of what the other keeps for backward":
-        return row["kept_mib"] / row["other_kept_mib"] if row.get("other_kept_mib") and "kept_mib" in row else None
+        return row["kept_mib"] / row["other_kept_mib"] if row.get("other_kept_mib") else None
     if what == "of upsample_argmax's time":
         argmax = (r for r in rows if r["operation"] == "upsample_argmax" and r["case"] == row["case"])
         return next((row["ours_ms"] / r["ours_ms"] for r in argmax), None)
@@ -82,5 +84,4 @@ def of(machine: dict) -> list[Goal]:
 
 def telling(rows: Rows, listed: Sequence[Goal]) -> dict:
     """Of the rows of a group the one that a goal names, or the first."""
-    named = [(goal.operation, goal.case) for goal in listed]
-    return next((r for r in rows if any(r["operation"] == o and r["case"].startswith(c) for o, c in named)), rows[0])
+    return next((row for row in rows if any(goal.names(row) for goal in listed)), rows[0])

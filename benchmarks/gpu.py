@@ -13,7 +13,6 @@ for each part; what fails keeps nothing else from running. At most 60 lines of s
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -30,12 +29,12 @@ from pathlib import Path
 import torch
 
 from apc_kernels import info
+from apcnet.files import read_json, write_json
 from benchmarks import ROOT
 
 PARTS = ("build+test", "ops", "models")
 SECONDS = 520.0  # of a part
 SANITIZERS = ("memcheck", "racecheck")
-LAST_ROW = 40.0  # for the row that has begun when the time is over, and the end of its process
 NEEDED = {"pytest_benchmark": "pytest-benchmark", "PIL": "pillow"}
 NEEDED |= {name: name for name in ("numpy", "pytest", "hypothesis", "safetensors")}
 NAMES = {  # of what python -m benchmarks.run measures, in the order in which it is measured
@@ -59,7 +58,7 @@ class Part:
         self.name, self.out, self.rehearse = name, out, rehearse
         self.end, self.lock = time.time() + seconds, threading.Lock()
         self.file, self.log = out / "summary.json", out / f"{name}.log"
-        self.outcomes: dict[str, str] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.outcomes: dict[str, str] = read_json(self.file) if self.file.exists() else {}
 
     def step(self, name: str, command: list[str], again: bool = False) -> None:
         """Runs a command, unless it has been through before."""
@@ -71,9 +70,7 @@ class Part:
             with self.log.open("a") as log:
                 log.write(f"\n==== {name}: {outcome}\n{' '.join(command)}\n{text}\n")
             self.outcomes[name] = outcome
-            temporary = self.file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self.outcomes, indent=1) + "\n")
-            temporary.replace(self.file)
+            write_json(self.file, self.outcomes)
             print(f"{name:<60} {outcome}", flush=True)
 
     def build(self) -> None:
@@ -84,13 +81,14 @@ class Part:
 
     def test(self, only: Sequence[str]) -> None:
         """Every kernel once, which finds what is broken altogether; then tests and sanitizers side by side."""
-        once = [sys.executable, "-m", "benchmarks.sanitized", *only]
+        chosen = [f"--only={name}" for name in only]
+        once = [*PYTEST, "-vv", "benchmarks/run.py", "-o", "python_functions=check_*", *chosen]
         self.step("every kernel once", once)
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         tools = [(tool, [sanitizer, f"--tool={tool}", "--error-exitcode=9", *once]) for tool in SANITIZERS]
-        chosen = [(each[0], [*PYTEST, *each]) for each in tests(self.rehearse)]
-        with ThreadPoolExecutor(2 if self.rehearse else max(2, min(8, (os.cpu_count() or 2) // 2))) as pool:
-            list(pool.map(lambda each: self.step(*each), [*tools, *chosen]))
+        files = [(each[0], [*PYTEST, *each]) for each in tests(self.rehearse)]
+        with ThreadPoolExecutor(max(2, min(8, (os.cpu_count() or 2) // 2))) as pool:
+            list(pool.map(lambda each: self.step(*each), [*tools, *files]))
 
     def measure(self, names: Sequence[Sequence[str]]) -> None:
         """A process for each group of names: what one does to the GPU the next is not to feel. Long rows come last."""
@@ -101,8 +99,7 @@ class Part:
         for extent in extents:
             for some in names:
                 label = ", ".join(some) + ", what takes long" * bool(extent)
-                command = [sys.executable, "-m", "benchmarks.run", *some, *rows, *extent]
-                self.step(label, [*command, f"--until={self.end - LAST_ROW}"], again=True)
+                self.step(label, [sys.executable, "-m", "benchmarks.run", *some, *rows, *extent], again=True)
 
 
 def run(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
@@ -137,8 +134,6 @@ def run(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
         return NOTHING, text
     if process.returncode != 0:
         return f"FAILED (exit {process.returncode}): {last[:110]}", text
-    if "needs more time" in text:
-        return f"out of time: run it again: {last[:110]}", text
     return f"passed in {time.perf_counter() - start:.0f} s: {last[:110]}", text
 
 
@@ -164,7 +159,7 @@ def summary(out: Path) -> list[str]:
     """What there is in the folder, in few lines: what did not pass first, then goals, then the most telling rows."""
     from benchmarks import goals, rows  # not above: a machine that lacks what they need is told so first
 
-    outcomes = json.loads((out / "summary.json").read_text())
+    outcomes = read_json(out / "summary.json")
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy"))
     outcomes = {name: what for name, what in outcomes.items() if what != NOTHING}
     passed = sum(what.startswith("passed") for what in outcomes.values())
@@ -173,20 +168,18 @@ def summary(out: Path) -> list[str]:
     logs = "".join(log.read_text() for log in sorted(out.glob("*.log")))
     failed = (line for line in logs.splitlines() if line.startswith(("FAILED ", "ERROR ")))
     lines += list(dict.fromkeys(failed))[:10]
-    files = [out / f"{part}.json" for part in PARTS[1:]]
-    measured = [row for file in files if file.exists() for row in rows.read(file)["rows"]]
+    files = [file for part in PARTS[1:] if (file := out / f"{part}.json").exists()]
+    measured = [row for file in files for row in rows.read(file)["rows"]]
     judged = [(goal, goal.judged(measured)) for goal in goals.GPU]
     lines += [f"goal {what}, {t.shown(measured)}: {t}" for t, what in judged if what != goals.OPEN]
     lines.append(f"{sum(what == goals.OPEN for _, what in judged)} of {len(judged)} goals not measured")
     for about, some in rows.groups(measured).items():
         row = goals.telling(some, goals.GPU)
-        copy = f", {row['percent_of_copy']:.0f} % of a copy" if "percent_of_copy" in row else ""
-        beside = f"{row['ratio']:.3g} times as fast as {row['other']}"
-        lines.append(f"{', '.join(filter(None, about))}: {row['ours_ms']:.3g} ms, {beside}{copy}")
-    lines = [line[:160] for line in lines]
-    if len(lines) <= LINES:
-        return lines
-    return [*lines[: LINES - 1], f"and {len(lines) - LINES + 1} more lines: see the files in {out}"]
+        beside = f"{row['ratio']:.3g} times as fast as {row['other']}, {row['percent_of_copy']:.0f} % of a copy"
+        lines.append(f"{', '.join(filter(None, about))}: {row['ours_ms']:.3g} ms, {beside}")
+    if len(lines) > LINES:
+        lines[LINES - 1 :] = [f"and {len(lines) - LINES + 1} more lines: see the files in {out}"]
+    return [line[:160] for line in lines]
 
 
 def _version(package: str) -> str:

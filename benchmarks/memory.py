@@ -53,21 +53,6 @@ def peak_here(function: Callable) -> int:
     return _status("VmHWM") - before
 
 
-def kept(call: Callable, given: set[int]) -> int:
-    """Bytes that a call's forward pass keeps for the backward one, apart from the storages that are given."""
-    storages = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        call()
-    return sum(storages.values())
-
-
 def _status(field: str) -> int:
     """Not getrusage: what it gives for a process begins with the peak of the one that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()

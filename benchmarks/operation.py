@@ -9,7 +9,7 @@ import torch
 from accuracy import assert_accurate
 from torch import Tensor
 
-from benchmarks.setting import DTYPE, compile_anew
+from benchmarks.setting import DTYPE, LAYOUTS, USUAL, compile_anew
 
 FORWARD, BOTH = "forward", "forward+backward"
 SCALES = (1, 2, 3, 6)
@@ -57,7 +57,6 @@ class Operation:
     directions: Sequence[str] = (FORWARD, BOTH)
     kernel: str = ""  # whose backends serve it; where there are none it is what `backend` says
     backend: str = "PyTorch"
-    gpu_backends: Sequence[str] = ("cuda", "triton")
     on_gpu: bool = True  # whether a GPU has anything to do with it
     by_layout: bool = True
     compiled: bool = True  # whether a GPU measures it beside torch.compile too
@@ -106,3 +105,14 @@ def points(case: Any, **axes: Iterable[int]) -> list[Point]:
         return replace(case, **{axis: {"size": (value, value), "scales": SCALES[:value]}.get(axis, value)})
 
     return [Point(axis, value, changed(axis, value)) for axis, values in axes.items() for value in values]
+
+
+def usual_layout(case: Any, layout: str, direction: str) -> bool:
+    """An operation's `telling`, where one layout is enough."""
+    return LAYOUTS[layout] is USUAL
+
+
+def rehearsed(operation: Operation) -> Operation:
+    """With its small case alone, and one point of scaling."""
+    scaling = [point._replace(case=operation.small) for point in operation.scaling[:1]]
+    return replace(operation, cases=[operation.small], scaling=scaling)

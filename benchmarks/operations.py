@@ -1,12 +1,12 @@
 """What is measured of every operation: its cases, what stands beside it, the bytes and operations that it needs.
 
-An entry an operation, listed at the end; run.py measures them. The other sides are what the tests compare with
-(stock.py in tests/support), and the cases are the tests' large ones. Bytes are those that a perfect kernel moves: every
-map read or written as often as it has to be. Operations are additions and multiplications.
+An entry an operation, listed at the end; those that upsample logits are in upsampling.py, and run.py measures all. The
+other sides are what the tests compare with (stock.py in tests/support), and the cases are the tests' large ones. Bytes
+are those that a perfect kernel moves: every map read or written as often as it has to be. Operations are additions and
+multiplications.
 """
 
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,36 +20,23 @@ import torch.nn.functional as F
 from augment_cases import SampleCase, cv2, draw_sample, in_opencv
 from cases import LARGE_MAPS, ContextCase, MapCase, draw, draw_context, draw_norm
 from torch import Tensor
-from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
 
 import apc_kernels
 from apc_kernels import BatchNorm
 from apcnet.data import augment
 from apcnet.data.files import read_image
-from benchmarks.operation import BOTH, FORWARD, SCALES, Call, Operation, Point, Sides, Tensors, calls, points
-from benchmarks.setting import DEVICE, DTYPE, LAYOUTS, ON_GPU, USUAL, here
-
-# Along which a case is scaled, one at a time:
-BATCHES = here((1, 2, 4, 8), (1, 4, 8, 16), (2,))
-SIDES = here((32, 64, 96, 128), (32, 64, 128), ())
-CHANNELS = here((128, 256, 512, 1024), (128, 256, 512, 1024), ())
-COUNTS = here((1, 2, 3, 4), (1, 2, 3, 4), ())  # of scales
-THREADS = () if ON_GPU else tuple(2**i for i in range((os.cpu_count() or 1).bit_length()))  # up to the cores there are
-
-
-def usual_layout(case: object, layout: str, direction: str) -> bool:
-    return LAYOUTS[layout] is USUAL
-
+from benchmarks.operation import SCALES, Call, Operation, Point, Sides, Tensors, calls, points, rehearsed, usual_layout
+from benchmarks.setting import BATCHES, CHANNELS, COUNTS, DEVICE, DTYPE, REHEARSAL, SIDES, THREADS, here
+from benchmarks.upsampling import UPSAMPLES
 
 # pyramid_pool: x read and the result written; backward as many bytes, the other way. An addition for each element of x,
 # each way: the sums of segments, which are few, are added up once more.
 
-POOLED = here((2, 2048, 64, 64), (8, 2048, 64, 64), (1, 6, 9, 7))
-
+POOLED = here((2, 2048, 64, 64), (8, 2048, 64, 64))
 
 pyramid_pool = Operation(
     name="pyramid_pool",
-    cases=here(LARGE_MAPS, [MapCase(POOLED), *LARGE_MAPS], [MapCase(POOLED)]),
+    cases=here(LARGE_MAPS, [MapCase(POOLED), *LARGE_MAPS]),
     small=MapCase((1, 6, 9, 7)),
     draw=lambda case, layout: dict(zip(("x", "grad"), draw(case, layout, DTYPE, DEVICE), strict=True)),
     ready=calls(lambda function, case, t, x: function(x, case.scales)),
@@ -70,7 +57,7 @@ pyramid_pool = Operation(
 # regions and the shift, and again for dx, which is written). Operations, in products of all positions with the rows of
 # all scales: forward 2, backward 3 + 1 and 4 + 1.
 
-CONTEXT = here(ContextCase(2, 512, (64, 64)), ContextCase(8, 512, (64, 64)), ContextCase(2, 16, (5, 7)))
+CONTEXT = ContextCase(here(2, 8), 512, (64, 64))
 CONTEXTS = {
     "cases": [CONTEXT],
     "small": ContextCase(2, 16, (5, 7)),
@@ -208,9 +195,7 @@ adaptive_context_norm = Operation(
 # encode, in maps of x: forward 1 (x read); backward 2 (x read, its gradient written). The residuals that others write
 # out are as many maps as there are codewords. In products with the codewords: forward 2 (distances, sums), backward 3.
 
-CODE = here(head_cases.ENCODER, replace(head_cases.ENCODER, batch=8), head_cases.CodeCase(2, 8, (6, 6), 3))
-CODEWORDS = here((8, 16, 32, 64), (8, 16, 32, 64), ())
-
+CODE = here(head_cases.ENCODER, replace(head_cases.ENCODER, batch=8))
 
 encode = Operation(
     name="encode",
@@ -224,7 +209,7 @@ encode = Operation(
         (3 if back else 1) * t["x"].nbytes,
         (5 if back else 2) * 2 * t["x"].numel() * case.codewords,
     ),
-    scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=CODEWORDS, threads=THREADS),
+    scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=(8, 16, 32, 64), threads=THREADS),
     telling=usual_layout,
 )
 
@@ -234,8 +219,8 @@ encode = Operation(
 # interpolation of 36 rows and columns. Bytes: features, regions and weight read, the result written; backward once more
 # each way.
 
-FEATURES = here(2048, 2048, 16)
-PYRAMID = here(head_cases.BOTTLENECK, replace(head_cases.BOTTLENECK, batch=8), head_cases.ConvCase(2, 4, 4, (6, 6), 3))
+FEATURES = 2048
+PYRAMID = here(head_cases.BOTTLENECK, replace(head_cases.BOTTLENECK, batch=8))
 
 
 def _bottleneck(x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
@@ -301,102 +286,6 @@ conv3x3 = Operation(
     rounds=3,
 )
 
-# upsample_*: the logits are read, the labels read (int64) or written (uint8), the probabilities read and written; the
-# loss writes one float for each pixel, and its backward reads logits, labels and those floats and writes the gradient.
-# PyTorch moves the upsampled logits, K floats for each pixel, several times on top. Operations, for each pixel and
-# class, an exponential counted as one: 2 of the interpolation, and then 3 of the loss, 1 of the argmax, 4 of the
-# softmax; the loss's backward has its 5 again, and 4 more to give the result to source pixels.
-
-LOGITS = here(
-    LARGE_UPSAMPLES,
-    [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES],
-    [UpsampleCase(1, 5, (4, 5), (9, 12))],
-)
-CLASSES, GRIDS = here((19, 60, 150), (19, 60, 150), ()), here((32, 64, 96), (32, 64, 128), ())
-
-
-def upsample(name: str, other: str, apply: Callable, bytes_a_pixel: Callable, operations: int, **more) -> Operation:
-    """An entry, from the bytes of a pixel beside its logits, and the operations of a pixel and class."""
-
-    def draw(case: UpsampleCase, layout: Callable) -> Tensors:
-        t = draw_upsample(case, layout, DTYPE, DEVICE)
-        if name == "upsample_softmax":
-            t["out"] = torch.zeros(case.batch, case.classes, *case.size, device=DEVICE)
-        return {key: t[key] for key in ("logits", "target", "out") if key in t}
-
-    def counts(case: UpsampleCase, t: Tensors, backward: bool) -> tuple[int, int]:
-        pixels = case.batch * case.size[0] * case.size[1]
-        moved = (1 + 2 * backward) * t["logits"].nbytes + (1 + backward) * bytes_a_pixel(case) * pixels
-        return moved, (operations + 9 * backward) * case.classes * pixels
-
-    def telling(case: UpsampleCase, layout: str, direction: str) -> bool:
-        """Of the first case everything, of the others what goals name."""
-        named = not ON_GPU and (direction == BOTH or name == "upsample_argmax")
-        return usual_layout(case, layout, direction) and (case is LOGITS[0] or named)
-
-    return Operation(
-        name=name,
-        cases=LOGITS,
-        small=UpsampleCase(1, 5, (4, 5), (9, 12)),
-        draw=draw,
-        ready=calls(apply, "logits"),
-        ours=getattr(apc_kernels, name),
-        others={other: getattr(stock, name)},
-        counts=counts,
-        kernel=name,
-        gpu_backends=("triton",),
-        telling=telling,
-        **{"directions": ("",)} | more,
-    )
-
-
-def _check_argmax(case: UpsampleCase, t: Tensors, sides: Sides) -> None:
-    assert_labels(*sides.ours(), t["logits"], case)
-
-
-def _check_confusion(case: UpsampleCase, t: Tensors, sides: Sides) -> None:
-    labels = apc_kernels.upsample_argmax(t["logits"], case.size)
-    assert torch.equal(*sides.ours(), stock.confusion(labels, t["target"], case.classes))
-
-
-UPSAMPLES = (
-    upsample(
-        "upsample_cross_entropy",
-        "F.interpolate, F.cross_entropy",
-        lambda function, case, t, logits: function(logits, t["target"]),
-        bytes_a_pixel=lambda case: 8 + 4,
-        operations=5,
-        directions=(FORWARD, BOTH),
-        scaling=[
-            *points(LOGITS[0], batch=BATCHES[:3], classes=CLASSES, threads=THREADS),
-            *(Point("size", n, replace(LOGITS[0], source=(n, n), size=(8 * n, 8 * n))) for n in GRIDS),
-        ],
-    ),
-    upsample(
-        "upsample_argmax",
-        "F.interpolate, argmax",
-        lambda function, case, t, logits: function(logits, case.size),
-        bytes_a_pixel=lambda case: 1,
-        operations=3,
-        check=_check_argmax,
-    ),
-    upsample(
-        "upsample_confusion",
-        "F.interpolate, argmax, bincount",
-        lambda function, case, t, logits: function(logits, t["target"]),
-        bytes_a_pixel=lambda case: 8,
-        operations=3,
-        check=_check_confusion,
-    ),
-    upsample(
-        "upsample_softmax",
-        "F.interpolate, softmax, add_",
-        lambda function, case, t, logits: function(logits, case.size, out=t["out"]),
-        bytes_a_pixel=lambda case: 2 * 4 * case.classes,
-        operations=6,
-    ),
-)
-
 # augment, on one thread and in processor time, as a loader's worker runs it: workers share their cores. A call takes
 # the next seed, whose draws decide what is done, the same on both sides; JPEGs are decoded by Pillow on both. Bytes:
 # those of the crop, 3 a pixel at ratio 1, and the result's, 12 a pixel.
@@ -456,10 +345,6 @@ augmentation = Operation(
     clock=time.process_time,
 )
 
-OPERATIONS = {
-    operation.name: operation
-    for operation in (
-        *(adaptive_context, adaptive_context_norm, affinity_moments, augmentation, conv3x3, encode, pyramid_conv),
-        *(pyramid_pool, *UPSAMPLES),
-    )
-}
+TABLE = (adaptive_context, adaptive_context_norm, affinity_moments, augmentation, conv3x3, encode, pyramid_conv)
+TABLE += (pyramid_pool, *UPSAMPLES)
+OPERATIONS = {operation.name: rehearsed(operation) if REHEARSAL else operation for operation in TABLE}

@@ -11,12 +11,6 @@ from benchmarks.rows import groups
 AVAILABLE = importlib.util.find_spec("matplotlib") is not None
 OURS, OTHER, LINE = "#2a6f97", "#bcb8b1", "#6c757d"
 MARKERS = "os^DvPX*<"
-NEEDED = {  # columns that a plot is made from
-    "speed-up": ("ratio", "ratio_low", "ratio_high"),
-    "memory": ("memory_mib", "other_memory_mib"),
-    "roofline": ("operations", "bytes", "gb_per_s", "percent_of_copy", "gflop_per_s", "percent_of_matrix"),
-    "scaling": ("scaling", "value", "other_ms"),
-}
 AXES = ("batch", "size", "channels", "classes", "codewords", "scales", "threads")
 
 
@@ -24,24 +18,23 @@ def draw(measured: dict, folder: Path) -> list[Path]:
     """Writes what can be drawn into a folder, and takes away what cannot any more."""
     import matplotlib
 
-    rows = {name: [r for r in measured["rows"] if r.keys() >= set(needed)] for name, needed in NEEDED.items()}
-    listed = goals.of(measured["machine"])
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        drawn = {
-            "speed-up": _speed_up(_telling(rows["speed-up"], listed)),
-            "memory": _memory(_telling(rows["memory"], listed)),
-            "roofline": _roofline([row for row in rows["roofline"] if plain(row) and "scaling" not in row]),
-            "scaling": _scaling(rows["scaling"]),
-        }
-    written = []
-    for name, figure in drawn.items():
+    rows, listed = measured["rows"], goals.of(measured["machine"])
+    plots = {  # each with the rows that it is made from
+        "speed-up": (_speed_up, _telling(rows, listed)),
+        "memory": (_memory, _telling([row for row in rows if "memory_mib" in row], listed)),
+        "roofline": (_roofline, [r for r in rows if plain(r) and "operations" in r and "scaling" not in r]),
+        "scaling": (_scaling, [row for row in rows if "scaling" in row]),
+    }
+    written, style = [], {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    for name, (plot, own) in plots.items():
         path = folder / f"{name}.png"
-        if figure is None:
+        if not own:
             path.unlink(missing_ok=True)
             continue
         folder.mkdir(exist_ok=True)
-        with replacing(path) as temporary:  # the same bytes for the same rows: no date, no version
-            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        with matplotlib.rc_context(style), replacing(path) as temporary:
+            # The same bytes for the same rows: no date, no version.
+            plot(own).savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         written.append(path)
     return written
 
@@ -64,8 +57,6 @@ def _axes(height: float, rows: int = 1, columns: int = 1):
 
 
 def _speed_up(rows: dict[str, dict]):
-    if not rows:
-        return None
     figure, [[axes]] = _axes(0.8 + 0.26 * len(rows))
     for place, row in enumerate(reversed(rows.values())):
         low, ratio, high = row["ratio_low"], row["ratio"], row["ratio_high"]
@@ -81,8 +72,6 @@ def _speed_up(rows: dict[str, dict]):
 
 
 def _memory(rows: dict[str, dict]):
-    if not rows:
-        return None
     figure, [[axes]] = _axes(0.8 + 0.36 * len(rows))
     names = list(rows)[::-1]
     for field, shift, colour, label in (
@@ -101,8 +90,6 @@ def _memory(rows: dict[str, dict]):
 
 def _roofline(rows: list[dict]):
     """Of the precision that most rows are in: a product's rate differs from one to the next."""
-    if not rows:
-        return None
     precision = statistics.mode(map(_precision, rows))
     rows = [row for row in rows if _precision(row) == precision]
     figure, [[axes]] = _axes(5.5)
@@ -129,8 +116,6 @@ def _precision(row: dict) -> str:
 
 def _scaling(rows: list[dict]):
     present = [axis for axis in AXES if any(row["scaling"] == axis for row in rows)]
-    if not present:
-        return None
     columns = min(len(present), 3)
     lines = -(-len(present) // columns)
     figure, grid = _axes(3.0 * lines, lines, columns)
@@ -147,14 +132,6 @@ def _scaling(rows: list[dict]):
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms")
         axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
-    figure.legend(*_legend(grid.flat), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    labels = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
-
-
-def _legend(grid) -> tuple[list, list]:
-    """Every label once."""
-    found = {}
-    for axes in grid:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return list(found.values()), list(found)

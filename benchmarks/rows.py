@@ -2,8 +2,8 @@
 
     {"machine": {"name": …, "torch": …, "threads": …}, "rows": [{"operation": …, "case": …, "backend": …, "other": …}]}
 
-A row has what run.measure gives it; nothing that reads a file relies on more
-than `operation`, `case` and `ours_ms`. While a run goes on every row also has the test it is from, to resume by.
+A row has what run.measure gives it: memory, rates of operations, and what it scales along, only where they were
+measured. While a run goes on its file also has what failed.
 """
 
 import json
@@ -24,22 +24,23 @@ DIRECTIONS = ("forward+backward", "forward", "training step", "training", "infer
 PARTS = (*DIRECTIONS, *(f"{head} head" for head in ("apc", "psp", "enc", "fcn")))
 PARTS += ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn")
 
+Identity = tuple[str, str, str, str]
+
 
 def machine() -> dict[str, str | int]:
     found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         return {"name": info.gpu(), **found}
-    processor = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
+    processors = Path("/proc/cpuinfo")
+    processor = re.search(r"model name\s*:\s*(.+)", processors.read_text()) if processors.exists() else None
     name = processor[1] if processor else platform.processor()
     isa = torch.ops.apc_kernels_cpp.instruction_set() if library.cpu().loaded else "no CPU library"
     return {"name": f"{name}, {os.cpu_count()} cores, {isa}", **found}
 
 
-def file_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json"
-
-
 def read(path: Path) -> dict:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
     try:
         measured = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -54,38 +55,26 @@ def write(path: Path, measured: dict) -> None:
         temporary.write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def begin(path: Path, resume: bool) -> tuple[set[str], list[str]]:
-    """The tests whose rows are in a run's file, and those that failed; without `resume` the file begins anew."""
+def begin(path: Path, resume: bool) -> tuple[set[Identity], set[Identity]]:
+    """The rows that are in a run's file, and those that failed; without `resume` the file begins anew."""
     if not resume or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, {"machine": machine(), "rows": []})
-        return set(), []
+        write(path, {"machine": machine(), "rows": [], "failed": []})
     measured, here = read(path), machine()
     if measured["machine"] != here:
         raise ValueError(f"{path}: its rows are from {measured['machine']}, this is {here}: give another file")
-    return {row["test"] for row in measured["rows"]}, measured.get("failed", [])
+    return {identity(row) for row in measured["rows"]}, set(map(tuple, measured["failed"]))
 
 
-def add(path: Path, test: str, row: dict) -> None:
+def add(path: Path, what: str, found: dict | Identity) -> None:
+    """To the rows of a run, or to what failed."""
     measured = read(path)
-    write(path, {**measured, "rows": [*measured["rows"], {"test": test, **row}]})
+    write(path, {**measured, what: [*measured[what], found]})
 
 
-def add_failed(path: Path, test: str) -> None:
-    measured = read(path)
-    write(path, {**measured, "failed": [*measured.get("failed", []), test]})
-
-
-def finished(path: Path) -> dict:
-    """A run's results without what was for the run alone."""
-    measured = read(path)
-    rows = [{name: value for name, value in row.items() if name != "test"} for row in measured["rows"]]
-    return {"machine": measured["machine"], "rows": rows}
-
-
-def identity(row: dict) -> tuple[str, ...]:
+def identity(row: dict) -> Identity:
     """What tells a row from others, and finds the same one in another file."""
-    return tuple(str(row.get(name, "")) for name in ("operation", "case", "backend", "other"))
+    return row["operation"], row["case"], row["backend"], row["other"]
 
 
 def group(row: dict) -> tuple[str, str]:
@@ -105,11 +94,4 @@ def groups(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
 
 def memory_share(row: dict) -> float | None:
     """Ours of the other's, where both were measured and there was something to measure."""
-    return row["memory_mib"] / row["other_memory_mib"] if row.get("other_memory_mib") and "memory_mib" in row else None
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+    return row["memory_mib"] / row["other_memory_mib"] if row.get("other_memory_mib") else None

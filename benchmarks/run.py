@@ -8,7 +8,6 @@ pytest does the work, and takes its own options here as well. Results are checke
 stands behind a wrong one.
 """
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,17 +17,19 @@ from typing import Any
 
 import pytest
 import torch
+from kept import kept_bytes
 from torch import Tensor
 
 import apc_kernels
 from apc_kernels import info
-from benchmarks import ROOT, heads, models, setting
-from benchmarks.memory import kept, peak_here, peaks
+from benchmarks import ROOT, heads, models
+from benchmarks.memory import peak_here, peaks
 from benchmarks.operation import BOTH, Call, Operation, Point, Sides
 from benchmarks.operations import OPERATIONS as TABLE
-from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, USUAL, here, name_of
+from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, REHEARSAL, USUAL, here, name_of
 from benchmarks.timing import paired, rates
 
+BACKENDS = here(["cpp"], ["cuda", "triton"])
 OPERATIONS = TABLE | {entry.name: entry for entry in (*heads.ENTRIES, models.ENTRY)}
 
 
@@ -46,27 +47,28 @@ class Row:
 
     def __str__(self) -> str:
         operation, point = self.operation, self.point
-        scaled, threads = "", ""
-        if point is not None:
-            scaled = f"scaling by {point.axis}"
-            threads = f"{point.value} threads" if point.axis == "threads" else ""
+        scaled = f"scaling by {point.axis}" if point else ""
+        threads = f"{point.value} threads" if point and point.axis == "threads" else ""
         layout, dtype = self.layout * operation.by_layout, name_of(operation.dtype) if operation.dtype else ""
         return ", ".join(filter(None, (scaled, self.direction, operation.title(self.case), layout, dtype, threads)))
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What tells its row of a results file from others."""
+        return {"operation": self.operation.name, "case": str(self), "other": self.other, "backend": self.backend}
+
+    def joined(self) -> str:
+        return ", ".join(self.named.values())
 
     @property
     def backward(self) -> bool:
         return self.direction in (BOTH, "training step")
 
-    @contextlib.contextmanager
-    def threads(self) -> Iterator[None]:
-        """As many threads as are asked for, if any are."""
-        before, point = torch.get_num_threads(), self.point
-        wanted = point.value if point and point.axis == "threads" else self.operation.threads
-        torch.set_num_threads(wanted or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    @property
+    def threads(self) -> int:
+        """As many as are asked for, or as there are."""
+        scaled = self.point is not None and self.point.axis == "threads"
+        return (self.point.value if scaled else self.operation.threads) or torch.get_num_threads()
 
 
 def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
@@ -78,7 +80,9 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     first, *_ = operation.others
     backends, best = [operation.backend], operation.backend
     if operation.kernel:
-        backends, best = here(["cpp"], operation.gpu_backends, ["triton"]), setting.best(operation.kernel)
+        # Beside torch.compile stands the backend that serves where none is asked for; in a rehearsal the interpreter.
+        backends, (best, *_) = BACKENDS, info.explain(operation.kernel, DEVICE, DTYPE)
+        best = "triton" if REHEARSAL else best
     layouts = LAYOUTS if operation.by_layout else [USUAL.__name__]
     for case in operation.cases:
         for layout in layouts:
@@ -133,8 +137,7 @@ def sides(row: Row) -> tuple[Sides, dict]:
 
 def measure(row: Row) -> tuple[dict, Call]:
     """The row of a results file, and our call."""
-    operation, point = row.operation, row.point
-    found = {"operation": operation.name, "case": str(row), "other": row.other, "backend": row.backend}
+    operation, point, found = row.operation, row.point, row.named
     if point is not None:
         found |= {"scaling": point.axis, "value": point.value}
     elif operation.memory:
@@ -166,26 +169,43 @@ def peak_of(operation: str, case: str, layout: str, direction: str, side: str) -
 def kept_by(row: Row, side: str) -> float:
     """MiB, parameters and arguments aside."""
     call, tensors = ready(row, row.case, side)
-    return kept(call, {t.untyped_storage().data_ptr() for t in tensors.values()}) / 2**20
+    return kept_bytes(call, tensors.values()) / 2**20
 
 
-def _parameters() -> Iterator:
-    for name, operation in OPERATIONS.items():
-        if operation.on_gpu or not ON_GPU:
-            for row, long in rows(operation):
-                identity = f"{name}, {row}, {row.backend} beside {row.other}"
-                yield pytest.param(row, marks=pytest.mark.slow if long else (), id=identity)
+HERE = [entry for entry in OPERATIONS.values() if entry.on_gpu or not ON_GPU]
+ROWS = [pytest.param(row, marks=[pytest.mark.slow] * long) for entry in HERE for row, long in rows(entry)]
+SMALL = [
+    Row(entry, entry.small, layout, direction, backend, next(iter(entry.others)))
+    for backend, layout, entry in itertools.product(BACKENDS, LAYOUTS, HERE)
+    if entry.kernel
+    for direction in entry.directions
+]
 
 
-@pytest.mark.parametrize("row", list(_parameters()))
-def bench_operations(benchmark, row):
+def skip_where_missing(row: Row) -> None:
     kernel = row.operation.kernel
     if kernel and (reason := info.why_not(row.backend, kernel, DEVICE, DTYPE)):
         pytest.skip(f"needs {row.backend}: {reason}")
-    with row.threads():
+
+
+@pytest.mark.parametrize("row", SMALL, ids=Row.joined)
+def check_kernels(row):
+    """Every kernel once, on maps so small that compute-sanitizer gets through: what gpu.py has it watch."""
+    skip_where_missing(row)
+    sides(row)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=Row.joined)
+def bench_operations(benchmark, row):
+    skip_where_missing(row)
+    before = torch.get_num_threads()
+    torch.set_num_threads(row.threads)
+    try:
         found, ours = measure(row)
         benchmark.extra_info.update(found)
         benchmark.pedantic(ours, rounds=1)  # pytest-benchmark has to call something as well
+    finally:
+        torch.set_num_threads(before)
 
 
 def main() -> int:

@@ -11,8 +11,6 @@ from typing import TypeVar
 import torch
 from cases import channels_last, nchw
 
-from apc_kernels import info
-
 Anything = TypeVar("Anything")
 
 REHEARSAL = os.environ.get("APC_REHEARSAL") == "1"
@@ -26,14 +24,17 @@ MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahe
 COMPILED = ", torch.compile"  # ends the name of a side
 
 
-def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
-    """The one of three that belongs to where this runs."""
-    return rehearsal if REHEARSAL else gpu if ON_GPU else cpu
+def here(cpu: Anything, gpu: Anything) -> Anything:
+    """The one of two that belongs to where this runs."""
+    return gpu if ON_GPU else cpu
 
 
-def best(operation: str) -> str:
-    """The backend that serves an operation here where none is asked for; in a rehearsal the interpreter."""
-    return "triton" if REHEARSAL else info.explain(operation, DEVICE, DTYPE)[0]
+# Along which a case is scaled, one at a time:
+BATCHES = here((1, 2, 4, 8), (1, 4, 8, 16))
+SIDES = here((32, 64, 96, 128), (32, 64, 128))
+CHANNELS = (128, 256, 512, 1024)
+COUNTS = (1, 2, 3, 4)  # of scales
+THREADS = () if ON_GPU else tuple(2**i for i in range((os.cpu_count() or 1).bit_length()))  # up to the cores there are
 
 
 def name_of(dtype: torch.dtype) -> str:

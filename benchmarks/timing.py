@@ -8,7 +8,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -17,13 +17,12 @@ from benchmarks.setting import DEVICE, REHEARSAL, SECONDS, here
 SLEEPS = (2_000_000, 16_000_000, 128_000_000)  # cycles that a GPU waits: about 1, 8 and 64 ms. What itself waits for
 # the GPU is never queued ahead, and has its gaps
 COLD = 256 * 2**20  # bytes written between calls on a GPU
-COPIED = here(256, 256, 1) * 2**20  # bytes
-MATRIX = here(2048, 8192, 64)  # rows and columns
+COPIED = (1 if REHEARSAL else 256) * 2**20  # bytes
+MATRIX = 64 if REHEARSAL else here(2048, 8192)  # rows and columns
 MOST = 200  # rounds
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """Seconds of ours and of the other, call by call."""
 
     ours: list[float]

@@ -1,7 +1,6 @@
 """What a few runs, one for each seed, say about a mean: standard deviation and Student's confidence interval."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -18,6 +17,10 @@ class Estimate:
     """A mean over seeds, from the value of each."""
 
     values: tuple[float, ...]
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """Of the differences, seed by seed: what both sides share, such as the data's order, cancels."""
+        return Estimate(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
     @property
     def mean(self) -> float:
@@ -44,21 +47,14 @@ class Estimate:
 Estimates = dict[str, dict[str, dict[str, Estimate]]]  # by family, head and measure
 
 
-def paired(ours: Sequence[float], other: Sequence[float]) -> Estimate:
-    """Of the differences, value by value: what both sides share, such as the data's order, cancels."""
-    return Estimate(tuple(a - b for a, b in zip(ours, other, strict=True)))
-
-
 def complete_seeds(results: dict) -> list[int]:
     """Those that every head has come to the end of, on both families."""
     found = {(run["head"], run["family"], run["seed"]) for run in results["runs"]}
     seeds = range(results["recipe"]["seeds"])
     complete = [seed for seed in seeds if all((h, f, seed) in found for f in FAMILIES for h in HEADS)]
     if len(complete) < ENOUGH:
-        raise ValueError(
-            f"results: expected {ENOUGH} seeds that every head has come to the end of, found {len(complete)}; "
-            "the same python -m experiments.context.run goes on with them"
-        )
+        expected = f"expected {ENOUGH} seeds that every head has come to the end of, found {len(complete)}"
+        raise ValueError(f"results: {expected}; the same python -m experiments.context.run goes on with them")
     return complete
 
 
@@ -70,7 +66,3 @@ def estimates(results: dict) -> Estimates:
         return {m: Estimate(tuple(by_run[head, family, seed][m] for seed in seeds)) for m in MEASURES}
 
     return {family: {head: of_head(head, family) for head in HEADS} for family in FAMILIES}
-
-
-def difference(found: Estimates, family: str, head: str, other: str, measure: str) -> Estimate:
-    return paired(found[family][head][measure].values, found[family][other][measure].values)

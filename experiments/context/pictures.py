@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -21,7 +23,6 @@ from experiments.context.estimates import Estimate
 
 CONTEXT, OTHERS, INK = "#3b6fb6", "#c9ced6", "#262a32"
 SCENES = 4  # of each family in the grid
-CELL = 128  # pixels that a scene has there at most
 
 
 def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> None:
@@ -29,11 +30,11 @@ def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]
 
     Bars are means; whiskers are standard deviations over seeds.
     """
-    plt = _pyplot()
     heads = list(next(iter(families.values())))
     kinds = (("context_miou", CONTEXT, "context decides the class", -0.2), ("other_miou", OTHERS, "it does not", 0.2))
-    figure, panels = plt.subplots(1, len(families), figsize=(10, 0.5 * len(heads) + 1.2), sharey=True, squeeze=False)
-    for panel, (family, rows) in zip(panels[0], families.items(), strict=True):
+    figure = Figure(figsize=(10, 0.5 * len(heads) + 1.2))
+    panels = figure.subplots(1, len(families), sharey=True)
+    for panel, (family, rows) in zip(panels, families.items(), strict=True):
         for (measure, color, label, shift), (y, head) in itertools.product(kinds, enumerate(heads)):
             estimate, place = rows[head][measure], y + shift
             mean = 100 * estimate.mean
@@ -44,16 +45,16 @@ def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]
         panel.set_xticks(range(0, 101, 20))
         panel.set_yticks(range(len(heads)), heads)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].invert_yaxis()
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     _save(figure, path)
 
 
 def losses(path: Path, folders: Mapping[str, Path]) -> None:
     """The loss at every logged step of several runs, one over the other, and how far each is from the first one."""
-    plt = _pyplot()
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.5), sharex=True, height_ratios=(2, 1))
+    figure = Figure(figsize=(8, 4.5))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     curves = {}
     for name, folder in folders.items():
         records = [record for record in read(folder) if "loss" in record]
@@ -85,7 +86,7 @@ def scenes(path: Path, models: Mapping[str, Mapping[str, Path]], samples: Mappin
         rows += [[draw.colourise(found, model.palette) for found in row] for row in labels]
         columns += [(family, column) for column in zip(*rows, strict=True)]
     names, font = ["image", "truth", *heads], ImageFont.load_default(14)
-    cell = min(columns[0][1][0].width, CELL)
+    cell = columns[0][1][0].width
     left, top, step = round(max(map(font.getlength, names))) + 20, 28, cell + 6
     width, height = left + step * len(columns), top + step * len(names)
     below = draw.legend(present, model.classes, model.palette, width)
@@ -97,8 +98,7 @@ def scenes(path: Path, models: Mapping[str, Mapping[str, Path]], samples: Mappin
         if x % SCENES == 0:
             pen.text((left + x * step, top // 2), f"{family} scenes", draw.INK, font, anchor="lm")
         for y, picture in enumerate(column):
-            kind = Image.Resampling.NEAREST if y else Image.Resampling.BOX  # of labels there is no mean
-            page.paste(picture.resize((cell, cell), kind), (left + x * step, top + y * step))
+            page.paste(picture, (left + x * step, top + y * step))
     page.paste(below, (0, height))
     draw.save(page, path)
 
@@ -109,11 +109,11 @@ def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
     Above: one pixel's, to the regions of every scale. Below: every pixel's to one region of each scale, the one to
     which that pixel's is the largest. Thin lines are the borders between classes.
     """
-    plt = _pyplot()
     models = {family: apcnet.load(file) for family, (file, _) in families.items()}
     scales = next(iter(models.values())).head.scales
     shape = 2 * len(families), 1 + len(scales)
-    figure, panels = plt.subplots(*shape, figsize=(2.1 * shape[1], 2.25 * shape[0]), layout="constrained")
+    figure = Figure(figsize=(2.1 * shape[1], 2.25 * shape[0]), layout="constrained")
+    panels = figure.subplots(*shape)
     for row, (family, model) in enumerate(models.items()):
         sample = families[family][1]
         of_scales = affinities_of(model, sample.image)
@@ -135,7 +135,7 @@ def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
                 panel.imshow(borders, extent=extent, interpolation="nearest")
                 panel.set_title(f"{title}\n{values.min():.2f} to {values.max():.2f}", fontsize=7)
             box = (x * photo.width / s, y * photo.height / s), photo.width / s, photo.height / s
-            lower.add_patch(plt.Rectangle(*box, fill=False, color="#39c2ff", lw=1.5, clip_on=False))
+            lower.add_patch(Rectangle(*box, fill=False, color="#39c2ff", lw=1.5, clip_on=False))
         for panel in (*above, below[0]):
             panel.plot(pixel[1] + 0.5, pixel[0] + 0.5, "x", color="#39c2ff", markersize=7, markeredgewidth=2)
     for panel in panels.flat:
@@ -157,11 +157,9 @@ def affinities_of(model: torch.nn.Module, image: Tensor) -> list[Tensor]:
     return [torch.sigmoid(torch.conv2d(part, w, b))[0].unflatten(0, (s, s)) for s, part, w, b in maps]
 
 
-def marked_pixel(sample: Sample, classes: Sequence[int] = Synthetic.context_classes) -> tuple[int, int]:
+def marked_pixel(sample: Sample) -> tuple[int, int]:
     """The pixel in the middle of those whose class depends on context, as they are read."""
-    rows, columns = torch.isin(sample.mask.long(), torch.tensor(classes)).nonzero(as_tuple=True)
-    if not len(rows):
-        raise ValueError(f"sample: {sample.name} has no pixel of the classes {classes}")
+    rows, columns = torch.isin(sample.mask.long(), torch.tensor(Synthetic.context_classes)).nonzero(as_tuple=True)
     return int(rows[len(rows) // 2]), int(columns[len(rows) // 2])
 
 
@@ -169,16 +167,6 @@ def _photo(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
-    _pyplot().close(figure)

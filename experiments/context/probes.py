@@ -24,18 +24,12 @@ from apcnet.training.step import Descent
 HALF, PLACED = "which half", "position given"
 
 
-class Halves:
+class Halves(Synthetic):
     """Regional scenes whose fabric is labelled by the half it lies in: two classes where there were three."""
 
-    def __init__(self, scenes: Synthetic):
-        self.scenes, self.classes, self.names = scenes, scenes.classes, scenes.names
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
     def __getitem__(self, index: int) -> Sample:
-        image, mask, name = self.scenes[index]
-        return Sample(image, halves(mask), name)
+        sample = super().__getitem__(index)
+        return sample._replace(mask=halves(sample.mask))
 
 
 def halves(mask: Tensor) -> Tensor:
@@ -54,11 +48,9 @@ class Placed(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         *features, x = self.backbone(images)
-        height, width = x.shape[2:]
-        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype).view(1, 1, -1, 1)
-        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype).view(1, 1, 1, -1)
-        shape = len(x), 1, height, width
-        return [*features, torch.cat([rows.expand(shape), columns.expand(shape), x[:, 2:]], 1)]
+        rows, columns = (torch.linspace(-1, 1, side) for side in x.shape[2:])
+        place = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).to(x)
+        return [*features, torch.cat([place.expand(len(x), -1, -1, -1), x[:, 2:]], 1)]
 
 
 def train(config: Config, change: str) -> dict:
@@ -69,7 +61,7 @@ def train(config: Config, change: str) -> dict:
     if change == PLACED:
         model.backbone = Placed(model.backbone)
     if change == HALF:  # after augmentation: in a mirror image the halves have changed places
-        augmented, held_out = transform, Halves(held_out)
+        augmented, held_out = transform, Halves(config.data.val_split, **config.data.open_options())
 
         def transform(sample: Sample, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             image, mask = augmented(sample, generator)

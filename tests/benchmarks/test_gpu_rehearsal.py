@@ -61,7 +61,6 @@ def step(tmp_path, command, **options):
         ("print('all is well')", "passed in 0 s: all is well"),
         ("print('no'); raise SystemExit(3)", "FAILED (exit 3): no"),
         ("print('Device not supported'); raise SystemExit(1)", "not run: the sanitizer does not support this device"),
-        ("print('SKIPPED needs more time')", "out of time: run it again"),
     ],
 )
 def test_what_came_of_a_step(tmp_path, command, outcome):

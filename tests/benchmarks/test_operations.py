@@ -58,8 +58,19 @@ def test_what_is_wrong_is_not_timed(monkeypatch):
         run.sides(replace(row, operation=replace(operation, ours=lambda *given: 1.01 * operation.ours(*given))))
 
 
+def test_every_kernel_is_watched():
+    watched = {(row.operation.name, row.layout, row.direction) for row in run.SMALL}
+    kernels = [entry for entry in OPERATIONS.values() if entry.kernel]
+    assert watched == {(entry.name, layout, way) for entry in kernels for layout in LAYOUTS for way in entry.directions}
+    row = next(row for row in run.SMALL if row.operation.name == "pyramid_pool")
+    run.check_kernels(row)
+    wrong = replace(row.operation, ours=lambda *given: 1.01 * row.operation.ours(*given))
+    with pytest.raises(AssertionError, match="result 0: error"):
+        run.check_kernels(replace(row, operation=wrong))
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_row_has_a_name_of_its_own(name):
-    rows = [(str(row), row.backend, row.other, row.point) for row, _ in run.rows(OPERATIONS[name])]
+    rows = [row.joined() for row, _ in run.rows(OPERATIONS[name])]
     assert len(rows) == len(set(rows))
     assert name == "accelerate" or not all(long for _, long in run.rows(OPERATIONS[name]))

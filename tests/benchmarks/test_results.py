@@ -1,4 +1,4 @@
-"""Files of results: written row by row and resumed, compared, and made into reports, whatever columns a row lacks."""
+"""Files of results: written row by row and resumed, compared, and made into reports."""
 
 import copy
 import importlib.util
@@ -7,15 +7,12 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from apc_kernels import info
-from benchmarks import compare, conftest, goals, plots, report, rows, sanitized
-from benchmarks.operations import OPERATIONS
+from benchmarks import compare, conftest, goals, plots, report, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 POOL = {
@@ -45,7 +42,10 @@ LOSS = POOL | {
     "memory_mib": 9.0,
     "other_memory_mib": 900.0,
 }
-BARE = {"operation": "something", "case": "else", "ours_ms": 3.0}
+AUGMENT = {
+    name: value for name, value in POOL.items() if name not in ("operations", "gflop_per_s", "percent_of_matrix")
+}
+AUGMENT |= {"operation": "augment", "case": "512x683 JPEG, decoded, to 512x512", "other": "OpenCV", "ours_ms": 3.0}
 SCALED = [
     POOL | {"case": f"scaling by batch, {POOL['case']} {n}", "ours_ms": n * 2.0, "scaling": "batch", "value": n}
     for n in (1, 2, 4)
@@ -62,13 +62,14 @@ def measured(*given: dict) -> dict:
 
 def test_a_run_is_resumed(tmp_path):
     file = tmp_path / "new" / "rows.json"
-    assert rows.begin(file, resume=True) == (set(), [])
-    rows.add(file, "a", POOL)
-    rows.add(file, "b", BARE)
-    rows.add_failed(file, "c")
-    assert rows.begin(file, resume=True) == ({"a", "b"}, ["c"])
-    assert rows.finished(file)["rows"] == [POOL, BARE], "what the run needed is not kept"
-    assert rows.begin(file, resume=False) == (set(), []) and rows.read(file)["rows"] == []
+    assert rows.begin(file, resume=True) == (set(), set())
+    rows.add(file, "rows", POOL)
+    rows.add(file, "rows", AUGMENT)
+    rows.add(file, "failed", rows.identity(LOSS))
+    pool, augment, loss = map(rows.identity, (POOL, AUGMENT, LOSS))
+    assert rows.begin(file, resume=True) == ({pool, augment}, {loss})
+    assert rows.read(file)["rows"] == [POOL, AUGMENT]
+    assert rows.begin(file, resume=False) == (set(), set()) and rows.read(file)["rows"] == []
 
 
 def test_rows_of_two_machines_do_not_meet(tmp_path):
@@ -119,18 +120,23 @@ def test_rows_are_written_and_what_takes_long_is_asked_for(tmp_path):
     rest = run_benchmarks(f"--rows={file}", "--resume", "--all", "-k", "not compile")
     assert rest.returncode == 0 and "1 passed" in rest.stdout
     last = rows.read(file)["rows"][-1]
-    assert last["case"].startswith("scaling by batch, forward+backward, ") and last["value"] == 2
+    assert last["case"].startswith("scaling by batch, forward+backward, ") and last["value"] == 1
 
 
 def test_what_has_failed_comes_last(tmp_path):
-    items = [SimpleNamespace(nodeid=name, get_closest_marker=lambda mark: None) for name in "abc"]
+    given = [SimpleNamespace(named=row) for row in (POOL, LOSS, AUGMENT)]
+    items = [
+        SimpleNamespace(callspec=SimpleNamespace(params={"row": row}), get_closest_marker=lambda mark: None)
+        for row in given
+    ]
+    pool, loss, augment = items
     file = tmp_path / "rows.json"
     rows.begin(file, resume=False)
-    rows.add_failed(file, "a")
+    rows.add(file, "failed", rows.identity(POOL))
     given = {"rows": file, "resume": True, "all": False}
     hook = SimpleNamespace(pytest_deselected=lambda items: None)
     conftest.pytest_collection_modifyitems(SimpleNamespace(getoption=given.get, hook=hook), items)
-    assert [item.nodeid for item in items] == ["b", "c", "a"]
+    assert items == [loss, augment, pool]
 
 
 def test_a_lost_gpu_is_noticed(monkeypatch):
@@ -141,41 +147,6 @@ def test_a_lost_gpu_is_noticed(monkeypatch):
     monkeypatch.setattr(conftest.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(conftest.torch.cuda, "synchronize", lost)
     assert not conftest.usable()
-
-
-NORM = "adaptive_context_norm"
-
-
-def test_one_broken_kernel_hides_no_other(monkeypatch, capsys):
-    def check(row):
-        if row.operation.name == "pyramid_pool":
-            raise AssertionError("far off")
-
-    monkeypatch.setattr(sanitized, "sides", check)
-    monkeypatch.setattr(sanitized, "OPERATIONS", {name: OPERATIONS[name] for name in ("pyramid_pool", NORM)})
-    monkeypatch.setattr(sanitized, "BACKENDS", ["cpp", "cuda"])
-    monkeypatch.setattr(sys, "argv", ["sanitized"])
-    monkeypatch.setattr(sanitized, "LAYOUTS", {"nchw": None})
-    monkeypatch.setattr(info, "why_not", lambda backend, *_: None if backend == "cpp" else "there is none")
-    assert sanitized.main() == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "pyramid_pool, forward, 1x6x9x7, nchw, float32, cpp: FAILED: AssertionError: far off",
-        "pyramid_pool, forward+backward, 1x6x9x7, nchw, float32, cpp: FAILED: AssertionError: far off",
-        f"{NORM}, training step, 2x16x5x7-1.2.3.6, nchw, float32, cpp: as it should be",
-        "pyramid_pool, forward, 1x6x9x7, nchw, float32, cuda: not run: there is none",
-        "pyramid_pool, forward+backward, 1x6x9x7, nchw, float32, cuda: not run: there is none",
-        f"{NORM}, training step, 2x16x5x7-1.2.3.6, nchw, float32, cuda: not run: there is none",
-    ]
-
-
-def test_no_row_begins_when_the_time_is_over():
-    def setup(until):
-        conftest.pytest_runtest_setup(SimpleNamespace(config=SimpleNamespace(getoption={"until": until}.get)))
-
-    setup(None)
-    setup(time.time() + 60)
-    with pytest.raises(pytest.skip.Exception, match="needs more time"):
-        setup(time.time() - 60)
 
 
 # Comparing
@@ -202,13 +173,6 @@ def test_machines_that_are_slower_altogether_are_not_regressions():
     assert compared(POOL, POOL | {"ours_ms": 25.0, "other_ms": 200.0}) == ("1", False)
 
 
-def test_times_where_there_is_nothing_beside_them():
-    assert compared(BARE, BARE | {"ours_ms": 3.1}) == ("1", False)
-    assert compared(BARE, BARE | {"ours_ms": 4.0}) == ("slower", True)
-    spread = {"ours_low_ms": 2.0, "ours_high_ms": 5.0}
-    assert compared(BARE | spread, BARE | {"ours_ms": 4.0} | spread) == ("1", False)
-
-
 def test_more_memory():
     assert compared(LOSS, LOSS | {"memory_mib": 9.9}) == ("1", False)
     assert compared(LOSS, LOSS | {"memory_mib": 12.0}) == ("more", True)
@@ -216,10 +180,10 @@ def test_more_memory():
 
 
 def test_missing_and_new_rows_are_listed():
-    lines, worse = compare.compare(measured(POOL, BARE), measured(POOL, LOSS))
+    lines, worse = compare.compare(measured(POOL, AUGMENT), measured(POOL, LOSS))
     assert not worse
     assert lines[:2] == [
-        "missing     something, else []",
+        "missing     augment, 512x683 JPEG, decoded, to 512x512 [cpp] beside OpenCV",
         "new         upsample_cross_entropy, forward+backward, 2x150x64x64-512x512, nchw, float32 [cpp] "
         "beside F.interpolate, F.cross_entropy",
     ]
@@ -288,8 +252,8 @@ def reported(tmp_path, monkeypatch):
 
 def test_the_parts_of_a_run_make_one_report(tmp_path, reported):
     ops, models = tmp_path / "ops.json", tmp_path / "models.json"
-    rows.write(ops, measured(POOL | {"test": "a"}))
-    rows.write(models, measured(LOSS | {"test": "b"}))
+    rows.write(ops, measured(POOL) | {"failed": [rows.identity(LOSS)]})
+    rows.write(models, measured(LOSS))
     file = report.save([ops, models])
     assert rows.read(file) == measured(POOL, LOSS) and file.name == "some-cpu-2-cores.json"
     rows.write(models, measured())
@@ -307,12 +271,12 @@ def test_what_is_kept_for_backward_stands_beside_the_peak(reported):
 
 
 def test_report(reported):
-    section, text = reported(POOL, POOL | {"case": "forward, 9x9, nchw, float32", "ratio": 3.0}, LOSS, BARE, *SCALED)
+    section, text = reported(POOL, POOL | {"case": "forward, 9x9, nchw, float32", "ratio": 3.0}, LOSS, AUGMENT, *SCALED)
     assert (
         "| `pyramid_pool`, forward | 2x2048x64x64, nchw, float32 | 2.5 ms | "
         "F.adaptive_avg_pool2d for each scale **8.0** | 3.0–8.0 |  |" in section
     )
-    assert "| 9 of 900 MiB (1 %) |" in section and "| `something` | else | 3 ms |  |  |  |" in section
+    assert "| 9 of 900 MiB (1 %) |" in section and "3 ms | OpenCV **8.0** |  |  |" in section
     assert "scaling by" not in section and "1 missed" in section
     assert "Missed: upsample_cross_entropy, forward+backward, 2x150x64x64-512x512, nchw, at least 10 times" in section
     assert text.startswith("# Some CPU, 2 cores, torch 2.13.0, 2 threads\n")
@@ -321,13 +285,7 @@ def test_report(reported):
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_rows_without_columns_do_not_break_a_report(reported, tmp_path):
-    given = [POOL, LOSS, SCALED[0]]
-    for lacking in set().union(*given) - {"operation", "case", "ours_ms"}:
-        without = [{name: value for name, value in row.items() if name != lacking} for row in given]
-        reported(*without)
-        if plots.AVAILABLE and lacking in ("ratio", "bytes", "value", "memory_mib"):
-            plots.draw(measured(*without), tmp_path / "plots")
+def test_a_report_of_no_rows(reported):
     assert reported()[1].count("not measured") == len(goals.CPU)
 
 
@@ -339,10 +297,11 @@ def test_committed_reports_are_made_from_their_results():
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib")
 def test_plots(tmp_path):
-    written = plots.draw(measured(POOL, LOSS, BARE, *SCALED), tmp_path / "some")
+    written = plots.draw(measured(POOL, LOSS, AUGMENT, *SCALED), tmp_path / "some")
     assert [path.name for path in written] == [f"{name}.png" for name in report.CAPTIONS]
     before = [path.read_bytes() for path in written]
     assert all(data.startswith(b"\x89PNG") and len(data) > 5000 for data in before)
-    plots.draw(measured(POOL, LOSS, BARE, *SCALED), tmp_path / "some")
+    plots.draw(measured(POOL, LOSS, AUGMENT, *SCALED), tmp_path / "some")
     assert [path.read_bytes() for path in written] == before, "the same rows make the same bytes"
-    assert plots.draw(measured(BARE), tmp_path / "some") == [] and not list((tmp_path / "some").iterdir())
+    plots.draw(measured(AUGMENT), tmp_path / "some")
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["speed-up.png"], "of the others there is no row"

@@ -2,9 +2,9 @@
 
 import mmseg_peer as peer
 import pytest
-import stock
 import stock_models
 import torch
+from kept import kept_bytes
 from torch import nn
 
 import apc_kernels
@@ -59,12 +59,10 @@ def test_mmsegmentation(model):
     config, modules, images, target = drawn(model)
     theirs = peer.model(config, modules.state_dict())
     with torch.no_grad():
-        logits = modules.eval()(images)
-        logits = stock.upsampled(logits[0] if isinstance(logits, tuple) else logits, images.shape[2:])
+        logits = stock_models.scores(modules.eval(), images)
         found = theirs.eval().predict(images, peer.samples(target))
         assert torch.equal(torch.stack([sample.seg_logits.data for sample in found]), logits)
-    losses, expected = modules.train()(images, target), theirs.train().loss(images, peer.samples(target))
-    assert losses == {name: value for name, value in expected.items() if "loss" in name}
+    assert modules.train()(images, target) == peer.losses(theirs.train(), images, target)
 
 
 @pytest.mark.parametrize(
@@ -80,18 +78,11 @@ def test_heads_keep_less_for_backward(name, share):
     features, target = torch.randn(2, 256, 40, 40), torch.randint(0, 19, (2, 320, 320))
 
     def kept(head, loss):
-        own = {t.untyped_storage().data_ptr() for t in (*head.parameters(), *head.buffers(), features, target)}
-        storages = {}
-
-        def pack(tensor):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        def call():
             logits = head.train()([features.requires_grad_()])
-            value = loss(logits[0] if isinstance(logits, tuple) else logits, target)
-        assert value.requires_grad  # keeps the graph, and so the storages, until here
-        return sum(size for pointer, size in storages.items() if pointer not in own)
+            return loss(logits[0] if isinstance(logits, tuple) else logits, target)
+
+        return kept_bytes(call, (*head.parameters(), *head.buffers(), features, target))
 
     mine = kept(ours, lambda x, y: apc_kernels.upsample_cross_entropy(x, y, reduction="mean_all"))
     assert mine < share * kept(modules, modules.loss)

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 import torch.distributed as dist
+from kept import kept_bytes
 from torch import Tensor, nn
 
 AVAILABLE = importlib.util.find_spec("mmseg") is not None
@@ -100,6 +101,17 @@ def samples(target: Tensor, **meta) -> list:
     return [SegDataSample(gt_sem_seg=PixelData(data=labels[None].long()), metainfo=meta) for labels in target]
 
 
+def losses(model: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Of a whole model, without the accuracy that stands among them."""
+    return {name: value for name, value in model.loss(images, samples(target)).items() if "loss" in name}
+
+
+def labels_of(model: nn.Module, images: Tensor) -> Tensor:
+    """A whole model's, (B, H, W)."""
+    blank = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8)
+    return torch.cat([found.pred_sem_seg.data for found in model.predict(images, samples(blank))])
+
+
 def head_rank(rank: int, file: str, pickled: bytes, x: Tensor, results: dict) -> None:
     """What a process of a group of two runs: a head on every second image; output, gradients and buffers."""
     imported()
@@ -130,17 +142,6 @@ def labels(batch=2, size=(67, 94), classes=5):
 
 def saved_bytes(head, maps, target):
     """What head and loss keep for backward, parameters and buffers aside."""
-    own = {t.untyped_storage().data_ptr() for t in (*head.parameters(), *head.buffers())}
-    storages = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     maps = [x.requires_grad_() for x in maps]
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = head.train().loss_by_feat(head.forward(maps), samples(target))
-    assert losses["loss_ce"].requires_grad  # keeps the graph, and so the storages, until here
-    return sum(storages.values())
+    given = *head.parameters(), *head.buffers()
+    return kept_bytes(lambda: head.train().loss_by_feat(head.forward(maps), samples(target)), given)

@@ -268,3 +268,9 @@ def _presence(target: Tensor, like: Tensor) -> Tensor:
     classes = like.shape[1]
     counts = [labels.float().histc(classes, 0, classes - 1) for labels in target]
     return (torch.stack(counts) > 0).to(like.dtype)
+
+
+def scores(network: nn.Module, images: Tensor) -> Tensor:
+    """Of a whole model, at the images' size."""
+    logits = network(images)
+    return stock.upsampled(logits[0] if isinstance(logits, tuple) else logits, images.shape[2:])

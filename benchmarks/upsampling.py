@@ -1,0 +1,103 @@
+"""The entries of the table of operations that upsample logits.
+
+The logits are read, the labels read (int64) or written (uint8), the probabilities read and written; the loss writes one
+float for each pixel, and its backward reads logits, labels and those floats and writes the gradient. PyTorch moves the
+upsampled logits, K floats for each pixel, several times on top. Operations, for each pixel and class, an exponential
+counted as one: 2 of the interpolation, and then 3 of the loss, 1 of the argmax, 4 of the softmax; the loss's backward
+has its 5 again, and 4 more to give the result to source pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import stock
+import torch
+from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
+
+import apc_kernels
+from benchmarks.operation import BOTH, FORWARD, Operation, Point, Sides, Tensors, calls, points, usual_layout
+from benchmarks.setting import BATCHES, DEVICE, DTYPE, ON_GPU, SIDES, THREADS, here
+
+LOGITS = here(LARGE_UPSAMPLES, [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES])
+
+
+def upsample(name: str, other: str, apply: Callable, bytes_a_pixel: Callable, operations: int, **more) -> Operation:
+    """An entry, from the bytes of a pixel beside its logits, and the operations of a pixel and class."""
+
+    def draw(case: UpsampleCase, layout: Callable) -> Tensors:
+        t = draw_upsample(case, layout, DTYPE, DEVICE)
+        if name == "upsample_softmax":
+            t["out"] = torch.zeros(case.batch, case.classes, *case.size, device=DEVICE)
+        return {key: t[key] for key in ("logits", "target", "out") if key in t}
+
+    def counts(case: UpsampleCase, t: Tensors, backward: bool) -> tuple[int, int]:
+        pixels = case.batch * case.size[0] * case.size[1]
+        moved = (1 + 2 * backward) * t["logits"].nbytes + (1 + backward) * bytes_a_pixel(case) * pixels
+        return moved, (operations + 9 * backward) * case.classes * pixels
+
+    def telling(case: UpsampleCase, layout: str, direction: str) -> bool:
+        """Of the first case everything, of the others what goals name."""
+        named = not ON_GPU and (direction == BOTH or name == "upsample_argmax")
+        return usual_layout(case, layout, direction) and (case is LOGITS[0] or named)
+
+    return Operation(
+        name=name,
+        cases=LOGITS,
+        small=UpsampleCase(1, 5, (4, 5), (9, 12)),
+        draw=draw,
+        ready=calls(apply, "logits"),
+        ours=getattr(apc_kernels, name),
+        others={other: getattr(stock, name)},
+        counts=counts,
+        kernel=name,
+        telling=telling,
+        **{"directions": ("",)} | more,
+    )
+
+
+def _check_argmax(case: UpsampleCase, t: Tensors, sides: Sides) -> None:
+    assert_labels(*sides.ours(), t["logits"], case)
+
+
+def _check_confusion(case: UpsampleCase, t: Tensors, sides: Sides) -> None:
+    labels = apc_kernels.upsample_argmax(t["logits"], case.size)
+    assert torch.equal(*sides.ours(), stock.confusion(labels, t["target"], case.classes))
+
+
+UPSAMPLES = (
+    upsample(
+        "upsample_cross_entropy",
+        "F.interpolate, F.cross_entropy",
+        lambda function, case, t, logits: function(logits, t["target"]),
+        bytes_a_pixel=lambda case: 8 + 4,
+        operations=5,
+        directions=(FORWARD, BOTH),
+        scaling=[
+            *points(LOGITS[0], batch=BATCHES[:3], classes=(19, 60, 150), threads=THREADS),
+            *(Point("size", n, replace(LOGITS[0], source=(n, n), size=(8 * n, 8 * n))) for n in SIDES[:3]),
+        ],
+    ),
+    upsample(
+        "upsample_argmax",
+        "F.interpolate, argmax",
+        lambda function, case, t, logits: function(logits, case.size),
+        bytes_a_pixel=lambda case: 1,
+        operations=3,
+        check=_check_argmax,
+    ),
+    upsample(
+        "upsample_confusion",
+        "F.interpolate, argmax, bincount",
+        lambda function, case, t, logits: function(logits, t["target"]),
+        bytes_a_pixel=lambda case: 8,
+        operations=3,
+        check=_check_confusion,
+    ),
+    upsample(
+        "upsample_softmax",
+        "F.interpolate, softmax, add_",
+        lambda function, case, t, logits: function(logits, case.size, out=t["out"]),
+        bytes_a_pixel=lambda case: 2 * 4 * case.classes,
+        operations=6,
+    ),
+)
