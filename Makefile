@@ -31,8 +31,7 @@ lint: $(VENV)/installed
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest benchmarks -o python_files='benchmarks/*.py' -o python_functions='bench_*' \
-	  --benchmark-quiet --rows build/rows.json $(if $(ALL),--all) $(if $(RESUME),--resume)
+	$(BIN)/python -m benchmarks.run --rows build/rows.json $(if $(ALL),--all) $(if $(RESUME),--resume)
 	$(BIN)/python -m benchmarks.report build/rows.json
 
 # On a machine with a GPU, in the interpreter it has: builds, tests and measures, installs nothing.

@@ -38,7 +38,10 @@ try:
         packages=[*find_packages(include=["apc_kernels*", "apcnet*"]), "apc_kernels.csrc"],
         package_dir={"apc_kernels.csrc": "csrc"},
         include_package_data=False,  # the list below is the whole of it
-        package_data={"apc_kernels.csrc": ["**/*.h", "**/*.cpp", "**/*.cuh", "**/*.cu"]},
+        package_data={
+            "apc_kernels.csrc": ["**/*.h", "**/*.cpp", "**/*.cuh", "**/*.cu"],
+            "apcnet": ["published.csv", "data/class_lists/*.txt"],
+        },
         cmdclass={"build_py": BuildWithNative},
         distclass=NativeDistribution,
         # The libraries use no Python symbol at all, so that one wheel serves every Python from 3.10 on.

@@ -1,27 +1,43 @@
 """Semantic segmentation with APCNet, PSPNet, EncNet, Semantic FPN and FCN on the fused operations of `apc_kernels`."""
 
-from importlib import import_module
-
-# Where each name is from. PyTorch is imported with the first of them, so that `apcnet --help` need not wait for it.
-_FROM = {
-    "create": "apcnet.zoo",
-    "load": "apcnet.zoo",
-    "predict": "apcnet.prediction",
-    "train": "apcnet.training",
-    "evaluate": "apcnet.evaluation",
-    "ConfusionMatrix": "apcnet.confusion",
-}
-_MODULES = ("data", "inference", "interop", "models")
-
-__all__ = [*_FROM, *_MODULES]
+__all__ = [
+    "ConfusionMatrix",
+    "create",
+    "data",
+    "evaluate",
+    "inference",
+    "interop",
+    "load",
+    "models",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str):
-    if name in _FROM:
-        return getattr(import_module(_FROM[name]), name)
-    if name in _MODULES:
-        return import_module(f"apcnet.{name}")
-    raise AttributeError(f"module 'apcnet' has no attribute {name!r}")
+    """PyTorch is imported with the first of these names, so that `apcnet --help` need not wait for it."""
+    match name:
+        case "create" | "load":
+            from apcnet import zoo as home
+        case "train":
+            from apcnet import training as home
+        case "predict":
+            from apcnet.inference import prediction as home
+        case "evaluate":
+            from apcnet.inference import evaluation as home
+        case "ConfusionMatrix":
+            from apcnet import confusion as home
+        case "data":
+            import apcnet.data as home
+        case "inference":
+            import apcnet.inference as home
+        case "interop":
+            import apcnet.interop as home
+        case "models":
+            import apcnet.models as home
+        case _:
+            raise AttributeError(f"module 'apcnet' has no attribute {name!r}")
+    return getattr(home, name, home)
 
 
 def __dir__() -> list[str]:

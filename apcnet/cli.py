@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import apcnet
 from apcnet import presets, threads
-from apcnet.config import Config, Data, Evaluation, Model
+from apcnet.config import Config, Data, Model, Precision, Protocol
 
 FOUND, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 2 is also that of wrong flags
 
@@ -45,9 +45,10 @@ def train(
         log_every: Steps from one record of losses to the next.
         log: Where records go beside the run's log.jsonl.
     """
+    from apcnet.confusion import percent
     from apcnet.console import RunDisplay, table
-    from apcnet.runs import unused
     from apcnet.training import train
+    from apcnet.training.folder import unused
 
     one_of_several = "WORLD_SIZE" in os.environ
     if new:
@@ -67,8 +68,8 @@ def train(
             show=display,
         )
     if os.environ.get("RANK", "0") == "0":
-        table([("class", "IoU"), *((name, _percent(iou)) for name, iou in scores["iou"].items())])
-        print(f"mIoU {_percent(scores['miou'])}  mAcc {_percent(scores['macc'])}  aAcc {_percent(scores['aacc'])}")
+        table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
+        print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
         print(f"model    {out / 'final.safetensors'}, the best one {out / 'best.safetensors'}")
         print(f"pictures {out / 'preview' / str(scores['step']).zfill(6)}.png")
 
@@ -76,9 +77,9 @@ def train(
 def evaluate(
     weights: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
     data: OmitArgPrefixes[Data],
-    evaluation: OmitArgPrefixes[Evaluation],
+    protocol: OmitArgPrefixes[Protocol],
     multi_scale: bool = False,
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    precision: Precision = "float32",
     out: Path | None = None,
     predictions: Path | None = None,
     device: Literal["cpu", "cuda"] | None = None,
@@ -91,7 +92,7 @@ def evaluate(
     Args:
         weights: The folder of a run, or a model's file.
         data: What it is tested on.
-        evaluation: How.
+        protocol: How.
         multi_scale: The published multi-scale test: six scales, each mirrored as well.
         precision: Of the matrix products (autocast).
         out: A folder for metrics.json, confusion.npy and confusion.png.
@@ -99,21 +100,26 @@ def evaluate(
         device: Where to run; not given, on a GPU if there is one.
         workers: Processes that read images; not given, up to 8.
     """
-    from apcnet import draw, runs, submission
+    from apcnet import draw
+    from apcnet.confusion import percent
     from apcnet.console import bar, table
     from apcnet.data.augment import TEST_RATIOS
     from apcnet.distributed import processes, rank
-    from apcnet.evaluation import evaluate
+    from apcnet.files import write_json
+    from apcnet.inference import submission
+    from apcnet.inference.evaluation import evaluate
+    from apcnet.training.folder import model_file
+    from apcnet.training.start import open_data
 
     if multi_scale:
-        evaluation = dataclasses.replace(evaluation, ratios=TEST_RATIOS, flip=True)
-    model = apcnet.load(runs.weights(weights))
-    dataset = runs.open_data(data, data.val_split)
+        protocol = dataclasses.replace(protocol, ratios=TEST_RATIOS, flip=True)
+    model = apcnet.load(model_file(weights))
+    dataset = open_data(data, data.val_split)
     with processes(device) as device, bar("evaluating") as progress:
         matrix = evaluate(
             model.to(device),
             dataset,
-            evaluation,
+            protocol,
             workers=_workers() if workers is None else workers,
             precision=precision,
             progress=progress,
@@ -123,10 +129,10 @@ def evaluate(
             return
     scores = matrix.scores()
     table(scores.rows(dataset.classes))
-    print(f"mIoU {_percent(scores.miou)}  mAcc {_percent(scores.macc)}  aAcc {_percent(scores.aacc)}")
+    print(f"mIoU {percent(scores.miou)}  mAcc {percent(scores.macc)}  aAcc {percent(scores.aacc)}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        runs.write_json(out / "metrics.json", runs.metrics(scores, dataset))
+        write_json(out / "metrics.json", scores.record(dataset))
         matrix.save(out / "confusion.npy")
         draw.save(draw.confusion(matrix.matrix, dataset.classes), out / "confusion.png")
 
@@ -135,9 +141,9 @@ def predict(
     model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
     sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE|FOLDER ...")]],
     out: Path,
-    evaluation: OmitArgPrefixes[Evaluation],
+    protocol: OmitArgPrefixes[Protocol],
     overlay: Literal["jpg", "png", "none"] = "jpg",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    precision: Precision = "float32",
     device: Literal["cpu", "cuda"] | None = None,
 ) -> None:
     """Label images of any kind and size. Exit status 1: one of them cannot be read.
@@ -146,22 +152,25 @@ def predict(
         model: The model's file, or the folder of a run, whose images are then seen as the run's tests saw theirs.
         sources: Images, and folders with images.
         out: The folder for label maps and overlays.
-        evaluation: How the network sees an image.
+        protocol: How the network sees an image.
         overlay: The kind of file for pictures of the labels over the image.
         precision: Of the matrix products (autocast).
         device: Where to run; not given, on a GPU if there is one.
     """
     from apcnet.console import bar
     from apcnet.distributed import processes
-    from apcnet.prediction import predict_files
-    from apcnet.runs import weights
+    from apcnet.inference.prediction import predict_files
+    from apcnet.training.folder import model_file
 
-    options = vars(evaluation) | {"scale": evaluation.test_scale, "precision": precision}
-    del options["test_scale"]
     with processes(device) as device, bar("predicting") as progress:
-        loaded = apcnet.load(weights(model)).to(device)
         report = predict_files(
-            loaded, sources, out, overlay=None if overlay == "none" else overlay, progress=progress, **options
+            apcnet.load(model_file(model)).to(device),
+            sources,
+            out,
+            protocol,
+            precision=precision,
+            overlay=None if overlay == "none" else overlay,
+            progress=progress,
         )
     print(f"{out}: {report.done} images")
     for failure in report.failures:
@@ -269,8 +278,8 @@ def check(
     if json is not None and not json.parent.is_dir():  # said now, and not after an hour of reading
         raise FileNotFoundError(f"json: there is no folder {json.parent}")
     from apcnet.console import bar
-    from apcnet.data.check import check
-    from apcnet.runs import write_json
+    from apcnet.data.doctor.check import check
+    from apcnet.files import write_json
 
     with bar("looking") as progress:
         report = check(name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options)
@@ -343,10 +352,10 @@ def _defaults(arguments: list[str]) -> tuple[list[str], dict]:
     if command == ["evaluate"] and names:
         config = presets.preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
         return command + names[:1] + rest[len(names[:2]) :], {
-            "evaluate": {"data": config.data, "evaluation": config.evaluation}
+            "evaluate": {"data": config.data, "protocol": config.evaluation}
         }
     if command == ["predict"] and names and Path(names[0]).is_dir():
-        return arguments, {"predict": {"evaluation": _config_of(Path(names[0])).evaluation}}
+        return arguments, {"predict": {"protocol": _config_of(Path(names[0])).evaluation}}
     return arguments, {}
 
 
@@ -361,7 +370,7 @@ def _model_of(path: str | None) -> Model:
 
 def _config_of(path: Path) -> Config:
     """Of the run in a folder, or that a model's file lies in."""
-    from apcnet.runs import read_config
+    from apcnet.training.folder import read_config
 
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").exists():
@@ -385,10 +394,6 @@ def _start_processes(gpus: int, device: str | None) -> None:
 def _workers() -> int:
     """As many as there are cores for, beside the processes that train."""
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None or share != share else f"{100 * share:.2f}"
 
 
 def _show_warning(message, *_):

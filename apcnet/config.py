@@ -8,6 +8,7 @@ A config that exists is in order: each field has the type it is declared with, i
 import dataclasses
 import json
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Literal
 from apcnet.choices import check_choice
 
 Pair = tuple[int, int]
+Precision = Literal["float32", "bfloat16", "float16"]
 # What numbers may be, and how that is said:
 COUNT = "1 or more", lambda count: count >= 1
 SIDES = "two sides of 1 or more", lambda sides: min(sides) >= 1
@@ -190,7 +192,7 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Protocol:
     """How a model is tested."""
 
     test_scale: Pair | None = None
@@ -214,8 +216,15 @@ class Evaluation:
             raise ValueError(f"window, stride: expected both or neither, got {self.window} and {self.stride}")
         if self.window and (self.stride[0] > self.window[0] or self.stride[1] > self.window[1]):
             raise ValueError(f"stride: expected at most the window, {self.window}, got {self.stride}")
-        if self.window and self.single_resize:
-            raise ValueError("single_resize: a sliding window is put together at the size of the images; leave out one")
+        if self.single_resize and (self.window or self.averages):
+            raise ValueError(
+                "single_resize: windows, and what is averaged over ratios and flip, are resized twice; leave out one"
+            )
+
+    @property
+    def averages(self) -> bool:
+        """Whether probabilities of several passes are averaged; of one pass the largest logit is the label."""
+        return self.flip or len(self.ratios) > 1
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,7 @@ class Config:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optimisation: Optimisation = field(default_factory=Optimisation)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Protocol = field(default_factory=Protocol)
     steps: int = 1500
     """Steps of the optimizer."""
     batch_size: int = 8
@@ -236,7 +245,7 @@ class Config:
     """Steps from one evaluation, with its pictures, to the next; the last step is always evaluated."""
     save_every: int = 150
     """Steps from one checkpoint to the next."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Of the matrix products (autocast)."""
     channels_last: bool = False
     """Keep maps position by position: faster on GPUs."""
@@ -307,6 +316,8 @@ def _read(kind, given, name: str):
         return float(given)
     if kind is Path and isinstance(given, (str, Path)):
         return Path(given)
+    if kind is int and not isinstance(given, bool) and hasattr(given, "__index__"):  # NumPy's, too
+        return operator.index(given)
     if type(given) is not kind:
         raise TypeError(f"{name}: expected {kind if origin else kind.__name__}, got {given!r}")
     return given

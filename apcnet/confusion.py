@@ -38,7 +38,16 @@ class Scores(NamedTuple):
         if len(classes) != len(self.iou):
             raise ValueError(f"classes: expected {len(self.iou)} names, got {len(classes)}")
         scores = zip(classes, self.iou.tolist(), self.acc.tolist(), strict=True)
-        return [(name, _percent(iou), _percent(acc)) for name, iou, acc in (*scores, ("mean", self.miou, self.macc))]
+        return [(name, percent(iou), percent(acc)) for name, iou, acc in (*scores, ("mean", self.miou, self.macc))]
+
+    def record(self, dataset) -> dict:
+        """For JSON: fractions, by the names of classes, None where a class does not count."""
+        values = {"miou": self.miou, "macc": self.macc, "aacc": self.aacc}
+        context = getattr(dataset, "context_classes", ())
+        if context:  # of generated scenes
+            values["context_miou"] = self.iou[list(context)].nanmean().item()
+        iou = zip(dataset.classes, self.iou.tolist(), strict=True)
+        return {**values, "iou": {name: None if math.isnan(value) else value for name, value in iou}}
 
 
 class ConfusionMatrix:
@@ -121,5 +130,6 @@ def _check_labels(labels: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected integers, got {str(labels.dtype).removeprefix('torch.')}")
 
 
-def _percent(score: float) -> str:
-    return "–" if math.isnan(score) else f"{100 * score:.2f}"
+def percent(share: float | None) -> str:
+    """A share as people read it, and a dash where there is none."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.2f}"

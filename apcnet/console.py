@@ -26,14 +26,15 @@ class RunDisplay:
         self.bar.stop()
 
     def __call__(self, record: dict) -> None:
-        show = (
-            getattr(self, f"_{record['event']}")
-            if "event" in record
-            else self._scores
-            if "miou" in record
-            else self._step
-        )
-        show(record)
+        match record.get("event"):
+            case "started":
+                self._started(record)
+            case "evaluating":
+                self._evaluating(record)
+            case "stopped":
+                self._say(f"stopped after step {record['step']:,}; the same command goes on from there")
+            case None:
+                (self._scores if "miou" in record else self._step)(record)
 
     def _started(self, event: dict) -> None:
         self.steps, self.batch_size = event["steps"], event["batch_size"]
@@ -68,9 +69,6 @@ class RunDisplay:
         context = f"  on context classes {record['context_miou']:.4f}" if "context_miou" in record else ""
         best = f"best {record['best']['miou']:.4f} at step {record['best']['step']:,}"
         self._say(f"step {record['step']:,}  mIoU {record['miou']:.4f}{context}  aAcc {record['aacc']:.4f}  ({best})")
-
-    def _stopped(self, event: dict) -> None:
-        self._say(f"stopped after step {event['step']:,}; the same command goes on from there")
 
     def _say(self, text: str) -> None:
         (self.bar.console if self.out.is_terminal else self.out).print(text)

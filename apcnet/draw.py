@@ -69,9 +69,25 @@ def overlay(image: Tensor, labels: Tensor | np.ndarray, palette: Sequence[Color]
     return blended
 
 
-def legend(present: Iterable[int], classes: Sequence[str], palette: Sequence[Color], width: int) -> Image.Image:
+def legend(
+    present: Iterable[int], classes: Sequence[str], palette: Sequence[Color], width: int, more: Sequence[Entry] = ()
+) -> Image.Image:
     """The colours and names of some classes, in as many columns as fit into a width, or one that is wide enough."""
-    return _legend(_entries(present, classes, palette), width)
+    entries = [*_entries(present, classes, palette), *more]
+    size = _text_size(width)
+    font, margin, line, gap = _font(size), round(size * 1.2), round(size * 1.7), round(size * 1.5)
+    names = [_shortened(name, font, 15 * size) for _, name in entries]
+    column = line + math.ceil(max((font.getlength(name) for name in names), default=0)) + gap
+    columns = min(max((width - 2 * margin + gap) // column, 1), max(len(entries), 1))
+    rows = -(-len(entries) // columns)
+    sheet = Image.new("RGB", (max(width, 2 * margin + columns * column - gap), 2 * margin + rows * line), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, ((color, _), name) in enumerate(zip(entries, names, strict=True)):
+        left, top = margin + i // rows * column, margin + i % rows * line
+        box = left, top + (line - size) // 2, left + size, top + (line + size) // 2
+        draw.rounded_rectangle(box, size // 5, color, outline=tuple(part * 3 // 4 for part in color))
+        draw.text((left + line, top + line // 2), name, INK, font, anchor="lm")
+    return sheet
 
 
 def with_legend(
@@ -109,7 +125,7 @@ def preview(
     size = _text_size(4 * cell)
     margin, gap, line = round(size * 1.2), size * 3 // 4, size * 2
     width = 2 * margin + 4 * cell + 3 * gap
-    below = _legend([*_entries(present, classes, palette), (WRONG, "wrong")], width)
+    below = legend(present, classes, palette, width, [(WRONG, "wrong")])
     height = margin + line + sum(pictures[0].height + line for pictures in panels) + below.height
     page = Image.new("RGB", (max(width, below.width), height), PAPER)
     draw, font = ImageDraw.Draw(page), _font(size)
@@ -206,23 +222,6 @@ def _entries(present: Iterable[int], classes: Sequence[str], palette: Sequence[C
     classed = [label for label in labels if 0 <= label < len(classes)]
     entries = [(tuple(palette[i]), _legible(classes[i], i)) for i in classed]
     return entries if len(classed) == len(labels) else [*entries, (IGNORED, "ignored")]
-
-
-def _legend(entries: Sequence[Entry], width: int) -> Image.Image:
-    size = _text_size(width)
-    font, margin, line, gap = _font(size), round(size * 1.2), round(size * 1.7), round(size * 1.5)
-    names = [_shortened(name, font, 15 * size) for _, name in entries]
-    column = line + math.ceil(max((font.getlength(name) for name in names), default=0)) + gap
-    columns = min(max((width - 2 * margin + gap) // column, 1), max(len(entries), 1))
-    rows = -(-len(entries) // columns)
-    sheet = Image.new("RGB", (max(width, 2 * margin + columns * column - gap), 2 * margin + rows * line), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for i, ((color, _), name) in enumerate(zip(entries, names, strict=True)):
-        left, top = margin + i // rows * column, margin + i % rows * line
-        box = left, top + (line - size) // 2, left + size, top + (line + size) // 2
-        draw.rounded_rectangle(box, size // 5, color, outline=tuple(part * 3 // 4 for part in color))
-        draw.text((left + line, top + line // 2), name, INK, font, anchor="lm")
-    return sheet
 
 
 def _heat(shares: np.ndarray, cell: int) -> Image.Image:

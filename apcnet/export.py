@@ -12,11 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from apc_kernels import upsample_argmax
+from apcnet import inference
 from apcnet.choices import check_choice
 from apcnet.files import replacing
 from apcnet.models import Segmentor
@@ -80,15 +79,11 @@ class Deployed(nn.Module):
             self.register_buffer(f"pixel_{name}", values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        size = images.shape[2:]
         if self.normalise:
             images = (images.float() - self.pixel_mean) / self.pixel_std
-        logits, align_corners = self.model(images), self.model.align_corners
         if self.output == "logits":
-            return logits
-        if self.output == "labels":
-            return upsample_argmax(logits, size, align_corners=align_corners)
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+            return self.model(images)
+        return (inference.labels if self.output == "labels" else inference.whole_logits)(self.model, images)
 
     def example(self, batch: int, size: Sequence[int]) -> Tensor:
         """Images as forward takes them, the same ones every time."""

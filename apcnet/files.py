@@ -1,5 +1,6 @@
-"""Files that are either written whole or not at all."""
+"""Files that are either written whole or not at all, and JSON in such files."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,22 @@ def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files of writers that were killed; nobody may be writing there."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """The fields in a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected fields and their values, found {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sync_folder(folder: Path) -> None:

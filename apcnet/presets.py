@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from apcnet.config import Config, Data, Evaluation, Model, Optimisation, Pair
-from apcnet.published import PUBLISHED, Published
-
-__all__ = ["PUBLISHED", "names", "preset", "recipe", "table"]
+from apcnet.config import Config, Data, Model, Optimisation, Pair, Protocol
+from apcnet.hub import PUBLISHED, Published
 
 MODELS = ("apcnet", "pspnet", "encnet", "fcn", "semantic-fpn")
 HEADINGS = ("preset", "mIoU", "ms+flip", "GB", "fps", "published by")
@@ -50,11 +48,11 @@ class Benchmark:
     def steps(self, epochs: int) -> int:
         return math.ceil(epochs * self.images / self.batch_size)
 
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> Protocol:
         if not self.slides:
-            return Evaluation(test_scale=self.scale)
+            return Protocol(test_scale=self.scale)
         stride = tuple(round(side * 2 / 3) for side in self.crop)
-        return Evaluation(test_scale=self.scale, window=self.crop, stride=stride)
+        return Protocol(test_scale=self.scale, window=self.crop, stride=stride)
 
 
 CITYSCAPES = Benchmark({"dataset": "cityscapes"}, 2975, 8, (512, 1024), (2048, 1024), ("40k", "80k"))
@@ -105,7 +103,7 @@ def folder() -> Config:
         Model("apcnet", "resnet50"),
         Data("folder", crop=(512, 512), scale=(2048, 512)),
         Optimisation(lr=0.005),  # the benchmarks' 0.01 is for twice the batch
-        Evaluation(test_scale=(2048, 512)),
+        Protocol(test_scale=(2048, 512)),
         steps=4000,
         batch_size=8,
         eval_every=400,

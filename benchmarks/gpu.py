@@ -38,25 +38,18 @@ SANITIZERS = ("memcheck", "racecheck")
 LAST_ROW = 40.0  # for the row that has begun when the time is over, and the end of its process
 NEEDED = {"pytest_benchmark": "pytest-benchmark", "PIL": "pillow"}
 NEEDED |= {name: name for name in ("numpy", "pytest", "hypothesis", "safetensors")}
-FILES = {  # of benchmarks, in the order in which they are run
+NAMES = {  # of what python -m benchmarks.run measures, in the order in which it is measured
     "ops": (
-        *("upsample", "adaptive_context_norm", "pyramid_pool", "adaptive_context", "affinity_moments"),
-        *("encode", "pyramid_conv"),
+        ("upsample_cross_entropy", "upsample_argmax", "upsample_confusion", "upsample_softmax"),
+        *(("adaptive_context_norm",), ("pyramid_pool",), ("adaptive_context",), ("affinity_moments",)),
+        *(("encode",), ("pyramid_conv",)),
     ),
-    "models": ("models", "mmseg_heads"),
+    "models": (("model",), ("load_head", "accelerate")),
 }
 LINES = 60
 NOTHING = "nothing to do"
 GPU_TESTS = re.compile(r"mark\.gpu|from places import")
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-BENCHMARKS = [
-    "-o",
-    "python_files=benchmarks/*.py",
-    "-o",
-    "python_functions=bench_*",
-    "--benchmark-only",
-    "--benchmark-quiet",
-]
 
 
 class Part:
@@ -84,14 +77,14 @@ class Part:
             print(f"{name:<60} {outcome}", flush=True)
 
     def build(self) -> None:
-        """At the beginning of every part: a machine may be another one than that of the part before."""
+        """At the beginning of every call: a machine may be another one than that of the part before."""
         build = [sys.executable, "-m", "apc_kernels.build", *["--help"] * self.rehearse]
         self.step("build", build, again=True)
         self.step("info", [sys.executable, "-m", "apc_kernels.info"], again=True)
 
-    def test(self) -> None:
+    def test(self, only: Sequence[str]) -> None:
         """Every kernel once, which finds what is broken altogether; then tests and sanitizers side by side."""
-        once = [sys.executable, "-m", "benchmarks.sanitized"]
+        once = [sys.executable, "-m", "benchmarks.sanitized", *only]
         self.step("every kernel once", once)
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         tools = [(tool, [sanitizer, f"--tool={tool}", "--error-exitcode=9", *once]) for tool in SANITIZERS]
@@ -99,17 +92,17 @@ class Part:
         with ThreadPoolExecutor(2 if self.rehearse else max(2, min(8, (os.cpu_count() or 2) // 2))) as pool:
             list(pool.map(lambda each: self.step(*each), [*tools, *chosen]))
 
-    def measure(self, names: Sequence[str]) -> None:
-        """One process for each file: what one does to the GPU the next is not to feel. What takes long comes last."""
-        rows = [f"--rows={self.out / f'{self.name}.json'}", "--resume"]
-        files, extents = [[f"benchmarks/{name}.py"] for name in names], ([], ["--all"])
+    def measure(self, names: Sequence[Sequence[str]]) -> None:
+        """A process for each group of names: what one does to the GPU the next is not to feel. Long rows come last."""
+        rows = [f"--rows={self.out / f'{self.name}.json'}", "--resume", "-p", "no:cacheprovider"]
+        extents = ([], ["--all"])
         if self.rehearse:  # there is no GPU to be left in disorder, and starting takes a while
-            files, extents = [[file for some in files for file in some]], (["--all"],)
+            names, extents = [[name for some in names for name in some]], (["--all"],)
         for extent in extents:
-            for some in files:
-                label = ", ".join(Path(file).stem for file in some) + ", what takes long" * bool(extent)
-                until = f"--until={self.end - LAST_ROW}"
-                self.step(label, [*PYTEST, *some, *BENCHMARKS, *rows, *extent, until], again=True)
+            for some in names:
+                label = ", ".join(some) + ", what takes long" * bool(extent)
+                command = [sys.executable, "-m", "benchmarks.run", *some, *rows, *extent]
+                self.step(label, [*command, f"--until={self.end - LAST_ROW}"], again=True)
 
 
 def run(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
@@ -168,8 +161,8 @@ def tests(rehearse: bool) -> list[list[str]]:
 
 
 def summary(out: Path) -> list[str]:
-    """What there is in the folder, in few lines: what did not pass first, then targets, then the most telling rows."""
-    from benchmarks import rows, targets  # not above: a machine that lacks what they need is told so first
+    """What there is in the folder, in few lines: what did not pass first, then goals, then the most telling rows."""
+    from benchmarks import goals, rows  # not above: a machine that lacks what they need is told so first
 
     outcomes = json.loads((out / "summary.json").read_text())
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy"))
@@ -182,11 +175,11 @@ def summary(out: Path) -> list[str]:
     lines += list(dict.fromkeys(failed))[:10]
     files = [out / f"{part}.json" for part in PARTS[1:]]
     measured = [row for file in files if file.exists() for row in rows.read(file)["rows"]]
-    judged = [(target, target.judged(measured)) for target in targets.GPU]
-    lines += [f"target {what}, {t.shown(measured)}: {t}" for t, what in judged if what != targets.OPEN]
-    lines.append(f"{sum(what == targets.OPEN for _, what in judged)} of {len(judged)} targets not measured")
+    judged = [(goal, goal.judged(measured)) for goal in goals.GPU]
+    lines += [f"goal {what}, {t.shown(measured)}: {t}" for t, what in judged if what != goals.OPEN]
+    lines.append(f"{sum(what == goals.OPEN for _, what in judged)} of {len(judged)} goals not measured")
     for about, some in rows.groups(measured).items():
-        row = targets.telling(some, targets.GPU)
+        row = goals.telling(some, goals.GPU)
         copy = f", {row['percent_of_copy']:.0f} % of a copy" if "percent_of_copy" in row else ""
         beside = f"{row['ratio']:.3g} times as fast as {row['other']}"
         lines.append(f"{', '.join(filter(None, about))}: {row['ours_ms']:.3g} ms, {beside}{copy}")
@@ -207,8 +200,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the folder that results and logs go into, or that is gone on with")
     parser.add_argument("--part", choices=PARTS, help="only this; otherwise all of them in turn")
-    known = sorted(file for files in FILES.values() for file in files)
-    parser.add_argument("--files", nargs="+", choices=known, metavar="FILE", help=f"of benchmarks: {', '.join(known)}")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these operations, models")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for a part ({SECONDS:.0f})")
     parser.add_argument("--rehearse", action="store_true", help="the same on a CPU, tiny, to see that it runs")
     given = parser.parse_args()
@@ -218,13 +210,15 @@ def main() -> int:
         parser.error(f"make gpu needs a GPU; {dispatch.gpu()}. --rehearse does without one")
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for name in [given.part] if given.part else PARTS:
+    for i, name in enumerate([given.part] if given.part else PARTS):
         part = Part(name, out, given.rehearse, given.seconds)
-        part.build()
+        if i == 0:
+            part.build()
         if name == "build+test":
-            part.test()
+            part.test(given.only)
         else:
-            part.measure([file for file in FILES[name] if not given.files or file in given.files])
+            groups = ([each for each in group if each in given.only or not given.only] for group in NAMES[name])
+            part.measure([group for group in groups if group])
     lines = summary(out)
     (out / "summary.txt").write_text("\n".join(lines) + "\n")
     print("\n" + "\n".join(lines))

@@ -1,12 +1,10 @@
-"""Whole models on ResNet-50 beside mmsegmentation's, or, where that is not installed, its layers in stock PyTorch.
+"""Whole models on ResNet-50 beside mmsegmentation's, or its layers in stock PyTorch where that is not installed.
 
-    python -m benchmarks.models [MODEL …]      the comparison, printed: all, or some
-    make bench                                 the same through pytest-benchmark, into a JSON file
-
-Inference as speed is published: one image, forward and post-processing up to its labels, data loading excluded; a crop
-of 512×1024 and the whole of Cityscapes' 1024×2048. A training step is what mmsegmentation's runs do on each GPU:
-forward, losses, backward, SGD, without dropout. On a CPU its images are 256×256: one of 512×1024 takes half a minute.
-`apcnet, training` is such a step on generated scenes; on a GPU with the whole batch of an ADE20K run.
+An entry for run.py. Inference as speed is published: one image, forward and post-processing up to its labels, data
+loading excluded; a crop of 512×1024 and the whole of Cityscapes' 1024×2048. A training step is what mmsegmentation's
+runs do on each GPU: forward, losses, backward, SGD, without dropout. On a CPU its images are 256×256: one of 512×1024
+takes half a minute. `apcnet, training` is such a step on generated scenes; on a GPU with the whole batch of an ADE20K
+run.
 
 Weights are random, the same on both sides; so are precision (autocast) and memory layout, channels_last below float32,
 where PyTorch's convolutions like it better. float32 is as PyTorch has it, on recent GPUs with TF32 in convolutions.
@@ -15,14 +13,12 @@ Memory is what a call needs at its peak beyond weights, momentum and images; gra
 are without the accuracy that mmsegmentation computes of the enlarged logits at every step, and ours does not.
 """
 
-import argparse
 import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mmseg_peer as peer
-import pytest
 import stock
 import stock_models
 import torch
@@ -34,14 +30,12 @@ from apcnet.data.synthetic import Synthetic
 from apcnet.interop.mmseg import load_model
 from apcnet.models.segmentor import MEAN, STD
 from benchmarks import setting
-from benchmarks.memory import peak_here, peaks
-from benchmarks.setting import DEVICE, here, name_of
-from benchmarks.timing import paired, result_row
+from benchmarks.operation import Call, Operation, Sides, Tensors
+from benchmarks.setting import COMPILED, DEVICE, here
 
 INFERENCE, STEP, TRAINING = "inference", "training step", "training"
-MODULES = "PyTorch modules"
-OTHER = "mmsegmentation" if peer.AVAILABLE else MODULES
-COMPILED = ", torch.compile"
+OURS, MODULES, MMSEGMENTATION = "apcnet", "PyTorch modules", "mmsegmentation"
+OTHER = MMSEGMENTATION if peer.AVAILABLE else MODULES
 LOW = here(torch.bfloat16, torch.bfloat16, torch.float16)
 CROP, IMAGE = here((512, 1024), (512, 1024), (64, 64)), here((1024, 2048), (1024, 2048), (64, 96))
 SIZES = here({}, {}, {"depth": 18, "width": 8, "channels": 8})  # of the network, where not as published
@@ -52,21 +46,21 @@ ALLOWED = {torch.float32: 1e-2 if DEVICE == "cuda" else 1e-3, torch.bfloat16: 5e
 class Case:
     model: str
     task: str
-    batch: int
+    images: int
     size: tuple[int, int]
     classes: int
     dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, (self.batch, 3, *self.size)))
-        return f"{self.model}, {self.task}, {shape}, {self.classes} classes, {name_of(self.dtype)}"
+        shape = "x".join(map(str, (self.images, 3, *self.size)))
+        return f"{self.model}, {self.task}, {shape}, {self.classes} classes, {setting.name_of(self.dtype)}"
 
     @property
     def layout(self) -> torch.memory_format:
         return torch.contiguous_format if self.dtype == torch.float32 else torch.channels_last
 
 
-def cases() -> list[tuple[Case, str, str, bool]]:
+def pairs() -> list[tuple[Case, str, str, bool]]:
     """A case, its sides, and whether it takes long; the most telling ones first."""
     low, models = here(torch.float32, LOW, LOW), stock_models.MODELS
     training = Case("apcnet", TRAINING, *here((4, (128, 128)), (16, (512, 512)), (2, (64, 64))), 150, low)
@@ -83,17 +77,13 @@ def cases() -> list[tuple[Case, str, str, bool]]:
         else:
             telling.append(Case(model, STEP, 2, (256, 256), 150))
             later += [Case(model, STEP, 2, (256, 256), 19), replace(crop, model=model, size=IMAGE)]
-    eager, compiled = ("apcnet", OTHER), ("apcnet" + COMPILED, MODULES + COMPILED)
     if setting.REHEARSAL:  # enough to meet every line
         first, later = [crop, training, *(replace(training, model=m, task=STEP) for m in models[1:])], []
     return [
-        *((case, *eager, False) for case in first),
-        *((case, *both, True) for case in (crop, training) for both in ((eager[0], compiled[1]), compiled)),
-        *((case, *eager, True) for case in later),
+        *((case, OURS, OTHER, False) for case in first),
+        *((case, ours, MODULES + COMPILED, True) for case in (crop, training) for ours in (OURS, OURS + COMPILED)),
+        *((case, OURS, OTHER, True) for case in later),
     ]
-
-
-# Both sides
 
 
 @functools.lru_cache(maxsize=1)
@@ -107,113 +97,104 @@ def built(model: str, classes: int) -> dict[str, nn.Module]:
         if hasattr(block, "last_norm"):  # 0 at first, and products of zeros are faster
             nn.init.constant_(block.last_norm.weight, 0.5)
     weights = modules.state_dict()
-    both = {MODULES: modules, "apcnet": load_model(config, weights)}
+    found = {MODULES: modules, OURS: load_model(config, weights)}
     if peer.AVAILABLE:
-        peer.imported()
-        from mmengine.config import ConfigDict
+        found[MMSEGMENTATION] = peer.model(config, weights)
         from mmseg.models.decode_heads import decode_head
-        from mmseg.registry import MODELS
 
         decode_head.accuracy = lambda *scores, **options: torch.zeros(())  # not timed
-        theirs = MODELS.build(config | {"train_cfg": {}, "test_cfg": ConfigDict(mode="whole")})
-        theirs.load_state_dict(weights)
-        both["mmsegmentation"] = theirs
-    return both
+    return found
 
 
-class Side:
-    """A model of a case, ready: what it makes of images, and the call that is timed."""
-
-    def __init__(self, case: Case, name: str):
-        self.case, self.name = case, name.removesuffix(COMPILED)
-        self.model = copy.deepcopy(built(case.model, case.classes)[self.name]).to(DEVICE, memory_format=case.layout)
-        self.model.train(case.task != INFERENCE)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
-        self.call = self.model
-        if name.endswith(COMPILED):
-            self.call = setting.compile_anew(self.model, mode=None)
-
-    def losses(self, images: Tensor, target: Tensor) -> Tensor:
-        """Their sum."""
-        if self.name == "mmsegmentation":
-            found = self.model.loss(images, peer.samples(target))
-            return sum(value for name, value in found.items() if "loss" in name)
-        return sum(self.call(images, target).values())
-
-    def labels(self, images: Tensor) -> Tensor:
-        if self.name == "apcnet":
-            return inference.labels(self.call, images)
-        if self.name == "mmsegmentation":
-            blank = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8)
-            return torch.cat([found.pred_sem_seg.data for found in self.model.predict(images, peer.samples(blank))])
-        logits = self.call(images)
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        return stock.upsampled(logits, images.shape[2:]).argmax(1)
-
-    def gradients(self, images: Tensor, target: Tensor) -> Tensor:
-        """Puts them where the optimizer finds them; gives the loss."""
-        self.optimizer.zero_grad()
-        with self.precision():
-            loss = self.losses(images, target)
-        loss.backward()
-        return loss.detach()
-
-    def precision(self):
-        return torch.autocast(DEVICE, self.case.dtype, enabled=self.case.dtype != torch.float32)
-
-    def run(self, images: Tensor, target: Tensor) -> Callable[[], Tensor]:
-        def infer() -> Tensor:
-            with torch.no_grad(), self.precision():
-                return self.labels(images)
-
-        def learn() -> Tensor:
-            loss = self.gradients(images, target)
-            self.optimizer.step()
-            return loss
-
-        return infer if self.case.task == INFERENCE else learn
-
-
-def draw(case: Case) -> tuple[Tensor, Tensor]:
+def draw(case: Case, layout: Callable) -> Tensors:
     """Images and labels; those of `training` are generated scenes, a tenth of their pixels ignored."""
     generator = torch.Generator().manual_seed(0)
     if case.task == TRAINING:
-        scenes = [Synthetic("train", size=case.size)[i] for i in range(case.batch)]
+        scenes = [Synthetic("train", size=case.size)[i] for i in range(case.images)]
         images = torch.stack([scene.image for scene in scenes]).float()
         images = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
         target = torch.stack([scene.mask for scene in scenes]).long()
     else:
-        images = torch.randn(case.batch, 3, *case.size, generator=generator)
-        coarse = torch.randint(case.classes, (case.batch, *(n // 8 for n in case.size)), generator=generator)
+        images = torch.randn(case.images, 3, *case.size, generator=generator)
+        coarse = torch.randint(case.classes, (case.images, *(n // 8 for n in case.size)), generator=generator)
         target = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
     target[torch.rand(target.shape, generator=generator) < 0.1] = 255
-    return images.to(DEVICE, memory_format=case.layout), target.to(DEVICE)
+    return {"images": images.to(DEVICE, memory_format=case.layout), "target": target.to(DEVICE)}
 
 
-def sides(case: Case, ours: str, other: str) -> list[Callable[[], Tensor]]:
-    """Both calls. Checked first: no figure stands behind a wrong result."""
-    images, target = draw(case)
-    both = [Side(case, name) for name in (ours, other)]
-    exact = Side(replace(case, dtype=torch.float32), MODULES)
-    check = _check_labels if case.task == INFERENCE else _check_gradients
-    check(case, *both, exact, images, target)
-    return [side.run(images, target) for side in both]
+def ready(side: str, case: Case, t: Tensors, backward: bool) -> Call:
+    """A call gives labels; in training it takes a step, and gives the loss and the gradients."""
+    name, images, target = side.removesuffix(COMPILED), t["images"], t["target"]
+    model = copy.deepcopy(built(case.model, case.classes)[name])
+    model = model.to(DEVICE, images.dtype, memory_format=case.layout).train(case.task != INFERENCE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
+    network = setting.compile_anew(model, mode=None) if name != side else model
+    low = torch.float32 != case.dtype and images.dtype == torch.float32
+
+    def infer() -> list[Tensor]:
+        with torch.no_grad(), torch.autocast(DEVICE, case.dtype, enabled=low):
+            return [labels(name, network, images)]
+
+    def learn(network=network, images=images, target=target) -> list[Tensor]:
+        with torch.autocast(DEVICE, case.dtype, enabled=low):
+            loss = losses(name, network, images, target)
+        loss.backward()
+        optimizer.step()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        optimizer.zero_grad()
+        return [loss.detach(), *gradients]
+
+    if case.task == INFERENCE:
+        return infer
+    learn(model, images[:2, :, :64, :64], target[:2, :64, :64])  # as in the middle of a run: there is momentum
+    return learn
 
 
-def _check_gradients(case: Case, ours: Side, other: Side, exact: Side, images: Tensor, target: Tensor) -> None:
-    """The loss and the norm of its gradients, by the distance that the other side has to float64.
+def losses(name: str, network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Their sum."""
+    if name == MMSEGMENTATION:
+        found = network.loss(images, peer.samples(target))
+        return sum(value for key, value in found.items() if "loss" in key)
+    return sum(network(images, target).values())
+
+
+def labels(name: str, network: nn.Module, images: Tensor) -> Tensor:
+    if name == OURS:
+        return inference.labels(network, images)
+    if name == MMSEGMENTATION:
+        blank = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8)
+        return torch.cat([found.pred_sem_seg.data for found in network.predict(images, peer.samples(blank))])
+    return scores(network, images).argmax(1)
+
+
+def scores(network: nn.Module, images: Tensor) -> Tensor:
+    """Of the modules, at the images' size."""
+    logits = network(images)
+    return stock.upsampled(logits[0] if isinstance(logits, tuple) else logits, images.shape[2:])
+
+
+def check_model(case: Case, t: Tensors, sides: Sides) -> None:
+    """By the loss and the norm of its gradients, or by labels.
 
     The batch norm of a 1×1 map of two images takes digits from gradients: mmsegmentation's are not the same to three
-    between float32 and float64 either.
+    between float32 and float64 either. The score of every label is to be close to the largest, in float32.
     """
-    exact.model.double()
-    found = []
-    for side, batch in ((ours, images), (other, images), (exact, images.double())):
-        loss = side.gradients(batch, target)
-        found.append((loss, nn.utils.get_total_norm([p.grad for p in side.model.parameters() if p.grad is not None])))
-        side.optimizer.zero_grad()
-    for what, *values in zip(("loss", "norm of the gradients"), *found, strict=True):
-        check(f"{case}: {what}", *values, ALLOWED[case.dtype])
+    if case.task != INFERENCE:
+        found = []
+        for call in (sides.ours, sides.theirs, sides.exact):
+            loss, *gradients = call()
+            found.append((loss, nn.utils.get_total_norm(gradients)))
+        for what, *values in zip(("loss", "norm of the gradients"), *found, strict=True):
+            check(f"{case}: {what}", *values, ALLOWED[case.dtype])
+        return
+    modules = copy.deepcopy(built(case.model, case.classes)[MODULES]).to(DEVICE, memory_format=case.layout).eval()
+    with torch.no_grad():
+        found = scores(modules, t["images"])
+    for call in (sides.ours, sides.theirs):
+        chosen = call()[0].long().view(case.images, 1, *case.size)
+        short = (found.amax(1) - found.gather(1, chosen)[:, 0]).max()
+        if not short <= ALLOWED[case.dtype] * found.abs().max():
+            raise RuntimeError(f"{case}: a label whose score is {short.item():.3g} below the largest")
 
 
 def check(what: str, given: Tensor, own: Tensor, exact: Tensor, allowed: float) -> None:
@@ -224,26 +205,10 @@ def check(what: str, given: Tensor, own: Tensor, exact: Tensor, allowed: float) 
         raise RuntimeError(f"{what}: off by {error:.3g}, the other side by {its:.3g}; the largest is {largest:.3g}")
 
 
-def _check_labels(case: Case, ours: Side, other: Side, exact: Side, images: Tensor, target: Tensor) -> None:
-    """That the scores of all labels are close to the largest, in float32."""
-    with torch.no_grad():
-        modules = exact.model(images)
-        scores = stock.upsampled(modules[0] if isinstance(modules, tuple) else modules, case.size)
-    for side in (ours, other):
-        labels = side.run(images, target)().long()
-        short = (scores.amax(1) - scores.gather(1, labels.view(case.batch, 1, *case.size))[:, 0]).max()
-        if not short <= ALLOWED[case.dtype] * scores.abs().max():
-            raise RuntimeError(f"{case}, {side.name}: a label whose score is {short.item():.3g} below the largest")
-
-
-# Rows
-
-
-def counts(case: Case) -> tuple[int, int]:
-    """Bytes and operations."""
+def counts(case: Case, t: Tensors, backward: bool) -> tuple[int, int]:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = stock_models.EncoderDecoder(stock_models.config(case.model, case.classes, **SIZES))
-        images = torch.empty(case.batch, 3, *case.size)
+        images = torch.empty(case.images, 3, *case.size)
         logits = model.eval()(images) if case.task == INFERENCE else model(images)
     logits = logits[0] if isinstance(logits, tuple) else logits
     ways = 1 if case.task == INFERENCE else 3
@@ -251,48 +216,23 @@ def counts(case: Case) -> tuple[int, int]:
     return ways * moved, ways * counter.get_total_flops()
 
 
-def measure(case: Case, ours: str, other: str) -> tuple[dict, Callable]:
-    """The row of a results file, and our call."""
-    given = case.model, case.task, str(case.batch), *map(str, case.size), str(case.classes), name_of(case.dtype)
-    memory = peaks("benchmarks.models", *given, ours=ours, other=other)  # first, for it compiles anew
-    run, theirs = sides(case, ours, other)
-    pair = paired(run, theirs, rounds=3)
-    speed = {"images_per_s": case.batch * 1e3 / pair.row()["ours_ms"]}
-    speed["other_images_per_s"] = case.batch * 1e3 / pair.row()["other_ms"]
-    row = result_row("model", str(case), ours, other, pair, *counts(case), dtype=case.dtype, **speed, **memory)
-    return row, run
-
-
-def peak_of(model: str, task: str, batch: str, height: str, width: str, classes: str, dtype: str, side: str) -> int:
-    case = Case(model, task, int(batch), (int(height), int(width)), int(classes), getattr(torch, dtype))
-    ready = Side(case, side)
-    call = ready.run(*draw(case))
-    small = Case(model, STEP, 2, (64, 64), case.classes, case.dtype)
-    first = call if side.endswith(COMPILED) else ready.run(*draw(small))
-    first()  # libraries, threads and momentum are there
-    ready.optimizer.zero_grad()
-    return peak_here(call)
-
-
-def _parameters():
-    for case, ours, other, takes_long in cases():
-        yield pytest.param(case, ours, other, marks=setting.long if takes_long else (), id=f"{case}, {ours}, {other}")
-
-
-@pytest.mark.parametrize(("case", "ours", "other"), list(_parameters()))
-def bench_models(benchmark, case, ours, other):
-    setting.record(benchmark, *measure(case, ours, other))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=" ".join(stock_models.MODELS))
-    wanted = parser.parse_args().models or stock_models.MODELS
-    if unknown := set(wanted) - set(stock_models.MODELS):
-        parser.error(f"MODEL: expected some of {', '.join(stock_models.MODELS)}; got {', '.join(sorted(unknown))}")
-    short = [each[:3] for each in cases() if each[0].model in wanted and not each[3]]
-    setting.print_rows("Whole models", (measure(*each)[0] for each in short))
-
-
-if __name__ == "__main__":
-    main()
+PAIRS = [pair for pair in pairs() if setting.ON_GPU or not pair[2].endswith(COMPILED)]
+ENTRY = Operation(
+    name="model",
+    cases=list(dict.fromkeys(pair[0] for pair in PAIRS)),
+    small=Case("apcnet", STEP, 2, (64, 64), 19),
+    draw=draw,
+    ready=ready,
+    ours=OURS,
+    others={MODULES: MODULES, MMSEGMENTATION: MMSEGMENTATION},
+    counts=counts,
+    check=check_model,
+    directions=("",),
+    pairs=PAIRS,
+    backend=OURS,
+    by_layout=False,
+    dtype=None,
+    compile=lambda side: side + COMPILED,
+    images=lambda case: case.images,
+    rounds=3,
+)

@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from apcnet.files import replacing
-from benchmarks import targets
+from benchmarks import goals
 from benchmarks.rows import groups
 
 AVAILABLE = importlib.util.find_spec("matplotlib") is not None
@@ -25,7 +25,7 @@ def draw(measured: dict, folder: Path) -> list[Path]:
     import matplotlib
 
     rows = {name: [r for r in measured["rows"] if r.keys() >= set(needed)] for name, needed in NEEDED.items()}
-    listed = targets.of(measured["machine"])
+    listed = goals.of(measured["machine"])
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         drawn = {
             "speed-up": _speed_up(_telling(rows["speed-up"], listed)),
@@ -51,9 +51,9 @@ def plain(row: dict) -> bool:
     return row["operation"] not in ("load_head", "accelerate", "model")
 
 
-def _telling(rows: list[dict], listed: list[targets.Target]) -> dict[str, dict]:
+def _telling(rows: list[dict], listed: list[goals.Goal]) -> dict[str, dict]:
     """A row for each operation and direction, by its label."""
-    return {", ".join(filter(None, about)): targets.telling(some, listed) for about, some in groups(rows).items()}
+    return {", ".join(filter(None, about)): goals.telling(some, listed) for about, some in groups(rows).items()}
 
 
 def _axes(height: float, rows: int = 1, columns: int = 1):

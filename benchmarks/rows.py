@@ -2,7 +2,7 @@
 
     {"machine": {"name": …, "torch": …, "threads": …}, "rows": [{"operation": …, "case": …, "backend": …, "other": …}]}
 
-A row has what timing.result_row gives it and whatever its benchmark adds; nothing that reads a file relies on more
+A row has what run.measure gives it; nothing that reads a file relies on more
 than `operation`, `case` and `ours_ms`. While a run goes on every row also has the test it is from, to resume by.
 """
 

@@ -1,18 +1,16 @@
-"""Where and in what numbers benchmarks run, and how they print what they found.
+"""Where and in what numbers benchmarks run.
 
 On a GPU in bfloat16, on a CPU in float32. APC_REHEARSAL=1 runs the GPU's benchmarks on a CPU, to find out whether they
 run at all: tiny maps, float16, Triton's interpreter (TRITON_INTERPRET=1 goes with it), graphs that are not compiled.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
-import pytest
 import torch
 from cases import channels_last, nchw
 
-import apc_kernels
 from apc_kernels import dispatch
 
 Anything = TypeVar("Anything")
@@ -23,19 +21,9 @@ ON_GPU = DEVICE == "cuda" or REHEARSAL  # what is measured on a GPU is measured
 DTYPE = torch.float16 if REHEARSAL else torch.bfloat16 if ON_GPU else torch.float32
 USUAL = channels_last if ON_GPU else nchw  # what operations are fastest in
 LAYOUTS = {layout.__name__: layout for layout in ((channels_last,) if REHEARSAL else (nchw, channels_last))}
-DIRECTIONS = ("forward", "forward+backward")
-COMPILED = (False, True) if ON_GPU else (False,)  # PyTorch's side, in torch.compile as well
 SECONDS = 0.0 if REHEARSAL else 0.5 if ON_GPU else 2.0  # that a pair is timed for, if it can be in so many
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahead anyway (timing.py)
-
-where_compiled = pytest.mark.skipif(not ON_GPU, reason="needs a GPU: torch.compile is measured there")
-long = pytest.mark.slow  # left out where not asked for (see conftest.py)
-layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-usual_layout_first = pytest.mark.parametrize(  # the other one takes long
-    "layout", [pytest.param(each, marks=() if each is USUAL else long, id=name) for name, each in LAYOUTS.items()]
-)
-directions = pytest.mark.parametrize("direction", DIRECTIONS)
-compiled = pytest.mark.parametrize("compiled", COMPILED, ids=("eager", "compile")[: len(COMPILED)])
+COMPILED = ", torch.compile"  # ends the name of a side
 
 
 def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
@@ -43,36 +31,9 @@ def here(cpu: Anything, gpu: Anything, rehearsal: Anything) -> Anything:
     return rehearsal if REHEARSAL else gpu if ON_GPU else cpu
 
 
-def backends(*of_gpu: str):
-    """Parametrises by what serves an operation here: of a GPU's backends the interpreter runs one."""
-    return pytest.mark.parametrize("backend", here(("cpp",), of_gpu, ("triton",)))
-
-
 def best(operation: str) -> str:
     """The backend that serves an operation here where none is asked for; in a rehearsal the interpreter."""
     return "triton" if REHEARSAL else dispatch.explain(operation, DEVICE, DTYPE)[0]
-
-
-def on(backend: str, function: Callable) -> Callable:
-    """The function with a backend forced: around all of it, for a backward pass asks again."""
-
-    def run():
-        with apc_kernels.backend(backend):
-            return function()
-
-    return run
-
-
-def need(backend: str, operation: str) -> None:
-    """Skips a benchmark whose backend is not there, with the reason."""
-    if reason := dispatch.why_not(backend, operation, DEVICE, DTYPE):
-        pytest.skip(f"needs {backend}: {reason}")
-
-
-def record(benchmark, row: dict, ours: Callable) -> None:
-    """Hands a row to pytest-benchmark, which has to call something as well."""
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(ours, rounds=1)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -92,19 +53,3 @@ def compile_anew(function: Callable, mode: str | None = MODE) -> Callable:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     how = {"backend": "eager"} if REHEARSAL else {"mode": mode}
     return torch.compile(function, dynamic=False, **how)
-
-
-def place() -> str:
-    return dispatch.gpu() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
-
-def print_rows(title: str, rows: Iterable[dict]) -> None:
-    """Rows of results as they come, each with what it was measured beside."""
-    print(f"{title}, {name_of(DTYPE)}, {place()}\n")
-    print(f"{'':<96}{'ours ms':>10}{'other ms':>10}{'times':>7}{'ours MiB':>10}{'other MiB':>11}")
-    for row in rows:
-        name = f"{row['operation']}, {row['case']} | {row['other']}"
-        line = f"{name:<96}{row['ours_ms']:>10.2f}{row['other_ms']:>10.2f}{row['ratio']:>7.1f}"
-        if "memory_mib" in row:
-            line += f"{row['memory_mib']:>10.1f}{row['other_memory_mib']:>11.1f}"
-        print(line, flush=True)

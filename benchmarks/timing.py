@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.setting import DEVICE, DTYPE, REHEARSAL, SECONDS, here
+from benchmarks.setting import DEVICE, REHEARSAL, SECONDS, here
 
 SLEEPS = (2_000_000, 16_000_000, 128_000_000)  # cycles that a GPU waits: about 1, 8 and 64 ms. What itself waits for
 # the GPU is never queued ahead, and has its gaps
@@ -44,49 +44,38 @@ class Pair:
         }
 
 
-def paired(ours: Callable, other: Callable, seconds: float = SECONDS, rounds: int = 7) -> Pair:
+def paired(
+    ours: Callable,
+    other: Callable,
+    seconds: float = SECONDS,
+    rounds: int = 7,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Pair:
     """At least so many rounds of one call each (one in a rehearsal), more while `seconds` allow.
 
-    Where less than 7 will do, calls are long, and both have been made already: then there is none to warm up by.
+    Where less than 5 will do, calls are long, and both have been made already: then there is none to warm up by.
+    The clock is a CPU's, a GPU has its own.
     """
     least = 1 if REHEARSAL else rounds
-    if least >= 7:
+    if least >= 5:
         for function in (ours, other):
-            time_one(function)
+            time_one(function, clock)
     pair, start = Pair([], []), time.perf_counter()
     while len(pair.ours) < least or (time.perf_counter() - start < seconds and len(pair.ours) < MOST):
-        pair.ours.append(time_one(ours))
-        pair.other.append(time_one(other))
+        pair.ours.append(time_one(ours, clock))
+        pair.other.append(time_one(other, clock))
     return pair
 
 
-def result_row(
-    operation: str,
-    case: str,
-    backend: str,
-    other: str,
-    pair: Pair,
-    moved: int,
-    operations: int = 0,
-    dtype: torch.dtype = DTYPE,
-    **more: float | str,
-) -> dict:
-    """A row of a results file: what was measured beside what.
-
-    Args:
-        moved: bytes that have to move, which stand over a copy's.
-        operations: additions and multiplications that have to be done, over those of a product of matrices; 0 where
-            nobody counts them.
-    """
-    row = {"operation": operation, "case": case, "other": other, "backend": backend, **pair.row(), **more}
-    row["bytes"] = moved
-    row["gb_per_s"] = moved / 1e6 / row["ours_ms"]
-    row["percent_of_copy"] = 100e9 * row["gb_per_s"] / copy_bandwidth(torch.get_num_threads())
+def rates(seconds: float, moved: int, operations: int, dtype: torch.dtype) -> dict[str, float]:
+    """What a call makes of the machine: bytes that have to move, over a copy's, and operations, over a product's."""
+    copied, threads = moved / seconds, torch.get_num_threads()
+    found = {"bytes": moved, "gb_per_s": copied / 1e9, "percent_of_copy": 100 * copied / copy_bandwidth(threads)}
     if operations:
-        row["operations"] = operations
-        row["gflop_per_s"] = operations / 1e6 / row["ours_ms"]
-        row["percent_of_matrix"] = 100e9 * row["gflop_per_s"] / matrix_rate(dtype, torch.get_num_threads())
-    return row
+        rate = operations / seconds
+        found |= {"operations": operations, "gflop_per_s": rate / 1e9}
+        found["percent_of_matrix"] = 100 * rate / matrix_rate(dtype, threads)
+    return found
 
 
 @functools.cache
@@ -105,14 +94,13 @@ def matrix_rate(dtype: torch.dtype, threads: int) -> float:
     return 2 * MATRIX**3 / statistics.median(times[2:])
 
 
-def time_one(function: Callable) -> float:
-    return _time_on_gpu(function) if DEVICE == "cuda" else _time_on_cpu(function)
-
-
-def _time_on_cpu(function: Callable) -> float:
-    start = time.perf_counter()
+def time_one(function: Callable, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds."""
+    if DEVICE == "cuda":
+        return _time_on_gpu(function)
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _time_on_gpu(function: Callable) -> float:

@@ -2,8 +2,10 @@
 
 Training: a random scale, a crop that no class fills, a flip, photometric distortion, normalisation, padding. Only the
 crop is ever resized: of the resized image, whatever its size, the crop's window alone is computed, and equals the
-crop of the whole, bit for bit. What is drawn are integers of the generator that is given, always as many, and
-everything before the normalisation is exact arithmetic, so that a seed means the same on every machine.
+crop of the whole, bit for bit. The distortion is of brightness, contrast, saturation and hue, each cut to 8 bits;
+saturation and hue pass through OpenCV's 8-bit HSV, whose hue counts steps of two degrees. What is drawn are integers of
+the generator that is given, always as many, and everything before the normalisation is exact arithmetic, so that a seed
+means the same on every machine.
 """
 
 import math
@@ -17,23 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import apc_kernels
-from apcnet.data.photometric import DRAWS, UNIT, brightness, contrast, distortion, hue, saturation
 from apcnet.data.sample import IGNORE, Sample
 from apcnet.imagenet import MEAN, STD
 
-__all__ = [
-    "brightness",
-    "contrast",
-    "evaluate",
-    "hue",
-    "keep_ratio_size",
-    "normalise",
-    "resize",
-    "saturation",
-    "train",
-    "view_sizes",
-]
-
+UNIT = 1 << 30  # draws are integers below it
+DRAWS = 9  # that distortion takes
+BRIGHTNESS, HUE = 32, 18  # turned up or down by as much
+FACTORS = 0.5, 1.5  # of contrast and of saturation
 CROPS = 11  # drawn at most until one is varied enough; the last is taken as it is
 TEST_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of every published multi-scale result
 
@@ -45,9 +37,9 @@ def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[
         size: (h, w) of the image.
         scale: two bounds, of the long and of the short side in either order; or the factor itself.
     """
-    height, width = _pair(size, "size")
+    height, width = checked_pair(size, "size")
     if not isinstance(scale, (int, float)):
-        bounds = _pair(scale, "scale")
+        bounds = checked_pair(scale, "scale")
         scale = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
     elif not 0 < scale < math.inf:
         raise ValueError(f"scale: expected a positive factor, or two bounds, got {scale}")
@@ -72,12 +64,12 @@ def view_sizes(
         ratios: of the scales; 1 is the single-scale test.
         test_scale: two bounds, as in keep_ratio_size: 0.x, (2048, 512) for ADE20K say; None: 1.x.
     """
-    original = _pair(original, "original")
+    original = checked_pair(original, "original")
     if not ratios or not all(0 < ratio < math.inf for ratio in ratios):
         raise ValueError(f"ratios: expected positive numbers, at least one, got {ratios!r}")
     if test_scale is None:
         return [keep_ratio_size(original, _times(original, ratio)) for ratio in ratios]
-    long, short = _pair(test_scale, "test_scale")
+    long, short = checked_pair(test_scale, "test_scale")
     return [keep_ratio_size(original, (int(long * ratio), int(short * ratio))) for ratio in ratios]
 
 
@@ -88,7 +80,7 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
     PyTorch's way, up to dozens of grey levels away). Bilinear weights have 8 binary places, so that nothing is rounded
     but the result: within 1 of OpenCV's. Nearest is OpenCV's INTER_NEAREST, which rounds down.
     """
-    size = _pair(size, "size")
+    size = checked_pair(size, "size")
     if isinstance(image, Tensor) and image.ndim == 2:
         check_mask(image)
         return _nearest(image, size, Window(0, 0, *size))
@@ -103,21 +95,24 @@ def normalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] 
     return apc_kernels.augment(image, mean=mean, std=std)
 
 
-def evaluate(
-    sample: Sample,
-    scale: Sequence[int],
-    *,
-    mean: Sequence[float] = MEAN,
-    std: Sequence[float] = STD,
-) -> tuple[Tensor, Tensor]:
-    """A sample as it is evaluated: the image fitted into a scale (keep_ratio_size) and normalised, the mask as it is.
+def brightness(image: Tensor, delta: float) -> Tensor:
+    """The image, (3, H, W) uint8 RGB, with delta added to every level."""
+    return apc_kernels.augment(image, steps=[("brightness", delta)])
 
-    Returns:
-        the image, (3, h, w) float32, and the mask, (H, W) uint8.
-    """
-    _check_sample(sample)
-    size = keep_ratio_size(sample.image.shape[1:], scale)
-    return apc_kernels.augment(sample.image, size, mean=mean, std=std), sample.mask
+
+def contrast(image: Tensor, factor: float) -> Tensor:
+    """The image, (3, H, W) uint8 RGB, with every level multiplied by the factor."""
+    return apc_kernels.augment(image, steps=[("contrast", factor)])
+
+
+def saturation(image: Tensor, factor: float) -> Tensor:
+    """The image, (3, H, W) uint8 RGB, with every pixel's saturation multiplied by the factor."""
+    return apc_kernels.augment(image, steps=[("saturation", factor)])
+
+
+def hue(image: Tensor, delta: int) -> Tensor:
+    """The image, (3, H, W) uint8 RGB, with every pixel's hue turned by delta steps of two degrees."""
+    return apc_kernels.augment(image, steps=[("hue", delta)])
 
 
 def train(
@@ -134,7 +129,7 @@ def train(
 ) -> tuple[Tensor, Tensor]:
     """A sample as it is trained on.
 
-    Draws from the generator, whatever becomes of them: the ratio, the flip, photometric.distortion's, and (row, column)
+    Draws from the generator, whatever becomes of them: the ratio, the flip, distortion's, and (row, column)
     of up to 11 crops.
 
     Args:
@@ -152,8 +147,8 @@ def train(
         the image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
     """
     _check_sample(sample)
-    height, width = _pair(crop_size, "crop_size")
-    scale = _pair(scale, "scale")
+    height, width = checked_pair(crop_size, "crop_size")
+    scale = checked_pair(scale, "scale")
     _check_ranges(ratio_range, cat_max_ratio)
     ratio, flip, *draws = torch.randint(UNIT, (2 + DRAWS + 2 * CROPS,), generator=generator).tolist()
     ratio = ratio_range[0] + (ratio_range[1] - ratio_range[0]) * (ratio / UNIT)
@@ -168,6 +163,24 @@ def train(
     if any(outside):
         image, labels = F.pad(image, outside), F.pad(labels, outside, value=IGNORE)
     return image, labels
+
+
+def distortion(draws: Sequence[int]) -> list[tuple[str, float]]:
+    """mmsegmentation's steps, each of the four with probability ½, contrast before or after the colours.
+
+    The draws, DRAWS integers below UNIT, decide: whether brightness, by how much; contrast early or late, whether,
+    by how much; whether saturation, by how much; whether hue, by how much.
+    """
+    chance = [2 * draw >= UNIT for draw in draws]
+    share = [draw / UNIT for draw in draws]
+    low, high = FACTORS
+    brighter = [("brightness", BRIGHTNESS * (2 * share[1] - 1))] if chance[0] else []
+    contrasted = [("contrast", low + (high - low) * share[4])] if chance[3] else []
+    saturated = [("saturation", low + (high - low) * share[6])] if chance[5] else []
+    turned = [("hue", 2 * HUE * draws[8] // UNIT - HUE)] if chance[7] else []  # never by +HUE, as numpy's randint
+    if chance[2]:
+        return brighter + contrasted + saturated + turned
+    return brighter + saturated + turned + contrasted
 
 
 class Window(NamedTuple):
@@ -216,7 +229,8 @@ def _times(size: Sequence[int], factor: float) -> tuple[int, int]:
     return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
 
 
-def _pair(given: Sequence[int], name: str) -> tuple[int, int]:
+def checked_pair(given: Sequence[int], name: str) -> tuple[int, int]:
+    """Two positive integers: heights and widths."""
     try:
         first, second = map(operator.index, given)
     except (TypeError, ValueError):

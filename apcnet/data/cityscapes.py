@@ -3,51 +3,55 @@
     ROOT/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png
     ROOT/gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png
 
-The download has *_gtFine_labelIds.png in their place; `apcnet prepare cityscapes ROOT` writes those that are read here.
+The download has *_gtFine_labelIds.png in their place, with 34 labels of which 19 are classes and the rest is ignored;
+`apcnet prepare cityscapes ROOT` writes those that are read here.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from apcnet.choices import check_choice
-from apcnet.data.classes import read_classes
-from apcnet.data.files import Files
-from apcnet.data.layout import find_root, images_in, pair_up
+from apcnet.data.classes import LISTS, UNKNOWN, label_table, read_classes
+from apcnet.data.files import read_mask
+from apcnet.data.layout import Job, Listing, find_root, images_in
+from apcnet.data.sample import IGNORE
 
 PLACES = ("cityscapes",)
-CLASSES, PALETTE = read_classes(
-    """
-    road 128 64 128
-    sidewalk 244 35 232
-    building 70 70 70
-    wall 102 102 156
-    fence 190 153 153
-    pole 153 153 153
-    traffic light 250 170 30
-    traffic sign 220 220 0
-    vegetation 107 142 35
-    terrain 152 251 152
-    sky 70 130 180
-    person 220 20 60
-    rider 255 0 0
-    car 0 0 142
-    truck 0 0 70
-    bus 0 60 100
-    train 0 80 100
-    motorcycle 0 0 230
-    bicycle 119 11 32
-    """,
-    "cityscapes",
-)
+CLASSES, PALETTE = read_classes(LISTS / "cityscapes.txt")
+STORED, MADE = "_gtFine_labelIds", "_gtFine_labelTrainIds"
+IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of the classes, in their order
+LABELS = label_table(len(CLASSES), dict.fromkeys(range(34), IGNORE) | {value: i for i, value in enumerate(IDS)})
 
 
-def open_cityscapes(root: str | Path | None, split: str = "val") -> Files:
+def list_cityscapes(root: str | Path | None, split: str = "val") -> Listing:
     """The train or val split; masks hold labelTrainIds, 0 to 18 and 255."""
     check_choice(split, "split", ("train", "val"))
     root = find_root(root, "leftImg8bit", PLACES)
     image_folder, mask_folder = root / "leftImg8bit" / split, root / "gtFine" / split
     images = images_in(image_folder, ending="_leftImg8bit")
-    masks = images_in(mask_folder, ending="_gtFine_labelTrainIds")
-    unprepared = images_in(mask_folder, ending="_gtFine_labelIds").keys() & images.keys() - masks.keys()
+    masks = images_in(mask_folder, ending=MADE)
+    unprepared = images_in(mask_folder, ending=STORED).keys() & images.keys() - masks.keys()
     hint = f"; `apcnet prepare cityscapes {root}` makes them from their labelIds" if unprepared else ""
     wanted = f"{mask_folder}/*_gtFine_labelTrainIds.png"
-    return Files(pair_up(images, images, masks, image_folder, wanted, hint), CLASSES, PALETTE)
+    return Listing(images, images, masks, image_folder, wanted, CLASSES, PALETTE, hint=hint)
+
+
+def plan_cityscapes(root: str | Path, source: Path | None = None) -> Iterator[Job]:
+    if source is not None:
+        raise ValueError(f"source: expected None, Cityscapes is prepared from what is in its root, got {str(source)!r}")
+    folder = find_root(root, "gtFine", PLACES) / "gtFine"
+    stored = images_in(folder, ending=STORED)
+    if not stored:
+        raise FileNotFoundError(f"there is no *{STORED}.png in {folder}")
+    for path in stored.values():
+        yield path.with_name(path.stem.removesuffix(STORED) + f"{MADE}.png"), partial(convert, path)
+
+
+def convert(path: Path) -> np.ndarray:
+    labels = LABELS[read_mask(path).numpy()]
+    if (labels == UNKNOWN).any():
+        raise ValueError(f"{path}: expected labels of 0 to 33, got more")
+    return labels

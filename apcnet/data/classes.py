@@ -1,16 +1,18 @@
 """Lists of classes: their names, their colours, and which value in a mask stands for which.
 
-A list is a text with a line for each class, the name and then red, green and blue: `traffic light 250 170 30`. The
-benchmarks' own lists are written like that in their files here, and so is a user's classes.txt.
+A list is a file with a line for each class, the name and then red, green and blue: `traffic light 250 170 30`. Those
+of the benchmarks are in the folder class_lists; a user's own is classes.txt beside the images.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from apcnet.data.sample import IGNORE
 
+LISTS = Path(__file__).parent / "class_lists"
 UNKNOWN = 254  # in a label table: a value that masks of this data set do not hold
 MOST = 254  # classes that a label of 8 bits can tell apart, beside IGNORE and UNKNOWN
 
@@ -18,14 +20,12 @@ Color = tuple[int, int, int]
 _COLORED = re.compile(r"(.*\S)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 
 
-def read_classes(text: str, source: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+def read_classes(file: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     """The names and colours that a list gives; colours may be left out, of all classes.
 
-    Args:
-        text: the list. Empty lines and lines that begin with # say nothing.
-        source: what to call the list where it is wrong.
+    Empty lines and lines that begin with # say nothing.
     """
-    lines = [line.strip() for line in text.splitlines()]
+    lines, source = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()], str(file)
     lines = [line for line in lines if line and not line.startswith("#")]
     matches = [_COLORED.fullmatch(line) for line in lines]
     if not any(matches):

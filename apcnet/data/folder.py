@@ -16,17 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apcnet.data.classes import check_classes, label_table, read_classes
-from apcnet.data.files import Files, Pair
-from apcnet.data.layout import find_root, images_in, names_in, pair_up
+from apcnet.data.layout import Listing, find_root, images_in, names_in
 
 
-def open_folder(
+def list_folder(
     root: str | Path | None,
     split: str | None = "val",
     classes: Sequence[str] | None = None,
     palette: Sequence[tuple[int, int, int]] | None = None,
     labels: Mapping[int, int] | None = None,
-) -> Files:
+) -> Listing:
     """The data set in a folder.
 
     Args:
@@ -43,29 +42,24 @@ def open_folder(
     else:
         if not (root / "classes.txt").is_file():
             raise FileNotFoundError(f"there is no classes.txt in {root}: list the classes there, or give classes=(…)")
-        classes, listed = read_classes(
-            (root / "classes.txt").read_text(encoding="utf-8-sig"), f"{root / 'classes.txt'}"
-        )
-        classes, palette = check_classes(classes, palette or listed, "palette")
-    return Files(_pairs(root, split), classes, palette, label_table(len(classes), labels))
-
-
-def _pairs(root: Path, split: str | None) -> list[Pair]:
-    image_folder, mask_folder = root / "images", root / "masks"
-    listed = root / f"{split}.txt"
-    if split is not None and (image_folder / split).is_dir():
-        if listed.is_file():
-            raise ValueError(f"{root}: has both a folder images/{split} and a list {split}.txt; keep one of them")
-        image_folder, mask_folder = image_folder / split, mask_folder / split
-    elif split is not None and not listed.is_file():
+        classes, listed_palette = read_classes(root / "classes.txt")
+        classes, palette = check_classes(classes, palette or listed_palette, "palette")
+    image_folder, mask_folder, listed = root / "images", root / "masks", root / f"{split}.txt"
+    by_folder = split is not None and (image_folder / split).is_dir()
+    by_list = split is not None and listed.is_file()
+    if by_folder and by_list:
+        raise ValueError(f"{root}: has both a folder images/{split} and a list {split}.txt; keep one of them")
+    if split is not None and not (by_folder or by_list):
         raise FileNotFoundError(
             f"split: there is neither a folder images/{split} nor a list {split}.txt in {root}; it has "
             f"{_splits(root) or 'no splits'}; None takes all images"
         )
+    if by_folder:
+        image_folder, mask_folder = image_folder / split, mask_folder / split
     images, masks = images_in(image_folder), images_in(mask_folder)
-    by_list = split is not None and listed.is_file()
     names = names_in(listed) if by_list else images.keys() | masks.keys()
-    return pair_up(names, images, masks, image_folder, mask_folder)
+    table = label_table(len(classes), labels)
+    return Listing(names, images, masks, image_folder, mask_folder, classes, palette, table)
 
 
 def _splits(root: Path) -> str:

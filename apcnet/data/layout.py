@@ -5,15 +5,16 @@ of samples is that of their names, whatever the order the file system lists them
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from apcnet.data.files import Pair
+import numpy as np
 
-Note = Callable[[str, str, Path | None, str], None]  # of a kind, a name, its path if it has one, and a folder
-_note: ContextVar[Note | None] = ContextVar("note", default=None)
+from apcnet.data.classes import Color
+from apcnet.data.files import Files, Pair
+
+Job = tuple[Path, Callable[[], np.ndarray | list[str]]]  # a file to prepare; what makes its mask, or its lines
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -80,56 +81,47 @@ def names_in(file: Path) -> list[str]:
     return names
 
 
-@contextmanager
-def leaving_out(note: Note) -> Iterator[None]:
-    """Within it data sets open without the samples that lack a file, after a note of each; else they do not open."""
-    token = _note.set(note)
-    try:
-        yield
-    finally:
-        _note.reset(token)
+@dataclass(frozen=True)
+class Listing:
+    """A split of a data set as it is found on disk: names, and what goes by them, whether it is complete or not."""
 
+    names: Iterable[str]  # of the samples; they become a sorted list
+    images: Mapping[str, Path]  # by name
+    masks: Mapping[str, Path]
+    image_folder: Path  # where images and masks come from, to say so in an error
+    mask_folder: Path | str
+    classes: Sequence[str]
+    palette: Sequence[Color]
+    labels: np.ndarray | None = None  # as Files takes them
+    hint: str = ""  # what to do where masks are missing
 
-def pair_up(
-    names: Iterable[str],
-    images: Mapping[str, Path],
-    masks: Mapping[str, Path],
-    image_folder: Path,
-    mask_folder: Path | str,
-    hint: str = "",
-) -> list[Pair]:
-    """The pairs of these names, sorted.
+    def __post_init__(self):
+        object.__setattr__(self, "names", sorted(self.names))
+        if not self.names:
+            raise FileNotFoundError(f"there are no images in {self.image_folder}")
 
-    Args:
-        names: whose pairs are wanted.
-        images: by name.
-        masks: by name.
-        image_folder: where images come from, to say so in an error.
-        mask_folder: the same of masks.
-        hint: what to do where masks are missing.
-    """
-    names = sorted(names)
-    if not names:
-        raise FileNotFoundError(f"there are no images in {image_folder}")
-    if note := _note.get():
-        for kind, found, folder in (
-            ("image missing", images, image_folder),
-            ("mask missing", masks, f"{mask_folder}{hint}"),
-        ):
-            for name in names:
-                if name not in found:
-                    note(kind, name, None, str(folder))
-        for name in sorted(masks.keys() - images.keys() - set(names)):
-            note("mask of no image", name, masks[name], str(image_folder))
-        names = [name for name in names if name in images and name in masks]
-    complaints = []
-    for kind, found, folder in (("image", images, image_folder), ("mask", masks, mask_folder)):
-        missing = [name for name in names if name not in found]
-        if missing:
-            complaints.append(f"{len(missing)} of {len(names)} samples have no {kind} in {folder}: {_some(missing)}")
-    if complaints:
-        raise FileNotFoundError("; ".join(complaints) + hint)
-    return [Pair(name, images[name], masks[name]) for name in names]
+    def missing(self) -> list[tuple[str, list[str], Path | str]]:
+        """Of images and of masks: what they are called, the names that have none, and where it was looked for."""
+        images = [name for name in self.names if name not in self.images]
+        masks = [name for name in self.names if name not in self.masks]
+        return [("image", images, self.image_folder), ("mask", masks, self.mask_folder)]
+
+    def complete(self) -> Files:
+        """The samples that have both files."""
+        names = [name for name in self.names if name in self.images and name in self.masks]
+        pairs = [Pair(name, self.images[name], self.masks[name]) for name in names]
+        return Files(pairs, self.classes, self.palette, self.labels)
+
+    def open(self) -> Files:
+        """All samples; it is an error if one lacks a file."""
+        complaints = [
+            f"{len(names)} of {len(self.names)} samples have no {kind} in {folder}: {_some(names)}"
+            for kind, names, folder in self.missing()
+            if names
+        ]
+        if complaints:
+            raise FileNotFoundError("; ".join(complaints) + self.hint)
+        return self.complete()
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -4,85 +4,37 @@
     ROOT/SegmentationClassContext/*.png      0: background, the classes in alphabetical order from 1
     ROOT/ImageSets/SegmentationContext/{train,val}.txt
 
-`apcnet prepare pascal_context ROOT` makes the masks and the lists from trainval_merged.json.
+`apcnet prepare pascal_context ROOT` makes the masks and the lists from the annotations of PASCAL in Detail,
+trainval_merged.json. The file lists images (image_id, file_name, height, width, phase) and regions (image_id,
+category_id and a mask), the later of which lie above the earlier. A mask is a run-length code in COCO's compressed
+form: lengths of zeros and ones in turn, column by column. The result is that of the `detail` package and
+mmsegmentation's converter, without either.
 """
 
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from apcnet.choices import check_choice
-from apcnet.data.classes import read_classes, reduced_labels
-from apcnet.data.files import Files
-from apcnet.data.layout import find_root, images_in, names_in, pair_up
+from apcnet.data.classes import LISTS, read_classes, reduced_labels
+from apcnet.data.layout import Job, Listing, find_root, images_in, names_in
 
 PLACES = ("VOC2010", "VOCdevkit/VOC2010")
-CLASSES, PALETTE = read_classes(
-    """
-    background 120 120 120
-    aeroplane 180 120 120
-    bag 6 230 230
-    bed 80 50 50
-    bedclothes 4 200 3
-    bench 120 120 80
-    bicycle 140 140 140
-    bird 204 5 255
-    boat 230 230 230
-    book 4 250 7
-    bottle 224 5 255
-    building 235 255 7
-    bus 150 5 61
-    cabinet 120 120 70
-    car 8 255 51
-    cat 255 6 82
-    ceiling 143 255 140
-    chair 204 255 4
-    cloth 255 51 7
-    computer 204 70 3
-    cow 0 102 200
-    cup 61 230 250
-    curtain 255 6 51
-    dog 11 102 255
-    door 255 7 71
-    fence 255 9 224
-    floor 9 7 230
-    flower 220 220 220
-    food 255 9 92
-    grass 112 9 255
-    ground 8 255 214
-    horse 7 255 224
-    keyboard 255 184 6
-    light 10 255 71
-    motorbike 255 41 10
-    mountain 7 255 255
-    mouse 224 255 8
-    person 102 8 255
-    plate 255 61 6
-    platform 255 194 7
-    pottedplant 255 122 8
-    road 0 255 20
-    rock 255 8 41
-    sheep 255 5 153
-    shelves 6 51 255
-    sidewalk 235 12 255
-    sign 160 150 20
-    sky 0 163 255
-    snow 140 140 140
-    sofa 250 10 15
-    table 20 255 0
-    track 31 255 0
-    train 255 31 0
-    tree 255 224 0
-    truck 153 255 0
-    tvmonitor 0 0 255
-    wall 255 71 0
-    water 0 235 255
-    window 0 173 255
-    wood 31 0 255
-    """,
-    "pascal_context",
+CLASSES, PALETTE = read_classes(LISTS / "pascal_context.txt")
+# Of the 459 categories those that are classes, in the order of the classes: that of the alphabet.
+CATEGORIES = (
+    *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159),
+    *(162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368),
+    *(397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
 )
+CLASS_OF = {0: 0} | {category: i + 1 for i, category in enumerate(CATEGORIES)}  # 0: what no region covers
 
 
-def open_pascal_context(root: str | Path | None, split: str = "val", classes: int = 60) -> Files:
+def list_pascal_context(root: str | Path | None, split: str = "val", classes: int = 60) -> Listing:
     """The train or val split.
 
     Args:
@@ -101,7 +53,68 @@ def open_pascal_context(root: str | Path | None, split: str = "val", classes: in
     for place in (listed, mask_folder):
         if not place.exists():
             raise FileNotFoundError(f"there is no {place}{hint}")
-    pairs = pair_up(names_in(listed), images_in(image_folder), images_in(mask_folder), image_folder, mask_folder, hint)
-    if classes == 60:
-        return Files(pairs, CLASSES, PALETTE)
-    return Files(pairs, CLASSES[1:], PALETTE[1:], reduced_labels(59))
+    labels = None if classes == 60 else reduced_labels(59)
+    files = names_in(listed), images_in(image_folder), images_in(mask_folder), image_folder, mask_folder
+    return Listing(*files, CLASSES[-classes:], PALETTE[-classes:], labels, hint)
+
+
+def plan_pascal_context(root: str | Path, source: Path | None = None) -> Iterator[Job]:
+    root = find_root(root, "JPEGImages", PLACES)
+    source = source or root / "trainval_merged.json"
+    if not source.is_file():
+        raise FileNotFoundError(f"source: there is no {source}; it is part of the download of PASCAL in Detail")
+    try:
+        annotations = json.loads(source.read_bytes())
+        images, regions = annotations["images"], defaultdict(list)
+        for region in annotations["annos_segmentation"]:
+            regions[region["image_id"]].append(region)
+        phases = {phase: [image for image in images if image["phase"] == phase] for phase in ("train", "val")}
+        names = {phase: sorted(Path(image["file_name"]).stem for image in phases[phase]) for phase in phases}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{source}: is not what PASCAL in Detail calls trainval_merged.json, {error!r}") from error
+    for image in (*phases["train"], *phases["val"]):
+        out = root / "SegmentationClassContext" / f"{Path(image['file_name']).stem}.png"
+        yield out, partial(paint, image, regions[image["image_id"]], source)
+    for phase, listed in names.items():
+        yield root / "ImageSets" / "SegmentationContext" / f"{phase}.txt", partial(list, listed)
+
+
+def paint(image: dict, regions: list[dict], source: Path) -> np.ndarray:
+    """The mask of an image: its regions one above the other."""
+    height, width = image["height"], image["width"]
+    categories = np.zeros(width * height, dtype=np.int64)  # column by column, as the regions are stored
+    for region in regions:
+        try:
+            code = region["segmentation"]
+            if code["size"] != [height, width]:
+                raise ValueError(f"its size is {code['size']}, that of the image {[height, width]}")
+            categories[decode(code["counts"], width * height)] = region["category_id"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{source}: region {region.get('id')} of {image['file_name']}: {error}") from error
+    unknown = sorted(set(np.unique(categories).tolist()) - CLASS_OF.keys())
+    if unknown:
+        raise ValueError(f"{source}: {image['file_name']} has regions of category {unknown[0]}, none of the 59")
+    table = np.zeros(max(CLASS_OF) + 1, dtype=np.uint8)
+    table[list(CLASS_OF)] = list(CLASS_OF.values())
+    return np.ascontiguousarray(table[categories].reshape(width, height).T)
+
+
+def decode(counts: str, pixels: int) -> np.ndarray:
+    """Which pixels a run-length code covers.
+
+    A length takes a few characters, 48 + 5 bits of it, the lowest first, + 32 if more follow; the sign bit is the
+    highest there is. From the fourth on, what is stored is the difference to the last but one.
+    """
+    digits = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(digits & 32 == 0)
+    if len(last) == 0 or last[-1] != len(digits) - 1 or digits.min() < 0 or digits.max() > 63:
+        raise ValueError("its code is no run-length code")
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    lengths = np.add.reduceat((digits & 31) << 5 * place, first)
+    lengths -= np.where(digits[last] & 16, 1 << 5 * (place[last] + 1), 0)
+    lengths[1::2] = lengths[1::2].cumsum()
+    lengths[2::2] = lengths[2::2].cumsum()
+    if lengths.min() < 0 or lengths.sum() != pixels:
+        raise ValueError(f"its code covers {lengths.sum()} pixels of {pixels}")
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)

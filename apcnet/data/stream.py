@@ -11,11 +11,10 @@ Evaluation reads every sample once: shard says which indices a rank has, loader 
 
 import atexit
 import functools
-import itertools
 import multiprocessing
-import operator
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,33 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from apcnet.choices import check_choice
 from apcnet.data.sample import Sample, SampleError
+from apcnet.keys import DRAWS, ORDER, hashes, keyed
 
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
-
-BITS, STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
-ORDER, DRAWS = 0, 1  # what a key is for
-
-
-def mix(x):
-    """splitmix64's bijection of the integers below 2⁶⁴: of a Python integer, or of every one in a uint64 array."""
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & BITS
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & BITS
-    return x ^ (x >> 31)
-
-
-def keyed(*numbers: int) -> int:
-    """64 bits that depend on these integers alone, and differ where only the last of them differs."""
-    key = 0
-    for number in numbers:
-        key = mix((key ^ (number & BITS)) + STEP & BITS)
-    return key
-
-
-def hashes(key: int, count: int) -> np.ndarray:
-    """As many different uint64 numbers, in the order that the key gives them."""
-    return mix(np.arange(1, count + 1, dtype=np.uint64) * STEP + key)
 
 
 @functools.lru_cache(maxsize=4)  # a batch may lie across the border of two epochs
@@ -81,34 +57,23 @@ class Batch(NamedTuple):
     positions: list[int]
 
 
+@dataclass(frozen=True)
 class Batches:
-    """The stream of one rank: batches[step], for every step there may ever be.
+    """The stream of one rank: batches[step], for every step there may ever be; `loader` takes them from any step on."""
 
-    Args:
-        dataset: of Samples.
-        transform: takes a Sample and a torch.Generator, gives image and mask, in one batch all of one size.
-        seed: of order and transforms.
-        batch_size: of the global batch, all ranks together.
-        rank, world: which process this is, of how many.
-    """
+    dataset: Sequence[Sample]
+    transform: Transform  # of a Sample and a torch.Generator makes image and mask, in one batch all of one size
+    seed: int  # of order and transforms
+    batch_size: int  # of the global batch, all ranks together
+    rank: int = 0  # which process this is, of how many
+    world: int = 1
 
-    def __init__(
-        self,
-        dataset: Sequence[Sample],
-        transform: Transform,
-        *,
-        seed: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        _check_rank(rank, world)
-        if not len(dataset):
+    def __post_init__(self):
+        _check_rank(self.rank, self.world)
+        if not len(self.dataset):
             raise ValueError("dataset: expected one sample at least, it is empty")
-        if batch_size < 1 or batch_size % world:
-            raise ValueError(f"batch_size: expected a multiple of the {world} processes, got {batch_size}")
-        self.dataset, self.transform, self.seed = dataset, transform, operator.index(seed)
-        self.batch_size, self.rank, self.world = batch_size, rank, world
+        if self.batch_size < 1 or self.batch_size % self.world:
+            raise ValueError(f"batch_size: expected a multiple of the {self.world} processes, got {self.batch_size}")
 
     def __getitem__(self, step: int) -> Batch:
         start = step * self.batch_size
@@ -133,60 +98,19 @@ class Batches:
         return image, mask, sample.name
 
 
-def training_stream(
-    dataset: Sequence[Sample],
-    transform: Transform,
-    *,
-    seed: int,
-    batch_size: int,
-    rank: int = 0,
-    world: int = 1,
-    start_step: int = 0,
-    workers: int = 0,
-    prefetch: int = 2,
-    start_method: str | None = None,
-    pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """The batches of one rank from a step on, without end; the same for any number of workers.
-
-    Args:
-        dataset, transform, seed, batch_size, rank, world: see Batches.
-        start_step: the first step; a resumed run asks for the one it stopped before.
-        workers: processes that make batches ahead; 0 makes each when it is asked for.
-        prefetch: batches that each worker is ahead.
-        start_method: of the workers: fork, spawn or forkserver; None is Python's choice.
-        pin_memory: hand out batches in page-locked memory, for asynchronous copies to a GPU.
-    """
-    if start_step < 0:
-        raise ValueError(f"start_step: expected 0 or more, got {start_step}")
-    batches = Batches(dataset, transform, seed=seed, batch_size=batch_size, rank=rank, world=world)
-    return iter(loader(batches, itertools.count(start_step), workers, prefetch, start_method, pin_memory))
-
-
-def loader(
-    items,
-    keys,
-    workers: int = 0,
-    prefetch: int = 2,
-    start_method: str | None = None,
-    pin_memory: bool = False,
-) -> "Loader":
+def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> "Loader":
     """items[key] for every one of the keys, in their order, made by workers that stay from one pass to the next.
 
     PyTorch's loader with a generator of its own, nothing collated and nothing drawn. A SampleError arrives as it is.
+
+    Args:
+        items: batches of a stream, or samples.
+        keys: as many as there are, or without end: itertools.count(step) for a stream from a step on.
+        workers: processes that make items ahead; 0 makes each when it is asked for.
+        pin_memory: hand out items in page-locked memory, for asynchronous copies to a GPU.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    if prefetch < 1:
-        raise ValueError(f"prefetch: expected 1 or more, got {prefetch}")
-    if start_method is not None:
-        check_choice(start_method, "start_method", multiprocessing.get_all_start_methods())
-    of_workers = {
-        "prefetch_factor": prefetch,
-        "persistent_workers": True,
-        "multiprocessing_context": start_method,
-        "worker_init_fn": _leave_interrupts_to_the_parent,
-    }
     return Loader(
         Caught(items),
         batch_size=None,
@@ -195,7 +119,8 @@ def loader(
         collate_fn=_as_it_is,
         generator=torch.Generator(),
         pin_memory=pin_memory,
-        **(of_workers if workers else {}),
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_interrupts_to_the_parent,
     )
 
 

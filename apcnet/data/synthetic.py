@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from apcnet.choices import check_choice
+from apcnet.data.classes import LISTS, read_classes
 from apcnet.data.sample import IGNORE, Sample
-from apcnet.data.stream import STEP, hashes, keyed, mix
+from apcnet.keys import STEP, hashes, keyed, mix
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]  # where an endless plane of rows and columns is marked
@@ -76,16 +77,7 @@ class Synthetic:
     `context_classes` holds the indices of the classes that only their surroundings tell apart.
     """
 
-    classes = (
-        *("ground", "bricks", "pebbles"),
-        *("checks", "dots", "mesh"),
-        *("fabric by checks", "fabric by dots", "fabric by mesh"),
-    )
-    palette = (
-        *((96, 112, 88), (160, 96, 48), (136, 140, 144)),
-        *((112, 40, 40), (32, 88, 40), (40, 56, 120)),
-        *((232, 80, 80), (80, 200, 96), (88, 128, 248)),
-    )
+    classes, palette = read_classes(LISTS / "synthetic.txt")
     context_classes = (6, 7, 8)
 
     def __init__(

@@ -8,45 +8,28 @@
 `trainaug` is what networks are trained on: train.txt with VOC's masks and all further names with SBD's. The further
 names are those of trainaug.txt where there is one, else those of aug.txt. Where there is no folder SegmentationClassAug
 all masks are taken from SegmentationClass, since downloads go around that have both sorts there.
+
+SBD's own download unpacks to benchmark_RELEASE/dataset, with cls/*.mat, train.txt and val.txt. Its own splits do not
+matter here: VOC's val stays what is tested on, everything else is there to train on.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from apcnet.choices import check_choice
-from apcnet.data.classes import read_classes
-from apcnet.data.files import Files
-from apcnet.data.layout import find_root, images_in, names_in, pair_up
+from apcnet.data.classes import LISTS, read_classes
+from apcnet.data.layout import Job, Listing, find_root, images_in, names_in
+from apcnet.data.matlab import read_field
 
 PLACES = ("VOC2012", "VOCdevkit/VOC2012")
-CLASSES, PALETTE = read_classes(
-    """
-    background
-    aeroplane
-    bicycle
-    bird
-    boat
-    bottle
-    bus
-    car
-    cat
-    chair
-    cow
-    diningtable
-    dog
-    horse
-    motorbike
-    person
-    pottedplant
-    sheep
-    sofa
-    train
-    tvmonitor
-    """,
-    "voc2012",
-)
+CLASSES, PALETTE = read_classes(LISTS / "voc2012.txt")
+USUAL = ("benchmark_RELEASE/dataset", "VOCaug/dataset")  # where SBD lies: beside the root, or up to two folders above
 
 
-def open_voc2012(root: str | Path | None, split: str = "val") -> Files:
+def list_voc2012(root: str | Path | None, split: str = "val") -> Listing:
     """The train, trainaug or val split; masks hold 0 to 20, and 255 at borders."""
     check_choice(split, "split", ("train", "trainaug", "val"))
     root = find_root(root, "JPEGImages", PLACES)
@@ -62,7 +45,7 @@ def open_voc2012(root: str | Path | None, split: str = "val") -> Files:
             wanted = f"{mask_folder} (names of train.txt) or {more} (all others)"
     else:
         names = names_in(lists / f"{split}.txt")
-    return Files(pair_up(names, images_in(image_folder), masks, image_folder, wanted, hint), CLASSES, PALETTE)
+    return Listing(names, images_in(image_folder), masks, image_folder, wanted, CLASSES, PALETTE, hint=hint)
 
 
 def _trainaug_names(lists: Path, train: set[str], hint: str) -> list[str]:
@@ -71,3 +54,39 @@ def _trainaug_names(lists: Path, train: set[str], hint: str) -> list[str]:
     if (lists / "aug.txt").is_file():
         return [*train, *set(names_in(lists / "aug.txt")) - train]
     raise FileNotFoundError(f"there is neither trainaug.txt nor aug.txt in {lists}{hint}")
+
+
+def plan_voc2012(root: str | Path, source: Path | None = None) -> Iterator[Job]:
+    root = find_root(root, "JPEGImages", PLACES)
+    source = source or _find_sbd(root)
+    lists = root / "ImageSets" / "Segmentation"
+    train, val = set(names_in(lists / "train.txt")), set(names_in(lists / "val.txt"))
+    sbd = set(names_in(source / "train.txt")) | set(names_in(source / "val.txt"))
+    missing = sorted(name for name in sbd if not (source / "cls" / f"{name}.mat").is_file())
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(sbd)} masks are not in {source / 'cls'}: {missing[0]}.mat, …")
+    for name in sorted(sbd):
+        path = source / "cls" / f"{name}.mat"
+        yield root / "SegmentationClassAug" / f"{name}.png", partial(convert, path)
+    yield lists / "aug.txt", lambda: sorted(sbd - train - val)
+    yield lists / "trainaug.txt", lambda: sorted((sbd | train) - val)
+
+
+def convert(path: Path) -> np.ndarray:
+    labels = read_field(path, "GTcls", "Segmentation")
+    if labels.ndim != 2 or labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise ValueError(
+            f"{path}: expected a mask of labels 0 to {len(CLASSES) - 1}, got {labels.shape}, {labels.max()}"
+        )
+    return np.ascontiguousarray(labels, dtype=np.uint8)
+
+
+def _find_sbd(root: Path) -> Path:
+    root = root.resolve()
+    folders = [above / place for above in (root, *root.parents[:3]) for place in USUAL]
+    for folder in folders:
+        if (folder / "cls").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"source: the masks of SBD were looked for in {folders[0]} and above, in vain; name the folder that holds cls"
+    )

@@ -1,15 +1,15 @@
 """`apcnet convert`: a checkpoint of mmsegmentation or sssegmentation becomes a file that `apcnet.load` reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from apcnet import hub
 from apcnet.interop import mmseg, pickles, sssegmentation
 from apcnet.interop.mmseg.identify import config_of
-from apcnet.interop.mmseg.published import download, locate
 from apcnet.models import Segmentor
 from apcnet.models.weights import listed
 
@@ -21,7 +21,7 @@ def convert(
     align_corners: bool | None = None,
     output_stride: int | None = None,
     folder: str | Path | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: hub.Progress | None = None,
 ) -> Segmentor:
     """Writes the model of a checkpoint to a safetensors file, and returns it.
 
@@ -34,37 +34,22 @@ def convert(
             mmsegmentation mostly do, those of sssegmentation never.
         output_stride: 8, 16 or 32, of the backbone; likewise.
         folder: for what is downloaded, torch.hub's if not given.
-        progress: of the download, as in `published.download`.
+        progress: of the download, as in `hub.fetch`.
     """
     out = Path(out)
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise ValueError(f"out: expected NAME.safetensors in a folder that exists, got {out}")
-    told = {"align_corners": align_corners, "output_stride": output_stride}
-    checkpoint = pickles.read(_file(source, folder, progress))
-    state_dict = weights_of(checkpoint)
+    checkpoint = pickles.read(hub.fetch(source, folder or Path(torch.hub.get_dir()) / "checkpoints", progress))
+    state_dict, meta = weights_of(checkpoint), _dict(checkpoint.get("meta"))
+    text = meta.get("cfg", meta.get("config"))  # of 1.x and of 0.x
     if sssegmentation.is_sssegmentation(state_dict):
-        model = sssegmentation.load_model(state_dict, **told)
-    else:
-        meta = _dict(checkpoint.get("meta"))
-        text = meta.get("cfg", meta.get("config"))  # of 1.x and of 0.x
-        config = config_of(state_dict, text if isinstance(text, str) else None, **told)
-        model = mmseg.load_model(config, state_dict)
-        model.classes, model.palette = classes_of(meta, model.num_classes)
+        state_dict, text = sssegmentation.rename(state_dict), sssegmentation.CONFIG
+    text = text if isinstance(text, str) else None
+    config = config_of(state_dict, text, align_corners=align_corners, output_stride=output_stride)
+    model = mmseg.load_model(config, state_dict)
+    model.classes, model.palette = classes_of(meta, model.num_classes)
     model.save(out)
     return model
-
-
-def _file(source, folder, progress):
-    path = Path(source)
-    if path.exists():
-        return path
-    url = str(source)
-    if "://" not in url:
-        try:
-            url = locate(url)
-        except ValueError as error:
-            raise ValueError(f"source: there is no file {source}, and {str(error).removeprefix('name: ')}") from None
-    return download(url, folder or Path(torch.hub.get_dir()) / "checkpoints", progress)
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 Its five segmentors compute what mmsegmentation's do, apart from what shapes show: an FCN head without concatenation,
 auxiliary heads of 512 channels, batch norm and ReLU in the feature pyramid neck. Its files hold no config: what shapes
-do not show has to be told.
+do not show has to be told. `apcnet convert` takes them, renamed, as it takes mmsegmentation's.
 """
 
 import re
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from apcnet.choices import check_choice
 from apcnet.interop.mmseg.config import load_head as load_mmseg_head
-from apcnet.interop.mmseg.config import load_model as load_mmseg_model
-from apcnet.interop.mmseg.identify import config_of
+from apcnet.interop.mmseg.identify import inside
 from apcnet.interop.mmseg.names import assign_theirs
-from apcnet.models import Segmentor
 from apcnet.models.fpn import FPN
 
 SEGMENTORS = {"APCNet": "APCHead", "PSPNet": "PSPHead", "ENCNet": "EncHead", "FCN": "FCNHead", "SemanticFPN": "FPNHead"}
 NORMS = ("BatchNorm2d", "SyncBatchNorm")
+# What its code says, and no file of weights: mmsegmentation's config of it, where shapes do not show it.
+CONFIG = "model = dict(neck=dict(act_cfg=dict(type='ReLU')))"
 
 PARTS = {"0": "conv", "1": "bn"}  # of these blocks; 2 is their ReLU
 BLOCKS = {
@@ -63,7 +63,7 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
     check_choice(config.get("act_cfg", {"type": "ReLU"})["type"], "config.act_cfg.type", ("ReLU",))
     selected = config.get("backbone", {}).get("selected_indices") or (0, 1, 2, 3)
     weights = rename(state_dict)
-    head = load_mmseg_head(_head_config(config, len(selected)), _inside(weights, "decode_head"))
+    head = load_mmseg_head(_head_config(config, len(selected)), inside(weights, "decode_head"))
     neck = None
     if config["type"] == "SemanticFPN":
         given = config["head"]
@@ -71,19 +71,8 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
             given.get("upsample_cfg", {}).get("mode", "nearest"), "config.head.upsample_cfg.mode", ("nearest",)
         )
         neck = FPN(given["in_channels_list"], given["feats_channels"], norm=True)
-        assign_theirs(neck, _inside(weights, "neck"))
+        assign_theirs(neck, inside(weights, "neck"))
     return PyramidHead(neck, head, selected)
-
-
-def load_model(
-    state_dict: Mapping[str, Tensor], *, align_corners: bool | None = None, output_stride: int | None = None
-) -> Segmentor:
-    """Our model for a state dict of sssegmentation, whose architecture is read off its names and shapes."""
-    weights = rename(state_dict)
-    config = config_of(weights, align_corners=align_corners, output_stride=output_stride)
-    if "neck" in config:
-        config["neck"]["act_cfg"] = {"type": "ReLU"}
-    return load_mmseg_model(config, weights)
 
 
 def is_sssegmentation(state_dict: Mapping[str, Tensor]) -> bool:
@@ -121,10 +110,6 @@ def _renamed(name, lasts):
 
 def _numbers(state_dict, decoder):
     return [int(match[1]) for name in state_dict if (match := re.match(rf"{decoder}\.(\d+)\.", name))]
-
-
-def _inside(weights, room):
-    return {name.removeprefix(f"{room}."): tensor for name, tensor in weights.items() if name.startswith(f"{room}.")}
 
 
 def _head_config(config, count):

@@ -141,7 +141,7 @@ def test_every_command_has_help(run, command):
 
 
 def test_the_library_needs_neither_tyro_nor_rich():
-    imports = "import sys, apcnet, apcnet.interop.convert, apcnet.data.check"
+    imports = "import sys, apcnet, apcnet.interop.convert, apcnet.data.doctor.check"
     code = f"{imports}; assert not {{'tyro', 'rich'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

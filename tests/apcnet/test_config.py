@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from apcnet import config
-from apcnet.config import Config, Data, Evaluation, Model, Optimisation, differences
+from apcnet.config import Config, Data, Model, Optimisation, Protocol, differences
 from apcnet.models import build
 
-SECTIONS = {"model": Model, "data": Data, "optimisation": Optimisation, "evaluation": Evaluation}
+SECTIONS = {"model": Model, "data": Data, "optimisation": Optimisation, "evaluation": Protocol}
 OTHER = {  # another value than the default for every field
     "model": "pspnet",
     "backbone": "resnet18",
@@ -178,11 +178,13 @@ def test_fields_take_what_stands_for_their_type():
         (Optimisation, {"momentum": 1.0}, "momentum: expected 0 up to 1, without 1, got 1.0"),
         (Optimisation, {"weight_decay": float("inf")}, "weight_decay: expected 0 or more, got inf"),
         (Optimisation, {"accumulate": 0}, "accumulate: expected 1 or more, got 0"),
-        (Evaluation, {"ratios": ()}, r"ratios: expected positive numbers, at least one, got \(\)"),
-        (Evaluation, {"ratios": (1, -1)}, r"ratios: expected positive numbers, at least one, got \(1.0, -1.0\)"),
-        (Evaluation, {"window": (3, 3)}, r"window, stride: expected both or neither, got \(3, 3\) and None"),
-        (Evaluation, {"window": (3, 3), "stride": (3, 4)}, r"stride: expected at most the window, \(3, 3\), got"),
-        (Evaluation, {"window": (3, 3), "stride": (3, 3), "single_resize": True}, "single_resize: a sliding window"),
+        (Protocol, {"ratios": ()}, r"ratios: expected positive numbers, at least one, got \(\)"),
+        (Protocol, {"ratios": (1, -1)}, r"ratios: expected positive numbers, at least one, got \(1.0, -1.0\)"),
+        (Protocol, {"window": (3, 3)}, r"window, stride: expected both or neither, got \(3, 3\) and None"),
+        (Protocol, {"window": (3, 3), "stride": (3, 4)}, r"stride: expected at most the window, \(3, 3\), got"),
+        (Protocol, {"window": (3, 3), "stride": (3, 3), "single_resize": True}, "single_resize: windows, and what"),
+        (Protocol, {"flip": True, "single_resize": True}, "single_resize: windows, and what"),
+        (Protocol, {"window": (3, 3.5), "stride": (3, 3)}, r"window: expected int, got 3.5"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_fields_name(section, fields, message):

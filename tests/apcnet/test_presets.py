@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from apcnet.config import Config
+from apcnet.hub import PUBLISHED
 from apcnet.models import build
 from apcnet.models.build import BACKBONES
-from apcnet.presets import PUBLISHED, names, preset, table
+from apcnet.presets import names, preset, table
 
 MODELS = ("apcnet", "pspnet", "encnet", "fcn", "semantic-fpn")
 STEPS = {"20k": 20_000, "40k": 40_000, "80k": 80_000, "160k": 160_000}

@@ -10,20 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import MapCase, nchw
+from cases import MapCase
 from head_cases import CodeCase
 from upsample_cases import UpsampleCase
 
 from apc_kernels import dispatch
-from benchmarks import encode, pyramid_pool, upsample
+from benchmarks.operation import BOTH
+from benchmarks.run import OPERATIONS, Row, sides
 from benchmarks.setting import DEVICE, DTYPE
 from benchmarks.timing import paired
 
 ROOT = Path(__file__).resolve().parents[2]
-BOTH = "forward+backward"
 MIB = 2**20
 PEAKS = {  # MiB beyond the arguments, results included; (2, 150, 64, 64) to 512×512 takes PyTorch 900, 304, 304 and 600
-    upsample.LOSS_AND_GRADIENT: 0.05 * 900,
+    "upsample_cross_entropy": 0.05 * 900,
     "upsample_argmax": 10,
     "upsample_confusion": 10,
     "upsample_softmax": 10,
@@ -33,12 +33,11 @@ MEASURED = f"""
 import json, sys
 sys.path[:] = {sys.path!r}  # the same packages as here
 import torch
-from benchmarks import encode, upsample
+from benchmarks.run import OPERATIONS, peak_of
 torch.set_num_threads(1)
-case = str(upsample.CASES["2x150x64x64-512x512"])
-tasks = [upsample.LOSS_AND_GRADIENT, "upsample_argmax", "upsample_confusion", "upsample_softmax"]
-peaks = {{task: upsample.peak_of(case, "nchw", task, "cpp") for task in tasks}}
-print(json.dumps(peaks | {{"encode": encode.peak_of("nchw", "{BOTH}", "auto")}}))
+entries = [OPERATIONS[name] for name in {[*PEAKS]}]
+given = [(entry.name, str(entry.cases[0]), "nchw", entry.directions[-1]) for entry in entries]
+print(json.dumps({{each[0]: peak_of(*each, "PyTorch" if each[0] == "encode" else "cpp") for each in given}}))
 """
 
 needs_library = pytest.mark.skipif(
@@ -74,11 +73,11 @@ def test_peak_of_memory(peaks, what):
 
 
 SMALL = UpsampleCase(1, 150, (32, 32), (256, 256))
-FASTER = {  # a benchmark's two calls, and how many times as fast ours has to be at least
-    "loss and gradient": (lambda: upsample.functions(SMALL, nchw, upsample.LOSS_AND_GRADIENT, "cpp"), 2.5),
-    "argmax": (lambda: upsample.functions(SMALL, nchw, "upsample_argmax", "cpp"), 5),
-    "encode": (lambda: encode.functions(CodeCase(1, 256, (48, 48), 32), nchw, BOTH), 5),
-    "pyramid_pool": (lambda: pyramid_pool.functions(MapCase((1, 512, 64, 64)), nchw, BOTH, "cpp"), 2),
+FASTER = {  # an operation's case and direction, and how many times as fast ours has to be at least
+    "upsample_cross_entropy": (SMALL, BOTH, 2.5),
+    "upsample_argmax": (SMALL, "", 5),
+    "encode": (CodeCase(1, 256, (48, 48), 32), BOTH, 5),
+    "pyramid_pool": (MapCase((1, 512, 64, 64)), BOTH, 2),
 }
 
 
@@ -86,6 +85,7 @@ FASTER = {  # a benchmark's two calls, and how many times as fast ours has to be
 @pytest.mark.parametrize("what", FASTER)
 def test_faster(threads, what):
     threads(1)
-    functions, least = FASTER[what]
-    ours, other, *_ = functions()
-    assert paired(ours, other, seconds=0, rounds=3).row()["ratio"] >= least
+    (case, direction, least), operation = FASTER[what], OPERATIONS[what]
+    (other,) = operation.others
+    calls, _ = sides(Row(operation, case, "nchw", direction, "cpp" if operation.kernel else "PyTorch", other))
+    assert paired(calls.ours, calls.theirs, seconds=0, rounds=3).row()["ratio"] >= least

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
+from benchmarks.run import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ def test_every_part(tmp_path):
     for name in ("tyro", "rich"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not to be imported')\n")
     out = tmp_path / "out"
-    run = rehearse(out, "--files", "pyramid_pool", "mmseg_heads", path=str(tmp_path))
+    run = rehearse(out, "--only", "upsample_argmax", "load_head", path=str(tmp_path))
     assert run.returncode == 0, run.stdout + run.stderr
     outcomes = json.loads((out / "summary.json").read_text())
     assert {name.partition(":")[0] for name in outcomes} == set(gpu.PARTS)
@@ -33,12 +34,19 @@ def test_every_part(tmp_path):
         assert outcome.startswith("not run: " if name.endswith("check") else "passed"), f"{name}: {outcome}"
     summary = (out / "summary.txt").read_text()
     assert run.stdout.endswith(summary) and len(summary.splitlines()) <= gpu.LINES
-    assert "pyramid_pool, forward+backward: " in summary and "load_head, apc head, training: " in summary
+    assert "upsample_argmax: " in summary and "load_head, apc head, training: " in summary
 
     before = (out / "ops.json").read_text()
     assert {row["backend"] for row in json.loads(before)["rows"]} == {"triton"}
-    again = rehearse(out, "--part", "ops", "--files", "pyramid_pool")
+    again = rehearse(out, "--part", "ops", "--only", "upsample_argmax")
     assert again.returncode == 0 and (out / "ops.json").read_text() == before, "nothing is measured twice"
+
+
+def test_everything_is_measured():
+    """All of the table that a GPU has anything to do with, the heads, and whole models."""
+    named = {name for groups in gpu.NAMES.values() for group in groups for name in group}
+    wanted = {name for name, operation in OPERATIONS.items() if operation.on_gpu}
+    assert named == wanted
 
 
 def step(tmp_path, command, **options):

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from apc_kernels import dispatch
-from benchmarks import compare, conftest, plots, report, rows, sanitized, targets
+from benchmarks import compare, conftest, goals, plots, report, rows, sanitized
+from benchmarks.operations import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 POOL = {
@@ -103,21 +103,20 @@ def test_what_a_row_is_about(case, about):
 
 
 def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/encode.py"]
-    command += ["-o", "python_files=benchmarks/*.py", "-o", "python_functions=bench_*", "--benchmark-quiet", *arguments]
+    command = [sys.executable, "-m", "benchmarks.run", "encode", "-p", "no:cacheprovider", *arguments]
     environment = os.environ | {"APC_REHEARSAL": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_rows_are_written_and_what_takes_long_is_asked_for(tmp_path):
     file = tmp_path / "rows.json"
-    first = run_benchmarks(f"--rows={file}", "-k", "eager or scaling")
+    first = run_benchmarks(f"--rows={file}", "-k", "not compile")
     assert first.returncode == 0, first.stdout
-    assert [row["case"] for row in rows.read(file)["rows"]] == [
-        "forward, 2x8x6x6-3, channels_last, float16",
-        "forward+backward, 2x8x6x6-3, channels_last, float16",
-    ]
-    rest = run_benchmarks(f"--rows={file}", "--resume", "--all", "-k", "eager or scaling")
+    cases = ["forward, 2x8x6x6-3, channels_last, float16", "forward+backward, 2x8x6x6-3, channels_last, float16"]
+    assert [row["case"] for row in rows.read(file)["rows"]] == cases
+    for case in cases:
+        assert re.search(rf"encode, {re.escape(case)}, PyTorch: [\d.]+ ms, [\d.]+ times as fast as ", first.stdout)
+    rest = run_benchmarks(f"--rows={file}", "--resume", "--all", "-k", "not compile")
     assert rest.returncode == 0 and "1 passed" in rest.stdout
     last = rows.read(file)["rows"][-1]
     assert last["case"].startswith("scaling by batch, forward+backward, ") and last["value"] == 2
@@ -144,22 +143,28 @@ def test_a_lost_gpu_is_noticed(monkeypatch):
     assert not conftest.usable()
 
 
-def test_one_broken_kernel_hides_no_other(monkeypatch, capsys):
-    def broken():
-        raise AssertionError("far off")
+NORM = "adaptive_context_norm"
 
-    given = [("pyramid_pool", broken), ("adaptive_context_norm", lambda: None)]
-    monkeypatch.setattr(sanitized, "calls", lambda layout, backend: given)
+
+def test_one_broken_kernel_hides_no_other(monkeypatch, capsys):
+    def check(row):
+        if row.operation.name == "pyramid_pool":
+            raise AssertionError("far off")
+
+    monkeypatch.setattr(sanitized, "sides", check)
+    monkeypatch.setattr(sanitized, "OPERATIONS", {name: OPERATIONS[name] for name in ("pyramid_pool", NORM)})
     monkeypatch.setattr(sanitized, "BACKENDS", ["cpp", "cuda"])
+    monkeypatch.setattr(sys, "argv", ["sanitized"])
     monkeypatch.setattr(sanitized, "LAYOUTS", {"nchw": None})
-    monkeypatch.setattr(sanitized, "DTYPE", torch.float32)
     monkeypatch.setattr(dispatch, "why_not", lambda backend, *_: None if backend == "cpp" else "there is none")
     assert sanitized.main() == 1
     assert capsys.readouterr().out.splitlines() == [
-        "pyramid_pool, nchw, cpp: FAILED: AssertionError: far off",
-        "adaptive_context_norm, nchw, cpp: as it should be",
-        "pyramid_pool, nchw, cuda: not run: there is none",
-        "adaptive_context_norm, nchw, cuda: not run: there is none",
+        "pyramid_pool, forward, 1x6x9x7, nchw, float32, cpp: FAILED: AssertionError: far off",
+        "pyramid_pool, forward+backward, 1x6x9x7, nchw, float32, cpp: FAILED: AssertionError: far off",
+        f"{NORM}, training step, 2x16x5x7-1.2.3.6, nchw, float32, cpp: as it should be",
+        "pyramid_pool, forward, 1x6x9x7, nchw, float32, cuda: not run: there is none",
+        "pyramid_pool, forward+backward, 1x6x9x7, nchw, float32, cuda: not run: there is none",
+        f"{NORM}, training step, 2x16x5x7-1.2.3.6, nchw, float32, cuda: not run: there is none",
     ]
 
 
@@ -239,11 +244,11 @@ def test_compare_as_a_command(tmp_path, monkeypatch, capsys):
     assert code == 2 and "there is no such file" in text
 
 
-# Targets
+# Goals
 
 
-def test_targets_are_judged():
-    judged = {str(target): target.judged([POOL, LOSS]) for target in targets.CPU}
+def test_goals_are_judged():
+    judged = {str(goal): goal.judged([POOL, LOSS]) for goal in goals.CPU}
     assert judged["pyramid_pool, forward, 2x2048x64x64, nchw, at least 5 times as fast"] == "met"
     loss = "upsample_cross_entropy, forward+backward, 2x150x64x64-512x512, nchw"
     assert judged[f"{loss}, at least 10 times as fast"] == "**missed**"
@@ -252,15 +257,15 @@ def test_targets_are_judged():
 
 
 def test_of_several_backends_the_best_counts():
-    target = next(t for t in targets.GPU if t.operation == "upsample_argmax")
-    row = {"operation": target.operation, "case": f"{target.case}, bfloat16", "other": target.other, "ours_ms": 1.0}
-    assert target.judged([row | {"ratio": 4.0}]) == "**missed**"
-    assert target.judged([row | {"ratio": 4.0}, row | {"ratio": 6.0, "backend": "triton"}]) == "met"
-    assert target.judged([row | {"ratio": 9.0, "other": "F.interpolate, argmax in torch.compile"}]) == "not measured"
+    goal = next(t for t in goals.GPU if t.operation == "upsample_argmax")
+    row = {"operation": goal.operation, "case": f"{goal.case}, bfloat16", "other": goal.other, "ours_ms": 1.0}
+    assert goal.judged([row | {"ratio": 4.0}]) == "**missed**"
+    assert goal.judged([row | {"ratio": 4.0}, row | {"ratio": 6.0, "backend": "triton"}]) == "met"
+    assert goal.judged([row | {"ratio": 9.0, "other": "F.interpolate, argmax in torch.compile"}]) == "not measured"
 
 
-def test_a_gpu_has_targets_of_its_own():
-    assert targets.of({"name": "NVIDIA H200 (sm_90)"}) is targets.GPU and targets.of(MACHINE) is targets.CPU
+def test_a_gpu_has_goals_of_its_own():
+    assert goals.of({"name": "NVIDIA H200 (sm_90)"}) is goals.GPU and goals.of(MACHINE) is goals.CPU
 
 
 # Reports
@@ -323,7 +328,7 @@ def test_rows_without_columns_do_not_break_a_report(reported, tmp_path):
         reported(*without)
         if plots.AVAILABLE and lacking in ("ratio", "bytes", "value", "memory_mib"):
             plots.draw(measured(*without), tmp_path / "plots")
-    assert reported()[1].count("not measured") == len(targets.CPU)
+    assert reported()[1].count("not measured") == len(goals.CPU)
 
 
 def test_committed_reports_are_made_from_their_results():

@@ -57,12 +57,7 @@ def test_ours(model):
 def test_mmsegmentation(model):
     """To the bit: the same calls of PyTorch in the same order."""
     config, modules, images, target = drawn(model)
-    peer.imported()
-    from mmengine.config import ConfigDict
-    from mmseg.registry import MODELS
-
-    theirs = MODELS.build(config | {"train_cfg": {}, "test_cfg": ConfigDict(mode="whole")})
-    theirs.load_state_dict(modules.state_dict())
+    theirs = peer.model(config, modules.state_dict())
     with torch.no_grad():
         logits = modules.eval()(images)
         logits = stock.upsampled(logits[0] if isinstance(logits, tuple) else logits, images.shape[2:])

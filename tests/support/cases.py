@@ -18,7 +18,8 @@ class MapCase:
     scales: tuple[int, ...] = (1, 2, 3, 6)
 
     def __str__(self) -> str:
-        return f"{'x'.join(map(str, self.shape))}-{'.'.join(map(str, self.scales))}"
+        usual = self.scales == MapCase.scales
+        return "x".join(map(str, self.shape)) + ("" if usual else f", scales {'.'.join(map(str, self.scales))}")
 
 
 MAPS = [

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from apcnet.config import Evaluation
+from apcnet.config import Protocol
 from apcnet.data.sample import Sample
-from apcnet.evaluation import evaluate
+from apcnet.inference.evaluation import evaluate
 
 SIZES = ((40, 61), (32, 32), (57, 33), (61, 40), (24, 70))
 
@@ -63,9 +63,9 @@ class Pictures:
 
 
 TESTS = (
-    Evaluation(),
-    Evaluation(test_scale=(50, 40), window=(20, 24), stride=(16, 17)),
-    Evaluation(test_scale=(50, 40), ratios=(0.5, 1.25), flip=True),
+    Protocol(),
+    Protocol(test_scale=(50, 40), window=(20, 24), stride=(16, 17)),
+    Protocol(test_scale=(50, 40), ratios=(0.5, 1.25), flip=True),
 )
 
 

@@ -1,4 +1,4 @@
-"""The hard cases of pyramid_conv and encode, written once: tests run all of them, benchmarks the large ones."""
+"""The hard cases of pyramid_conv, encode and conv3x3, written once: tests run all, benchmarks the large ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +54,51 @@ def draw_conv(case: ConvCase, dtype: torch.dtype = torch.float32, device: str = 
         "grad": torch.randn(case.batch, case.outputs, *case.size, generator=generator),
     }
     return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+
+
+def draw_bottleneck(
+    case: ConvCase, layout: Callable, dtype: torch.dtype, device: str, features: int = 2048
+) -> dict[str, Tensor]:
+    """Features and regions, the weight of both side by side as initialisation gives it, a gradient of the result."""
+    t = draw_conv(case, dtype, device)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(case.batch, features, *case.size, generator=generator).relu().to(device, dtype)
+    weight = torch.randn(case.outputs, features, case.kernel, case.kernel, generator=generator).to(device, dtype)
+    weight = torch.cat([weight / (9 * features) ** 0.5, t["weight"]], 1)
+    return {"x": layout(x), "regions": t["regions"], "weight": layout(weight), "grad": layout(t["grad"])}
+
+
+@dataclass(frozen=True)
+class MapsCase:
+    """Maps with so many channels each, convolved side by side to so many channels; and where that is done."""
+
+    batch: int
+    channels: tuple[int, ...]
+    outputs: int
+    where: str = ""
+    size: tuple[int, int] = (64, 64)
+
+    def __str__(self) -> str:
+        sizes = f"{self.batch}x{'+'.join(map(str, self.channels))}x{self.size[0]}x{self.size[1]} to {self.outputs}"
+        return ", ".join(filter(None, (self.where, sizes)))
+
+
+SIDE_BY_SIDE = [
+    MapsCase(2, (2048,), 512, "EncNet's and PSPNet's bottleneck"),
+    MapsCase(2, (1024,), 256, "auxiliary head"),
+    MapsCase(2, (256,), 128, "Semantic FPN"),
+    MapsCase(1, (128,), 128, "smallest"),
+    MapsCase(2, (2048, 512, 512, 512, 512), 512, "APCNet's bottleneck"),
+]
+
+
+def draw_maps(case: MapsCase) -> dict[str, Tensor]:
+    """Maps and weight, of the size that initialisation gives them, and a gradient of the result."""
+    generator, total = torch.Generator().manual_seed(0), sum(case.channels)
+    maps = [torch.randn(case.batch, c, *case.size, generator=generator).relu() for c in case.channels]
+    weight = torch.randn(case.outputs, total, 3, 3, generator=generator) / (9 * total) ** 0.5
+    grad = torch.randn(case.batch, case.outputs, *case.size, generator=generator)
+    return {f"map {i}": x for i, x in enumerate(maps)} | {"weight": weight, "grad": grad}
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,17 @@ def build(config: dict, seed: int = 0) -> nn.Module:
     return module
 
 
+def model(config: dict, weights: dict[str, Tensor]) -> nn.Module:
+    """A whole model of this config (stock_models.config) with these weights."""
+    imported()
+    from mmengine.config import ConfigDict
+    from mmseg.registry import MODELS
+
+    module = MODELS.build(config | {"train_cfg": {}, "test_cfg": ConfigDict(mode="whole")})
+    module.load_state_dict(weights)
+    return module
+
+
 def samples(target: Tensor, **meta) -> list:
     """The data samples that hold these labels, (B, H, W)."""
     imported()

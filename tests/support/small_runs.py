@@ -80,7 +80,7 @@ def learn_with_others(rank: int, world: int, file: str, results: dict) -> None:
 def learn(rank: int, world: int, frozen_norms: bool, steps: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
     """The weights and losses of a model without dropout, trained on every `world`-th image of some batches."""
     import apcnet
-    from apcnet.optimisation import Descent
+    from apcnet.training.step import Descent
 
     torch.manual_seed(0)
     model = apcnet.create("apcnet", "tiny", 3, width=8, channels=8, dropout=0.0, auxiliary_channels=8).train()

@@ -193,6 +193,15 @@ def pyramid_conv(
     return F.conv2d(upsampled_pyramid(regions, size, scales, align_corners), weight, padding=weight.shape[2] // 2)
 
 
+def conv3x3(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    return F.conv2d(maps[0] if len(maps) == 1 else torch.cat(list(maps), 1), weight, padding=1)
+
+
+def pyramid_bottleneck(features: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
+    """PSPNet's: a convolution of features beside their upsampled pyramid."""
+    return conv3x3([features, upsampled_pyramid(regions, features.shape[2:], scales)], weight)
+
+
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
     """EncNet's encoding as its peers have it: every residual of every position and codeword, in the widest dtype."""
     residuals = x.flatten(2).mT.contiguous()[:, :, None].to(codewords.dtype) - codewords  # (B, N, K, C)

@@ -135,12 +135,8 @@ def _auxiliary(config: Mapping[str, Any] | None, options: Mapping[str, Any]) -> 
     _type(config, where, ("FCNHead",))
     of_auxiliary = _head_options(config, where)
     _check_index(config, where, 2)
-    expected = {
-        "convs": 1,
-        "concat": False,
-        "kernel_size": 3,
-        **{k: options[k] for k in ("dropout", "align_corners") if k in options},
-    }
+    expected = {"convs": 1, "concat": False, "kernel_size": 3}
+    expected |= {name: options[name] for name in ("dropout", "align_corners") if name in options}
     for name, value in expected.items():
         if of_auxiliary.get(name, value) != value:
             raise ValueError(f"{where}: expected {name} {value}, got {of_auxiliary[name]}")

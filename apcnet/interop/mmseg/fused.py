@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import apc_kernels
 from apcnet.interop.mmseg import obstacles
 from apcnet.interop.mmseg.obstacles import criterion_of, first, group_of
+from apcnet.models.layers import beside, layout_of
 
 EPS = torch.finfo(torch.float32).eps  # which mmsegmentation adds to what it divides by
 
@@ -80,7 +81,7 @@ class FusedPSPHead(PSPHead, FusedLoss):
             features.shape[2:],
             scales,
             align_corners=self.psp_modules.align_corners,
-            memory_format=_memory_format(features),
+            memory_format=layout_of(features),
         )
         return _normalized(self.bottleneck, features)
 
@@ -115,8 +116,7 @@ class FusedEncoding(Encoding):
     """The residual encoding without a tensor of residuals."""
 
     def forward(self, x):
-        codewords, scale = _wide(self.codewords), _wide(self.scale)
-        return apc_kernels.encode(x, codewords, scale).to(self.codewords.dtype)
+        return apc_kernels.encode(x, beside(x, self.codewords), beside(x, self.scale)).to(self.codewords.dtype)
 
 
 class LabelsOnlyEncoderDecoder(EncoderDecoder):
@@ -173,21 +173,21 @@ def _adaptive_context(acm: ACM, pooled: Tensor, x: Tensor) -> Tensor:
     residual, guide = acm.residual_conv, acm.global_info
     z = apc_kernels.adaptive_context_norm(
         x,
-        _wide(regions),
-        _wide(acm.gla.weight).flatten(1),
-        _wide(acm.gla.bias),
+        beside(x, regions),
+        beside(x, acm.gla.weight).flatten(1),
+        beside(x, acm.gla.bias),
         (acm.pool_scale,),
-        _wide(residual.conv.weight).flatten(1),
-        _batch_norm(residual.norm),
-        guide=_wide(guide.conv.weight).flatten(1),
-        guide_norm=_batch_norm(guide.norm),
+        beside(x, residual.conv.weight).flatten(1),
+        _batch_norm(residual.norm, x),
+        guide=beside(x, guide.conv.weight).flatten(1),
+        guide_norm=_batch_norm(guide.norm, x),
         training=residual.norm.training,
         group=group_of(residual.norm),
     )
     return acm.fusion_conv(z) if acm.fusion else z
 
 
-def _batch_norm(norm: nn.Module) -> apc_kernels.BatchNorm:
+def _batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
     """Its parameters and running statistics, which are about to be updated if it is training."""
     momentum = norm.momentum
     if norm.training:
@@ -195,7 +195,7 @@ def _batch_norm(norm: nn.Module) -> apc_kernels.BatchNorm:
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return apc_kernels.BatchNorm(*map(_wide, tensors), momentum or 0.0, norm.eps)
+    return apc_kernels.BatchNorm(*(beside(x, tensor) for tensor in tensors), momentum or 0.0, norm.eps)
 
 
 def _convolved(module: ConvModule, maps: list[Tensor]) -> Tensor:
@@ -253,16 +253,6 @@ class _ConvolutionOfParts(torch.autograd.Function):
 
 def _normalized(module: ConvModule, features: Tensor) -> Tensor:
     return module.activate(module.norm(features))
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """The fused operations take small tensors in float32 beside maps in low precision."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _labels(logits: Tensor, size: torch.Size, meta: dict, align_corners: bool) -> Tensor:

@@ -52,16 +52,16 @@ def config_of(
         )
     text = read_config(config_text) if config_text else {}
     said = {room: _section(_section(text, "model"), room) for room in ROOMS}
-    inside = {room: _inside(shapes, room) for room in rooms}
+    parts = {room: inside(shapes, room) for room in rooms}
 
-    backbone, config = _backbone(inside["backbone"]), {"type": "EncoderDecoder"}
+    backbone, config = _backbone(parts["backbone"]), {"type": "EncoderDecoder"}
     heads = [room for room in ("decode_head", "auxiliary_head") if room in rooms]
-    config |= {room: _head(inside[room], room, said[room], _widths(backbone)) for room in heads}
+    config |= {room: _head(parts[room], room, said[room], _widths(backbone)) for room in heads}
     for room in heads:
         told = said[room].get("align_corners")
         config[room]["align_corners"] = _agreed("align_corners", align_corners, told, f"{room}.align_corners")
     if "neck" in rooms:
-        config["neck"] = {**said["neck"], **_neck(inside["neck"])}
+        config["neck"] = {**said["neck"], **_neck(parts["neck"])}
     stages = _stages(said["backbone"], output_stride, 32 if "neck" in rooms else 8)
     config["backbone"] = {**said["backbone"], **backbone, **stages}
     if normalisation := _normalisation(text):
@@ -72,8 +72,9 @@ def config_of(
 # Names and shapes
 
 
-def _inside(shapes, room):
-    return {name.removeprefix(f"{room}."): shape for name, shape in shapes.items() if name.startswith(f"{room}.")}
+def inside(tensors, room):
+    """What is in one of the rooms, by the names that it has there."""
+    return {name.removeprefix(f"{room}."): tensor for name, tensor in tensors.items() if name.startswith(f"{room}.")}
 
 
 def _count(shapes, stem):

@@ -7,7 +7,6 @@ being there. Importing this file imports mmsegmentation.
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from mmcv.cnn import ConvModule
 from mmengine.model.utils import _BatchNormXd
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
@@ -20,6 +19,8 @@ from mmseg.models.losses.cross_entropy_loss import CrossEntropyLoss, cross_entro
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.models.utils import Encoding
 from torch import nn
+
+from apcnet.models import layers
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)  # the last: what mmengine makes of SyncBN
 MAX_POOL_SCALE = 32  # of adaptive_context
@@ -58,10 +59,7 @@ def criterion_of(head: BaseDecodeHead) -> nn.Module | None:
 
 def group_of(norm: nn.Module) -> str:
     """The process group over which a SyncBN takes its statistics, as it decides that itself."""
-    if not (isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized()):
-        return ""
-    group = norm.process_group or dist.group.WORLD
-    return group.group_name if dist.get_world_size(group) > 1 else ""
+    return layers.group_of(norm) if norm.training else ""
 
 
 def of_loss(head: BaseDecodeHead) -> Iterator[str]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from apcnet.data import augment
-from apcnet.data.augment import TEST_RATIOS, evaluate, keep_ratio_size, normalise, resize, train, view_sizes
-from apcnet.data.photometric import DRAWS, UNIT
+from apcnet.data.augment import DRAWS, TEST_RATIOS, UNIT, keep_ratio_size, normalise, resize, train, view_sizes
 from apcnet.data.sample import Sample
 
 
@@ -255,14 +254,6 @@ def test_train_antialiases_where_it_is_asked_to():
         assert (image[..., 2:-2].std(-1).max() < 0.3) == smooth
 
 
-def test_evaluate():
-    given = sample(30, 50)
-    image, mask = evaluate(given, (100, 40))
-    assert image.shape == (3, 40, 67) and mask is given.mask
-    assert torch.equal(image, normalise(resize(given.image, (40, 67))))
-    assert torch.equal(evaluate(given, (50, 30))[0], normalise(given.image))
-
-
 def test_normalise():
     image = sample(9, 11).image
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (augment.MEAN, augment.STD))
@@ -301,7 +292,7 @@ def test_normalise():
             ValueError,
             "cat_max_ratio: expected a share",
         ),
-        (lambda s: evaluate(s, (4,)), TypeError, r"scale: expected two integers, got \(4,\)"),
+        (lambda s: train(s, generator(0), (4, 4), (4,)), TypeError, r"scale: expected two integers, got \(4,\)"),
     ],
 )
 def test_wrong_samples_and_options(call, error, message):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from apcnet.data.classes import UNKNOWN, label_table, read_classes, reduced_labels, voc_colors
 from apcnet.data.files import Files, Pair, read_image, read_mask
-from apcnet.data.layout import images_in, names_in, pair_up
+from apcnet.data.layout import Listing, images_in, names_in
 
 CLASSES, PALETTE = ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2))
 ROTATIONS = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud}
@@ -215,10 +215,12 @@ def test_label_tables():
             label_table(2, wrong)
 
 
-def test_class_lists():
-    text = "# a comment\n road  128 64 128 \n\ntraffic light 250, 170, 30\n"
-    assert read_classes(text, "list") == (("road", "traffic light"), ((128, 64, 128), (250, 170, 30)))
-    assert read_classes("road\nlane 2\n", "list") == (("road", "lane 2"), voc_colors(2))
+def test_class_lists(tmp_path):
+    file = tmp_path / "my.txt"
+    file.write_text("# a comment\n road  128 64 128 \n\ntraffic light 250, 170, 30\n")
+    assert read_classes(file) == (("road", "traffic light"), ((128, 64, 128), (250, 170, 30)))
+    file.write_text("road\nlane 2\n")
+    assert read_classes(file) == (("road", "lane 2"), voc_colors(2))
     assert voc_colors(22)[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
     assert voc_colors(22)[19:] == ((128, 192, 0), (0, 64, 128), (128, 64, 128))
     assert len(set(voc_colors(254))) == 254
@@ -234,9 +236,14 @@ def test_class_lists():
         ("\n".join(map(str, range(255))), "got 255"),
     ],
 )
-def test_class_lists_that_are_wrong(text, message):
+def test_class_lists_that_are_wrong(tmp_path, text, message):
+    (tmp_path / "my.txt").write_text(text)
     with pytest.raises(ValueError, match=rf"my\.txt.*{message}"):
-        read_classes(text, "my.txt")
+        read_classes(tmp_path / "my.txt")
+
+
+def listing(names, images, masks, image_folder="images", hint=""):
+    return Listing(names, images, masks, image_folder, "masks", CLASSES, PALETTE, hint=hint)
 
 
 def test_files_are_found_by_name(tmp_path):
@@ -249,7 +256,7 @@ def test_files_are_found_by_name(tmp_path):
     assert sorted(found) == ["B", "a.b", "a/c d", "b", "link/c d"]
     assert images_in(tmp_path / "in", ending=" d").keys() == {"a/c", "link/c"}
     names = sorted(found)
-    assert [pair.name for pair in pair_up(names[::-1], found, found, tmp_path, tmp_path)] == names
+    assert listing(names[::-1], found, found, tmp_path).open().names == names
 
 
 def test_folders_that_are_wrong(tmp_path):
@@ -269,11 +276,12 @@ def test_pairs_that_are_not_there_are_counted_and_named(tmp_path):
     images = {name: tmp_path / name for name in "abcdefg"}
     masks = {name: tmp_path / name for name in "agh"}
     with pytest.raises(FileNotFoundError, match=r"5 of 7 samples have no mask in masks: b, c, d, …; do this"):
-        pair_up(images, images, masks, tmp_path, "masks", "; do this")
+        listing(images, images, masks, hint="; do this").open()
     with pytest.raises(FileNotFoundError, match=r"1 of 8 samples have no image in .*: h; 5 of 8"):
-        pair_up(images.keys() | masks.keys(), images, masks, tmp_path, "masks")
-    with pytest.raises(FileNotFoundError, match=f"no images in {tmp_path}"):
-        pair_up([], {}, {}, tmp_path, "masks")
+        listing(images.keys() | masks.keys(), images, masks).open()
+    assert listing(images, images, masks).complete().names == ["a", "g"]
+    with pytest.raises(FileNotFoundError, match="no images in images"):
+        listing([], {}, {})
 
 
 def test_lists_of_names(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import apc_kernels
-from apcnet.data import augment, photometric
-from apcnet.data.photometric import BRIGHTNESS, DRAWS, HUE, UNIT, distortion
+from apcnet.data import augment
+from apcnet.data.augment import BRIGHTNESS, DRAWS, HUE, UNIT, distortion
 
 STEPS = ("brightness", "contrast", "saturation", "hue")
 NEVER, ALWAYS = 0, UNIT - 1
@@ -39,7 +39,7 @@ def test_as_mmsegmentation(step):
 )
 def test_levels_are_clamped_and_cut_off(factor, delta):
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
-    changed = photometric.brightness(levels, delta) if delta else photometric.contrast(levels, factor)
+    changed = augment.brightness(levels, delta) if delta else augment.contrast(levels, factor)
     expected = (levels.float() * factor + delta).clamp(0, 255).to(torch.uint8)
     assert torch.equal(changed, expected)
 
@@ -48,7 +48,7 @@ def test_levels_are_clamped_and_cut_off(factor, delta):
 def test_hue_of_the_color_circle(turn):
     """The definition, color by color: hue rounded to two degrees, saturation to 1/255; levels cut off."""
     image = colors(200)
-    turned = photometric.hue(image, turn)
+    turned = augment.hue(image, turn)
     for given, found in zip(image.flatten(1).T.tolist(), turned.flatten(1).T.tolist(), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in given))
         degrees = {(round(hue * 180 + side) + turn) % 180 for side in (-0.16, 0.16)}  # OpenCV divides by tables
@@ -59,7 +59,7 @@ def test_hue_of_the_color_circle(turn):
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.5, 9.0])
 def test_saturation_keeps_the_largest_level_and_grey(factor):
     image = colors()
-    changed = photometric.saturation(image, factor)
+    changed = augment.saturation(image, factor)
     assert torch.equal(changed.amax(0), image.amax(0))
     grey = image.amax(0) == image.amin(0)
     assert grey.any() and torch.equal(changed[:, grey], image[:, grey])
@@ -69,15 +69,15 @@ def test_saturation_keeps_the_largest_level_and_grey(factor):
 
 def test_whole_turns_change_nothing_more_than_none():
     image = colors()
-    assert torch.equal(photometric.hue(image, 180), photometric.hue(image, 0))
-    assert torch.equal(photometric.hue(image, -180), photometric.hue(image, 0))
+    assert torch.equal(augment.hue(image, 180), augment.hue(image, 0))
+    assert torch.equal(augment.hue(image, -180), augment.hue(image, 0))
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_image_stays_as_it_is(step):
     image = colors(100)
     before = image.clone()
-    changed = getattr(photometric, step)(image, {"brightness": 7.5, "hue": -11}.get(step, 1.2))
+    changed = getattr(augment, step)(image, {"brightness": 7.5, "hue": -11}.get(step, 1.2))
     assert torch.equal(image, before) and not torch.equal(changed, image)
 
 
@@ -88,15 +88,15 @@ def test_distortion_is_the_steps_in_order():
         bright, early, contrasted, saturated, turned = chosen
         draws = [bright, UNIT // 4, early, contrasted, UNIT // 8, saturated, UNIT // 2 + 77, turned, UNIT // 3 + 1]
         expected = image
-        contrast = (lambda x: photometric.contrast(x, 0.625)) if contrasted else (lambda x: x)
+        contrast = (lambda x: augment.contrast(x, 0.625)) if contrasted else (lambda x: x)
         if bright:
-            expected = photometric.brightness(expected, -16.0)
+            expected = augment.brightness(expected, -16.0)
         if early:
             expected = contrast(expected)
         if saturated:
-            expected = photometric.saturation(expected, 0.5 + draws[6] / UNIT)
+            expected = augment.saturation(expected, 0.5 + draws[6] / UNIT)
         if turned:
-            expected = photometric.hue(expected, -6)
+            expected = augment.hue(expected, -6)
         if not early:
             expected = contrast(expected)
         assert torch.equal(apc_kernels.augment(image, steps=distortion(draws)), expected), chosen
@@ -115,15 +115,15 @@ def test_ends_of_the_draws(draw, turn, delta):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: photometric.brightness(x.float(), 1), TypeError, "image: expected a tensor in uint8"),
-        (lambda x: photometric.hue(x[:1], 1), ValueError, r"image: expected the shape \(3, H, W\), got \(1, 2, 4\)"),
-        (lambda x: photometric.hue(x, 1.5), ValueError, "hue: expected whole steps of two degrees, got 1.5"),
+        (lambda x: augment.brightness(x.float(), 1), TypeError, "image: expected a tensor in uint8"),
+        (lambda x: augment.hue(x[:1], 1), ValueError, r"image: expected the shape \(3, H, W\), got \(1, 2, 4\)"),
+        (lambda x: augment.hue(x, 1.5), ValueError, "hue: expected whole steps of two degrees, got 1.5"),
         (
-            lambda x: photometric.saturation(x, -0.1),
+            lambda x: augment.saturation(x, -0.1),
             ValueError,
             "saturation: expected a number from 0 to 255, got -0.1",
         ),
-        (lambda x: photometric.brightness(x, "a"), TypeError, "brightness: expected a number, got 'a'"),
+        (lambda x: augment.brightness(x, "a"), TypeError, "brightness: expected a number, got 'a'"),
     ],
 )
 def test_wrong_input(call, error, message):

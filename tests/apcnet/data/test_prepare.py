@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import apcnet.data
+from apcnet.data import prepare as preparing
 from apcnet.data.files import read_mask
-from apcnet.data.prepare import jobs, prepare
-from apcnet.data.prepare.matlab import read_field
-from apcnet.data.prepare.pascal_context import CATEGORIES, CLASS_OF, decode
+from apcnet.data.matlab import read_field
+from apcnet.data.pascal_context import CATEGORIES, CLASS_OF, decode
+from apcnet.data.prepare import prepare
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "prepare"
 TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14}
@@ -101,21 +102,21 @@ def test_a_second_run_writes_nothing(tmp_path, name):
 @every
 def test_preparation_goes_on_where_it_was_interrupted(tmp_path, name, monkeypatch):
     root, files = unprepared(name, tmp_path)
-    write, written = jobs._write, []
+    write, written = preparing._write, []
 
-    def interrupted(job):
+    def interrupted(out, make):
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(job.out)
-        write(job)
+        written.append(out)
+        write(out, make)
 
-    monkeypatch.setattr(jobs.os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(jobs, "_write", interrupted)
+    monkeypatch.setattr(preparing.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(preparing, "_write", interrupted)
     before = everything_in(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         prepare(name, root)
     assert everything_in(tmp_path).keys() - before.keys() == set(written)
-    monkeypatch.setattr(jobs, "_write", write)
+    monkeypatch.setattr(preparing, "_write", write)
     written[0].write_bytes(b"somebody's own")
     steps = []
     assert prepare(name, root, progress=lambda *step: steps.append(step)) == (files - 2, 2)
@@ -131,9 +132,9 @@ def test_an_error_ends_it(tmp_path, monkeypatch):
         time.sleep(0.001)
         raise ValueError("this one is broken")
 
-    monkeypatch.setattr(jobs.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(preparing.os, "cpu_count", lambda: 1)
     with pytest.raises(ValueError, match="this one is broken"):
-        jobs.run([jobs.Job(tmp_path / f"{i}.png", make) for i in range(500)])
+        preparing.run([(tmp_path / f"{i}.png", make) for i in range(500)])
     assert len(made) < 250 and not list(tmp_path.iterdir())
 
 
@@ -145,7 +146,7 @@ def test_nothing_half_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeyp
         Path(file).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(jobs.Image.Image, "save", fail)
+    monkeypatch.setattr(preparing.Image.Image, "save", fail)
     with pytest.raises(OSError, match="no space left"):
         prepare("cityscapes", root)
     assert everything_in(tmp_path) == before

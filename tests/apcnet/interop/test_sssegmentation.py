@@ -9,6 +9,7 @@ import torch
 import apcnet
 from apcnet.interop import mmseg, sssegmentation
 from apcnet.interop.convert import convert
+from apcnet.interop.mmseg.identify import config_of
 from apcnet.models import build
 
 SMALL = {"backbone": "resnet18", "num_classes": 5, "width": 8}
@@ -85,6 +86,12 @@ def small(kind):
     return model
 
 
+def loaded(state, **told):
+    """As convert does it."""
+    weights = sssegmentation.rename(state)
+    return mmseg.load_model(config_of(weights, sssegmentation.CONFIG, **told), weights)
+
+
 def segmentor(kind):
     """Its config, without a backbone that anybody would build."""
     selected = {"ENCNet": (2, 3), "SemanticFPN": (0, 1, 2, 3)}.get(kind, (2, 3))
@@ -119,7 +126,7 @@ def test_models_and_heads(kind):
     state = theirs(kind, model)
     assert not any(name.startswith(("decode_head", "neck", "auxiliary_head")) for name in state)
     align_corners = kind == "PSPNet"
-    given = sssegmentation.load_model(state, align_corners=align_corners, output_stride=32 if "FPN" in kind else 8)
+    given = loaded(state, align_corners=align_corners, output_stride=32 if "FPN" in kind else 8)
     head = sssegmentation.load_head(segmentor(kind), state)
     assert given.align_corners is align_corners
     with torch.no_grad():
@@ -160,4 +167,4 @@ def test_another_architecture_is_named():
     state = theirs("APCNet", small("APCNet"))
     state = {name.replace("acm_modules", "aspp_net"): tensor for name, tensor in state.items()}
     with pytest.raises(ValueError, match=r"expected names that start with backbone, decode_head .* aspp_net"):
-        sssegmentation.load_model(state, align_corners=False, output_stride=8)
+        loaded(state, align_corners=False, output_stride=8)

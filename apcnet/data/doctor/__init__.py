@@ -1,0 +1,1 @@
+"""`apcnet check`: every file of a data set is read once (check), looked at (diagnosis), and reported on (report)."""

@@ -1,0 +1,167 @@
+"""What `check` has found in a data set: for people, as text, and for programs, as a dictionary that JSON can hold."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+SEVERITY = {  # of every kind of finding, in the order of the report; an error stops training or makes it worthless
+    "split not opened": ERROR,
+    "image missing": ERROR,
+    "mask missing": ERROR,
+    "unreadable image": ERROR,
+    "unreadable mask": ERROR,
+    "sizes differ": ERROR,
+    "mask without indices": ERROR,
+    "labels out of range": ERROR,
+    "nothing to learn": ERROR,
+    "mask of no image": WARNING,
+    "labels shifted": WARNING,
+    "palette disagrees": WARNING,
+    "turned image": WARNING,
+    "image in two splits": WARNING,
+    "image twice in a split": WARNING,
+    "class never trained": WARNING,
+    "class never tested": NOTE,
+    "mask ignored as a whole": NOTE,
+    "warning of the decoder": NOTE,
+}
+RULE = (
+    "1 / ln(1.02 + share of the class's pixels), ENet's, times a constant that makes the mean over all pixels 1: "
+    "it is bounded, so that no rare class outweighs the others, and the size of the loss stays what it is"
+)
+
+
+@dataclass
+class Finding:
+    kind: str
+    split: str
+    count: int  # of files, pairs, classes: of what the examples are
+    cause: str
+    examples: list[str]
+    stored_values: dict[int, int]  # where they matter: how many pixels hold each
+
+    @property
+    def severity(self) -> str:
+        return SEVERITY[self.kind]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the masks of a split hold; those that could not be read are not among it."""
+
+    samples: int  # pairs of files
+    masks_read: int  # of them
+    pixels: tuple[int, ...]  # of each class
+    images: tuple[int, ...]  # in which each class occurs
+    ignored_pixels: int
+    stored_values: dict[int, int]  # how many pixels hold each
+
+
+@dataclass(frozen=True)
+class Report:
+    dataset: str
+    root: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing that would break training; there may still be warnings."""
+        return not any(finding.severity == ERROR for finding in self.findings)
+
+    def class_weights(self) -> tuple[str, list[float]] | None:
+        """A weight for each class by the RULE, and the split it is made from: the first that is trained on."""
+        for name, split in self.splits.items():
+            if is_training(name) and sum(split.pixels):
+                return name, weights_of(split.pixels)
+        return None
+
+    def json(self) -> dict:
+        report = {
+            "dataset": self.dataset,
+            "root": self.root,
+            "ok": self.ok,
+            "classes": self.classes,
+            "findings": [{"severity": finding.severity, **asdict(finding)} for finding in self.findings],
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
+        }
+        if weights := self.class_weights():
+            report["class_weights"] = {"split": weights[0], "rule": RULE, "weights": weights[1]}
+        return report
+
+    def text(self) -> str:
+        lines = [f"{self.dataset} in {self.root}"]
+        lines += [f"  {name}: {_extent(split)}" for name, split in self.splits.items()]
+        for finding in self.findings:
+            lines += ["", *_finding_as_lines(finding)]
+        if any(split.masks_read for split in self.splits.values()):
+            lines += ["", *self._table()]
+        counts = [sum(finding.severity == severity for finding in self.findings) for severity in (ERROR, WARNING, NOTE)]
+        counted = [f"{n} {what}{'s' * (n > 1)}" for n, what in zip(counts, (ERROR, WARNING, NOTE), strict=True) if n]
+        return "\n".join([*lines, "", ", ".join(counted) or "Nothing is wrong.", ""])
+
+    def _table(self) -> list[str]:
+        """Pixels and images of each class, and its weight."""
+        weights = self.class_weights()
+        columns = [["class", *self.classes]]
+        for name, split in self.splits.items():
+            columns.append([f"{name}: pixels", *(_share(n, sum(split.pixels)) for n in split.pixels)])
+            columns.append(["images", *map(str, split.images)])
+        if weights:
+            columns.append(["weight", *(f"{weight:.3f}" for weight in weights[1])])
+        lines = ["  ".join(row) for row in zip(*_aligned(columns), strict=True)]
+        return [*lines, "", *textwrap.wrap(f"Weights from {weights[0]}: {RULE}.", 100)] if weights else lines
+
+
+def is_training(split: str) -> bool:
+    return split.startswith("train") or split == "all"
+
+
+def weights_of(pixels: Sequence[int]) -> list[float]:
+    """Class weights by the RULE, from each class's number of pixels."""
+    shares = [count / sum(pixels) for count in pixels]
+    weights = [1 / math.log(1.02 + share) for share in shares]
+    mean = sum(share * weight for share, weight in zip(shares, weights, strict=True))
+    return [round(weight / mean, 6) for weight in weights]
+
+
+def _extent(split: Split) -> str:
+    parts = [f"{split.samples} samples"]
+    if split.masks_read < split.samples:
+        parts.append(f"{split.samples - split.masks_read} masks could not be counted")
+    if split.ignored_pixels:
+        parts.append(f"{_share(split.ignored_pixels, sum(split.stored_values.values()))} of the pixels ignored")
+    return ", ".join(parts)
+
+
+def _finding_as_lines(finding: Finding) -> list[str]:
+    lines = [f"{finding.severity}: {finding.kind}, {finding.count} in {finding.split}", f"  {finding.cause}"]
+    if finding.stored_values:
+        lines.append(f"  stored values: {_histogram(finding.stored_values)}")
+    lines += [f"    {example}" for example in finding.examples]
+    if finding.count > len(finding.examples):
+        lines.append(f"    and {finding.count - len(finding.examples)} more")
+    return lines
+
+
+def _histogram(values: dict[int, int], most: int = 40) -> str:
+    parts = [f"{value} ({_share(count, sum(values.values()))})" for value, count in values.items()]
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")
+
+
+def _share(part: int, whole: int) -> str:
+    if not part:
+        return "–"
+    return f"{100 * part / whole:.2f} %" if part * 20000 >= whole else "<0.01 %"
+
+
+def _aligned(columns: list[list[str]]) -> list[list[str]]:
+    """The first column to the left, all others to the right."""
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        [cell.rjust(width) if i else cell.ljust(width) for cell in column]
+        for i, (column, width) in enumerate(zip(columns, widths, strict=True))
+    ]

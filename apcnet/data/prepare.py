@@ -1,0 +1,84 @@
+"""What some downloads need before they can be read: masks in other formats, and lists of names.
+
+    Cityscapes        labelIds to labelTrainIds
+    PASCAL VOC 2012   the masks of SBD, in MATLAB's format, to SegmentationClassAug, and aug.txt and trainaug.txt
+    Pascal Context    trainval_merged.json to SegmentationClassContext, and train.txt and val.txt
+
+What is there already is kept and never overwritten, and every file is written whole or not at all: preparation that was
+interrupted is simply run again.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from apcnet.choices import check_choice
+from apcnet.data.cityscapes import plan_cityscapes
+from apcnet.data.layout import Job
+from apcnet.data.pascal_context import plan_pascal_context
+from apcnet.data.voc2012 import plan_voc2012
+from apcnet.files import replacing
+
+PLANS = {"cityscapes": plan_cityscapes, "voc2012": plan_voc2012, "pascal_context": plan_pascal_context}
+Progress = Callable[[int, int], None]
+
+
+class Prepared(NamedTuple):
+    written: int
+    kept: int
+
+
+def prepare(
+    name: str, root: str | Path, source: str | Path | None = None, progress: Progress | None = None
+) -> Prepared:
+    """Writes the files of a benchmark that its download lacks.
+
+    Args:
+        name: cityscapes, voc2012 or pascal_context.
+        root: of the benchmark, as for `apcnet.data.open`.
+        source: of voc2012 the folder of SBD that holds cls, of pascal_context the JSON file; None: where they are
+            usually put.
+        progress: is called with how many files are there and how many there will be.
+
+    Returns:
+        How many files were written, and how many were there already.
+    """
+    check_choice(name, "name", PLANS)
+    return run(PLANS[name](root, None if source is None else Path(source)), progress)
+
+
+def run(jobs: Iterable[Job], progress: Progress | None = None) -> Prepared:
+    """Makes what is not there yet. Lists come last, so that a name that is listed has its mask."""
+    jobs = list(jobs)
+    missing = [(out, make) for out, make in jobs if not os.path.lexists(out)]
+    masks = [(out, make) for out, make in missing if out.suffix == ".png"]
+    lists = [(out, make) for out, make in missing if out.suffix != ".png"]
+    done = kept = len(jobs) - len(missing)
+    report = progress or (lambda done, total: None)
+    report(done, len(jobs))
+    for folder in {out.parent for out, _ in missing}:
+        folder.mkdir(parents=True, exist_ok=True)
+    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and encodes without holding the interpreter's lock
+    try:
+        for together in (masks, lists):
+            for future in as_completed([pool.submit(_write, *job) for job in together]):
+                future.result()
+                done += 1
+                report(done, len(jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return Prepared(len(missing), kept)
+
+
+def _write(out: Path, make: Callable[[], np.ndarray | list[str]]) -> None:
+    made = make()
+    with replacing(out) as temporary:
+        if isinstance(made, np.ndarray):
+            Image.fromarray(made).save(temporary, format="PNG")
+        else:
+            temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8")

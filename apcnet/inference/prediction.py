@@ -1,0 +1,318 @@
+"""Prediction: what a model sees in images of any kind and size. `predict` for some, `predict_files` for whole folders.
+
+An image goes through the network as it is, or fitted into a scale. One that is too large for that is cut into tiles
+that overlap, whose scores are averaged band by band, so that a larger image takes no more memory than its pixels.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from apc_kernels import augment, upsample_argmax
+from apcnet import draw, inference
+from apcnet.choices import check_choice
+from apcnet.config import Precision, Protocol
+from apcnet.data.augment import view_sizes
+from apcnet.data.files import read_image
+from apcnet.data.layout import SUFFIXES
+from apcnet.inference.protocol import WHOLE
+from apcnet.zoo import load
+
+MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
+BAND = 1 << 28  # scores of a band of tiles, classes × rows × columns: 1 GiB, and as much again while they are added up
+LOWEST = 256  # rows of a tile; where bands would be larger it has fewer rows than columns, but no fewer than these
+
+Source = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model sees in an image: `labels`, (H, W) on the CPU, and the image, (3, H, W) uint8, that they lie on."""
+
+    labels: Tensor
+    image: Tensor
+    classes: tuple[str, ...]
+    palette: tuple[draw.Color, ...]
+
+    def colours(self) -> Image.Image:
+        """The labels in the colours of their classes."""
+        return draw.colourise(self.labels, self.palette)
+
+    def overlay(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
+        """The image under the labels' colours, above the names of the classes in it."""
+        picture = draw.overlay(self.image, self.labels, self.palette, opacity)
+        return draw.with_legend(picture, self.labels, self.classes, self.palette) if legend else picture
+
+    def shares(self) -> dict[str, float]:
+        """The share of the pixels that each class has which is there, the largest first."""
+        counts = torch.bincount(self.labels.flatten().long()).tolist()
+        present = sorted(filter(counts.__getitem__, range(len(counts))), key=lambda label: -counts[label])
+        return {self.classes[label]: counts[label] / self.labels.numel() for label in present}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the labels to a PNG: indices into the classes' colours; beyond 256 classes grey of 16 bits."""
+        if Path(path).suffix.lower() != ".png":
+            raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
+        if self.labels.dtype == torch.uint8:
+            picture = Image.fromarray(self.labels.numpy())
+            picture.putpalette(np.array(self.palette, np.uint8).tobytes())
+        else:
+            picture = Image.fromarray(self.labels.numpy().astype(np.uint16))
+        draw.save(picture, path)
+
+
+class Report(NamedTuple):
+    """What predict_files has done: how many images, and what was wrong with each of the others."""
+
+    done: int
+    failures: list[str]
+
+
+def predict(
+    model: nn.Module | str | Path,
+    images: Source | Sequence[Source],
+    protocol: Protocol = WHOLE,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    precision: Precision = "float32",
+) -> Prediction | list[Prediction]:
+    """The class of every pixel of an image, at its own size; of a list, a tuple or a batch a list.
+
+    Args:
+        model: of apcnet.create or apcnet.load, on any device, or the path of its file. It is put back into the mode
+            that it was in.
+        images: a path; a PIL image of any mode, turned upright as its EXIF says, like a file; an array (H, W, 3) or a
+            tensor (3, H, W) of RGB levels, or grey ones (H, W), uint8; or several of these, which may differ in size.
+            Floating point is refused: what is normalised already goes to apcnet.inference.labels.
+        protocol: how the network sees an image, as apcnet.inference.Protocol says: fitted into a scale, by a sliding
+            window, at several ratios, mirrored too. Best is what the model was tested by.
+        max_pixels: an image that would be larger for the network, in its largest ratio, is cut into tiles of as many
+            pixels at most, unless a window is given. Each of them costs about 0.7 KiB with a ResNet-50 in float32.
+            And where an image itself has more, but is fitted into a scale that has not, probabilities are averaged at
+            the largest size that the network sees, and enlarged from there.
+        precision: of the matrix products, float32, bfloat16 or float16 (autocast).
+    """
+    several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
+    with _ready(model, max_pixels, precision) as ready:
+        if several:
+            return [_predict(ready, image, f"images[{i}]", protocol, max_pixels) for i, image in enumerate(images)]
+        return _predict(ready, images, "images", protocol, max_pixels)
+
+
+def predict_files(
+    model: nn.Module | str | Path,
+    sources: str | Path | Iterable[str | Path],
+    out: str | Path,
+    protocol: Protocol = WHOLE,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    precision: Precision = "float32",
+    overlay: Literal["jpg", "png"] | None = "jpg",
+    opacity: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Predicts files and all images in folders, one after the other; an image that cannot be read stops none of them.
+
+    Of photos/street/a.jpg, found in photos, come out/street/a.png, its labels, and out/street/a_overlay.jpg. Where two
+    images in a folder differ in nothing but their suffix, the suffix stays in the name: a.jpg.png.
+
+    Args:
+        model, protocol, max_pixels, precision: as in predict.
+        sources: files and folders. Hidden files, and out where it lies in a folder, are passed over.
+        out: a folder; it is made if need be. Pictures of an earlier run are replaced, images that are read never.
+        overlay: the suffix of overlays; None: labels alone.
+        opacity: of the colours in overlays.
+        progress: is called with how many images are done, and how many there are.
+    """
+    if overlay is not None:
+        check_choice(overlay, "overlay", ("jpg", "png"))
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
+    failures = []
+    jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
+    with _ready(model, max_pixels, precision) as ready:
+        for done, job in enumerate(jobs, 1):
+            try:
+                prediction = _predict(ready, job.source, str(job.source), protocol, max_pixels)
+            except (ValueError, OSError) as error:  # of this image: the options are checked, and nothing is written yet
+                failures.append(str(error))
+            else:
+                job.labels.parent.mkdir(parents=True, exist_ok=True)
+                prediction.save(job.labels)
+                if job.overlay is not None:
+                    draw.save(prediction.overlay(opacity), job.overlay)
+            if progress is not None:
+                progress(done, len(jobs))
+    return Report(len(jobs) - len(failures), failures)
+
+
+@contextmanager
+def _ready(model: nn.Module | str | Path, max_pixels: int, precision: Precision) -> Iterator[nn.Module]:
+    """The model in evaluation and in the precision asked for; afterwards as it was, module by module."""
+    if not isinstance(max_pixels, int) or max_pixels < 1:
+        raise ValueError(f"max_pixels: expected a positive integer, got {max_pixels!r}")
+    model = load(model) if isinstance(model, (str, Path)) else model
+    for name in ("mean", "std", "num_classes", "align_corners"):
+        if not isinstance(model, nn.Module) or not hasattr(model, name):
+            raise TypeError(
+                f"model: expected one of apcnet.create or apcnet.load, or its file, got {type(model).__name__}"
+            )
+    with inference.in_evaluation(model, precision):
+        yield model
+
+
+def _predict(model: nn.Module, image: Source, name: str, protocol: Protocol, max_pixels: int) -> Prediction:
+    levels = _levels(image, name)
+    try:
+        labels = _labels(model, levels, protocol, max_pixels)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
+    colors = getattr(model, "palette", None) or draw.palette(model.num_classes)
+    return Prediction(labels.cpu(), levels, tuple(classes), tuple(tuple(color) for color in colors))
+
+
+def _labels(model: nn.Module, image: Tensor, protocol: Protocol, max_pixels: int) -> Tensor:
+    """The labels (H, W) of an image (3, H, W) uint8."""
+    size = tuple(image.shape[1:])
+    sizes = view_sizes(size, protocol.ratios, protocol.test_scale)
+    largest = max(sizes, key=math.prod)
+    if protocol.window is None and math.prod(largest) > max_pixels:
+        return _tiled_labels(model, image, sizes, protocol, max_pixels)
+    views = _views(model, image, sizes)
+    if protocol.averages and math.prod(size) > max_pixels:
+        averaged = min(size, largest, key=math.prod)
+        return upsample_argmax(inference.probabilities(model, views, protocol, size=averaged), size)[0]
+    return inference.labels(model, views, protocol, size=size)[0]
+
+
+def _tiled_labels(
+    model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, int]], protocol: Protocol, max_pixels: int
+) -> Tensor:
+    """The labels of an image that is too large at the largest of these sizes: of tiles, each a third over the next."""
+    size = image.shape[1:]
+    shrinks = math.prod(size) / max(map(math.prod, sizes))
+    width = max(1, math.isqrt(int(max_pixels * shrinks)))
+    height = min(width, max(LOWEST, BAND // (model.num_classes * size[1])))
+    tiles = _Tiles(model, [max(view) / max(size) for view in sizes], protocol)
+    levels = image[None].half()  # which holds every level exactly
+    stride = [max(1, 2 * length // 3) for length in (height, width)]
+    return inference.labels(tiles, levels, Protocol(window=(height, width), stride=stride))[0]
+
+
+class _Tiles:
+    """A model of its own for inference.labels: from the levels of a tile to its scores, with all its scales.
+
+    A tile is resized by the factors that the whole image would be.
+    """
+
+    def __init__(self, model: nn.Module, factors: Sequence[float], protocol: Protocol):
+        self.model, self.factors, self.protocol = model, factors, protocol
+        self.align_corners = model.align_corners
+
+    def __call__(self, levels: Tensor) -> Tensor:
+        tile, size = levels[0].to(torch.uint8), levels.shape[2:]
+        views = _views(self.model, tile, [[max(1, round(n * factor)) for n in size] for factor in self.factors])
+        if self.protocol.averages:
+            return inference.probabilities(self.model, views, self.protocol, size=size)
+        (view,) = views
+        return self.model(view) if self.protocol.single_resize else inference.whole_logits(self.model, view)
+
+
+def _views(model: nn.Module, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    """An image, (3, H, W) uint8, as the network takes it, at one size after the other."""
+    for size in sizes:
+        yield augment(image, size, mean=model.mean, std=model.std)[None].to(_parameter(model))
+
+
+def _parameter(model: nn.Module) -> Tensor:
+    """Whose device and dtype the model's input has."""
+    return next(model.parameters(), torch.empty(0))
+
+
+def _levels(image: Source, name: str) -> Tensor:
+    """The levels (3, H, W) uint8 on the CPU that an image has, whatever it is."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        image = _array(image, name)
+    if isinstance(image, np.ndarray):
+        planes = torch.from_numpy(np.array(image.transpose(2, 0, 1) if image.ndim == 3 else image))
+        shape = "(H, W, 3) or (H, W)"
+    elif isinstance(image, Tensor):
+        planes, shape = image.detach().cpu(), "(3, H, W) or (H, W)"
+    else:
+        raise TypeError(
+            f"{name}: expected a path, a PIL image, an array, a tensor or several of these, got {type(image).__name__}"
+        )
+    if planes.dtype != torch.uint8:
+        hint = "; what is normalised already goes to apcnet.inference.labels" if planes.is_floating_point() else ""
+        raise TypeError(f"{name}: expected levels of 0 to 255 as uint8, got {image.dtype}{hint}")
+    if not planes.numel() or not (planes.ndim == 2 or (planes.ndim == 3 and len(planes) == 3)):
+        raise ValueError(f"{name}: expected the shape {shape}, none of them 0, got {tuple(image.shape)}")
+    return planes.expand(3, *planes.shape[-2:]).clone(memory_format=torch.contiguous_format)
+
+
+def _array(image: Image.Image, name: str) -> np.ndarray:
+    """The levels of a PIL image as data.files reads them: upright, without alpha, the upper 8 of 16 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name}: expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image) >> 8).astype(np.uint8)
+    return np.asarray(image.convert("RGB"))
+
+
+class _Job(NamedTuple):
+    source: Path
+    labels: Path
+    overlay: Path | None
+
+
+def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[_Job]:
+    """What is read and written: never one file twice, nor one that is read."""
+    found = {}  # where in out what comes of an image lies, by its path
+    for source in map(Path, sources):
+        if source.is_dir():
+            below = _images_below(source, out)
+            if not below:
+                raise FileNotFoundError(f"{source}: there are no images in it ({', '.join(SUFFIXES)})")
+            found |= {path: path.relative_to(source) for path in below}
+        elif source.exists():
+            found[source] = Path(source.name)
+        else:
+            raise FileNotFoundError(f"{source}: there is no such file or folder")
+    if not found:
+        raise FileNotFoundError("sources: expected files or folders, got none")
+    alike = Counter(place.with_suffix("") for place in found.values())
+    images, written, jobs = {path.resolve() for path in found}, {}, []
+    for source, place in found.items():
+        name = place.name if alike[place.with_suffix("")] > 1 else place.stem
+        labels, *overlays = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
+        jobs.append(_Job(source, labels, overlays[0] if overlay else None))
+        for path in filter(None, jobs[-1][1:]):
+            if path.resolve() in images:
+                raise ValueError(f"out: {path} is one of the images that are read; choose another folder")
+            if path in written:
+                raise ValueError(f"{written[path]} and {source}: both would be written to {path}")
+            written[path] = source
+    return jobs
+
+
+def _images_below(folder: Path, out: Path) -> list[Path]:
+    """The images in a folder and below it, but for `out` and what is hidden; links to folders are not followed."""
+    found, out = [], out.resolve()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(place, name).resolve() != out]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)

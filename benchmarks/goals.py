@@ -1,0 +1,86 @@
+"""What the project set out to reach (goals.csv), and whether rows of results show it: a line for each figure.
+
+Goals of a CPU are for two cores in float32, those of a GPU for an H200 in bfloat16. A goal is met by the row that it
+names; a row that is not there leaves it open.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.rows import memory_share
+
+Rows = Sequence[dict]
+MET, MISSED, OPEN = "met", "**missed**", "not measured"
+AT_MOST = ("ms", "MiB at the peak", "of the other's memory", "of what the other keeps for backward")
+AT_MOST += ("of upsample_argmax's time",)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of a row, by the row's operation and the beginning of its case."""
+
+    name: str
+    operation: str
+    case: str
+    bound: float
+    what: str
+    other: str  # what it was measured beside; any, if nothing is said
+
+    def found(self, rows: Rows) -> float | None:
+        """The best, where several backends were measured."""
+        named = (r for r in rows if r["operation"] == self.operation and r["case"].startswith(self.case))
+        figures = (figure(self.what, r, rows) for r in named if self.other in ("", r.get("other")))
+        return (min if self.what in AT_MOST else max)((f for f in figures if f is not None), default=None)
+
+    def __str__(self) -> str:
+        beside = f" beside {self.other}" if self.other else ""
+        return f"{self.operation}, {self.case}{beside}, {self.asked}"
+
+    @property
+    def asked(self) -> str:
+        return f"{'at most' if self.what in AT_MOST else 'at least'} {self.bound:g} {self.what}"
+
+    def shown(self, rows: Rows) -> str:
+        figure = self.found(rows)
+        return "" if figure is None else f"{figure:.3g}"
+
+    def judged(self, rows: Rows) -> str:
+        figure = self.found(rows)
+        if figure is None:
+            return OPEN
+        return MET if (figure <= self.bound if self.what in AT_MOST else figure >= self.bound) else MISSED
+
+
+def figure(what: str, row: dict, rows: Rows) -> float | None:
+    """What a goal is about, in a row; None where it was not measured."""
+    if what == "of the other's memory":
+        return memory_share(row)
+    if what == "of what the other keeps for backward":
+        return row["kept_mib"] / row["other_kept_mib"] if row.get("other_kept_mib") and "kept_mib" in row else None
+    if what == "of upsample_argmax's time":
+        argmax = (r for r in rows if r["operation"] == "upsample_argmax" and r["case"] == row["case"])
+        return next((row["ours_ms"] / r["ours_ms"] for r in argmax), None)
+    columns = {"ms": "ours_ms", "MiB at the peak": "memory_mib", "% of a copy's bandwidth": "percent_of_copy"}
+    return row.get(columns.get(what, "ratio"))
+
+
+def read(machine: str) -> list[Goal]:
+    with (Path(__file__).parent / "goals.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["machine"] == machine]
+    return [Goal(r["goal"], r["operation"], r["case"], float(r["bound"]), r["figure"], r["other"]) for r in rows]
+
+
+CPU, GPU = read("CPU"), read("GPU")
+
+
+def of(machine: dict) -> list[Goal]:
+    """Those that were set for a machine like this."""
+    return GPU if "sm_" in machine["name"] else CPU
+
+
+def telling(rows: Rows, listed: Sequence[Goal]) -> dict:
+    """Of the rows of a group the one that a goal names, or the first."""
+    named = [(goal.operation, goal.case) for goal in listed]
+    return next((r for r in rows if any(r["operation"] == o and r["case"].startswith(c) for o, c in named)), rows[0])

@@ -1,0 +1,146 @@
+"""Whole heads beside mmsegmentation's, or its layers in stock PyTorch where that is not installed: entries for run.py.
+
+`load_head` is ours with their weights, `accelerate` is theirs with our operations in it. 2048 channels of 64×64 in, 512
+inside. Evaluation: the forward pass of one image. Training: forward and backward of two, gradients of the input and of
+every parameter, without the loss (operations.py has that). Most of the work is the 3×3 convolution of the bottleneck,
+over 4096 channels (apc, psp) or 2048 (enc); of 4096, psp needs 2048. Operations are those of the stock layers'
+products, three times as many in training. Bytes that have to move: input, output and parameters, three times in
+training. Memory is what a call needs at its peak beyond parameters and input.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mmseg_peer as peer
+import stock_models
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from apcnet.interop.mmseg import load_head
+from apcnet.interop.mmseg.accelerate import accelerate
+from benchmarks import setting
+from benchmarks.models import OTHER, check
+from benchmarks.operation import Operation, Sides
+from benchmarks.setting import DEVICE, DTYPE, here
+
+CHANNELS, WIDTH, SIZE = here((2048, 512, (64, 64)), (2048, 512, (64, 64)), (16, 8, (8, 8)))
+HEADS, CLASSES, EVALUATION, TRAINING = ("apc", "psp", "enc", "fcn"), (19, 150), "evaluation", "training"
+ALLOWED = {EVALUATION: 1e-5, TRAINING: 1e-3} if torch.float32 == DTYPE else {EVALUATION: 5e-2, TRAINING: 5e-2}
+
+
+class Head(NamedTuple):
+    """A case."""
+
+    name: str
+    mode: str
+    classes: int
+    size: tuple[int, int] = SIZE
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, (self.batch, CHANNELS, *self.size)))
+        return f"{self.name} head, {self.mode}, {shape}, {self.classes} classes"
+
+    @property
+    def batch(self) -> int:
+        return 1 if self.mode == EVALUATION else 2
+
+    @property
+    def config(self) -> dict:
+        codes = {"num_codes": 32} if self.name == "enc" else {}
+        return peer.head_config(self.name, CHANNELS, WIDTH, self.classes, **codes)
+
+
+def theirs(case: Head) -> nn.Module:
+    if peer.AVAILABLE:
+        return peer.build(case.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return stock_models.head(case.config)
+
+
+def loaded(case: Head) -> nn.Module:
+    return load_head(case.config, theirs(case).state_dict())
+
+
+def accelerated(case: Head) -> nn.Module:
+    head = theirs(case)
+    accelerate(head)
+    return head
+
+
+def draw(case: Head, layout: Callable) -> dict[str, Tensor]:
+    """What a backbone gives, under autocast in low precision."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(case.batch, CHANNELS, *case.size, generator=generator).relu()
+    return {"x": layout(x.to(DEVICE, DTYPE))}
+
+
+def ready(build: Callable[[Head], nn.Module], case: Head, t: dict[str, Tensor], backward: bool) -> Callable:
+    """A call gives the outputs, and in training the gradients as well."""
+    x, training = t["x"], case.mode == TRAINING
+    layout = torch.channels_last if setting.ON_GPU else torch.contiguous_format
+    head = build(case).to(DEVICE, torch.float64 if x.dtype == torch.float64 else torch.float32, memory_format=layout)
+    head.train(training)
+    leaves = [x.requires_grad_(training), *head.parameters()]
+
+    def run() -> tuple[list[Tensor], list[Tensor | None]]:
+        with torch.set_grad_enabled(training), torch.autocast(DEVICE, DTYPE, enabled=x.itemsize < 4):
+            result = head.forward([x])
+        found = list(result) if isinstance(result, tuple) else [result]
+        if not training:
+            return found, []
+        loss = sum((t if t.dtype == torch.float64 else t.float()).square().mean() for t in found)
+        return [t.detach() for t in found], torch.autograd.grad(loss, leaves, allow_unused=True)
+
+    return run
+
+
+def check_head(case: Head, t: dict[str, Tensor], sides: Sides) -> None:
+    """By the outputs and the norm of the gradients.
+
+    Through the batch norm of a 1×1 map of two images their own gradients are not the same to three digits in float32.
+    """
+    found = []
+    for run in (sides.ours, sides.stock, sides.exact):
+        results, gradients = run()
+        found.append([*results, nn.utils.get_total_norm([g for g in gradients if g is not None])])  # 0 in evaluation
+    for given, own, right in zip(*found, strict=True):
+        check(str(case), given, own, right, ALLOWED[case.mode])
+
+
+def counts(case: Head, t: dict[str, Tensor], backward: bool) -> tuple[int, int]:
+    ways = 1 if case.mode == EVALUATION else 3
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        head = stock_models.head(case.config)
+        x = torch.empty(case.batch, CHANNELS, *case.size)
+        head.train(case.mode == TRAINING)([x])
+    numbers = x.numel() * (1 + case.classes / CHANNELS) + sum(p.numel() for p in head.parameters())
+    return ways * int(numbers) * DTYPE.itemsize, ways * counter.get_total_flops()
+
+
+CASES = [Head(*given) for given in itertools.product(HEADS, (EVALUATION, TRAINING), CLASSES)]
+
+
+def entry(name: str, ours: Callable[[Head], nn.Module], cases: list[Head] = CASES) -> Operation:
+    return Operation(
+        name=name,
+        cases=cases,
+        small=Head("apc", TRAINING, 19, (8, 8)),
+        draw=draw,
+        ready=ready,
+        ours=ours,
+        others={OTHER: theirs},
+        counts=counts,
+        check=check_head,
+        directions=("",),
+        backend="apcnet",
+        by_layout=False,
+        compiled=False,
+        telling=lambda case, *_: case.name != "fcn" and name == "load_head" and case.classes == CLASSES[0],
+        rounds=3,
+    )
+
+
+ENTRIES = [entry("load_head", loaded), entry("accelerate", accelerated, CASES if peer.AVAILABLE else [])]

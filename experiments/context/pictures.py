@@ -1,0 +1,184 @@
+"""The pictures: bars, what each head sees, APCNet's affinities, the losses of two backends."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+import apcnet
+from apcnet import draw
+from apcnet.data.augment import normalise
+from apcnet.data.sample import IGNORE, Sample
+from apcnet.data.synthetic import Synthetic
+from apcnet.files import replacing
+from apcnet.models.apc import APCHead
+from apcnet.training.log import read
+from experiments.context.estimates import Estimate
+
+CONTEXT, OTHERS, INK = "#3b6fb6", "#c9ced6", "#262a32"
+SCENES = 4  # of each family in the grid
+CELL = 128  # pixels that a scene has there at most
+
+
+def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> None:
+    """Context classes and the others, a panel for each family: families[family][head][measure] is the estimate.
+
+    Bars are means; whiskers are standard deviations over seeds.
+    """
+    plt = _pyplot()
+    heads = list(next(iter(families.values())))
+    kinds = (("context_miou", CONTEXT, "context decides the class", -0.2), ("other_miou", OTHERS, "it does not", 0.2))
+    figure, panels = plt.subplots(1, len(families), figsize=(10, 0.5 * len(heads) + 1.2), sharey=True, squeeze=False)
+    for panel, (family, rows) in zip(panels[0], families.items(), strict=True):
+        for (measure, color, label, shift), (y, head) in itertools.product(kinds, enumerate(heads)):
+            estimate, place = rows[head][measure], y + shift
+            mean = 100 * estimate.mean
+            panel.barh(place, mean, 0.38, color=color, label=None if y else label)
+            panel.text(102, place, f"{mean:.1f}", va="center", fontsize=7, color=INK)
+            panel.errorbar(mean, place, xerr=100 * estimate.deviation, color=INK, capsize=2.5, lw=1)
+        panel.set(title=f"{family} scenes", xlim=(0, 110), xlabel="mIoU of these classes, per cent")
+        panel.set_xticks(range(0, 101, 20))
+        panel.set_yticks(range(len(heads)), heads)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].invert_yaxis()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    _save(figure, path)
+
+
+def losses(path: Path, folders: Mapping[str, Path]) -> None:
+    """The loss at every logged step of several runs, one over the other, and how far each is from the first one."""
+    plt = _pyplot()
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.5), sharex=True, height_ratios=(2, 1))
+    curves = {}
+    for name, folder in folders.items():
+        records = [record for record in read(folder) if "loss" in record]
+        curves[name] = np.array([(record["step"], record["loss"]) for record in records]).T
+    first = next(iter(curves.values()))
+    for (name, (steps, values)), color, width in zip(curves.items(), (CONTEXT, "#d9822b"), (2.4, 1), strict=True):
+        top.plot(steps, values, color=color, lw=width, label=name)
+        bottom.plot(steps, values - first[1], color=color, lw=width)
+    top.set(ylabel="loss", yscale="log")
+    bottom.set(ylabel="difference", xlabel="step")
+    top.legend(frameon=False)
+    for panel in (top, bottom):
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def scenes(path: Path, models: Mapping[str, Mapping[str, Path]], samples: Mapping[str, Sequence[Sample]]) -> None:
+    """Image, truth and what each head makes of it: a column for each scene, models[family][head] are files."""
+    heads = list(next(iter(models.values())))
+    columns, present = [], set()
+    for family, of_family in samples.items():
+        rows = [[_photo(sample.image) for sample in of_family]]
+        labels = [[sample.mask for sample in of_family]]
+        for head in heads:
+            model = apcnet.load(models[family][head])
+            labels.append([seen.labels for seen in apcnet.predict(model, [sample.image for sample in of_family])])
+        present |= {int(label) for row in labels for found in row for label in found.unique()}
+        rows += [[draw.colourise(found, model.palette) for found in row] for row in labels]
+        columns += [(family, column) for column in zip(*rows, strict=True)]
+    names, font = ["image", "truth", *heads], ImageFont.load_default(14)
+    cell = min(columns[0][1][0].width, CELL)
+    left, top, step = round(max(map(font.getlength, names))) + 20, 28, cell + 6
+    width, height = left + step * len(columns), top + step * len(names)
+    below = draw.legend(present, model.classes, model.palette, width)
+    page = Image.new("RGB", (max(width, below.width), height + below.height), draw.PAPER)
+    pen = ImageDraw.Draw(page)
+    for y, name in enumerate(names):
+        pen.text((left - 10, top + y * step + cell // 2), name, draw.INK, font, anchor="rm")
+    for x, (family, column) in enumerate(columns):
+        if x % SCENES == 0:
+            pen.text((left + x * step, top // 2), f"{family} scenes", draw.INK, font, anchor="lm")
+        for y, picture in enumerate(column):
+            kind = Image.Resampling.NEAREST if y else Image.Resampling.BOX  # of labels there is no mean
+            page.paste(picture.resize((cell, cell), kind), (left + x * step, top + y * step))
+    page.paste(below, (0, height))
+    draw.save(page, path)
+
+
+def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
+    """What the affinities of an APCNet are in a scene of each family.
+
+    Above: one pixel's, to the regions of every scale. Below: every pixel's to one region of each scale, the one to
+    which that pixel's is the largest. Thin lines are the borders between classes.
+    """
+    plt = _pyplot()
+    models = {family: apcnet.load(file) for family, (file, _) in families.items()}
+    scales = next(iter(models.values())).head.scales
+    shape = 2 * len(families), 1 + len(scales)
+    figure, panels = plt.subplots(*shape, figsize=(2.1 * shape[1], 2.25 * shape[0]), layout="constrained")
+    for row, (family, model) in enumerate(models.items()):
+        sample = families[family][1]
+        of_scales = affinities_of(model, sample.image)
+        pixel = marked_pixel(sample)
+        photo, (above, below) = _photo(sample.image), panels[2 * row : 2 * row + 2]
+        extent = (0, photo.width, photo.height, 0)
+        borders = np.where((sample.mask == IGNORE)[..., None], np.uint8([255, 255, 255, 90]), np.uint8([0, 0, 0, 0]))
+        above[0].imshow(photo, extent=extent)
+        above[0].set_title(f"{family}: a pixel ×", fontsize=9)
+        below[0].imshow(draw.colourise(sample.mask, model.palette), extent=extent)
+        below[0].set_title("truth", fontsize=9)
+        for scale, affinity, upper, lower in zip(scales, of_scales, above[1:], below[1:], strict=True):
+            s, h, w = scale, *affinity.shape[2:]
+            its = affinity[:, :, pixel[0] * h // photo.height, pixel[1] * w // photo.width]
+            y, x = divmod(int(its.argmax()), s)
+            heats = ((upper, its, f"to {s}×{s} regions"), (lower, affinity[y, x], "of all pixels to the framed one"))
+            for panel, values, title in heats:
+                heat = panel.imshow(values.numpy(), extent=extent, cmap="magma", vmin=0, vmax=1)
+                panel.imshow(borders, extent=extent, interpolation="nearest")
+                panel.set_title(f"{title}\n{values.min():.2f} to {values.max():.2f}", fontsize=7)
+            box = (x * photo.width / s, y * photo.height / s), photo.width / s, photo.height / s
+            lower.add_patch(plt.Rectangle(*box, fill=False, color="#39c2ff", lw=1.5, clip_on=False))
+        for panel in (*above, below[0]):
+            panel.plot(pixel[1] + 0.5, pixel[0] + 0.5, "x", color="#39c2ff", markersize=7, markeredgewidth=2)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    figure.colorbar(heat, ax=panels, shrink=0.4, label="affinity")
+    _save(figure, path)
+
+
+@torch.no_grad()
+def affinities_of(model: torch.nn.Module, image: Tensor) -> list[Tensor]:
+    """σ(w·(x + g) + b) of an image, (s, s, h, w) for every scale s: of every position to every region."""
+    head: APCHead = model.head
+    x = head.reduction(model.backbone(normalise(image, model.mean, model.std)[None])[head.index])
+    if head.guide is not None:
+        x = x + head.guide(x.mean((2, 3), keepdim=True))
+    regions = [s * s for s in head.scales]
+    weights, biases = head.affinity.weight.split(regions), head.affinity.bias.split(regions)
+    maps = zip(head.scales, x.chunk(len(regions), dim=1), weights, biases, strict=True)
+    return [torch.sigmoid(torch.conv2d(part, w, b))[0].unflatten(0, (s, s)) for s, part, w, b in maps]
+
+
+def marked_pixel(sample: Sample, classes: Sequence[int] = Synthetic.context_classes) -> tuple[int, int]:
+    """The pixel in the middle of those whose class depends on context, as they are read."""
+    rows, columns = torch.isin(sample.mask.long(), torch.tensor(classes)).nonzero(as_tuple=True)
+    if not len(rows):
+        raise ValueError(f"sample: {sample.name} has no pixel of the classes {classes}")
+    return int(rows[len(rows) // 2]), int(columns[len(rows) // 2])
+
+
+def _photo(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+    _pyplot().close(figure)

@@ -1,0 +1,140 @@
+"""Images that are too large for the network go through it in tiles: the mean of what it makes of each, and no more."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stand_in import Network, draw_image, view
+
+from apcnet import inference
+from apcnet.inference import Protocol, prediction
+from apcnet.inference.prediction import predict
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)  # such small products are no work for more
+
+
+@pytest.fixture
+def network():
+    return Network()
+
+
+def windows(size, crop, stride):
+    """(top, bottom, left, right) of each."""
+
+    def along(length, side, step):
+        starts = range(0, max(length - side, 0) + step, step)
+        return sorted({min(start, max(length - side, 0)) for start in starts})
+
+    return [
+        (top, min(top + crop[0], size[0]), left, min(left + crop[1], size[1]))
+        for top in along(size[0], crop[0], stride[0])
+        for left in along(size[1], crop[1], stride[1])
+    ]
+
+
+def averaged_over_windows(image, crop, stride, scores_of):
+    """The mean of the scores (1, K, h, w) that a function gives to each window's levels."""
+    size, total, hits = image.shape[1:], 0, 0
+    for top, bottom, left, right in windows(size, crop, stride):
+        around = (left, size[1] - right, top, size[0] - bottom)
+        scores = scores_of(image[:, top:bottom, left:right])
+        total, hits = total + F.pad(scores, around), hits + F.pad(torch.ones_like(scores[:1, :1]), around)
+    return total / hits
+
+
+def agree(labels, scores):
+    """Labels are the largest score, or one that rounding cannot tell from it."""
+    assert labels.dtype == torch.uint8 and labels.device.type == "cpu" and labels.shape == scores.shape[2:]
+    chosen = scores[0].gather(0, labels.long()[None])[0]
+    return (scores[0].amax(0) - chosen).max() <= 1e-4 and len(labels.unique()) > 1
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(97, 140), (31, 200), (200, 3)], ids=str)
+def test_large_images_go_in_tiles(size, align_corners):
+    """Of 32 × 32 pixels, the root of what is allowed, each a third over the next."""
+    network, image = Network(align_corners=align_corners), draw_image(*size)
+    labels = predict(network, image, max_pixels=1030 if min(size) > 3 else 599).labels
+    side = 32 if min(size) > 3 else 24
+    crop, stride = (side, side), (2 * side // 3,) * 2
+    assert {shape[2:] for shape in network.seen} == {(min(side, size[0]), min(side, size[1]))}
+    expected = inference.labels(network, view(image), Protocol(window=crop, stride=stride))[0]
+    assert torch.equal(labels, expected)
+    scores = averaged_over_windows(image, crop, stride, lambda tile: inference.whole_logits(network, view(tile)))
+    assert agree(labels, scores)
+
+
+def test_largest_image_in_one_piece(network):
+    predict(network, draw_image(20, 30), max_pixels=600)
+    assert network.seen == [(1, 3, 20, 30)]
+    predict(network, draw_image(20, 30), max_pixels=599)
+    assert len(network.seen) > 2
+
+
+def test_published_sizes_are_one_piece():
+    assert prediction.MAX_PIXELS >= 1025 * 2049
+
+
+@pytest.mark.parametrize(("ratios", "flip"), [((1.0,), True), ((0.5, 1.0, 1.5), True), ((1.5,), False)])
+def test_tiles_at_several_scales(network, ratios, flip):
+    """Every tile as an image of its own would be; tiles are so small that the largest scale is within bounds."""
+    image, most = draw_image(70, 110), 2000
+    protocol = Protocol(ratios=ratios, flip=flip)
+    labels = predict(network, image, protocol, max_pixels=most).labels
+    assert max(shape[2] * shape[3] for shape in network.seen) <= most * 1.05  # sides are whole numbers
+    side = int((most / max(ratios) ** 2) ** 0.5)
+
+    def scores_of(tile):
+        views = [view(tile, [round(n * ratio) for n in tile.shape[1:]]) for ratio in ratios]
+        if not flip:
+            logits = inference.whole_logits(network, views[0])
+            return F.interpolate(logits, tuple(tile.shape[1:]), mode="bilinear")
+        return inference.probabilities(network, views, protocol, size=tile.shape[1:])
+
+    assert agree(labels, averaged_over_windows(image, (side, side), (2 * side // 3,) * 2, scores_of))
+
+
+def test_tiles_of_an_image_fitted_into_a_scale(network):
+    image = draw_image(70, 110)
+    labels = predict(network, image, Protocol(test_scale=(220, 140)), max_pixels=4000).labels
+    assert {shape[2:] for shape in network.seen} == {(62, 62)}  # 31 × 31 pixels of the image
+
+    def scores_of(tile, logits_of):
+        logits = logits_of(view(tile, [2 * n for n in tile.shape[1:]]))
+        return F.interpolate(logits, tuple(tile.shape[1:]), mode="bilinear")
+
+    twice = averaged_over_windows(
+        image, (31, 31), (20, 20), lambda tile: scores_of(tile, lambda x: inference.whole_logits(network, x))
+    )
+    once = averaged_over_windows(image, (31, 31), (20, 20), lambda tile: scores_of(tile, network))
+    protocol = Protocol(test_scale=(220, 140), single_resize=True)
+    straight = predict(network, image, protocol, max_pixels=4000).labels
+    assert agree(labels, twice) and agree(straight, once) and not agree(straight, twice)
+
+
+def test_tiles_are_lower_where_a_band_of_them_would_be_large(network, monkeypatch):
+    monkeypatch.setattr(prediction, "BAND", 5 * 400 * 20)
+    monkeypatch.setattr(prediction, "LOWEST", 12)
+    predict(network, draw_image(60, 400), max_pixels=1600)
+    assert {shape[2:] for shape in network.seen} == {(20, 40)}
+    network.seen.clear()
+    predict(network, draw_image(60, 4000), max_pixels=1600)
+    assert {shape[2:] for shape in network.seen} == {(12, 40)}
+
+
+def test_probabilities_of_large_images_at_a_small_scale(network, monkeypatch):
+    """They are never formed at the size of the image, and the labels are nearly the same."""
+    image, sizes = draw_image(240, 360), []
+
+    def remember(scores, size):
+        sizes.append(tuple(scores.shape[2:]))
+        return argmax(scores, size)
+
+    argmax, protocol = prediction.upsample_argmax, Protocol(test_scale=(90, 60), ratios=(0.5, 1.0), flip=True)
+    exact = predict(network, image, protocol).labels
+    monkeypatch.setattr(prediction, "upsample_argmax", remember)
+    labels = predict(network, image, protocol, max_pixels=6000).labels
+    assert sizes == [(60, 90)] and {shape[2:] for shape in network.seen} == {(30, 45), (60, 90)}
+    assert (labels == exact).float().mean() > 0.99

@@ -1,0 +1,282 @@
+"""Runs: what they leave, that they end with the same bits whatever happens to them, and what is refused."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import time
+
+import parity
+import pytest
+import small_runs
+import torch
+from small_runs import digest, flags, small, start
+
+import apcnet
+from apcnet.config import Model, Optimisation
+from apcnet.presets import preset
+from apcnet.training import checkpoint, log, train
+from apcnet.training.start import check, starting_model
+
+
+@pytest.fixture
+def root(tmp_path):
+    return small_runs.write_images(tmp_path / "data")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
+
+
+def test_what_a_run_leaves(root, out):
+    shown = []
+    scores = train(small(root), out, log_every=4, show=shown.append)
+    assert {path.name for path in out.iterdir()} == {
+        *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
+        *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
+    }
+    assert sorted(path.name for path in (out / "preview").iterdir()) == ["000000.png", "000006.png", "000012.png"]
+    assert json.loads((out / "metrics.json").read_text()) == scores
+    records = log.read(out)
+    assert [record["step"] for record in records] == [4, 6, 8, 12, 12]
+    assert records == [record for record in shown if "event" not in record]
+    assert records[0].keys() >= {"loss", "decode.loss_ce", "aux.loss_ce", "lr", "gradient_norm", "images_per_second"}
+    assert scores["best"]["miou"] == max(record["miou"] for record in records if "miou" in record)
+    model = apcnet.load(out / "final.safetensors")
+    assert model.classes == apcnet.data.open("folder", root, "val").classes
+    assert train(small(root), out) == scores  # it is finished
+
+
+def test_the_whole_process_is_left_as_it_was(root, out):
+    torch.manual_seed(5)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = torch.get_rng_state()
+    train(small(root, steps=2), out)
+    assert torch.equal(torch.get_rng_state(), before) and not torch.are_deterministic_algorithms_enabled()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path, threads):
+    """Run and killed in processes of one thread; what is whole, and the end, here with one."""
+    threads(1)
+    config, moments = small(root, steps=60, eval_every=25, save_every=7), random.Random(0)
+    train(config, tmp_path / "whole", log_every=1)
+    killed = tmp_path / "killed"
+    for workers in (0, 1, 2):
+        run = start(*flags(config), "--workers", workers, "--out", killed)
+        reached = checkpoint_step(killed) + moments.randint(3, 15)
+        while run.poll() is None and last_step(killed) < reached:
+            time.sleep(0.002)
+        time.sleep(moments.random() / 50)
+        run.kill()
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL, "it was finished before it was killed"
+    train(config, killed, workers=1, log_every=1)
+    for name in ("final.safetensors", "best.safetensors", "metrics.json", "preview/000050.png"):
+        assert digest(killed / name) == digest(tmp_path / "whole" / name), name
+    losses = [[r["loss"] for r in log.read(folder) if "loss" in r] for folder in (killed, tmp_path / "whole")]
+    assert losses[0] == losses[1] and len(losses[0]) == 60
+
+
+def last_step(folder) -> int:
+    return max([record["step"] for record in log.read(folder)], default=0) if folder.exists() else 0
+
+
+def checkpoint_step(folder) -> int:
+    state = checkpoint.load(folder) if folder.exists() else None
+    return state["step"] if state else 0
+
+
+@pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "loss"), (signal.SIGTERM, "evaluating")])
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(root, tmp_path, number, when):
+    config, whole, halted = small(root), tmp_path / "whole", tmp_path / "halted"
+    train(config, whole)
+
+    def show(record):
+        if when in record or record.get("event") == when:
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as stop:
+        train(config, halted, log_every=5, show=show)
+    assert stop.value.code == 128 + number
+    assert checkpoint.load(halted)["step"] == 6  # the step that had begun when it came; or that of the evaluation
+    train(config, halted)
+    assert digest(halted / "final.safetensors") == digest(whole / "final.safetensors")
+    assert [r["step"] for r in log.read(halted) if "miou" in r] == [6, 12]
+    (halted / "metrics.json").unlink()
+    train(config, halted)
+    assert [r["step"] for r in log.read(halted) if "miou" in r] == [6, 12]
+    assert digest(halted / "metrics.json") == digest(whole / "metrics.json")
+
+
+def test_another_config_in_the_same_folder_is_refused(root, out):
+    train(small(root, steps=2), out)
+    changed = small(root, steps=3, optimisation=Optimisation(lr=0.5))
+    with pytest.raises(ValueError, match=r"out: .* holds another run, lr: 0.02 → 0.5; steps: 2 → 3"):
+        train(changed, out)
+
+
+def test_what_was_left_by_a_killed_writer_is_removed(root, out):
+    train(small(root, steps=2), out)
+    (out / ".last.pt.abc.tmp").write_bytes(b"half")
+    train(small(root, steps=2), out)
+    assert not list(out.glob(".*"))
+
+
+def test_two_runs_in_one_folder_are_refused(root, out):
+    """The second is told; the first goes on."""
+    config, refused = small(root), []
+
+    def show(record):
+        if record.get("step") == 3 and not refused:
+            second = start(*flags(config), "--out", out, "--workers", 0)
+            refused.append((second.communicate()[1], second.returncode))
+
+    train(config, out, log_every=3, show=show)
+    assert refused == [(f"apcnet: out: another process is training in {out}\n", 2)]
+
+
+def test_a_checkpoint_of_another_run_is_refused(root, out):
+    """Even where config.json is gone, and where the data are not what they were."""
+    train(small(root, steps=4), out)
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds another run, seed: 0 → 9"):
+        train(small(root, steps=4, seed=9), out)
+    (out / "config.json").unlink()
+    image, mask = (next((root / kind / "train").iterdir()) for kind in ("images", "masks"))
+    for path in (image, mask):
+        path.with_stem("one-more").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="holds another run, images: 7 → 8"):
+        train(small(root, steps=4), out)
+
+
+def test_schedulers_may_signal_all_processes_at_once_and_twice(root, tmp_path):
+    config = small(root, steps=400, eval_every=400, save_every=400)
+    run = start(*flags(config), "--workers", 1, "--out", tmp_path / "run", start_new_session=True)
+    while last_step(tmp_path / "run") < 5:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(run.pid, signal.SIGTERM)
+        time.sleep(0.001)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM and "stopped after step" in out, err
+    assert 5 <= checkpoint.load(tmp_path / "run")["step"] < 400
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before_it(root, out):
+    config = small(root, optimisation=Optimisation(lr=1e20, momentum=0.0))
+    with pytest.raises(FloatingPointError, match=r"step \d+: losses or gradients are not finite \(loss .*failed\.json"):
+        train(config, out)
+    failed, state = json.loads((out / "failed.json").read_text()), checkpoint.load(out)
+    assert failed["step"] == state["step"] > 0 and len(failed["samples"]) == 4
+    assert failed["samples"][0]["position"] == 4 * failed["step"] and failed["samples"][0]["name"].startswith(
+        "whole-train"
+    )
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_vanish_end_a_run_with_their_name(root, out, workers):
+    def show(record):
+        if record.get("step") == 7:
+            for path in (root / "images" / "train").iterdir():
+                path.unlink()
+
+    with pytest.raises(ValueError, match=r"whole-train.*position \d+.*FileNotFoundError") as error:
+        train(small(root, steps=40), out, workers=workers, log_every=1, show=show)
+    assert "Traceback" not in str(error.value)
+    assert checkpoint.load(out)["step"] >= 6
+
+
+def test_a_full_disk_ends_a_run_and_leaves_its_checkpoint(root, out, monkeypatch):
+    usual = torch.save
+
+    def save(state, path):
+        if state["step"] == 9:
+            raise OSError(28, "No space left on device")
+        usual(state, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        train(small(root), out)
+    assert checkpoint.load(out)["step"] == 6 and not list(out.glob(".*"))
+
+
+def test_two_processes_learn_what_one_does(tmp_path, threads):
+    """To rounding where batch norms are fixed; where they are not, each process has its own half's statistics."""
+    threads(1)
+    results = torch.multiprocessing.Manager().dict()
+    torch.multiprocessing.spawn(small_runs.learn_with_others, (2, str(tmp_path / "meeting"), results), nprocs=2)
+    for frozen_norms, limit, first, second in zip((True, False), (1e-6, 2e-3), results[0], results[1], strict=True):
+        alone = small_runs.learn(0, 1, frozen_norms)
+        assert torch.equal(first[0], second[0])
+        assert parity.distance(first[0], alone[0]) < limit
+        assert parity.distance(first[1], alone[1]) < limit
+
+
+def test_weights_of_another_number_of_classes_start_a_run(root, out, tmp_path):
+    torch.manual_seed(1)
+    options = {"width": 8, "channels": 8, "auxiliary_channels": 0}
+    apcnet.create("pspnet", "tiny", 4, **options).save(tmp_path / "four.safetensors")
+    config = small(root, model=Model("pspnet", "tiny", init=tmp_path / "four.safetensors", **options), steps=1)
+    with pytest.warns(UserWarning, match="everything is kept but head.classifier"):
+        model = starting_model(config, apcnet.data.open("folder", root, "train"))
+    assert model.num_classes == 9
+    assert torch.equal(
+        model.backbone.stem[0].weight, apcnet.load(tmp_path / "four.safetensors").backbone.stem[0].weight
+    )
+    wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, model="fcn", channels=16))
+    with pytest.raises(
+        ValueError, match=r"init: .* is another model than the run's, model: pspnet → fcn; channels: 8 → 16"
+    ):
+        train(wrong, out)
+
+
+def test_class_weights_come_from_a_report(root, out, tmp_path):
+    report = tmp_path / "report.json"
+    config = small(root, optimisation=Optimisation(lr=0.02, class_weights=report), steps=2)
+    report.write_text(json.dumps({"class_weights": {"weights": [1.0] * 8 + [3.0]}}))
+    train(config, out)
+    for content, message in (
+        ("{}", "is no report"),
+        ('{"class_weights": {"weights": [1]}}', "expected 9 numbers of 0 or more"),
+    ):
+        report.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            train(config, tmp_path / "other")
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is_written(root, out, monkeypatch):
+    resnet = small(root, model=Model("apcnet", "resnet50"))
+    with pytest.raises(ValueError, match=r"backbone_weights: resnet50 .* --backbone-weights.*--from-scratch"):
+        train(resnet, out)
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of the 4 images"):
+        train(small(root, optimisation=Optimisation(accumulate=3)), out)
+    monkeypatch.setattr("apcnet.training.start.world", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of the 3 processes, got 4"):
+        check(small(root))
+    assert not out.exists()
+
+
+def test_a_short_run_learns_what_only_context_tells(tmp_path, threads):
+    """`apcnet train` in a quarter of its steps; by what lies near it would be a third (the whole run, below)."""
+    threads(1)
+    scores = train(dataclasses.replace(preset("tiny"), steps=400, eval_every=400), tmp_path / "run")
+    assert scores["context_miou"] >= 0.5
+
+
+@pytest.mark.slow
+def test_the_generated_scenes_are_learnt_by_context(tmp_path):
+    """What `apcnet train` does: the fused head learns classes that only their surroundings tell, an FCN does not."""
+    heads = {"apcnet": ["--eval-every", 750], "fcn": ["--model", "fcn", "--eval-every", 1500]}
+    runs = {name: start("train", *more, "--workers", 0, "--out", tmp_path / name) for name, more in heads.items()}
+    scores = {}
+    for name, run in runs.items():
+        _, errors = run.communicate()
+        assert run.returncode == 0, errors
+        scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert scores["apcnet"]["miou"] >= 0.85 and scores["apcnet"]["context_miou"] >= 0.75
+    assert scores["fcn"]["context_miou"] <= 0.35

@@ -1,0 +1,165 @@
+"""One step of training: mmsegmentation's trajectory, batches cut up in any way, and steps that are not finite."""
+
+import dataclasses
+import io
+
+import parity
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apcnet
+from apcnet.config import Config, Optimisation
+from apcnet.interop import mmseg
+from apcnet.training.step import Descent, NotFiniteError, learning_rate
+
+CONFIG = Config(steps=10, batch_size=4, optimisation=Optimisation(lr=0.05))
+
+
+def small_model(seed: int = 0, **options) -> nn.Module:
+    torch.manual_seed(seed)
+    options = {"channels": 8, "width": 8, "auxiliary_channels": 0, "dropout": 0.0} | options
+    return apcnet.create("pspnet", "tiny", num_classes=3, **options).train()
+
+
+def batch(seed: int, images: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(0, 3, (images, 32, 32), generator=generator, dtype=torch.uint8)
+    target[torch.rand(target.shape, generator=generator) < 0.3] = 255
+    target[0, :20] = 255  # unequal numbers of valid pixels
+    return torch.randn(images, 3, 32, 32, generator=generator), target
+
+
+def with_optimisation(**changes) -> Config:
+    return dataclasses.replace(CONFIG, optimisation=dataclasses.replace(CONFIG.optimisation, **changes))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("name", parity.names("trajectory_") or ["trajectory_apcnet"])
+def test_losses_and_weights_follow_mmsegmentations(name):
+    case = parity.load(name)
+    sgd, poly = case.about["sgd"], case.about["poly"]
+    model = mmseg.load_model(case.about["model"], case.under("state/")).train()
+    settings = Optimisation(**sgd, power=poly["power"], min_lr=poly["min_lr"])
+    descent = Descent(model, Config(steps=poly["total"], optimisation=settings))
+    losses = [
+        descent.step(i, images, target).values
+        for i, (images, target) in enumerate(zip(case.listed("input."), case.listed("target."), strict=True))
+    ]
+    assert (
+        parity.distance(torch.tensor([step["lr"] for step in losses], dtype=torch.float64), case.tensors["lrs"]) < 1e-12
+    )
+    assert (
+        parity.distance(torch.tensor([step["loss"] for step in losses], dtype=torch.float64), case.tensors["losses"])
+        < 1e-3
+    )
+    ours, final = mmseg.state_dict(model), case.under("final/")
+    assert final and ours.keys() >= final.keys()
+    for key, expected in final.items():
+        if expected.is_floating_point():
+            assert parity.distance(ours[key], expected) < 5e-3, key
+
+
+def test_the_learning_rate_falls_from_the_first_step_to_the_last():
+    rates = [learning_rate(Optimisation(lr=0.01, min_lr=1e-4), step, 100) for step in range(100)]
+    assert rates[0] == 0.01 and rates[-1] == 1e-4 and rates == sorted(rates, reverse=True)
+    assert learning_rate(Optimisation(lr=0.01), 0, 1) == 0.01
+
+
+@pytest.mark.parametrize("reduction", ["mean_all", "mean"])
+@pytest.mark.parametrize("class_weights", [None, [1.0, 2.0, 0.5]])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(reduction, class_weights):
+    """With batch norms as in evaluation: in training their statistics are those of a part."""
+    results = []
+    for parts in (1, 2, 4):
+        model = small_model()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        descent = Descent(model, with_optimisation(accumulate=parts, reduction=reduction), class_weights)
+        for step in range(3):
+            values = descent.step(step, *batch(step)).values
+        results.append((weights(model), values["loss"]))
+    for other, loss in results[1:]:
+        assert parity.distance(other, results[0][0]) < 1e-6
+        assert loss == pytest.approx(results[0][1], rel=1e-6)
+
+
+def test_a_mean_over_no_valid_pixel_changes_nothing_but_what_decays():
+    descent = Descent(small_model(), with_optimisation(reduction="mean", weight_decay=0.0))
+    before = weights(descent.model)
+    values = descent.step(0, torch.randn(4, 3, 32, 32), torch.full((4, 32, 32), 255, dtype=torch.uint8)).values
+    assert values["loss"] == 0 and torch.equal(weights(descent.model), before)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradients"])
+def test_a_step_that_is_not_finite_changes_nothing(where):
+    descent = Descent(small_model(), CONFIG)
+    descent.step(0, *batch(0))
+    before = {name: tensor.clone() for name, tensor in descent.model.state_dict().items()}
+    images, target = batch(1)
+    if where == "loss":
+        images[2, 0, 5, 5] = float("nan")
+    else:
+        next(descent.model.parameters()).register_hook(lambda gradient: gradient / 0)
+    with pytest.raises(NotFiniteError, match="loss"):
+        descent.step(1, images, target)
+    for name, tensor in descent.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_gradients_are_clipped_together():
+    clipped, free = (
+        Descent(small_model(), with_optimisation(clip=clip, momentum=0.0, weight_decay=0.0)) for clip in (0.01, None)
+    )
+    start = weights(free.model)
+    norm = clipped.step(0, *batch(0)).values["gradient_norm"]
+    free.step(0, *batch(0))
+    ratio = (weights(clipped.model) - start).norm() / (weights(free.model) - start).norm()
+    assert norm > 0.01 and ratio.item() == pytest.approx(0.01 / norm, rel=1e-3)
+
+
+def test_the_moving_average_is_what_results():
+    descent = Descent(small_model(), with_optimisation(ema=0.9))
+    expected = weights(descent.model).double()
+    for step in range(3):
+        descent.step(step, *batch(step))
+        expected = 0.9 * expected + 0.1 * weights(descent.model).double()
+    assert parity.distance(weights(descent.result), expected) < 1e-6
+    assert descent.result is not descent.model
+
+
+def test_heads_may_learn_faster_than_the_backbone():
+    fast, usual = (
+        Descent(small_model(), with_optimisation(head_lr=factor, weight_decay=0.0)) for factor in (10.0, 1.0)
+    )
+    start = {name: p.detach().clone() for name, p in usual.model.named_parameters()}
+    for descent in (fast, usual):
+        descent.step(0, *batch(0))
+    for (name, one), other in zip(fast.model.named_parameters(), usual.model.parameters(), strict=True):
+        factor = 1 if name.startswith("backbone") else 10
+        assert torch.allclose(one - start[name], factor * (other - start[name]), rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "clip": 1.0}])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_state_goes_on_as_if_nothing_had_been(changes, precision):
+    config = dataclasses.replace(with_optimisation(**changes), precision=precision, channels_last=True)
+    through = Descent(small_model(dropout=0.5), config)
+    for step in range(2):
+        through.step(step, *batch(step))
+    resumed = Descent(small_model(seed=1, dropout=0.5), config)
+    resumed.restore(torch.load(saved(through.state()), weights_only=True))
+    for step in range(2, 4):
+        assert through.step(step, *batch(step)) == resumed.step(step, *batch(step))
+    assert torch.equal(weights(through.result), weights(resumed.result))
+
+
+def saved(state: dict):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
