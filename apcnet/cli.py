@@ -45,6 +45,7 @@ def train(
         log_every: Steps from one record of losses to the next.
         log: Where records go beside the run's log.jsonl.
     """
+    threads.one_for_a_small(config.model.backbone)
     from apcnet.confusion import percent
     from apcnet.console import RunDisplay, table
     from apcnet.training import train

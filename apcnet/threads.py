@@ -1,23 +1,25 @@
-"""How PyTorch's threads wait for one another: asleep, unless the user has said how.
+"""How many threads PyTorch has, and how they wait for one another, where the user has not said it.
 
 OpenMP's threads spin at the end of every parallel region until the last of them is there. Where something else runs on
 the machine, the one that spins keeps from the processor the very one that it waits for, and training comes to a few per
-cent of its speed. Threads that sleep cost some microseconds for each region and share the processor as all others do.
-The number of threads stays what it was, and so do the bits of a run.
+cent of its speed. So they spin for some microseconds, which spares a quiet machine most of the waking, and then sleep.
+A network as small as `tiny` is as fast on one thread, which waits for none, at two thirds of the processor's time.
+
+OpenMP reads its environment once, when it is loaded: all of this is said before PyTorch is imported, or not at all.
 """
 
 import os
 import sys
 
-SAYS = (
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-    "KMP_BLOCKTIME",
-    "KMP_LIBRARY",
-)  # of GNU's OpenMP, and of LLVM's and Intel's
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # of every OpenMP; of GNU's, the turns before sleep
+SAYS = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 
 def sleep_while_waiting() -> None:
-    """To be called before PyTorch is imported: OpenMP reads its environment once, when it is loaded."""
     if "torch" not in sys.modules and not any(name in os.environ for name in SAYS):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.update(WAITING)
+
+
+def one_for_a_small(backbone: str) -> None:
+    if "torch" not in sys.modules and backbone == "tiny":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -276,7 +276,6 @@ def test_sixteen_million_pixels_and_more(device, backend):
 
 
 @kernels
-@pytest.mark.slow
 def test_more_scores_than_an_int_counts(device, backend):
     """B·K·H·W = 2.2e9, and more classes than an int16 holds. All rows of a map with one source row are the same,
     but for how the weights of that row and itself round."""

@@ -1,4 +1,4 @@
-"""Threads sleep while they wait wherever `apcnet` is started, unless the user has said how they wait."""
+"""What `apcnet` tells OpenMP, unless the user has said it."""
 
 import os
 import subprocess
@@ -9,25 +9,35 @@ import pytest
 from apcnet import threads
 
 
-@pytest.mark.parametrize(
-    ("said", "policy", "spins"),
-    [({}, "PASSIVE", "0"), ({"GOMP_SPINCOUNT": "123"}, None, "123")],
-    ids=["nothing", "spins"],
-)
-def test_openmp_is_told_before_it_is_loaded_what_the_user_has_not_said(said, policy, spins):
-    """OpenMP itself says what it has read; set after PyTorch's import, the variable would be there and do nothing."""
-    environ = {name: value for name, value in os.environ.items() if name not in threads.SAYS}
-    command = [sys.executable, "-m", "apcnet", "info"]
-    environ |= {"OMP_DISPLAY_ENV": "VERBOSE", **said}
-    run = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    assert ("OMP_WAIT_POLICY=PASSIVE, asleep" in run.stdout) == (policy == "PASSIVE")
+def openmp(*command: str, **environ: str) -> str:
+    """What OpenMP says that it has read: a variable set after PyTorch was imported would be there and do nothing."""
+    clean = {name: value for name, value in os.environ.items() if name not in (*threads.SAYS, "OMP_NUM_THREADS")}
+    environ = clean | {"OMP_DISPLAY_ENV": "VERBOSE"} | environ
+    run = subprocess.run([sys.executable, "-m", "apcnet", *command], env=environ, capture_output=True, text=True)
     if "GOMP_SPINCOUNT" not in run.stderr:
         pytest.skip("needs GNU's OpenMP, as PyTorch has it on Linux")
-    assert f"GOMP_SPINCOUNT = '{spins}'" in run.stderr
+    return run.stderr + run.stdout
+
+
+def test_threads_soon_sleep_while_they_wait():
+    said = openmp("info")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said and "GOMP_SPINCOUNT = '1000'" in said
+    assert "OMP_WAIT_POLICY=PASSIVE, asleep while they wait" in said
+
+
+def test_a_small_network_has_one(tmp_path):
+    assert "OMP_NUM_THREADS = '1'" in openmp("train", "folder", "--backbone", "tiny", "--root", str(tmp_path))
+
+
+def test_what_the_user_says_stays(tmp_path):
+    command = "train", "folder", "--backbone", "tiny", "--root", str(tmp_path)
+    said = openmp(*command, GOMP_SPINCOUNT="123", OMP_NUM_THREADS="3")
+    assert "GOMP_SPINCOUNT = '123'" in said and "OMP_NUM_THREADS = '3'" in said
 
 
 def test_nothing_is_set_where_openmp_has_read_its_environment_already(monkeypatch):
-    for name in threads.SAYS:
+    for name in (*threads.SAYS, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     threads.sleep_while_waiting()  # PyTorch is here
-    assert not {*threads.SAYS} & {*os.environ}
+    threads.one_for_a_small("tiny")
+    assert not {*threads.SAYS, "OMP_NUM_THREADS"} & {*os.environ}
