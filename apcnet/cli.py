@@ -13,8 +13,9 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import apcnet
-from apcnet import presets
 from apcnet.config import Config, Data, Model, Precision, Protocol
+from apcnet.presets import preset
+from apcnet.presets import table as table_of_presets
 
 FOUND, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 2 is also that of wrong flags
 
@@ -174,18 +175,18 @@ def predict(
         )
     print(f"{out}: {report.done} images")
     for failure in report.failures:
-        print(f"apcnet: {_line(failure)}", file=sys.stderr)
+        _complain(failure)
     if report.failures:
         sys.exit(FOUND)
 
 
-def list_presets(containing: Positional[Annotated[str, arg(metavar="TEXT")]] = "") -> None:
+def presets(containing: Positional[Annotated[str, arg(metavar="TEXT")]] = "") -> None:
     """List what `apcnet train` knows by name, with the published mIoU, memory and speed, and who published them.
 
     Args:
         containing: Only names that contain it.
     """
-    print(presets.table(containing), end="")
+    print(table_of_presets(containing), end="")
 
 
 def info() -> None:
@@ -310,28 +311,19 @@ def prepare(
     print(f"{root}: {written} files written, {kept} were there already")
 
 
-COMMANDS = {
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "presets": list_presets,
-    "convert": convert,
-    "export": export,
-    "check": check,
-    "prepare": prepare,
-    "info": info,
-}
+COMMANDS = (train, evaluate, predict, presets, convert, export, check, prepare, info)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. What is wrong with its input is said in one line, without a traceback."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _complain
     try:
         arguments, defaults = _defaults(list(sys.argv[1:] if arguments is None else arguments))
-        commands = {name: functools.partial(command, **defaults.get(name, {})) for name, command in COMMANDS.items()}
+        commands = {command.__name__: command for command in COMMANDS}
+        commands |= {name: functools.partial(commands[name], **given) for name, given in defaults.items()}
         tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        print(f"apcnet: {_line(error)}", file=sys.stderr)
+        _complain(error)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -343,13 +335,13 @@ def _defaults(arguments: list[str]) -> tuple[list[str], dict]:
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
     if command == ["train"]:
         name = names[0] if names else "tiny"
-        config = presets.preset(name)
+        config = preset(name)
         for flag, following in itertools.zip_longest(rest, rest[1:]):
             if flag == "--init" or flag.startswith("--init="):
                 config = dataclasses.replace(config, model=_model_of(flag.partition("=")[2] or following))
         return command + rest[len(names[:1]) :], {"train": {"config": config, "out": Path("runs") / name}}
     if command == ["evaluate"] and names:
-        config = presets.preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
+        config = preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
         return command + names[:1] + rest[len(names[:2]) :], {
             "evaluate": {"data": config.data, "protocol": config.evaluation}
         }
@@ -395,9 +387,6 @@ def _workers() -> int:
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
 
 
-def _show_warning(message, *_):
-    print(f"apcnet: {_line(message)}", file=sys.stderr)
-
-
-def _line(message):
-    return " ".join(str(message).split())
+def _complain(message, *_) -> None:
+    """Says in one line what is wrong; also what a warning says, without where it comes from."""
+    print("apcnet:", *str(message).split(), file=sys.stderr)
