@@ -34,7 +34,6 @@ def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[
     """The largest (h, w) of a size's proportions whose long and short side fit into those of a scale.
 
     Args:
-        size: (h, w) of the image.
         scale: two bounds, of the long and of the short side in either order; or the factor itself.
     """
     height, width = checked_pair(size, "size")
@@ -64,12 +63,9 @@ def view_sizes(
         ratios: of the scales; 1 is the single-scale test.
         test_scale: two bounds, as in keep_ratio_size: 0.x, (2048, 512) for ADE20K say; None: 1.x.
     """
-    original = checked_pair(original, "original")
-    if not ratios or not all(0 < ratio < math.inf for ratio in ratios):
-        raise ValueError(f"ratios: expected positive numbers, at least one, got {ratios!r}")
     if test_scale is None:
         return [keep_ratio_size(original, _times(original, ratio)) for ratio in ratios]
-    long, short = checked_pair(test_scale, "test_scale")
+    long, short = test_scale
     return [keep_ratio_size(original, (int(long * ratio), int(short * ratio))) for ratio in ratios]
 
 
@@ -82,7 +78,7 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
     """
     size = checked_pair(size, "size")
     if isinstance(image, Tensor) and image.ndim == 2:
-        check_mask(image)
+        _check_mask(image)
         return _nearest(image, size, Window(0, 0, *size))
     _check_image(image)
     if antialias and (size[0] < image.shape[1] or size[1] < image.shape[2]):
@@ -146,10 +142,9 @@ def train(
     Returns:
         the image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
     """
-    _check_sample(sample)
+    check_sample(sample)
     height, width = checked_pair(crop_size, "crop_size")
     scale = checked_pair(scale, "scale")
-    _check_ranges(ratio_range, cat_max_ratio)
     ratio, flip, *draws = torch.randint(UNIT, (2 + DRAWS + 2 * CROPS,), generator=generator).tolist()
     ratio = ratio_range[0] + (ratio_range[1] - ratio_range[0]) * (ratio / UNIT)
     flip = 2 * flip >= UNIT
@@ -248,7 +243,7 @@ def _check_image(image: Tensor) -> None:
         raise ValueError(f"image: expected the shape (3, H, W), none of them 0, got {tuple(image.shape)}")
 
 
-def check_mask(mask: Tensor) -> None:
+def _check_mask(mask: Tensor) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or mask.device.type != "cpu":
         given = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask: expected a uint8 tensor on the CPU, got {given}")
@@ -256,16 +251,9 @@ def check_mask(mask: Tensor) -> None:
         raise ValueError(f"mask: expected the shape (H, W), none of them 0, got {tuple(mask.shape)}")
 
 
-def _check_sample(sample: Sample) -> None:
+def check_sample(sample: Sample) -> None:
     _check_image(sample.image)
-    check_mask(sample.mask)
+    _check_mask(sample.mask)
     if sample.image.shape[1:] != sample.mask.shape:
         sizes = f"{tuple(sample.image.shape[1:])} and {tuple(sample.mask.shape)}"
-        raise ValueError(f"sample: {sample.name}: image and mask differ in size: {sizes}")
-
-
-def _check_ranges(ratio_range: tuple[float, float], cat_max_ratio: float) -> None:
-    if len(ratio_range) != 2 or not 0 < ratio_range[0] <= ratio_range[1] < math.inf:
-        raise ValueError(f"ratio_range: expected two positive numbers, the smaller first, got {ratio_range!r}")
-    if not 0 < cat_max_ratio <= 1:
-        raise ValueError(f"cat_max_ratio: expected a share above 0, up to 1, got {cat_max_ratio}")
+        raise ValueError(f"image and mask differ in size: {sizes}")

@@ -69,7 +69,6 @@ class Batches:
     world: int = 1
 
     def __post_init__(self):
-        _check_rank(self.rank, self.world)
         if not len(self.dataset):
             raise ValueError("dataset: expected one sample at least, it is empty")
         if self.batch_size < 1 or self.batch_size % self.world:
@@ -80,10 +79,6 @@ class Batches:
         positions = list(range(start + self.rank, start + self.batch_size, self.world))
         samples = [self.sample(position) for position in positions]
         images, masks, names = zip(*samples, strict=True)
-        for kind, tensors in (("images", images), ("masks", masks)):
-            if len({tensor.shape for tensor in tensors}) > 1:
-                sizes = ", ".join(f"{n!r} {tuple(t.shape)}" for n, t in zip(names, tensors, strict=True))
-                raise ValueError(f"transform: expected {kind} of one size in the batch of step {step}, got {sizes}")
         return Batch(default_collate(images), default_collate(masks), list(names), positions)
 
     def sample(self, position: int) -> tuple[Tensor, Tensor, str]:
@@ -158,17 +153,9 @@ class Loader(DataLoader):
             ) from None
 
 
-def shard(n: int, rank: int = 0, world: int = 1) -> range:
+def shard(n: int, rank: int, world: int) -> range:
     """The indices of n samples that a rank evaluates: over all ranks every index once, and nothing added."""
-    _check_rank(rank, world)
     return range(rank, n, world)
-
-
-def _check_rank(rank: int, world: int) -> None:
-    if world < 1:
-        raise ValueError(f"world: expected one process at least, got {world}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank: expected 0 to {world - 1}, got {rank}")
 
 
 def _as_it_is(item):

@@ -70,7 +70,6 @@ def _read(path: Path) -> tuple[str | None, dict | None]:
 
 def _duplicate(path: Path, into: Path) -> None:
     """A second name for the same bytes; a copy where the file system has no second names."""
-    into.unlink()
     try:
         os.link(path, into)
     except OSError:

@@ -128,12 +128,10 @@ class Descent:
         self.scaler.load_state_dict(state["scaler"])
 
     def _parameter_groups(self) -> list[dict]:
-        backbone = {id(parameter) for parameter in self.model.backbone.parameters()}
-        parts = {True: [], False: []}
-        for parameter in self.model.parameters():
-            parts[id(parameter) in backbone].append(parameter)
-        factors = {True: 1.0, False: self.settings.head_lr}
-        return [{"params": parts[part], "lr": 0.0, "factor": factors[part]} for part in (True, False)]
+        backbone = list(self.model.backbone.parameters())
+        others = [p for name, p in self.model.named_parameters() if not name.startswith("backbone.")]
+        parts = (backbone, 1.0), (others, self.settings.head_lr)
+        return [{"params": parameters, "lr": 0.0, "factor": factor} for parameters, factor in parts]
 
     def _gradients(self, number: int, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """Adds up gradients of all parts of the batch; gives its losses."""
