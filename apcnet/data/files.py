@@ -28,13 +28,9 @@ class Pair(NamedTuple):
 
 
 class Files:
-    """A data set of pairs of files.
+    """A data set of pairs of files, in the order of the samples.
 
-    Args:
-        pairs: in the order of the samples.
-        classes: their names.
-        palette: a colour for each class.
-        labels: what each stored value stands for, as `classes.label_table` makes it; None: indices of classes.
+    `labels` says what each stored value stands for, as `classes.label_table` makes it; None: indices of classes.
     """
 
     def __init__(
@@ -82,9 +78,17 @@ class Files:
 
 def read_image(path: str | Path) -> Tensor:
     """The image as (3, H, W) uint8, RGB."""
-    image = _load(path, _in_colour)
+    return _load(path, levels)
+
+
+def levels(image: Image.Image) -> Tensor:
+    """The levels of an image, which is turned upright, as (3, H, W) uint8, RGB."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
     if image.mode in _WIDE:
         return torch.from_numpy(np.stack([(np.asarray(image) >> 8).astype(np.uint8)] * 3))
+    image = image if image.mode == "RGB" else image.convert("RGB")
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
 
@@ -107,7 +111,7 @@ def read_mask(path: str | Path) -> Tensor:
     )
 
 
-def _load(path: str | Path, convert: Callable[[Image.Image], Image.Image] = lambda image: image) -> Image.Image:
+def _load(path: str | Path, convert: Callable = lambda image: image):
     with open(path, "rb") as file:  # a file that is not there is an error of its own
         try:
             image = Image.open(file)
@@ -117,13 +121,6 @@ def _load(path: str | Path, convert: Callable[[Image.Image], Image.Image] = lamb
             raise ValueError(f"{path}: is no image, or of a format that Pillow does not know") from error
         except Exception as error:  # of a dozen kinds: Pillow raises what its decoders happen to run into
             raise ValueError(f"{path}: cannot be decoded, {error}") from error
-
-
-def _in_colour(image: Image.Image) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
-    return image if image.mode in ("RGB", *_WIDE) else image.convert("RGB")
 
 
 def _check_sizes(pair: Pair, image: Tensor, mask: Tensor) -> None:

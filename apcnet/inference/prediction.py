@@ -23,7 +23,7 @@ from apcnet import draw, inference
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
 from apcnet.data.augment import view_sizes
-from apcnet.data.files import read_image
+from apcnet.data.files import levels, read_image
 from apcnet.data.layout import SUFFIXES
 from apcnet.inference.protocol import WHOLE
 from apcnet.zoo import load
@@ -232,12 +232,8 @@ class _Tiles:
 def _views(model: nn.Module, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
     """An image, (3, H, W) uint8, as the network takes it, at one size after the other."""
     for size in sizes:
-        yield augment(image, size, mean=model.mean, std=model.std)[None].to(_parameter(model))
-
-
-def _parameter(model: nn.Module) -> Tensor:
-    """Whose device and dtype the model's input has."""
-    return next(model.parameters(), torch.empty(0))
+        like = next(model.parameters(), torch.empty(0))  # whose device and dtype the model's input has
+        yield augment(image, size, mean=model.mean, std=model.std)[None].to(like)
 
 
 def _levels(image: Source, name: str) -> Tensor:
@@ -245,7 +241,10 @@ def _levels(image: Source, name: str) -> Tensor:
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        image = _array(image, name)
+        try:
+            return levels(ImageOps.exif_transpose(image))  # a copy: the image stays as it is
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     if isinstance(image, np.ndarray):
         planes = torch.from_numpy(np.array(image.transpose(2, 0, 1) if image.ndim == 3 else image))
         shape = "(H, W, 3) or (H, W)"
@@ -261,16 +260,6 @@ def _levels(image: Source, name: str) -> Tensor:
     if not planes.numel() or not (planes.ndim == 2 or (planes.ndim == 3 and len(planes) == 3)):
         raise ValueError(f"{name}: expected the shape {shape}, none of them 0, got {tuple(image.shape)}")
     return planes.expand(3, *planes.shape[-2:]).clone(memory_format=torch.contiguous_format)
-
-
-def _array(image: Image.Image, name: str) -> np.ndarray:
-    """The levels of a PIL image as data.files reads them: upright, without alpha, the upper 8 of 16 bits."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{name}: expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image) >> 8).astype(np.uint8)
-    return np.asarray(image.convert("RGB"))
 
 
 class _Job(NamedTuple):

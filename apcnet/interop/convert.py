@@ -42,7 +42,7 @@ def convert(
     checkpoint = pickles.read(hub.fetch(source, folder or Path(torch.hub.get_dir()) / "checkpoints", progress))
     state_dict, meta = weights_of(checkpoint), _dict(checkpoint.get("meta"))
     text = meta.get("cfg", meta.get("config"))  # of 1.x and of 0.x
-    if sssegmentation.is_sssegmentation(state_dict):
+    if any(name.startswith("backbone_net.") for name in state_dict):
         state_dict, text = sssegmentation.rename(state_dict), sssegmentation.CONFIG
     text = text if isinstance(text, str) else None
     config = config_of(state_dict, text, align_corners=align_corners, output_stride=output_stride)

@@ -45,9 +45,9 @@ RULES = {  # a * stands for every scale in turn
         (r"^laterals", "lateral_convs"),
         (r"^outputs", "fpn_convs"),
     ],
-    FPNHead: [
+    FPNHead: [  # every second one upsamples
         (r"^levels\.(\d+)\.(\d+)", lambda m: f"scale_heads.{m[1]}.{2 * int(m[2])}")
-    ],  # every second one upsamples
+    ],
 }
 
 
@@ -80,9 +80,9 @@ def _of_scales(tensor: Tensor, scales: tuple[int, ...], squares: bool) -> tuple[
     return tensor.split([s * s for s in scales]) if squares else tensor.chunk(len(scales))
 
 
-def assign_theirs(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "state_dict") -> None:
+def assign_theirs(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """mmsegmentation's parameters into our model or head."""
-    assign(in_place(module), tensors, source)
+    assign(in_place(module), tensors, "state_dict")
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
