@@ -74,9 +74,9 @@ class RunDisplay:
         (self.bar.console if self.out.is_terminal else self.out).print(text)
 
 
-def table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+def table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows, the first of them the head; numbers to the right."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table()
     for i, name in enumerate(rows[0]):
         drawn.add_column(name, justify="right" if i else "left")
     for row in rows[1:]:

@@ -109,9 +109,6 @@ def preview(
 
     An error is red on the dimmed image, what is ignored grey; beneath stands the share of wrong pixels among those
     that count. Large pictures are reduced, small ones enlarged.
-
-    Args:
-        rows: of (image, truth, prediction).
     """
     if not rows:
         raise ValueError("rows: expected one at least")

@@ -112,14 +112,10 @@ def folder() -> Config:
 
 
 def recipe(model: str, depth: int, dataset: str, schedule: str) -> Config:
-    """The run of a model on a benchmark.
+    """The run of one of MODELS, on a ResNet of a depth, on one of BENCHMARKS.
 
-    Args:
-        model: of MODELS.
-        depth: of its ResNet.
-        dataset: of BENCHMARKS.
-        schedule: mmsegmentation's by its thousands of steps, 80k, or 80k-fp16 in half precision; paper, of those in
-            PAPER; ssseg, of those in SSSEG_EPOCHS.
+    `schedule` is mmsegmentation's by its thousands of steps, 80k, or 80k-fp16 in half precision; paper, of those in
+    PAPER; or ssseg, of those in SSSEG_EPOCHS.
     """
     benchmark, paper, ssseg = BENCHMARKS[dataset], schedule == "paper", schedule == "ssseg"
     if paper:

@@ -33,8 +33,7 @@ TEST_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of every published multi-scal
 def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[int, int]:
     """The largest (h, w) of a size's proportions whose long and short side fit into those of a scale.
 
-    Args:
-        scale: two bounds, of the long and of the short side in either order; or the factor itself.
+    A scale is two bounds, of the long and of the short side in either order; or the factor itself.
     """
     height, width = checked_pair(size, "size")
     if not isinstance(scale, (int, float)):
@@ -59,7 +58,6 @@ def view_sizes(
     1.x multiplies the image's own size. On Cityscapes that is the same, on smaller images it is not.
 
     Args:
-        original: (h, w) of the image.
         ratios: of the scales; 1 is the single-scale test.
         test_scale: two bounds, as in keep_ratio_size: 0.x, (2048, 512) for ADE20K say; None: 1.x.
     """

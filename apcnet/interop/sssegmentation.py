@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from apcnet.choices import check_choice
 from apcnet.interop.mmseg.config import load_head as load_mmseg_head
 from apcnet.interop.mmseg.identify import inside
-from apcnet.interop.mmseg.names import assign_theirs
+from apcnet.interop.mmseg.names import in_place
 from apcnet.models.fpn import FPN
+from apcnet.models.weights import assign
 
 SEGMENTORS = {"APCNet": "APCHead", "PSPNet": "PSPHead", "ENCNet": "EncHead", "FCN": "FCNHead", "SemanticFPN": "FPNHead"}
 NORMS = ("BatchNorm2d", "SyncBatchNorm")
@@ -71,7 +72,7 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
             given.get("upsample_cfg", {}).get("mode", "nearest"), "config.head.upsample_cfg.mode", ("nearest",)
         )
         neck = FPN(given["in_channels_list"], given["feats_channels"], norm=True)
-        assign_theirs(neck, inside(weights, "neck"))
+        assign(in_place(neck), inside(weights, "neck"), "state_dict")
     return PyramidHead(neck, head, selected)
 
 

@@ -21,14 +21,10 @@ BACKBONES = {f"resnet{depth}": functools.partial(ResNetV1c, depth) for depth in 
 
 
 def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **options) -> Segmentor:
-    """A segmentor with fresh weights; its `architecture` are these arguments.
+    """A segmentor with fresh weights, of one of HEADS on one of BACKBONES; its `architecture` are these arguments.
 
-    Args:
-        model: apcnet, pspnet, encnet, semantic_fpn or fcn.
-        backbone: resnet18, resnet34, resnet50 or resnet101, all of them ResNetV1c, or tiny.
-        num_classes: how many there are to tell apart.
-        options: of the backbone (see ResNetV1c, Tiny), of the neck and the auxiliary head (see assemble), and of the
-            head (see APCHead, PSPHead, EncHead, FPNHead, FCNHead).
+    Options are those of the backbone (see ResNetV1c, Tiny), of the neck and the auxiliary head (see assemble), and of
+    the head (see APCHead, PSPHead, EncHead, FPNHead, FCNHead).
     """
     check_choice(model, "model", HEADS)
     check_choice(backbone, "backbone", BACKBONES)

@@ -33,8 +33,7 @@ def save(folder: Path, state: dict) -> None:
 def load(folder: Path, mend: bool = False) -> dict | None:
     """The last state, the previous one if the last cannot be read, None if there is none.
 
-    Args:
-        mend: put a last state that cannot be read aside, so that the next one does not take the previous one's place.
+    `mend` puts a last state that cannot be read aside, so that the next one does not take the previous one's place.
     """
     troubles = []
     for path in (folder / LAST, folder / PREVIOUS):

@@ -8,7 +8,6 @@ finite leaves the weights, and the statistics of batch norms, as they were.
 import copy
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +26,6 @@ class NotFiniteError(ArithmeticError):
         super().__init__(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
 
-class Step(NamedTuple):
-    """What a step was: the losses, their sum and the norm of the gradients, over all processes; and whether to stop."""
-
-    values: dict[str, float]
-    stop: bool
-
-
 def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
     """Of a step: a polynomial from lr at the first to min_lr at the last, as in mmsegmentation 1.x."""
     left = 1 - step / max(steps - 1, 1)
@@ -41,12 +33,7 @@ def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
 
 
 class Descent:
-    """A model and all that changes with it, step by step.
-
-    Args:
-        model: a Segmentor on its device.
-        config: of the run.
-        class_weights: one for each class, or None.
+    """A Segmentor, on its device, and all that changes with it, step by step.
 
     `model` is what is trained, `result` what is to be evaluated and kept: the model, or its moving average.
     """
@@ -71,8 +58,11 @@ class Descent:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
 
-    def step(self, number: int, images: Tensor, masks: Tensor, stop: bool = False) -> Step:
+    def step(self, number: int, images: Tensor, masks: Tensor, stop: bool = False) -> tuple[dict[str, float], bool]:
         """Learns from this process's share of a batch; `stop` tells all processes that one of them wants to.
+
+        Returns:
+            the losses, their sum and the norm of the gradients, over all processes; and whether to stop.
 
         Raises:
             NotFiniteError: and model and optimizer are as they were.
@@ -108,7 +98,7 @@ class Descent:
                 averaged, weights = list(self.result.parameters()), list(self.model.parameters())
                 torch._foreach_lerp_(averaged, weights, 1 - self.settings.ema)
                 torch._foreach_copy_(list(self.result.buffers()), self.buffers)
-        return Step({**values, "lr": rate}, stops > 0)
+        return {**values, "lr": rate}, stops > 0
 
     def state(self) -> dict:
         """All that changes from step to step."""

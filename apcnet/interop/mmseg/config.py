@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from apcnet.choices import check_choice
-from apcnet.interop.mmseg.names import assign_theirs
+from apcnet.interop.mmseg.names import in_place
 from apcnet.models import Segmentor, build
 from apcnet.models.build import HEADS
 from apcnet.models.resnet import STAGES
+from apcnet.models.weights import assign
 
 MODELS = {"APCHead": "apcnet", "PSPHead": "pspnet", "EncHead": "encnet", "FPNHead": "semantic_fpn", "FCNHead": "fcn"}
 SHARED = {"channels": "channels", "dropout_ratio": "dropout", "align_corners": "align_corners"}
@@ -57,7 +58,7 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
         index=config.get("in_index", -1),
         **_head_options(config, "config"),
     )
-    assign_theirs(head, state_dict)
+    assign(in_place(head), state_dict, "state_dict")
     return head
 
 
@@ -86,7 +87,7 @@ def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> S
     if name == "encnet" and "loss_se_decode" in head:
         options["presence_weight"] = head["loss_se_decode"].get("loss_weight", 1.0)
     model = build(name, backbone, head["num_classes"], **options)
-    assign_theirs(model, state_dict)
+    assign(in_place(model), state_dict, "state_dict")
     model.mean, model.std = _normalisation(config.get("data_preprocessor") or {}, model)
     return model
 

@@ -83,7 +83,7 @@ class FusedPSPHead(PSPHead, FusedLoss):
             align_corners=self.psp_modules.align_corners,
             memory_format=layout_of(features),
         )
-        return _normalized(self.bottleneck, features)
+        return self.bottleneck.activate(self.bottleneck.norm(features))
 
 
 class FusedFCNHead(FCNHead, FusedLoss):
@@ -204,7 +204,7 @@ def _convolved(module: ConvModule, maps: list[Tensor]) -> Tensor:
     settings = (conv.stride, conv.padding, conv.dilation)
     # The node alone would do, but for torch.compile, which without gradients miscounts the arguments of its forward.
     convolve = _ConvolutionOfParts.apply if torch.is_grad_enabled() else _convolution_of_parts
-    return _normalized(module, convolve(conv.weight, settings, *maps))
+    return module.activate(module.norm(convolve(conv.weight, settings, *maps)))
 
 
 def _convolution_of_parts(weight: Tensor, settings: tuple, *maps: Tensor) -> Tensor:
@@ -249,10 +249,6 @@ class _ConvolutionOfParts(torch.autograd.Function):
             if wanted:
                 place.copy_(grad_w)
         return grad_weight if wanted else None, None, *grads
-
-
-def _normalized(module: ConvModule, features: Tensor) -> Tensor:
-    return module.activate(module.norm(features))
 
 
 def _labels(logits: Tensor, size: torch.Size, meta: dict, align_corners: bool) -> Tensor:
