@@ -200,13 +200,10 @@ def table(containing: str = "") -> str:
     lines = [HEADINGS]
     for name in chosen:
         figures = PUBLISHED.get(name, Published(None, None, None, None, "–"))
-        lines.append((name, *map(_cell, figures, FORMATS)))
+        cells = ("–" if figure is None else format(figure, form) for figure, form in zip(figures, FORMATS, strict=True))
+        lines.append((name, *cells))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join(
         f"{name:<{widths[0]}}  {'  '.join(map(str.rjust, figures, widths[1:]))}  {source}\n"
         for name, *figures, source in lines
     )
-
-
-def _cell(figure: float | str | None, layout: str) -> str:
-    return "–" if figure is None else format(figure, layout)

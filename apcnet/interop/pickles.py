@@ -46,9 +46,6 @@ class Inert:
     def __new__(cls, *args):
         return super().__new__(cls)
 
-    def __init__(self, *args):
-        pass
-
     def __setstate__(self, state):
         pass
 

@@ -54,7 +54,9 @@ def check(
     for split in dict.fromkeys(splits or _default_splits(name, root)):
         if (files := _open(name, root, split, options, notes, unused)) is not None:
             opened[split] = files
-    looks = _look_at_all(opened.values(), _cores() if workers is None else workers, progress)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    looks = _look_at_all(opened.values(), workers, progress)
     statistics = {}
     for split, files in opened.items():
         for pair in files.pairs:
@@ -135,10 +137,6 @@ def _look_at_all(
             looks[pair] = look
             report(len(looks), len(pairs))
     return looks
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _count(files: Files, seen: Mapping[str, Mapping[int, int]]) -> Split:

@@ -40,9 +40,6 @@ class Looks:
     def __init__(self, pairs: Sequence[Pair], palette: Sequence[Color], labels: np.ndarray):
         self.pairs, self.palette, self.labels = pairs, palette, labels
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def __getitem__(self, index: int) -> Look:
         """Decodes both files of a pair. Whatever is wrong with them is part of the result."""
         pair, problems = self.pairs[index], []

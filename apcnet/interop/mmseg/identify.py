@@ -62,8 +62,10 @@ def config_of(
     parts = {room: inside(shapes, room) for room in rooms}
 
     backbone, config = _backbone(parts["backbone"]), {"type": "EncoderDecoder"}
+    expansion = 4 if backbone["depth"] >= 50 else 1
+    widths = [backbone["base_channels"] * expansion << stage for stage in range(4)]
     heads = [room for room in ("decode_head", "auxiliary_head") if room in rooms]
-    config |= {room: _head(parts[room], room, said[room], _widths(backbone)) for room in heads}
+    config |= {room: _head(parts[room], room, said[room], widths) for room in heads}
     for room in heads:
         told = said[room].get("align_corners")
         config[room]["align_corners"] = _agreed("align_corners", align_corners, told, f"{room}.align_corners")
@@ -117,11 +119,6 @@ def _backbone(shapes):
     config |= {"norm_cfg": NORM, "base_channels": _shape(shapes, "backbone", "layer1.0.conv1.weight")[0]}
     stem_channels, in_channels = _shape(shapes, "backbone", "stem.6.weight")[0], shapes["stem.0.weight"][1]
     return config | {"stem_channels": stem_channels, "in_channels": in_channels}
-
-
-def _widths(backbone):
-    expansion = 4 if backbone["depth"] >= 50 else 1
-    return [backbone["base_channels"] * expansion << stage for stage in range(4)]
 
 
 def _neck(shapes):
@@ -243,10 +240,10 @@ def _stages(said, output_stride, usual):
     """Strides and dilations of the backbone."""
     if output_stride is not None and output_stride not in STAGES:
         raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
+    known = {stride: {"strides": list(s), "dilations": list(d)} for stride, (s, d) in STAGES.items()}
     if said:
-        strides, dilations = STAGES[32]  # mmsegmentation's defaults
-        told = {"strides": said.get("strides", list(strides)), "dilations": said.get("dilations", list(dilations))}
-        if output_stride is not None and told != _stage_dict(output_stride):
+        told = {name: said.get(name, usually) for name, usually in known[32].items()}  # mmsegmentation's defaults
+        if output_stride is not None and told != known[output_stride]:
             raise ValueError(f"output_stride: the file's config says {told}, got {output_stride}")
         return told
     if output_stride is None:
@@ -255,12 +252,7 @@ def _stages(said, output_stride, usual):
             "it. If these were trained with another one, give output_stride",
             stacklevel=3,
         )
-    return {**_stage_dict(output_stride or usual), "contract_dilation": True}
-
-
-def _stage_dict(output_stride):
-    strides, dilations = STAGES[output_stride]
-    return {"strides": list(strides), "dilations": list(dilations)}
+    return {**known[output_stride or usual], "contract_dilation": True}
 
 
 def _normalisation(text):
