@@ -58,7 +58,8 @@ def train(
         out = unused(out)
     if gpus != 1 and not one_of_several:
         _start_processes(gpus, device)
-    with RunDisplay() as display:
+    display = RunDisplay()
+    with display.bar:
         scores = train(
             config,
             out,

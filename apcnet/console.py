@@ -11,19 +11,15 @@ from rich.table import Table
 
 
 class RunDisplay:
-    """Shows the records and events of `apcnet.training`: a bar with everything in it, or a line for every record."""
+    """Shows the records and events of `apcnet.training`: a bar with everything in it, or a line for every record.
+
+    The bar is drawn inside `with display.bar`.
+    """
 
     def __init__(self):
         self.out = Console(soft_wrap=True, highlight=False)
         self.bar = _progress(MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
         self.steps, self.batch_size, self.images = 0, 0, None
-
-    def __enter__(self) -> "RunDisplay":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.bar.stop()
 
     def __call__(self, record: dict) -> None:
         match record.get("event"):

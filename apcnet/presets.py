@@ -49,10 +49,9 @@ class Benchmark:
         return math.ceil(epochs * self.images / self.batch_size)
 
     def evaluation(self) -> Protocol:
-        if not self.slides:
-            return Protocol(test_scale=self.scale)
-        stride = tuple(round(side * 2 / 3) for side in self.crop)
-        return Protocol(test_scale=self.scale, window=self.crop, stride=stride)
+        window = self.crop if self.slides else None
+        stride = window and tuple(round(side * 2 / 3) for side in window)
+        return Protocol(test_scale=self.scale, window=window, stride=stride)
 
 
 CITYSCAPES = Benchmark({"dataset": "cityscapes"}, 2975, 8, (512, 1024), (2048, 1024), ("40k", "80k"))

@@ -31,12 +31,7 @@ def prepare(
 ) -> tuple[int, int]:
     """Writes the files of a benchmark that its download lacks. Lists come last: a name that is listed has its mask.
 
-    Args:
-        name: cityscapes, voc2012 or pascal_context.
-        root: of the benchmark, as for `apcnet.data.open`.
-        source: of voc2012 the folder of SBD that holds cls, of pascal_context the JSON file; None: where they are
-            usually put.
-        progress: is called with how many files are there and how many there will be.
+    Arguments are the command's; `progress` is called with how many files are there and how many there will be.
 
     Returns:
         How many files were written, and how many were there already.

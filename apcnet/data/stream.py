@@ -13,7 +13,7 @@ import atexit
 import functools
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,8 +93,8 @@ class Batches:
         return image, mask, sample.name
 
 
-def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> "Loader":
-    """items[key] for every one of the keys, in their order, made by workers that stay from one pass to the next.
+def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> Iterator:
+    """items[key] for every one of the keys, in their order.
 
     PyTorch's loader with a generator of its own, nothing collated and nothing drawn. A SampleError arrives as it is.
 
@@ -106,17 +106,30 @@ def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> "Loader":
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    return Loader(
-        Caught(items),
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+    iterator = iter(
+        DataLoader(
+            Caught(items),
+            batch_size=None,
+            sampler=keys,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+        )
     )
+    if workers:
+        atexit.register(_kill, iterator._workers)  # they are deaf to the signals that Python would end them by
+    try:
+        for item in iterator:
+            if isinstance(item, SampleError):
+                iterator = None  # the workers end now, and not when the traceback goes
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SampleError(f"a process that makes samples was ended from outside; was memory short? {error}") from None
 
 
 class Caught:
@@ -130,27 +143,6 @@ class Caught:
             return self.items[key]
         except SampleError as error:
             return error
-
-
-class Loader(DataLoader):
-    """Raises what Caught has caught."""
-
-    def __iter__(self):
-        iterator = super().__iter__()
-        if self.num_workers:
-            atexit.register(_kill, iterator._workers)  # they are deaf to the signals that Python would end them by
-        try:
-            for item in iterator:
-                if isinstance(item, SampleError):
-                    self._iterator = iterator = None  # the workers end now, and not when the traceback goes
-                    raise item
-                yield item
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise SampleError(
-                f"a process that makes samples was ended from outside; was memory short? {error}"
-            ) from None
 
 
 def shard(n: int, rank: int, world: int) -> range:

@@ -128,7 +128,7 @@ class Run:
         transform = augmentation(self.config.data, self.model)
         batches = Batches(self.data, transform, self.config.seed, self.config.batch_size, rank(), world())
         steps = itertools.count(self.step)
-        stream = iter(loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda"))
+        stream = loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda")
         while self.step < self.config.steps:
             yield next(stream)
 

@@ -23,24 +23,18 @@ OPTIONS = {  # of a head: their names and ours, whose defaults agree
 }
 FIXED = {  # what has to have this value where it is given
     "act_cfg": (None, {"type": "ReLU"}, {"type": "ReLU", "inplace": True}, {"type": "ReLU", "inplace": False}),
-    "conv_cfg": (None,),
     "input_transform": (None, "multiple_select"),
     "dilation": (1,),
     "style": ("pytorch",),
     "num_stages": (4,),
     "in_channels": (3,),
     "out_indices": ((0, 1, 2, 3),),
-    "dcn": (None,),
-    "plugins": (None,),
-    "multi_grid": (None,),
     "deep_stem": (True,),
-    "avg_down": (False,),
     "start_level": (0,),
     "end_level": (-1,),
-    "add_extra_convs": (False,),
-    "relu_before_extra_convs": (False,),
-    "no_norm_on_lateral": (False,),
     "upsample_cfg": ({"mode": "nearest"},),
+    **dict.fromkeys(("conv_cfg", "dcn", "plugins", "multi_grid"), (None,)),
+    **dict.fromkeys(("avg_down", "add_extra_convs", "relu_before_extra_convs", "no_norm_on_lateral"), (False,)),
 }
 OF_TRAINING = {"init_cfg", "pretrained", "loss_decode", "loss_se_decode", "sampler", "ignore_index"}
 OF_TRAINING |= {"norm_eval", "frozen_stages", "with_cp", "zero_init_residual", "train_cfg", "test_cfg", "threshold"}
@@ -102,9 +96,7 @@ def _backbone(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     where = "config.backbone"
     _type(config, where, ("ResNetV1c",))
     _check_rest(config, where, {"depth", "strides", "dilations", "contract_dilation", "base_channels", "stem_channels"})
-    stages = tuple(tuple(config.get(name, (1, 1, 1, 1))) for name in ("strides", "dilations"))
-    if "strides" not in config:
-        stages = ((1, 2, 2, 2), stages[1])
+    stages = tuple(config.get("strides", (1, 2, 2, 2))), tuple(config.get("dilations", (1, 1, 1, 1)))
     strides = [stride for stride, known in STAGES.items() if known == stages]
     if not strides:
         known = " or ".join(map(str, STAGES.values()))

@@ -68,7 +68,7 @@ def config_of(
     config |= {room: _head(parts[room], room, said[room], widths) for room in heads}
     for room in heads:
         told = said[room].get("align_corners")
-        config[room]["align_corners"] = _agreed("align_corners", align_corners, told, f"{room}.align_corners")
+        config[room]["align_corners"] = _agreed(align_corners, told, f"{room}.align_corners")
     if "neck" in rooms:
         config["neck"] = {**said["neck"], **_neck(parts["neck"])}
     stages = _stages(said["backbone"], output_stride, 32 if "neck" in rooms else 8)
@@ -225,14 +225,15 @@ def _section(text, name):
     return said
 
 
-def _agreed(argument, given, said, where):
+def _agreed(given, said, where):
     if said is None and given is None:
         raise ValueError(
-            f"{argument}: neither the weights nor a config text say what {where} was in training, and the predictions "
-            f"depend on it; give {argument} (True for models trained on 769×769 crops, otherwise mostly False)"
+            f"align_corners: neither the weights nor a config text say what {where} was in training, and the "
+            "predictions depend on it; give align_corners (True for models trained on 769×769 crops, otherwise mostly "
+            "False)"
         )
     if None not in (said, given) and said != given:
-        raise ValueError(f"{argument}: expected {said}, which the file's config says of {where}, got {given}")
+        raise ValueError(f"align_corners: expected {said}, which the file's config says of {where}, got {given}")
     return given if said is None else said
 
 
