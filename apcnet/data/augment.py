@@ -11,7 +11,6 @@ means the same on every machine.
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from torch import Tensor
 import apc_kernels
 from apcnet.data.sample import IGNORE, Sample
 from apcnet.imagenet import MEAN, STD
+
+Window = tuple[int, int, int, int]  # of a resized image: top, left, height, width
 
 UNIT = 1 << 30  # draws are integers below it
 DRAWS = 9  # that distortion takes
@@ -77,7 +78,7 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
     size = checked_pair(size, "size")
     if isinstance(image, Tensor) and image.ndim == 2:
         _check_mask(image)
-        return _nearest(image, size, Window(0, 0, *size))
+        return _nearest(image, size, (0, 0, *size))
     _check_image(image)
     if antialias and (size[0] < image.shape[1] or size[1] < image.shape[2]):
         return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
@@ -127,7 +128,6 @@ def train(
     of up to 11 crops.
 
     Args:
-        sample: image, mask and name.
         generator: the only source of chance.
         crop_size: (h, w) of the result; less is padded at the right and the bottom, after the normalisation.
         scale: two bounds, as in keep_ratio_size, that the image is fitted into at ratio 1.
@@ -152,7 +152,7 @@ def train(
     source = resize(sample.image, size, antialias=True) if antialias else sample.image
     steps = distortion(draws[:DRAWS])
     image = apc_kernels.augment(source, size, window, flip=flip, steps=steps, mean=mean, std=std)
-    outside = (0, width - window.width, 0, height - window.height)
+    outside = (0, width - labels.shape[1], 0, height - labels.shape[0])
     if any(outside):
         image, labels = F.pad(image, outside), F.pad(labels, outside, value=IGNORE)
     return image, labels
@@ -176,15 +176,6 @@ def distortion(draws: Sequence[int]) -> list[tuple[str, float]]:
     return brighter + saturated + turned + contrasted
 
 
-class Window(NamedTuple):
-    """A part of a resized image."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 def _varied_crop(
     mask: Tensor, size: tuple[int, int], crop_size: tuple[int, int], draws: list[int], max_ratio: float, flip: bool
 ) -> tuple[Window, Tensor]:
@@ -193,7 +184,7 @@ def _varied_crop(
     for row, column in zip(draws[::2], draws[1::2], strict=True):
         top = row * (size[0] - height + 1) // UNIT
         left = column * (size[1] - width + 1) // UNIT
-        window = Window(top, left, height, width)
+        window = top, left, height, width
         labels = _nearest(mask, size, window, flip)
         if max_ratio >= 1:
             break
@@ -206,8 +197,9 @@ def _varied_crop(
 
 def _nearest(mask: Tensor, size: tuple[int, int], window: Window, flip: bool = False) -> Tensor:
     """A window of a resized mask."""
-    rows = _nearest_places(mask.shape[0], size[0], window.top, window.height)
-    columns = _nearest_places(mask.shape[1], size[1], window.left, window.width)
+    top, left, height, width = window
+    rows = _nearest_places(mask.shape[0], size[0], top, height)
+    columns = _nearest_places(mask.shape[1], size[1], left, width)
     if flip:
         columns = columns[::-1]
     return torch.from_numpy(mask.numpy()[rows].take(columns, axis=1))

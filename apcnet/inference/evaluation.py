@@ -2,9 +2,7 @@
 
 Each process takes every world-th image, none twice, and at the end the counts are added up: they are integers, so that
 the result does not depend on how many processes there were. Of the images only those exist that are being worked on
-or that loaders have ready. What is done to one is mmsegmentation's test (apcnet.inference): it is fitted into a scale,
-its logits are resized to that size, and from there to its own; the second resize ends in the confusion matrix, or in
-labels where they are wanted. Several scales and flips are averaged as probabilities.
+or that loaders have ready. What is done to one says a protocol (apcnet.inference.protocol).
 """
 
 from collections.abc import Callable, Sequence

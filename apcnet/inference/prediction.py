@@ -141,16 +141,16 @@ def predict_files(
     failures = []
     jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
     with _ready(model, max_pixels, precision) as ready:
-        for done, job in enumerate(jobs, 1):
+        for done, (source, labels_file, overlay_file) in enumerate(jobs, 1):
             try:
-                prediction = _predict(ready, job.source, str(job.source), protocol, max_pixels)
+                prediction = _predict(ready, source, str(source), protocol, max_pixels)
             except (ValueError, OSError) as error:  # of this image: the options are checked, and nothing is written yet
                 failures.append(str(error))
             else:
-                job.labels.parent.mkdir(parents=True, exist_ok=True)
-                prediction.save(job.labels)
-                if job.overlay is not None:
-                    draw.save(prediction.overlay(opacity), job.overlay)
+                labels_file.parent.mkdir(parents=True, exist_ok=True)
+                prediction.save(labels_file)
+                if overlay_file is not None:
+                    draw.save(prediction.overlay(opacity), overlay_file)
             if progress is not None:
                 progress(done, len(jobs))
     return Report(len(jobs) - len(failures), failures)
@@ -262,14 +262,8 @@ def _levels(image: Source, name: str) -> Tensor:
     return planes.expand(3, *planes.shape[-2:]).clone(memory_format=torch.contiguous_format)
 
 
-class _Job(NamedTuple):
-    source: Path
-    labels: Path
-    overlay: Path | None
-
-
-def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[_Job]:
-    """What is read and written: never one file twice, nor one that is read."""
+def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[tuple[Path, Path, Path | None]]:
+    """Which image is read, and where its labels and its overlay are written: never twice, nor where one is read."""
     found = {}  # where in out what comes of an image lies, by its path
     for source in map(Path, sources):
         if source.is_dir():
@@ -287,8 +281,8 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
     images, written, jobs = {path.resolve() for path in found}, {}, []
     for source, place in found.items():
         name = place.name if alike[place.with_suffix("")] > 1 else place.stem
-        labels, *overlays = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
-        jobs.append(_Job(source, labels, overlays[0] if overlay else None))
+        labels, over = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
+        jobs.append((source, labels, over if overlay else None))
         for path in filter(None, jobs[-1][1:]):
             if path.resolve() in images:
                 raise ValueError(f"out: {path} is one of the images that are read; choose another folder")

@@ -38,14 +38,12 @@ def check(
     Two images are the same if their decoded pixels are, whatever the files are called and how they were compressed.
 
     Args:
-        name: cityscapes, ade20k, voc2012, pascal_context or folder.
-        root: as for `apcnet.data.open`.
+        name, root, options: of the data set, as for `apcnet.data.open`.
         splits: which to look at; None: train and val, of voc2012 trainaug in place of train where it is there, of
             folder those of the two that are there, or all images where none is.
         workers: processes that decode; 0: decode in this one, None: a process for each core.
         examples: how many files each finding names; its count is of all.
         progress: is called with how many pairs of files were looked at, and how many there are.
-        options: of the data set, as for `apcnet.data.open`.
     """
     check_choice(name, "name", data.ON_DISK)
     if examples < 1:
