@@ -77,9 +77,9 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
     """
     size = checked_pair(size, "size")
     if isinstance(image, Tensor) and image.ndim == 2:
-        _check_mask(image)
+        _check(image, "mask")
         return _nearest(image, size, (0, 0, *size))
-    _check_image(image)
+    _check(image, "image")
     if antialias and (size[0] < image.shape[1] or size[1] < image.shape[2]):
         return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     return apc_kernels.augment(image, size)
@@ -225,25 +225,19 @@ def checked_pair(given: Sequence[int], name: str) -> tuple[int, int]:
     return first, second
 
 
-def _check_image(image: Tensor) -> None:
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.device.type != "cpu":
-        given = f"{image.dtype} on {image.device}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"image: expected a uint8 tensor on the CPU, got {given}")
-    if image.ndim != 3 or len(image) != 3 or not image.numel():
-        raise ValueError(f"image: expected the shape (3, H, W), none of them 0, got {tuple(image.shape)}")
-
-
-def _check_mask(mask: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or mask.device.type != "cpu":
-        given = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask: expected a uint8 tensor on the CPU, got {given}")
-    if mask.ndim != 2 or not mask.numel():
-        raise ValueError(f"mask: expected the shape (H, W), none of them 0, got {tuple(mask.shape)}")
+def _check(tensor: Tensor, name: str) -> None:
+    """Whether it is fit to be an image or a mask."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.device.type != "cpu":
+        given = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name}: expected a uint8 tensor on the CPU, got {given}")
+    planes, shape = ((3,), "(3, H, W)") if name == "image" else ((), "(H, W)")
+    if tensor.ndim < 2 or tensor.shape[:-2] != planes or not tensor.numel():
+        raise ValueError(f"{name}: expected the shape {shape}, none of them 0, got {tuple(tensor.shape)}")
 
 
 def check_sample(sample: Sample) -> None:
-    _check_image(sample.image)
-    _check_mask(sample.mask)
+    _check(sample.image, "image")
+    _check(sample.mask, "mask")
     if sample.image.shape[1:] != sample.mask.shape:
         sizes = f"{tuple(sample.image.shape[1:])} and {tuple(sample.mask.shape)}"
         raise ValueError(f"image and mask differ in size: {sizes}")

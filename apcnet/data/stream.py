@@ -5,8 +5,6 @@ own. The global batch of step t is the positions t·B to t·B + B − 1, whateve
 takes those that leave r when divided by w. A batch is thus a function of (seed, step, rank), computed wherever a
 worker is free: any number of workers gives the same batches, and to resume at step t is to ask for step t, nothing is
 replayed. No global random state is read or written, here or in PyTorch's loader, which gets a generator of its own.
-
-Evaluation reads every sample once: shard says which indices a rank has, loader makes what is wanted of each.
 """
 
 import atexit
@@ -67,12 +65,6 @@ class Batches:
     batch_size: int  # of the global batch, all ranks together
     rank: int = 0  # which process this is, of how many
     world: int = 1
-
-    def __post_init__(self):
-        if not len(self.dataset):
-            raise ValueError("dataset: expected one sample at least, it is empty")
-        if self.batch_size < 1 or self.batch_size % self.world:
-            raise ValueError(f"batch_size: expected a multiple of the {self.world} processes, got {self.batch_size}")
 
     def __getitem__(self, step: int) -> Batch:
         start = step * self.batch_size
@@ -143,11 +135,6 @@ class Caught:
             return self.items[key]
         except SampleError as error:
             return error
-
-
-def shard(n: int, rank: int, world: int) -> range:
-    """The indices of n samples that a rank evaluates: over all ranks every index once, and nothing added."""
-    return range(rank, n, world)
 
 
 def _as_it_is(item):

@@ -92,7 +92,7 @@ def learn(rank: int, world: int, file: str, frozen_norms: bool, steps: int, resu
         target[torch.rand(target.shape, generator=generator) < 0.3] = 255
         target[0, :25] = 255  # of one process more pixels count than of the other
         images = torch.randn(4, 3, 32, 32, generator=generator)
-        losses.append(descent.step(step, images[rank::world], target[rank::world]).values["loss"])
+        losses.append(descent.step(step, images[rank::world], target[rank::world])[0]["loss"])
     results[rank] = torch.cat([p.detach().flatten() for p in model.parameters()]), torch.tensor(losses)
     if world > 1:
         torch.distributed.destroy_process_group()

