@@ -85,15 +85,15 @@ class Batches:
         return image, mask, sample.name
 
 
-def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> Iterator:
+def loader(items, keys: Sequence[int], workers: int = 0, pin_memory: bool = False) -> Iterator:
     """items[key] for every one of the keys, in their order.
 
     PyTorch's loader with a generator of its own, nothing collated and nothing drawn. A SampleError arrives as it is.
 
     Args:
         items: batches of a stream, or samples.
-        keys: as many as there are, or without end: itertools.count(step) for a stream from a step on.
-        workers: processes that make items ahead; 0 makes each when it is asked for.
+        keys: steps of a stream, or indices of samples.
+        workers: processes that make items ahead, of keys as many at most; 0 makes each when it is asked for.
         pin_memory: hand out items in page-locked memory, for asynchronous copies to a GPU.
     """
     if workers < 0:
@@ -103,8 +103,7 @@ def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> Iterator:
             Caught(items),
             batch_size=None,
             sampler=keys,
-            num_workers=workers,
-            collate_fn=_as_it_is,
+            num_workers=min(workers, len(keys)),
             generator=torch.Generator(),
             pin_memory=pin_memory,
             worker_init_fn=_leave_interrupts_to_the_parent,
@@ -135,10 +134,6 @@ class Caught:
             return self.items[key]
         except SampleError as error:
             return error
-
-
-def _as_it_is(item):
-    return item
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

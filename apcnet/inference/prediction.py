@@ -136,6 +136,8 @@ def predict_files(
     """
     if overlay is not None:
         check_choice(overlay, "overlay", ("jpg", "png"))
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
     failures = []
     jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
     with _ready(model, max_pixels, precision) as ready:

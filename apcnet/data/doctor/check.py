@@ -131,7 +131,7 @@ def _look_at_all(
     report(0, len(pairs))
     if pairs:
         source = Looks(pairs, opened[0].palette, opened[0].labels)
-        for pair, look in zip(pairs, loader(source, range(len(pairs)), min(workers, len(pairs))), strict=True):
+        for pair, look in zip(pairs, loader(source, range(len(pairs)), workers), strict=True):
             looks[pair] = look
             report(len(looks), len(pairs))
     return looks

@@ -29,7 +29,7 @@ from apcnet.keys import hashes, keyed, mix
 def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, rank=0, world=1, start_step=0, workers=0):
     dataset = Counted(n) if dataset is None else dataset
     batches = Batches(dataset, transform, seed, batch_size, rank, world)
-    return loader(batches, itertools.count(start_step), workers)
+    return loader(batches, range(start_step, 1 << 30), workers)
 
 
 def first(steps, batches):
