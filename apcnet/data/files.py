@@ -78,10 +78,10 @@ class Files:
 
 def read_image(path: str | Path) -> Tensor:
     """The image as (3, H, W) uint8, RGB."""
-    return _load(path, levels)
+    return _load(path, levels_of)
 
 
-def levels(image: Image.Image) -> Tensor:
+def levels_of(image: Image.Image) -> Tensor:
     """The levels of an image, which is turned upright, as (3, H, W) uint8, RGB."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F"):

@@ -104,6 +104,7 @@ def loader(items, keys: Sequence[int], workers: int = 0, pin_memory: bool = Fals
             batch_size=None,
             sampler=keys,
             num_workers=min(workers, len(keys)),
+            collate_fn=_as_it_is,
             generator=torch.Generator(),
             pin_memory=pin_memory,
             worker_init_fn=_leave_interrupts_to_the_parent,
@@ -134,6 +135,10 @@ class Caught:
             return self.items[key]
         except SampleError as error:
             return error
+
+
+def _as_it_is(item):
+    return item
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

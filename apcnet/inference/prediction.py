@@ -23,7 +23,7 @@ from apcnet import draw, inference
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
 from apcnet.data.augment import view_sizes
-from apcnet.data.files import levels, read_image
+from apcnet.data.files import levels_of, read_image
 from apcnet.data.layout import SUFFIXES
 from apcnet.inference.protocol import WHOLE
 from apcnet.zoo import load
@@ -242,7 +242,7 @@ def _levels(image: Source, name: str) -> Tensor:
         return read_image(image)
     if isinstance(image, Image.Image):
         try:
-            return levels(ImageOps.exif_transpose(image))  # a copy: the image stays as it is
+            return levels_of(ImageOps.exif_transpose(image))  # a copy: the image stays as it is
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if isinstance(image, np.ndarray):

@@ -27,7 +27,10 @@ def save(folder: Path, state: dict) -> None:
             torch.save(state, file)
         if (folder / LAST).exists():
             with replacing(folder / PREVIOUS) as second:
-                _duplicate(folder / LAST, second)
+                try:  # a second name for the same bytes; a copy where the file system has no second names
+                    os.link(folder / LAST, second)
+                except OSError:
+                    shutil.copyfile(folder / LAST, second)
 
 
 def load(folder: Path, mend: bool = False) -> dict | None:
@@ -65,11 +68,3 @@ def _read(path: Path) -> tuple[str | None, dict | None]:
     if not isinstance(state, dict) or "step" not in state:
         return "holds no state of a run", None
     return None, state
-
-
-def _duplicate(path: Path, into: Path) -> None:
-    """A second name for the same bytes; a copy where the file system has no second names."""
-    try:
-        os.link(path, into)
-    except OSError:
-        shutil.copyfile(path, into)
