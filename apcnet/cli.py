@@ -14,6 +14,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import apcnet
 from apcnet.config import Config, Data, Model, Precision, Protocol
+from apcnet.console import RunDisplay, bar, show_download, table
+from apcnet.files import write_json
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
 
@@ -47,7 +49,6 @@ def train(
         log: Where records go beside the run's log.jsonl.
     """
     from apcnet.confusion import percent
-    from apcnet.console import RunDisplay, table
     from apcnet.training import train
     from apcnet.training.folder import unused
 
@@ -104,10 +105,8 @@ def evaluate(
     """
     from apcnet import draw
     from apcnet.confusion import percent
-    from apcnet.console import bar, table
     from apcnet.data.augment import TEST_RATIOS
     from apcnet.distributed import processes, rank
-    from apcnet.files import write_json
     from apcnet.inference import submission
     from apcnet.inference.evaluation import evaluate
     from apcnet.training.folder import model_file
@@ -159,7 +158,6 @@ def predict(
         precision: Of the matrix products (autocast).
         device: Where to run; not given, on a GPU if there is one.
     """
-    from apcnet.console import bar
     from apcnet.distributed import processes
     from apcnet.inference.prediction import predict_files
     from apcnet.training.folder import model_file
@@ -215,7 +213,6 @@ def convert(
         output_stride: Of the backbone, where the checkpoint does not say it.
         folder: For what is downloaded.
     """
-    from apcnet.console import show_download
     from apcnet.interop.convert import convert
 
     model = convert(
@@ -279,9 +276,7 @@ def check(
         raise ValueError(f"labels: those of {name} are fixed, only folder takes them")
     if json is not None and not json.parent.is_dir():  # said now, and not after an hour of reading
         raise FileNotFoundError(f"json: there is no folder {json.parent}")
-    from apcnet.console import bar
     from apcnet.data.doctor.check import check
-    from apcnet.files import write_json
 
     with bar("looking") as progress:
         report = check(name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options)
@@ -304,7 +299,6 @@ def prepare(
         root: The folder that holds leftImg8bit or JPEGImages.
         source: Of voc2012 the folder of SBD that holds cls, of pascal_context the JSON file, if not where usual.
     """
-    from apcnet.console import bar
     from apcnet.data.prepare import prepare
 
     with bar("preparing") as progress:

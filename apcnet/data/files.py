@@ -6,6 +6,7 @@ the upper 8 of 16 bits kept. Masks are never turned or converted: what is stored
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,23 +28,18 @@ class Pair(NamedTuple):
     mask: Path
 
 
+@dataclass(eq=False)
 class Files:
-    """A data set of pairs of files, in the order of the samples.
+    """A data set of pairs of files, in the order of the samples."""
 
-    `labels` says what each stored value stands for, as `classes.label_table` makes it; None: indices of classes.
-    """
+    pairs: Sequence[Pair]
+    classes: Sequence[str]
+    palette: Sequence[Color]
+    labels: np.ndarray | None = None  # what stored values stand for, a `classes.label_table`; None: indices of classes
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        classes: Sequence[str],
-        palette: Sequence[Color],
-        labels: np.ndarray | None = None,
-    ):
-        self.pairs = list(pairs)
-        self.classes = tuple(classes)
-        self.palette = tuple(palette)
-        self.labels = label_table(len(classes)) if labels is None else labels
+    def __post_init__(self):
+        if self.labels is None:
+            self.labels = label_table(len(self.classes))
 
     @property
     def names(self) -> list[str]:
