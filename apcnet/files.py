@@ -14,9 +14,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+    temporary.touch()
+    rights = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(rights)  # safetensors writes for the owner alone
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -28,6 +28,7 @@ def save(folder: Path, state: dict) -> None:
         if (folder / LAST).exists():
             with replacing(folder / PREVIOUS) as second:
                 try:  # a second name for the same bytes; a copy where the file system has no second names
+                    second.unlink()
                     os.link(folder / LAST, second)
                 except OSError:
                     shutil.copyfile(folder / LAST, second)
