@@ -13,8 +13,12 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import apcnet
-from apcnet import presets, threads
+from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
+from apcnet.console import RunDisplay, bar, show_download, table
+from apcnet.files import write_json
+from apcnet.presets import preset
+from apcnet.presets import table as table_of_presets
 
 FOUND, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 2 is also that of wrong flags
 
@@ -47,7 +51,6 @@ def train(
     """
     threads.one_for_a_small(config.model.backbone)
     from apcnet.confusion import percent
-    from apcnet.console import RunDisplay, table
     from apcnet.training import train
     from apcnet.training.folder import unused
 
@@ -58,7 +61,8 @@ def train(
         out = unused(out)
     if gpus != 1 and not one_of_several:
         _start_processes(gpus, device)
-    with RunDisplay() as display:
+    display = RunDisplay()
+    with display.bar:
         scores = train(
             config,
             out,
@@ -103,10 +107,8 @@ def evaluate(
     """
     from apcnet import draw
     from apcnet.confusion import percent
-    from apcnet.console import bar, table
     from apcnet.data.augment import TEST_RATIOS
     from apcnet.distributed import processes, rank
-    from apcnet.files import write_json
     from apcnet.inference import submission
     from apcnet.inference.evaluation import evaluate
     from apcnet.training.folder import model_file
@@ -158,7 +160,6 @@ def predict(
         precision: Of the matrix products (autocast).
         device: Where to run; not given, on a GPU if there is one.
     """
-    from apcnet.console import bar
     from apcnet.distributed import processes
     from apcnet.inference.prediction import predict_files
     from apcnet.training.folder import model_file
@@ -175,18 +176,18 @@ def predict(
         )
     print(f"{out}: {report.done} images")
     for failure in report.failures:
-        print(f"apcnet: {_line(failure)}", file=sys.stderr)
+        _complain(failure)
     if report.failures:
         sys.exit(FOUND)
 
 
-def list_presets(containing: Positional[Annotated[str, arg(metavar="TEXT")]] = "") -> None:
+def presets(containing: Positional[Annotated[str, arg(metavar="TEXT")]] = "") -> None:
     """List what `apcnet train` knows by name, with the published mIoU, memory and speed, and who published them.
 
     Args:
         containing: Only names that contain it.
     """
-    print(presets.table(containing), end="")
+    print(table_of_presets(containing), end="")
 
 
 def info() -> None:
@@ -214,7 +215,6 @@ def convert(
         output_stride: Of the backbone, where the checkpoint does not say it.
         folder: For what is downloaded.
     """
-    from apcnet.console import show_download
     from apcnet.interop.convert import convert
 
     model = convert(
@@ -278,9 +278,7 @@ def check(
         raise ValueError(f"labels: those of {name} are fixed, only folder takes them")
     if json is not None and not json.parent.is_dir():  # said now, and not after an hour of reading
         raise FileNotFoundError(f"json: there is no folder {json.parent}")
-    from apcnet.console import bar
     from apcnet.data.doctor.check import check
-    from apcnet.files import write_json
 
     with bar("looking") as progress:
         report = check(name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options)
@@ -303,7 +301,6 @@ def prepare(
         root: The folder that holds leftImg8bit or JPEGImages.
         source: Of voc2012 the folder of SBD that holds cls, of pascal_context the JSON file, if not where usual.
     """
-    from apcnet.console import bar
     from apcnet.data.prepare import prepare
 
     with bar("preparing") as progress:
@@ -311,29 +308,20 @@ def prepare(
     print(f"{root}: {written} files written, {kept} were there already")
 
 
-COMMANDS = {
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "presets": list_presets,
-    "convert": convert,
-    "export": export,
-    "check": check,
-    "prepare": prepare,
-    "info": info,
-}
+COMMANDS = (train, evaluate, predict, presets, convert, export, check, prepare, info)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. What is wrong with its input is said in one line, without a traceback."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _complain
     threads.sleep_while_waiting()
     try:
         arguments, defaults = _defaults(list(sys.argv[1:] if arguments is None else arguments))
-        commands = {name: functools.partial(command, **defaults.get(name, {})) for name, command in COMMANDS.items()}
+        commands = {command.__name__: command for command in COMMANDS}
+        commands |= {name: functools.partial(commands[name], **given) for name, given in defaults.items()}
         tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        print(f"apcnet: {_line(error)}", file=sys.stderr)
+        _complain(error)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -345,13 +333,13 @@ def _defaults(arguments: list[str]) -> tuple[list[str], dict]:
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
     if command == ["train"]:
         name = names[0] if names else "tiny"
-        config = presets.preset(name)
+        config = preset(name)
         for flag, following in itertools.zip_longest(rest, rest[1:]):
             if flag == "--init" or flag.startswith("--init="):
                 config = dataclasses.replace(config, model=_model_of(flag.partition("=")[2] or following))
         return command + rest[len(names[:1]) :], {"train": {"config": config, "out": Path("runs") / name}}
     if command == ["evaluate"] and names:
-        config = presets.preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
+        config = preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
         return command + names[:1] + rest[len(names[:2]) :], {
             "evaluate": {"data": config.data, "protocol": config.evaluation}
         }
@@ -397,9 +385,6 @@ def _workers() -> int:
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
 
 
-def _show_warning(message, *_):
-    print(f"apcnet: {_line(message)}", file=sys.stderr)
-
-
-def _line(message):
-    return " ".join(str(message).split())
+def _complain(message, *_) -> None:
+    """Says in one line what is wrong; also what a warning says, without where it comes from."""
+    print("apcnet:", *str(message).split(), file=sys.stderr)

@@ -11,19 +11,15 @@ from rich.table import Table
 
 
 class RunDisplay:
-    """Shows the records and events of `apcnet.training`: a bar with everything in it, or a line for every record."""
+    """Shows the records and events of `apcnet.training`: a bar with everything in it, or a line for every record.
+
+    The bar is drawn inside `with display.bar`.
+    """
 
     def __init__(self):
         self.out = Console(soft_wrap=True, highlight=False)
         self.bar = _progress(MofNCompleteColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
         self.steps, self.batch_size, self.images = 0, 0, None
-
-    def __enter__(self) -> "RunDisplay":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.bar.stop()
 
     def __call__(self, record: dict) -> None:
         match record.get("event"):
@@ -74,9 +70,9 @@ class RunDisplay:
         (self.bar.console if self.out.is_terminal else self.out).print(text)
 
 
-def table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+def table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows, the first of them the head; numbers to the right."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table()
     for i, name in enumerate(rows[0]):
         drawn.add_column(name, justify="right" if i else "left")
     for row in rows[1:]:

@@ -109,9 +109,6 @@ def preview(
 
     An error is red on the dimmed image, what is ignored grey; beneath stands the share of wrong pixels among those
     that count. Large pictures are reduced, small ones enlarged.
-
-    Args:
-        rows: of (image, truth, prediction).
     """
     if not rows:
         raise ValueError("rows: expected one at least")
@@ -226,16 +223,16 @@ def _entries(present: Iterable[int], classes: Sequence[str], palette: Sequence[C
 
 def _heat(shares: np.ndarray, cell: int) -> Image.Image:
     """The cells of a confusion matrix with light lines between them."""
-    right = np.eye(len(shares), dtype=bool)[..., None]
-    colors = np.where(right, _shades(shares, RIGHT_SHARE), _shades(shares, WRONG_SHARE)).repeat(cell, 0).repeat(cell, 1)
+    darkest = np.where(np.eye(len(shares), dtype=bool)[..., None], RIGHT_SHARE, WRONG_SHARE)
+    colors = _shades(shares, darkest).repeat(cell, 0).repeat(cell, 1)
     colors[cell - 1 :: cell] = colors[:, cell - 1 :: cell] = PAPER
     return Image.fromarray(colors)
 
 
-def _shades(shares: np.ndarray, darkest: Color) -> np.ndarray:
+def _shades(shares: np.ndarray, darkest: Color | np.ndarray) -> np.ndarray:
     """From nearly white to the darkest with the root of shares, in the last axis."""
     pale = np.array([242, 243, 246])
-    return np.round(pale + np.sqrt(shares)[..., None] * (np.array(darkest) - pale)).astype(np.uint8)
+    return np.round(pale + np.sqrt(shares)[..., None] * (darkest - pale)).astype(np.uint8)
 
 
 def _key() -> Image.Image:
@@ -284,15 +281,12 @@ def _legible(name: str, index: int) -> str:
     return plain if _known(plain) else f"class {index}"
 
 
+@functools.lru_cache
 def _known(text: str) -> bool:
-    return bool(text) and all(_has_glyph(letter) for letter in text)
-
-
-@functools.lru_cache(maxsize=4096)
-def _has_glyph(letter: str) -> bool:
-    """Whether the font has more for a letter than the box that it draws for those that it lacks."""
+    """Whether the font has more for every letter than the box that it draws for those that it lacks."""
     font = _font(14)
-    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+    box = bytes(font.getmask("\uffff"))
+    return bool(text) and all(bytes(font.getmask(letter)) != box for letter in text)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

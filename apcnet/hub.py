@@ -81,12 +81,9 @@ def _words(name: str) -> list[str]:
 
 
 def fetch(source: str | Path, folder: str | Path, progress: Progress | None = None) -> Path:
-    """The file that a path, a URL or the name of published weights stands for.
+    """The file that a path, a URL or the name of published weights stands for; it is downloaded into a folder.
 
-    Args:
-        source: a path that is there, a URL, or a name.
-        folder: for what is downloaded; it is made if it is not there.
-        progress: called with how many bytes have come and how many there are (None if the server does not say).
+    `progress` is called with how many bytes have come and how many there are (None if the server does not say).
     """
     if Path(source).exists():
         return Path(source)

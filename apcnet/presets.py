@@ -49,10 +49,9 @@ class Benchmark:
         return math.ceil(epochs * self.images / self.batch_size)
 
     def evaluation(self) -> Protocol:
-        if not self.slides:
-            return Protocol(test_scale=self.scale)
-        stride = tuple(round(side * 2 / 3) for side in self.crop)
-        return Protocol(test_scale=self.scale, window=self.crop, stride=stride)
+        window = self.crop if self.slides else None
+        stride = window and tuple(round(side * 2 / 3) for side in window)
+        return Protocol(test_scale=self.scale, window=window, stride=stride)
 
 
 CITYSCAPES = Benchmark({"dataset": "cityscapes"}, 2975, 8, (512, 1024), (2048, 1024), ("40k", "80k"))
@@ -112,14 +111,10 @@ def folder() -> Config:
 
 
 def recipe(model: str, depth: int, dataset: str, schedule: str) -> Config:
-    """The run of a model on a benchmark.
+    """The run of one of MODELS, on a ResNet of a depth, on one of BENCHMARKS.
 
-    Args:
-        model: of MODELS.
-        depth: of its ResNet.
-        dataset: of BENCHMARKS.
-        schedule: mmsegmentation's by its thousands of steps, 80k, or 80k-fp16 in half precision; paper, of those in
-            PAPER; ssseg, of those in SSSEG_EPOCHS.
+    `schedule` is mmsegmentation's by its thousands of steps, 80k, or 80k-fp16 in half precision; paper, of those in
+    PAPER; or ssseg, of those in SSSEG_EPOCHS.
     """
     benchmark, paper, ssseg = BENCHMARKS[dataset], schedule == "paper", schedule == "ssseg"
     if paper:
@@ -204,13 +199,10 @@ def table(containing: str = "") -> str:
     lines = [HEADINGS]
     for name in chosen:
         figures = PUBLISHED.get(name, Published(None, None, None, None, "–"))
-        lines.append((name, *map(_cell, figures, FORMATS)))
+        cells = ("–" if figure is None else format(figure, form) for figure, form in zip(figures, FORMATS, strict=True))
+        lines.append((name, *cells))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "".join(
         f"{name:<{widths[0]}}  {'  '.join(map(str.rjust, figures, widths[1:]))}  {source}\n"
         for name, *figures, source in lines
     )
-
-
-def _cell(figure: float | str | None, layout: str) -> str:
-    return "–" if figure is None else format(figure, layout)

@@ -11,7 +11,6 @@ means the same on every machine.
 import math
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from torch import Tensor
 import apc_kernels
 from apcnet.data.sample import IGNORE, Sample
 from apcnet.imagenet import MEAN, STD
+
+Window = tuple[int, int, int, int]  # of a resized image: top, left, height, width
 
 UNIT = 1 << 30  # draws are integers below it
 DRAWS = 9  # that distortion takes
@@ -33,9 +34,7 @@ TEST_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of every published multi-scal
 def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[int, int]:
     """The largest (h, w) of a size's proportions whose long and short side fit into those of a scale.
 
-    Args:
-        size: (h, w) of the image.
-        scale: two bounds, of the long and of the short side in either order; or the factor itself.
+    A scale is two bounds, of the long and of the short side in either order; or the factor itself.
     """
     height, width = checked_pair(size, "size")
     if not isinstance(scale, (int, float)):
@@ -60,16 +59,12 @@ def view_sizes(
     1.x multiplies the image's own size. On Cityscapes that is the same, on smaller images it is not.
 
     Args:
-        original: (h, w) of the image.
         ratios: of the scales; 1 is the single-scale test.
         test_scale: two bounds, as in keep_ratio_size: 0.x, (2048, 512) for ADE20K say; None: 1.x.
     """
-    original = checked_pair(original, "original")
-    if not ratios or not all(0 < ratio < math.inf for ratio in ratios):
-        raise ValueError(f"ratios: expected positive numbers, at least one, got {ratios!r}")
     if test_scale is None:
         return [keep_ratio_size(original, _times(original, ratio)) for ratio in ratios]
-    long, short = checked_pair(test_scale, "test_scale")
+    long, short = test_scale
     return [keep_ratio_size(original, (int(long * ratio), int(short * ratio))) for ratio in ratios]
 
 
@@ -82,9 +77,9 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
     """
     size = checked_pair(size, "size")
     if isinstance(image, Tensor) and image.ndim == 2:
-        check_mask(image)
-        return _nearest(image, size, Window(0, 0, *size))
-    _check_image(image)
+        _check(image, "mask")
+        return _nearest(image, size, (0, 0, *size))
+    _check(image, "image")
     if antialias and (size[0] < image.shape[1] or size[1] < image.shape[2]):
         return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     return apc_kernels.augment(image, size)
@@ -133,7 +128,6 @@ def train(
     of up to 11 crops.
 
     Args:
-        sample: image, mask and name.
         generator: the only source of chance.
         crop_size: (h, w) of the result; less is padded at the right and the bottom, after the normalisation.
         scale: two bounds, as in keep_ratio_size, that the image is fitted into at ratio 1.
@@ -146,10 +140,9 @@ def train(
     Returns:
         the image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
     """
-    _check_sample(sample)
+    check_sample(sample)
     height, width = checked_pair(crop_size, "crop_size")
     scale = checked_pair(scale, "scale")
-    _check_ranges(ratio_range, cat_max_ratio)
     ratio, flip, *draws = torch.randint(UNIT, (2 + DRAWS + 2 * CROPS,), generator=generator).tolist()
     ratio = ratio_range[0] + (ratio_range[1] - ratio_range[0]) * (ratio / UNIT)
     flip = 2 * flip >= UNIT
@@ -159,7 +152,7 @@ def train(
     source = resize(sample.image, size, antialias=True) if antialias else sample.image
     steps = distortion(draws[:DRAWS])
     image = apc_kernels.augment(source, size, window, flip=flip, steps=steps, mean=mean, std=std)
-    outside = (0, width - window.width, 0, height - window.height)
+    outside = (0, width - labels.shape[1], 0, height - labels.shape[0])
     if any(outside):
         image, labels = F.pad(image, outside), F.pad(labels, outside, value=IGNORE)
     return image, labels
@@ -183,15 +176,6 @@ def distortion(draws: Sequence[int]) -> list[tuple[str, float]]:
     return brighter + saturated + turned + contrasted
 
 
-class Window(NamedTuple):
-    """A part of a resized image."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
 def _varied_crop(
     mask: Tensor, size: tuple[int, int], crop_size: tuple[int, int], draws: list[int], max_ratio: float, flip: bool
 ) -> tuple[Window, Tensor]:
@@ -200,7 +184,7 @@ def _varied_crop(
     for row, column in zip(draws[::2], draws[1::2], strict=True):
         top = row * (size[0] - height + 1) // UNIT
         left = column * (size[1] - width + 1) // UNIT
-        window = Window(top, left, height, width)
+        window = top, left, height, width
         labels = _nearest(mask, size, window, flip)
         if max_ratio >= 1:
             break
@@ -213,8 +197,9 @@ def _varied_crop(
 
 def _nearest(mask: Tensor, size: tuple[int, int], window: Window, flip: bool = False) -> Tensor:
     """A window of a resized mask."""
-    rows = _nearest_places(mask.shape[0], size[0], window.top, window.height)
-    columns = _nearest_places(mask.shape[1], size[1], window.left, window.width)
+    top, left, height, width = window
+    rows = _nearest_places(mask.shape[0], size[0], top, height)
+    columns = _nearest_places(mask.shape[1], size[1], left, width)
     if flip:
         columns = columns[::-1]
     return torch.from_numpy(mask.numpy()[rows].take(columns, axis=1))
@@ -240,32 +225,19 @@ def checked_pair(given: Sequence[int], name: str) -> tuple[int, int]:
     return first, second
 
 
-def _check_image(image: Tensor) -> None:
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.device.type != "cpu":
-        given = f"{image.dtype} on {image.device}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"image: expected a uint8 tensor on the CPU, got {given}")
-    if image.ndim != 3 or len(image) != 3 or not image.numel():
-        raise ValueError(f"image: expected the shape (3, H, W), none of them 0, got {tuple(image.shape)}")
+def _check(tensor: Tensor, name: str) -> None:
+    """Whether it is fit to be an image or a mask."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.device.type != "cpu":
+        given = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name}: expected a uint8 tensor on the CPU, got {given}")
+    planes, shape = ((3,), "(3, H, W)") if name == "image" else ((), "(H, W)")
+    if tensor.ndim < 2 or tensor.shape[:-2] != planes or not tensor.numel():
+        raise ValueError(f"{name}: expected the shape {shape}, none of them 0, got {tuple(tensor.shape)}")
 
 
-def check_mask(mask: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.uint8 or mask.device.type != "cpu":
-        given = f"{mask.dtype} on {mask.device}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask: expected a uint8 tensor on the CPU, got {given}")
-    if mask.ndim != 2 or not mask.numel():
-        raise ValueError(f"mask: expected the shape (H, W), none of them 0, got {tuple(mask.shape)}")
-
-
-def _check_sample(sample: Sample) -> None:
-    _check_image(sample.image)
-    check_mask(sample.mask)
+def check_sample(sample: Sample) -> None:
+    _check(sample.image, "image")
+    _check(sample.mask, "mask")
     if sample.image.shape[1:] != sample.mask.shape:
         sizes = f"{tuple(sample.image.shape[1:])} and {tuple(sample.mask.shape)}"
-        raise ValueError(f"sample: {sample.name}: image and mask differ in size: {sizes}")
-
-
-def _check_ranges(ratio_range: tuple[float, float], cat_max_ratio: float) -> None:
-    if len(ratio_range) != 2 or not 0 < ratio_range[0] <= ratio_range[1] < math.inf:
-        raise ValueError(f"ratio_range: expected two positive numbers, the smaller first, got {ratio_range!r}")
-    if not 0 < cat_max_ratio <= 1:
-        raise ValueError(f"cat_max_ratio: expected a share above 0, up to 1, got {cat_max_ratio}")
+        raise ValueError(f"image and mask differ in size: {sizes}")

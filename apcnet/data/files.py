@@ -6,6 +6,7 @@ the upper 8 of 16 bits kept. Masks are never turned or converted: what is stored
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,27 +28,18 @@ class Pair(NamedTuple):
     mask: Path
 
 
+@dataclass(eq=False)
 class Files:
-    """A data set of pairs of files.
+    """A data set of pairs of files, in the order of the samples."""
 
-    Args:
-        pairs: in the order of the samples.
-        classes: their names.
-        palette: a colour for each class.
-        labels: what each stored value stands for, as `classes.label_table` makes it; None: indices of classes.
-    """
+    pairs: Sequence[Pair]
+    classes: Sequence[str]
+    palette: Sequence[Color]
+    labels: np.ndarray | None = None  # what stored values stand for, a `classes.label_table`; None: indices of classes
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        classes: Sequence[str],
-        palette: Sequence[Color],
-        labels: np.ndarray | None = None,
-    ):
-        self.pairs = list(pairs)
-        self.classes = tuple(classes)
-        self.palette = tuple(palette)
-        self.labels = label_table(len(classes)) if labels is None else labels
+    def __post_init__(self):
+        if self.labels is None:
+            self.labels = label_table(len(self.classes))
 
     @property
     def names(self) -> list[str]:
@@ -82,9 +74,17 @@ class Files:
 
 def read_image(path: str | Path) -> Tensor:
     """The image as (3, H, W) uint8, RGB."""
-    image = _load(path, _in_colour)
+    return _load(path, levels_of)
+
+
+def levels_of(image: Image.Image) -> Tensor:
+    """The levels of an image, which is turned upright, as (3, H, W) uint8, RGB."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
     if image.mode in _WIDE:
         return torch.from_numpy(np.stack([(np.asarray(image) >> 8).astype(np.uint8)] * 3))
+    image = image if image.mode == "RGB" else image.convert("RGB")
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
 
@@ -107,7 +107,7 @@ def read_mask(path: str | Path) -> Tensor:
     )
 
 
-def _load(path: str | Path, convert: Callable[[Image.Image], Image.Image] = lambda image: image) -> Image.Image:
+def _load(path: str | Path, convert: Callable = lambda image: image):
     with open(path, "rb") as file:  # a file that is not there is an error of its own
         try:
             image = Image.open(file)
@@ -117,13 +117,6 @@ def _load(path: str | Path, convert: Callable[[Image.Image], Image.Image] = lamb
             raise ValueError(f"{path}: is no image, or of a format that Pillow does not know") from error
         except Exception as error:  # of a dozen kinds: Pillow raises what its decoders happen to run into
             raise ValueError(f"{path}: cannot be decoded, {error}") from error
-
-
-def _in_colour(image: Image.Image) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
-    return image if image.mode in ("RGB", *_WIDE) else image.convert("RGB")
 
 
 def _check_sizes(pair: Pair, image: Tensor, mask: Tensor) -> None:

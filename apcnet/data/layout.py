@@ -35,9 +35,7 @@ def find_root(root: str | Path | None, holds: str, places: Iterable[str] = ()) -
 def images_in(folder: Path, ending: str = "") -> dict[str, Path]:
     """The image files in a folder and those below it, by name: the path from there without its suffix.
 
-    Args:
-        folder: where to look.
-        ending: files are taken whose names end with it; it is cut off as well.
+    Only those are taken whose names end with `ending`, which is cut off as well.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")

@@ -37,11 +37,8 @@ CLASS_OF = {0: 0} | {category: i + 1 for i, category in enumerate(CATEGORIES)}  
 def list_pascal_context(root: str | Path | None, split: str = "val", classes: int = 60) -> Listing:
     """The train or val split.
 
-    Args:
-        root: the folder that holds JPEGImages.
-        split: train or val.
-        classes: 60 with background as a class, as in the paper's comparison and mmsegmentation's pascal_context;
-            59 without, what is background is ignored then (pascal_context_59).
+    Of 60 classes the background is one, as in the paper's comparison and mmsegmentation's pascal_context; of 59 it is
+    none, and is ignored (pascal_context_59).
     """
     check_choice(split, "split", ("train", "val"))
     if classes not in (60, 59):

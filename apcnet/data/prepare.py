@@ -9,17 +9,15 @@ interrupted is simply run again.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from apcnet.choices import check_choice
 from apcnet.data.cityscapes import plan_cityscapes
-from apcnet.data.layout import Job
 from apcnet.data.pascal_context import plan_pascal_context
 from apcnet.data.voc2012 import plan_voc2012
 from apcnet.files import replacing
@@ -28,33 +26,18 @@ PLANS = {"cityscapes": plan_cityscapes, "voc2012": plan_voc2012, "pascal_context
 Progress = Callable[[int, int], None]
 
 
-class Prepared(NamedTuple):
-    written: int
-    kept: int
-
-
 def prepare(
     name: str, root: str | Path, source: str | Path | None = None, progress: Progress | None = None
-) -> Prepared:
-    """Writes the files of a benchmark that its download lacks.
+) -> tuple[int, int]:
+    """Writes the files of a benchmark that its download lacks. Lists come last: a name that is listed has its mask.
 
-    Args:
-        name: cityscapes, voc2012 or pascal_context.
-        root: of the benchmark, as for `apcnet.data.open`.
-        source: of voc2012 the folder of SBD that holds cls, of pascal_context the JSON file; None: where they are
-            usually put.
-        progress: is called with how many files are there and how many there will be.
+    Arguments are the command's; `progress` is called with how many files are there and how many there will be.
 
     Returns:
         How many files were written, and how many were there already.
     """
     check_choice(name, "name", PLANS)
-    return run(PLANS[name](root, None if source is None else Path(source)), progress)
-
-
-def run(jobs: Iterable[Job], progress: Progress | None = None) -> Prepared:
-    """Makes what is not there yet. Lists come last, so that a name that is listed has its mask."""
-    jobs = list(jobs)
+    jobs = list(PLANS[name](root, None if source is None else Path(source)))
     missing = [(out, make) for out, make in jobs if not os.path.lexists(out)]
     masks = [(out, make) for out, make in missing if out.suffix == ".png"]
     lists = [(out, make) for out, make in missing if out.suffix != ".png"]
@@ -72,7 +55,7 @@ def run(jobs: Iterable[Job], progress: Progress | None = None) -> Prepared:
                 report(done, len(jobs))
     finally:
         pool.shutdown(cancel_futures=True)
-    return Prepared(len(missing), kept)
+    return len(missing), kept
 
 
 def _write(out: Path, make: Callable[[], np.ndarray | list[str]]) -> None:

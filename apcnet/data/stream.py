@@ -5,15 +5,13 @@ own. The global batch of step t is the positions t·B to t·B + B − 1, whateve
 takes those that leave r when divided by w. A batch is thus a function of (seed, step, rank), computed wherever a
 worker is free: any number of workers gives the same batches, and to resume at step t is to ask for step t, nothing is
 replayed. No global random state is read or written, here or in PyTorch's loader, which gets a generator of its own.
-
-Evaluation reads every sample once: shard says which indices a rank has, loader makes what is wanted of each.
 """
 
 import atexit
 import functools
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,22 +66,11 @@ class Batches:
     rank: int = 0  # which process this is, of how many
     world: int = 1
 
-    def __post_init__(self):
-        _check_rank(self.rank, self.world)
-        if not len(self.dataset):
-            raise ValueError("dataset: expected one sample at least, it is empty")
-        if self.batch_size < 1 or self.batch_size % self.world:
-            raise ValueError(f"batch_size: expected a multiple of the {self.world} processes, got {self.batch_size}")
-
     def __getitem__(self, step: int) -> Batch:
         start = step * self.batch_size
         positions = list(range(start + self.rank, start + self.batch_size, self.world))
         samples = [self.sample(position) for position in positions]
         images, masks, names = zip(*samples, strict=True)
-        for kind, tensors in (("images", images), ("masks", masks)):
-            if len({tensor.shape for tensor in tensors}) > 1:
-                sizes = ", ".join(f"{n!r} {tuple(t.shape)}" for n, t in zip(names, tensors, strict=True))
-                raise ValueError(f"transform: expected {kind} of one size in the batch of step {step}, got {sizes}")
         return Batch(default_collate(images), default_collate(masks), list(names), positions)
 
     def sample(self, position: int) -> tuple[Tensor, Tensor, str]:
@@ -98,30 +85,43 @@ class Batches:
         return image, mask, sample.name
 
 
-def loader(items, keys, workers: int = 0, pin_memory: bool = False) -> "Loader":
-    """items[key] for every one of the keys, in their order, made by workers that stay from one pass to the next.
+def loader(items, keys: Sequence[int], workers: int = 0, pin_memory: bool = False) -> Iterator:
+    """items[key] for every one of the keys, in their order.
 
     PyTorch's loader with a generator of its own, nothing collated and nothing drawn. A SampleError arrives as it is.
 
     Args:
         items: batches of a stream, or samples.
-        keys: as many as there are, or without end: itertools.count(step) for a stream from a step on.
-        workers: processes that make items ahead; 0 makes each when it is asked for.
+        keys: steps of a stream, or indices of samples.
+        workers: processes that make items ahead, of keys as many at most; 0 makes each when it is asked for.
         pin_memory: hand out items in page-locked memory, for asynchronous copies to a GPU.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    return Loader(
-        Caught(items),
-        batch_size=None,
-        sampler=keys,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+    iterator = iter(
+        DataLoader(
+            Caught(items),
+            batch_size=None,
+            sampler=keys,
+            num_workers=min(workers, len(keys)),
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+        )
     )
+    if workers:
+        atexit.register(_kill, iterator._workers)  # they are deaf to the signals that Python would end them by
+    try:
+        for item in iterator:
+            if isinstance(item, SampleError):
+                iterator = None  # the workers end now, and not when the traceback goes
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SampleError(f"a process that makes samples was ended from outside; was memory short? {error}") from None
 
 
 class Caught:
@@ -135,40 +135,6 @@ class Caught:
             return self.items[key]
         except SampleError as error:
             return error
-
-
-class Loader(DataLoader):
-    """Raises what Caught has caught."""
-
-    def __iter__(self):
-        iterator = super().__iter__()
-        if self.num_workers:
-            atexit.register(_kill, iterator._workers)  # they are deaf to the signals that Python would end them by
-        try:
-            for item in iterator:
-                if isinstance(item, SampleError):
-                    self._iterator = iterator = None  # the workers end now, and not when the traceback goes
-                    raise item
-                yield item
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise SampleError(
-                f"a process that makes samples was ended from outside; was memory short? {error}"
-            ) from None
-
-
-def shard(n: int, rank: int = 0, world: int = 1) -> range:
-    """The indices of n samples that a rank evaluates: over all ranks every index once, and nothing added."""
-    _check_rank(rank, world)
-    return range(rank, n, world)
-
-
-def _check_rank(rank: int, world: int) -> None:
-    if world < 1:
-        raise ValueError(f"world: expected one process at least, got {world}")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank: expected 0 to {world - 1}, got {rank}")
 
 
 def _as_it_is(item):

@@ -2,13 +2,10 @@
 
 Each process takes every world-th image, none twice, and at the end the counts are added up: they are integers, so that
 the result does not depend on how many processes there were. Of the images only those exist that are being worked on
-or that loaders have ready. What is done to one is mmsegmentation's test (apcnet.inference): it is fitted into a scale,
-its logits are resized to that size, and from there to its own; the second resize ends in the confusion matrix, or in
-labels where they are wanted. Several scales and flips are averaged as probabilities.
+or that loaders have ready. What is done to one says a protocol (apcnet.inference.protocol).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +14,9 @@ from apc_kernels import augment
 from apcnet import inference
 from apcnet.config import Precision, Protocol
 from apcnet.confusion import ConfusionMatrix
-from apcnet.data.augment import check_mask, view_sizes
+from apcnet.data.augment import check_sample, view_sizes
 from apcnet.data.sample import IGNORE, Sample, SampleError
-from apcnet.data.stream import loader, shard
+from apcnet.data.stream import loader
 from apcnet.distributed import rank, world
 from apcnet.inference.protocol import WHOLE
 
@@ -52,65 +49,49 @@ def evaluate(
         submission: is given the name and the labels, (H, W) on the CPU, of each image of this process, in their order
             (apcnet.inference.submission.writer makes one that writes files). The labels exist only then.
     """
-    _check(model, dataset)
+    if not len(dataset):
+        raise ValueError("dataset: expected one sample at least, it is empty")
+    if len(dataset.classes) != model.num_classes:
+        raise ValueError(f"dataset: has {len(dataset.classes)} classes, but the model tells {model.num_classes} apart")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    mine = shard(len(dataset), rank(), world())
+    mine = range(rank(), len(dataset), world())
     inputs = Inputs(dataset, protocol, model.mean, model.std)
     matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
     with inference.in_evaluation(model, precision):
-        for done, item in enumerate(loader(inputs, mine, min(workers, len(mine)), pin_memory=on_gpu), 1):
-            views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in item.views)
-            target = item.mask[None].to(device, non_blocking=True)
+        for done, (views, mask, name) in enumerate(loader(inputs, mine, workers, pin_memory=on_gpu), 1):
+            views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
+            target = mask[None].to(device, non_blocking=True)
             if submission is None:
                 matrix.add(inference.confusion(model, views, target, protocol, ignore_index=IGNORE))
             else:
                 labels = inference.labels(model, views, protocol, size=target.shape[1:])
                 matrix.update(labels, target)
-                submission(item.name, labels[0].cpu())
+                submission(name, labels[0].cpu())
             report(done, len(mine))
     return matrix.reduce()
 
 
-class Item(NamedTuple):
-    """An image at every scale that it is tested at, (3, h, w) normalised, its mask as it is, (H, W), and its name."""
-
-    views: list[Tensor]
-    mask: Tensor
-    name: str
-
-
 class Inputs:
-    """What loaders make of the samples of a data set."""
+    """What loaders make of the samples of a data set: the image at every scale that it is tested at, (3, h, w)
+    normalised, its mask as it is, (H, W), and its name."""
 
     def __init__(self, dataset: Sequence[Sample], protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
         self.dataset, self.protocol, self.mean, self.std = dataset, protocol, mean, std
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor, str]:
         try:
-            return self.item(self.dataset[index])
+            image, mask, name = sample = self.dataset[index]
+            check_sample(sample)
+            wrong = mask[(mask >= len(self.dataset.classes)) & (mask != IGNORE)]
+            if len(wrong):
+                most = len(self.dataset.classes) - 1
+                raise ValueError(f"expected labels of 0 to {most} and {IGNORE}, got {wrong[0]}")
+            sizes = view_sizes(image.shape[1:], self.protocol.ratios, self.protocol.test_scale)
+            return [augment(image, size, mean=self.mean, std=self.std) for size in sizes], mask, name
         except Exception as error:
             name = f"sample {self.dataset.names[index]!r} (number {index} of {len(self.dataset)})"
             raise SampleError(f"{name}: {type(error).__name__}: {error}") from error
-
-    def item(self, sample: Sample) -> Item:
-        size, mask = tuple(sample.image.shape[1:]), sample.mask
-        check_mask(mask)
-        if tuple(mask.shape) != size:
-            raise ValueError(f"image and mask differ in size: {size} and {tuple(mask.shape)}")
-        wrong = mask[(mask >= len(self.dataset.classes)) & (mask != IGNORE)]
-        if len(wrong):
-            raise ValueError(f"expected labels of 0 to {len(self.dataset.classes) - 1} and {IGNORE}, got {wrong[0]}")
-        sizes = view_sizes(size, self.protocol.ratios, self.protocol.test_scale)
-        views = [augment(sample.image, view, mean=self.mean, std=self.std) for view in sizes]
-        return Item(views, mask, sample.name)
-
-
-def _check(model: nn.Module, dataset: Sequence[Sample]) -> None:
-    if not len(dataset):
-        raise ValueError("dataset: expected one sample at least, it is empty")
-    if len(dataset.classes) != model.num_classes:
-        raise ValueError(f"dataset: has {len(dataset.classes)} classes, but the model tells {model.num_classes} apart")

@@ -23,7 +23,7 @@ from apcnet import draw, inference
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
 from apcnet.data.augment import view_sizes
-from apcnet.data.files import read_image
+from apcnet.data.files import levels_of, read_image
 from apcnet.data.layout import SUFFIXES
 from apcnet.inference.protocol import WHOLE
 from apcnet.zoo import load
@@ -141,16 +141,16 @@ def predict_files(
     failures = []
     jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
     with _ready(model, max_pixels, precision) as ready:
-        for done, job in enumerate(jobs, 1):
+        for done, (source, labels_file, overlay_file) in enumerate(jobs, 1):
             try:
-                prediction = _predict(ready, job.source, str(job.source), protocol, max_pixels)
+                prediction = _predict(ready, source, str(source), protocol, max_pixels)
             except (ValueError, OSError) as error:  # of this image: the options are checked, and nothing is written yet
                 failures.append(str(error))
             else:
-                job.labels.parent.mkdir(parents=True, exist_ok=True)
-                prediction.save(job.labels)
-                if job.overlay is not None:
-                    draw.save(prediction.overlay(opacity), job.overlay)
+                labels_file.parent.mkdir(parents=True, exist_ok=True)
+                prediction.save(labels_file)
+                if overlay_file is not None:
+                    draw.save(prediction.overlay(opacity), overlay_file)
             if progress is not None:
                 progress(done, len(jobs))
     return Report(len(jobs) - len(failures), failures)
@@ -232,12 +232,8 @@ class _Tiles:
 def _views(model: nn.Module, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
     """An image, (3, H, W) uint8, as the network takes it, at one size after the other."""
     for size in sizes:
-        yield augment(image, size, mean=model.mean, std=model.std)[None].to(_parameter(model))
-
-
-def _parameter(model: nn.Module) -> Tensor:
-    """Whose device and dtype the model's input has."""
-    return next(model.parameters(), torch.empty(0))
+        like = next(model.parameters(), torch.empty(0))  # whose device and dtype the model's input has
+        yield augment(image, size, mean=model.mean, std=model.std)[None].to(like)
 
 
 def _levels(image: Source, name: str) -> Tensor:
@@ -245,7 +241,10 @@ def _levels(image: Source, name: str) -> Tensor:
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        image = _array(image, name)
+        try:
+            return levels_of(ImageOps.exif_transpose(image))  # a copy: the image stays as it is
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     if isinstance(image, np.ndarray):
         planes = torch.from_numpy(np.array(image.transpose(2, 0, 1) if image.ndim == 3 else image))
         shape = "(H, W, 3) or (H, W)"
@@ -263,24 +262,8 @@ def _levels(image: Source, name: str) -> Tensor:
     return planes.expand(3, *planes.shape[-2:]).clone(memory_format=torch.contiguous_format)
 
 
-def _array(image: Image.Image, name: str) -> np.ndarray:
-    """The levels of a PIL image as data.files reads them: upright, without alpha, the upper 8 of 16 bits."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{name}: expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
-    if image.mode.startswith("I;16"):
-        return (np.asarray(image) >> 8).astype(np.uint8)
-    return np.asarray(image.convert("RGB"))
-
-
-class _Job(NamedTuple):
-    source: Path
-    labels: Path
-    overlay: Path | None
-
-
-def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[_Job]:
-    """What is read and written: never one file twice, nor one that is read."""
+def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[tuple[Path, Path, Path | None]]:
+    """Which image is read, and where its labels and its overlay are written: never twice, nor where one is read."""
     found = {}  # where in out what comes of an image lies, by its path
     for source in map(Path, sources):
         if source.is_dir():
@@ -298,8 +281,8 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
     images, written, jobs = {path.resolve() for path in found}, {}, []
     for source, place in found.items():
         name = place.name if alike[place.with_suffix("")] > 1 else place.stem
-        labels, *overlays = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
-        jobs.append(_Job(source, labels, overlays[0] if overlay else None))
+        labels, over = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
+        jobs.append((source, labels, over if overlay else None))
         for path in filter(None, jobs[-1][1:]):
             if path.resolve() in images:
                 raise ValueError(f"out: {path} is one of the images that are read; choose another folder")

@@ -76,10 +76,9 @@ def probabilities(
     float32 (float64 for float64 logits). Beside it only the logits of one image at the size of its view exist, and of
     the views no more than one if an iterator gives them.
     """
-    size, total, views = _size(images, size), None, 0
+    size, total = _size(images, size), None
     with torch.no_grad():
-        for view in _views(images):
-            check_images(view)
+        for view in _views(images, protocol):
             if total is not None and view.shape[0] != total.shape[0]:
                 raise ValueError(f"images: expected {total.shape[0]}, as in the first view, got {tuple(view.shape)}")
             for mirrored in (False, True) if protocol.flip else (False,):
@@ -89,9 +88,7 @@ def probabilities(
                         total = logits.new_zeros(view.shape[0], logits.shape[1], *size, dtype=dtype)
                     corners = align_corners(model)
                     upsample_softmax(logits, size, flip=mirrored, align_corners=corners, out=total[which])
-            views += 1
-        _check_count(views, protocol)
-        return total.div_(views * (1 + protocol.flip))
+        return total.div_(len(protocol.ratios) * (1 + protocol.flip))
 
 
 @contextmanager
@@ -119,10 +116,7 @@ def _last_scores(
         scores = probabilities(model, images, protocol, size=size)
         yield slice(0, scores.shape[0]), slice(0, size[0]), scores
         return
-    views = list(_views(images))
-    _check_count(len(views), protocol)
-    (view,) = views
-    check_images(view)
+    (view,) = list(_views(images, protocol))  # of more than one the count is an error
     if protocol.window and size == tuple(view.shape[2:]):
         for i, image in enumerate(view.split(1)):
             for top, rows in slide_bands(model, image, protocol):
@@ -151,8 +145,15 @@ def _last_logits(
         yield slice(i, i + 1), resized(model, image, view.shape[2:])
 
 
-def _views(images: Images) -> Iterable[Tensor]:
-    return [images] if isinstance(images, Tensor) else images
+def _views(images: Images, protocol: Protocol) -> Iterator[Tensor]:
+    """The images at each of the protocol's ratios."""
+    count = 0
+    for view in [images] if isinstance(images, Tensor) else images:
+        check_images(view)
+        yield view
+        count += 1
+    if count != len(protocol.ratios):
+        raise ValueError(f"images: expected them at each of the ratios {protocol.ratios}, got {count} views")
 
 
 def _size(images: Images, size: Sequence[int] | None) -> tuple[int, int]:
@@ -163,8 +164,3 @@ def _size(images: Images, size: Sequence[int] | None) -> tuple[int, int]:
         raise TypeError(f"images: expected a tensor, got {given}; several views need a size, (H, W) of the originals")
     check_images(images)
     return tuple(images.shape[2:])
-
-
-def _check_count(views: int, protocol: Protocol) -> None:
-    if views != len(protocol.ratios):
-        raise ValueError(f"images: expected them at each of the ratios {protocol.ratios}, got {views} views")

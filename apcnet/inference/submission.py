@@ -32,10 +32,7 @@ VOC_PALETTE = [part for color in voc_colors(256) for part in color]
 def writer(benchmark: str, dataset: Sequence[Sample], folder: str | Path) -> Callable[[str, Tensor], None]:
     """A function of a sample's name and its labels, (H, W) indices of classes on the CPU, that writes its file.
 
-    Args:
-        benchmark: the name the data set was opened by: cityscapes, ade20k, voc2012, pascal_context, folder, synthetic.
-        dataset: whose samples they are.
-        folder: for the files; made if it is not there.
+    `benchmark` is the name that the data set was opened by. The folder for the files is made if it is not there.
     """
     check_choice(benchmark, "benchmark", data.NAMES)
     folder = Path(folder)

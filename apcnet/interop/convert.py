@@ -23,18 +23,10 @@ def convert(
     folder: str | Path | None = None,
     progress: hub.Progress | None = None,
 ) -> Segmentor:
-    """Writes the model of a checkpoint to a safetensors file, and returns it.
+    """Writes the model of a checkpoint to a safetensors file, and returns it; arguments are the command's.
 
     Nothing in the checkpoint is run. Every one of its weights is used, and every weight of the model comes from it.
-
-    Args:
-        source: a file (.pth or .safetensors), a URL, or the name of weights that mmsegmentation has published.
-        out: to write, NAME.safetensors.
-        align_corners: how the model resized its logits in training, where the checkpoint does not say: those of
-            mmsegmentation mostly do, those of sssegmentation never.
-        output_stride: 8, 16 or 32, of the backbone; likewise.
-        folder: for what is downloaded, torch.hub's if not given.
-        progress: of the download, as in `hub.fetch`.
+    Where a download goes if no folder is given is torch.hub's; its `progress` is told as in `hub.fetch`.
     """
     out = Path(out)
     if out.suffix != ".safetensors" or not out.parent.is_dir():
@@ -42,7 +34,7 @@ def convert(
     checkpoint = pickles.read(hub.fetch(source, folder or Path(torch.hub.get_dir()) / "checkpoints", progress))
     state_dict, meta = weights_of(checkpoint), _dict(checkpoint.get("meta"))
     text = meta.get("cfg", meta.get("config"))  # of 1.x and of 0.x
-    if sssegmentation.is_sssegmentation(state_dict):
+    if any(name.startswith("backbone_net.") for name in state_dict):
         state_dict, text = sssegmentation.rename(state_dict), sssegmentation.CONFIG
     text = text if isinstance(text, str) else None
     config = config_of(state_dict, text, align_corners=align_corners, output_stride=output_stride)

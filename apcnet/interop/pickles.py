@@ -46,9 +46,6 @@ class Inert:
     def __new__(cls, *args):
         return super().__new__(cls)
 
-    def __init__(self, *args):
-        pass
-
     def __setstate__(self, state):
         pass
 
@@ -69,7 +66,10 @@ def read(path) -> dict:
     with path.open("rb") as file:
         head = file.read(64)
     if head[8:9] == b"{":
-        return _read_safetensors(path)
+        try:
+            return safetensors.torch.load_file(path)
+        except Exception as error:
+            raise _damaged(path, error) from error
     zipped = head.startswith(ZIP_MAGIC)
     names = _names_in_zip(path) if zipped else _names_in_legacy(path, head)
     refused = sorted(name for name in names if not HARMLESS.fullmatch(name) and not TORCH.fullmatch(name))
@@ -85,13 +85,6 @@ def read(path) -> dict:
         found = "a pickled object" if isinstance(checkpoint, Inert) else type(checkpoint).__name__
         raise ValueError(f"{path} holds {found}, expected a dictionary of weights: save model.state_dict()")
     return checkpoint
-
-
-def _read_safetensors(path):
-    try:
-        return safetensors.torch.load_file(path)
-    except Exception as error:
-        raise _damaged(path, error) from error
 
 
 def _load(path, names):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from apcnet.choices import check_choice
 from apcnet.interop.mmseg.config import load_head as load_mmseg_head
 from apcnet.interop.mmseg.identify import inside
-from apcnet.interop.mmseg.names import assign_theirs
+from apcnet.interop.mmseg.names import in_place
 from apcnet.models.fpn import FPN
+from apcnet.models.weights import assign
 
 SEGMENTORS = {"APCNet": "APCHead", "PSPNet": "PSPHead", "ENCNet": "EncHead", "FCN": "FCNHead", "SemanticFPN": "FPNHead"}
 NORMS = ("BatchNorm2d", "SyncBatchNorm")
@@ -71,17 +72,16 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
             given.get("upsample_cfg", {}).get("mode", "nearest"), "config.head.upsample_cfg.mode", ("nearest",)
         )
         neck = FPN(given["in_channels_list"], given["feats_channels"], norm=True)
-        assign_theirs(neck, inside(weights, "neck"))
+        assign(in_place(neck), inside(weights, "neck"), "state_dict")
     return PyramidHead(neck, head, selected)
-
-
-def is_sssegmentation(state_dict: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith("backbone_net.") for name in state_dict)
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors by mmsegmentation's names. A name that is none of sssegmentation's stays as it is."""
-    lasts = {decoder: max(_numbers(state_dict, decoder), default=0) for decoder in DECODERS}
+    lasts = {
+        decoder: max((int(n) for name in state_dict for n in re.findall(rf"^{decoder}\.(\d+)\.", name)), default=0)
+        for decoder in DECODERS
+    }
     renamed = {_renamed(name, lasts): tensor for name, tensor in state_dict.items()}
     if any(name.startswith("acm_modules.") for name in state_dict):
         renamed = {
@@ -106,10 +106,6 @@ def _renamed(name, lasts):
         return f"{head}.conv_seg.{match[3]}"
     block, part = divmod(number, 3)
     return f"{head}.convs.{block}.{PARTS.get(str(part), part)}.{match[3]}"
-
-
-def _numbers(state_dict, decoder):
-    return [int(match[1]) for name in state_dict if (match := re.match(rf"{decoder}\.(\d+)\.", name))]
 
 
 def _head_config(config, count):

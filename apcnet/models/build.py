@@ -21,14 +21,10 @@ BACKBONES = {f"resnet{depth}": functools.partial(ResNetV1c, depth) for depth in 
 
 
 def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **options) -> Segmentor:
-    """A segmentor with fresh weights; its `architecture` are these arguments.
+    """A segmentor with fresh weights, of one of HEADS on one of BACKBONES; its `architecture` are these arguments.
 
-    Args:
-        model: apcnet, pspnet, encnet, semantic_fpn or fcn.
-        backbone: resnet18, resnet34, resnet50 or resnet101, all of them ResNetV1c, or tiny.
-        num_classes: how many there are to tell apart.
-        options: of the backbone (see ResNetV1c, Tiny), of the neck and the auxiliary head (see assemble), and of the
-            head (see APCHead, PSPHead, EncHead, FPNHead, FCNHead).
+    Options are those of the backbone (see ResNetV1c, Tiny), of the neck and the auxiliary head (see assemble), and of
+    the head (see APCHead, PSPHead, EncHead, FPNHead, FCNHead).
     """
     check_choice(model, "model", HEADS)
     check_choice(backbone, "backbone", BACKBONES)
@@ -37,8 +33,9 @@ def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **opti
     parts = HEADS[model], BACKBONES[backbone]
     of_head = set(_options(parts[0])) - {"index", "strides"}  # these follow from the backbone
     of_backbone = set(_options(parts[1]))
+    known = sorted({*_options(assemble), *_options(Segmentor), *of_head, *of_backbone})
     for name in options:
-        check_choice(name, f"option of {model} on {backbone}", sorted({*_options(assemble), *of_head, *of_backbone}))
+        check_choice(name, f"option of {model} on {backbone}", known)
     head_options, backbone_options, others = (
         {name: value for name, value in options.items() if name in names}
         for names in (of_head, of_backbone, options.keys() - of_head - of_backbone)
@@ -58,16 +55,14 @@ def assemble(
     neck_channels: int = 256,
     neck_norm: bool = False,
     auxiliary_channels: int | None = None,
-    auxiliary_weight: float = 0.4,
-    presence_weight: float = 0.2,
-    reduction: str = "mean_all",
+    **losses,
 ) -> Segmentor:
     """
     Args:
         neck_channels, neck_norm: of Semantic FPN's neck.
         auxiliary_channels: of the auxiliary head, 0 for none; where nothing is said 256, and none for Semantic FPN.
-        auxiliary_weight, presence_weight: of these two losses beside the main one.
-        reduction: of the cross entropies where none is asked for, as in Segmentor.forward.
+        losses: auxiliary_weight and presence_weight of the two beside the main one; and the reduction of the cross
+            entropies where none is asked for, as in Segmentor.forward.
     """
     pyramid = head is FPNHead
     if pyramid:
@@ -76,7 +71,7 @@ def assemble(
     channels, neck = backbone.channels, None
     if pyramid:
         neck = FPN(channels, neck_channels, norm=neck_norm)
-        channels = neck.channels
+        channels = [neck_channels] * len(channels)
         head_options = {"strides": backbone.strides, **head_options}
     elif neck_norm or neck_channels != 256:
         raise ValueError("neck_channels, neck_norm: expected with semantic_fpn alone, the others have no neck")
@@ -90,15 +85,7 @@ def assemble(
         auxiliary = FCNHead(
             channels[2], num_classes, channels=auxiliary_channels, convs=1, concat=False, index=2, **like_head
         )
-    return Segmentor(
-        backbone,
-        head(in_channels, num_classes, **head_options),
-        neck=neck,
-        auxiliary=auxiliary,
-        auxiliary_weight=auxiliary_weight,
-        presence_weight=presence_weight,
-        reduction=reduction,
-    )
+    return Segmentor(backbone, head(in_channels, num_classes, **head_options), neck, auxiliary, **losses)
 
 
 def _options(function: Callable) -> list[str]:

@@ -23,7 +23,6 @@ class FPN(nn.Module):
         block = ConvNormReLU if norm else _conv
         self.laterals = nn.ModuleList(block(c, channels, 1) for c in in_channels)
         self.outputs = nn.ModuleList(block(channels, channels, 3) for _ in in_channels)
-        self.channels = [channels] * len(in_channels)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]

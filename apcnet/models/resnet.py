@@ -25,8 +25,6 @@ class ResNetV1c(nn.Module):
 
     def __init__(self, depth: int = 50, *, output_stride: int = 8, width: int = 64, stem_width: int = 64):
         super().__init__()
-        if depth not in BLOCKS:
-            raise ValueError(f"depth: expected one of {', '.join(map(str, BLOCKS))}, got {depth}")
         if output_stride not in STAGES:
             raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
         block = BasicBlock if depth < 50 else Bottleneck

@@ -36,9 +36,9 @@ class Segmentor(nn.Module):
         self,
         backbone: nn.Module,
         head: nn.Module,
-        *,
         neck: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
+        *,
         auxiliary_weight: float = 0.4,
         presence_weight: float = 0.2,
         reduction: str = "mean_all",
@@ -128,13 +128,7 @@ class Segmentor(nn.Module):
         """Writes weights and architecture, class names, palette, mean and std to a safetensors file."""
         if self.architecture is None:
             raise ValueError("model: it was not made by apcnet.create; save its state_dict() instead")
-        about = {
-            "architecture": self.architecture,
-            "classes": self.classes,
-            "palette": self.palette,
-            "mean": self.mean,
-            "std": self.std,
-        }
+        about = {name: getattr(self, name) for name in ("architecture", "classes", "palette", "mean", "std")}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         with replacing(path) as temporary:
             try:

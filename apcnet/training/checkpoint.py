@@ -27,14 +27,17 @@ def save(folder: Path, state: dict) -> None:
             torch.save(state, file)
         if (folder / LAST).exists():
             with replacing(folder / PREVIOUS) as second:
-                _duplicate(folder / LAST, second)
+                try:  # a second name for the same bytes; a copy where the file system has no second names
+                    second.unlink()
+                    os.link(folder / LAST, second)
+                except OSError:
+                    shutil.copyfile(folder / LAST, second)
 
 
 def load(folder: Path, mend: bool = False) -> dict | None:
     """The last state, the previous one if the last cannot be read, None if there is none.
 
-    Args:
-        mend: put a last state that cannot be read aside, so that the next one does not take the previous one's place.
+    `mend` puts a last state that cannot be read aside, so that the next one does not take the previous one's place.
     """
     troubles = []
     for path in (folder / LAST, folder / PREVIOUS):
@@ -66,12 +69,3 @@ def _read(path: Path) -> tuple[str | None, dict | None]:
     if not isinstance(state, dict) or "step" not in state:
         return "holds no state of a run", None
     return None, state
-
-
-def _duplicate(path: Path, into: Path) -> None:
-    """A second name for the same bytes; a copy where the file system has no second names."""
-    into.unlink()
-    try:
-        os.link(path, into)
-    except OSError:
-        shutil.copyfile(path, into)

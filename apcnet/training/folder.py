@@ -106,8 +106,7 @@ def model_file(path: Path) -> Path:
     """The file of a model: of a run's folder the last one, while it goes on the best so far."""
     if not path.is_dir():
         return path
-    files = [path / name for name in (FINAL, BEST)]
-    for file in files:
+    for file in (path / FINAL, path / BEST):
         if file.exists():
             return file
     raise FileNotFoundError(

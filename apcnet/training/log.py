@@ -16,13 +16,9 @@ NAME = "log.jsonl"
 
 
 class Log:
-    """The records of a run.
+    """The records of a run, which goes on at `step` and was last evaluated at `evaluated`.
 
-    Args:
-        folder: of the run.
-        step, evaluated: where it goes on, and where it was last evaluated; what was written of later steps, before it
-            was killed, is dropped.
-        to: tensorboard or wandb, beside the file.
+    What was written of later steps, before it was killed, is dropped.
     """
 
     def __init__(self, folder: Path, step: int = 0, evaluated: int = 0, to: Writer | None = None):

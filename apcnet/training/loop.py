@@ -123,14 +123,10 @@ class Run:
 
     def batches(self) -> Iterator[Batch]:
         """Those of the steps that are left."""
-        if self.step == self.config.steps:
-            return
         transform = augmentation(self.config.data, self.model)
         batches = Batches(self.data, transform, self.config.seed, self.config.batch_size, rank(), world())
-        steps = itertools.count(self.step)
-        stream = iter(loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda"))
-        while self.step < self.config.steps:
-            yield next(stream)
+        steps = range(self.step, self.config.steps)
+        return loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda")
 
     def due(self, every: int) -> bool:
         """Whether something that is done every so many steps, and after the last one, is to be done now."""

@@ -8,7 +8,6 @@ finite leaves the weights, and the statistics of batch norms, as they were.
 import copy
 import math
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +26,6 @@ class NotFiniteError(ArithmeticError):
         super().__init__(", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
 
-class Step(NamedTuple):
-    """What a step was: the losses, their sum and the norm of the gradients, over all processes; and whether to stop."""
-
-    values: dict[str, float]
-    stop: bool
-
-
 def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
     """Of a step: a polynomial from lr at the first to min_lr at the last, as in mmsegmentation 1.x."""
     left = 1 - step / max(steps - 1, 1)
@@ -41,12 +33,7 @@ def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
 
 
 class Descent:
-    """A model and all that changes with it, step by step.
-
-    Args:
-        model: a Segmentor on its device.
-        config: of the run.
-        class_weights: one for each class, or None.
+    """A Segmentor, on its device, and all that changes with it, step by step.
 
     `model` is what is trained, `result` what is to be evaluated and kept: the model, or its moving average.
     """
@@ -71,8 +58,11 @@ class Descent:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
 
-    def step(self, number: int, images: Tensor, masks: Tensor, stop: bool = False) -> Step:
+    def step(self, number: int, images: Tensor, masks: Tensor, stop: bool = False) -> tuple[dict[str, float], bool]:
         """Learns from this process's share of a batch; `stop` tells all processes that one of them wants to.
+
+        Returns:
+            the losses, their sum and the norm of the gradients, over all processes; and whether to stop.
 
         Raises:
             NotFiniteError: and model and optimizer are as they were.
@@ -108,7 +98,7 @@ class Descent:
                 averaged, weights = list(self.result.parameters()), list(self.model.parameters())
                 torch._foreach_lerp_(averaged, weights, 1 - self.settings.ema)
                 torch._foreach_copy_(list(self.result.buffers()), self.buffers)
-        return Step({**values, "lr": rate}, stops > 0)
+        return {**values, "lr": rate}, stops > 0
 
     def state(self) -> dict:
         """All that changes from step to step."""
@@ -128,12 +118,10 @@ class Descent:
         self.scaler.load_state_dict(state["scaler"])
 
     def _parameter_groups(self) -> list[dict]:
-        backbone = {id(parameter) for parameter in self.model.backbone.parameters()}
-        parts = {True: [], False: []}
-        for parameter in self.model.parameters():
-            parts[id(parameter) in backbone].append(parameter)
-        factors = {True: 1.0, False: self.settings.head_lr}
-        return [{"params": parts[part], "lr": 0.0, "factor": factors[part]} for part in (True, False)]
+        backbone = list(self.model.backbone.parameters())
+        others = [p for name, p in self.model.named_parameters() if not name.startswith("backbone.")]
+        parts = (backbone, 1.0), (others, self.settings.head_lr)
+        return [{"params": parameters, "lr": 0.0, "factor": factor} for parameters, factor in parts]
 
     def _gradients(self, number: int, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """Adds up gradients of all parts of the batch; gives its losses."""

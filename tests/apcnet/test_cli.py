@@ -134,7 +134,7 @@ def test_wrong_flags_name_the_right_ones(run, arguments, message):
     assert status == 2 and message in err
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", [command.__name__ for command in cli.COMMANDS])
 def test_every_command_has_help(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0 and f"usage: apcnet {command}" in out

@@ -146,6 +146,8 @@ def test_a_saved_model_is_loaded_with_all_it_knew(name, tmp_path):
     )  # fmt: skip
     assert torch.equal(loaded(images()), model(images()))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    (tmp_path / "plain").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # safetensors alone writes for its owner
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,10 +6,10 @@ from apcnet.data.sample import Sample
 
 
 class Counted:
-    """Sample i is a picture full of i; not all of one size where that is asked for, the one of `broken` unreadable."""
+    """Sample i is a picture full of i, the one of `broken` unreadable."""
 
-    def __init__(self, n=10, broken=None, sizes=1):
-        self.n, self.broken, self.sizes = n, broken, sizes
+    def __init__(self, n=10, broken=None):
+        self.n, self.broken = n, broken
         self.names = [f"picture {i}" for i in range(n)]
 
     def __len__(self):
@@ -18,8 +18,7 @@ class Counted:
     def __getitem__(self, i):
         if i == self.broken:
             raise OSError("image file is truncated")
-        size = 2 + i % self.sizes
-        return Sample(torch.full((3, size, 2), i, dtype=torch.uint8), torch.zeros(size, 2).byte(), self.names[i])
+        return Sample(torch.full((3, 2, 2), i, dtype=torch.uint8), torch.zeros(2, 2).byte(), self.names[i])
 
 
 def shifted(sample, generator):

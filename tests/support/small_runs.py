@@ -97,5 +97,5 @@ def learn(rank: int, world: int, frozen_norms: bool, steps: int = 10) -> tuple[t
         target[torch.rand(target.shape, generator=generator) < 0.3] = 255
         target[0, :25] = 255  # of one process more pixels count than of the other
         images = torch.randn(4, 3, 32, 32, generator=generator)
-        losses.append(descent.step(step, images[rank::world], target[rank::world]).values["loss"])
+        losses.append(descent.step(step, images[rank::world], target[rank::world])[0]["loss"])
     return torch.cat([p.detach().flatten() for p in model.parameters()]), torch.tensor(losses)

@@ -38,14 +38,12 @@ def check(
     Two images are the same if their decoded pixels are, whatever the files are called and how they were compressed.
 
     Args:
-        name: cityscapes, ade20k, voc2012, pascal_context or folder.
-        root: as for `apcnet.data.open`.
+        name, root, options: of the data set, as for `apcnet.data.open`.
         splits: which to look at; None: train and val, of voc2012 trainaug in place of train where it is there, of
             folder those of the two that are there, or all images where none is.
         workers: processes that decode; 0: decode in this one, None: a process for each core.
         examples: how many files each finding names; its count is of all.
         progress: is called with how many pairs of files were looked at, and how many there are.
-        options: of the data set, as for `apcnet.data.open`.
     """
     check_choice(name, "name", data.ON_DISK)
     if examples < 1:
@@ -54,7 +52,9 @@ def check(
     for split in dict.fromkeys(splits or _default_splits(name, root)):
         if (files := _open(name, root, split, options, notes, unused)) is not None:
             opened[split] = files
-    looks = _look_at_all(opened.values(), _cores() if workers is None else workers, progress)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    looks = _look_at_all(opened.values(), workers, progress)
     statistics = {}
     for split, files in opened.items():
         for pair in files.pairs:
@@ -131,14 +131,10 @@ def _look_at_all(
     report(0, len(pairs))
     if pairs:
         source = Looks(pairs, opened[0].palette, opened[0].labels)
-        for pair, look in zip(pairs, loader(source, range(len(pairs)), min(workers, len(pairs))), strict=True):
+        for pair, look in zip(pairs, loader(source, range(len(pairs)), workers), strict=True):
             looks[pair] = look
             report(len(looks), len(pairs))
     return looks
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _count(files: Files, seen: Mapping[str, Mapping[int, int]]) -> Split:

@@ -40,9 +40,6 @@ class Looks:
     def __init__(self, pairs: Sequence[Pair], palette: Sequence[Color], labels: np.ndarray):
         self.pairs, self.palette, self.labels = pairs, palette, labels
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def __getitem__(self, index: int) -> Look:
         """Decodes both files of a pair. Whatever is wrong with them is part of the result."""
         pair, problems = self.pairs[index], []
@@ -205,7 +202,8 @@ def _why_unknown(values: Mapping[int, int], name: str, data: Files, reduced: boo
         )
     if name == "pascal_context" and seen[-1] > 59:
         return "the 459 labels of the whole annotation: `apcnet prepare pascal_context ROOT` makes masks of 59 classes"
-    if len(seen) > 2 and set(seen) <= {_brightness(color) for color in data.palette}:
+    greys = np.asarray(Image.fromarray(np.array([data.palette], np.uint8)).convert("L"))
+    if len(seen) > 2 and set(seen) <= set(greys.flat):
         return "the brightness of the classes' colours: coloured masks were converted to grey, which loses the indices"
     if not reduced and seen[-1] == classes:
         shift = f"{{0: 255, 1: 0, …, {classes}: {classes - 1}}}"
@@ -223,9 +221,3 @@ def _why_unknown(values: Mapping[int, int], name: str, data: Files, reduced: boo
         f"values of {seen[0]} to {seen[-1]} for {classes} classes: the list of classes is too short, "
         "or the masks are those of other data"
     )
-
-
-def _brightness(color: Color) -> int:
-    """What Pillow's conversion to grey makes of a colour."""
-    red, green, blue = color
-    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16

@@ -112,7 +112,11 @@ class Report:
             columns.append(["images", *map(str, split.images)])
         if weights:
             columns.append(["weight", *(f"{weight:.3f}" for weight in weights[1])])
-        lines = ["  ".join(row) for row in zip(*_aligned(columns), strict=True)]
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join((name.ljust(widths[0]), *map(str.rjust, figures, widths[1:])))
+            for name, *figures in zip(*columns, strict=True)
+        ]
         return [*lines, "", *textwrap.wrap(f"Weights from {weights[0]}: {RULE}.", 100)] if weights else lines
 
 
@@ -156,12 +160,3 @@ def _share(part: int, whole: int) -> str:
     if not part:
         return "–"
     return f"{100 * part / whole:.2f} %" if part * 20000 >= whole else "<0.01 %"
-
-
-def _aligned(columns: list[list[str]]) -> list[list[str]]:
-    """The first column to the left, all others to the right."""
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        [cell.rjust(width) if i else cell.ljust(width) for cell in column]
-        for i, (column, width) in enumerate(zip(columns, widths, strict=True))
-    ]

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from apcnet.choices import check_choice
-from apcnet.interop.mmseg.names import assign_theirs
+from apcnet.interop.mmseg.names import in_place
 from apcnet.models import Segmentor, build
 from apcnet.models.build import HEADS
 from apcnet.models.resnet import STAGES
+from apcnet.models.weights import assign
 
 MODELS = {"APCHead": "apcnet", "PSPHead": "pspnet", "EncHead": "encnet", "FPNHead": "semantic_fpn", "FCNHead": "fcn"}
 SHARED = {"channels": "channels", "dropout_ratio": "dropout", "align_corners": "align_corners"}
@@ -22,24 +23,18 @@ OPTIONS = {  # of a head: their names and ours, whose defaults agree
 }
 FIXED = {  # what has to have this value where it is given
     "act_cfg": (None, {"type": "ReLU"}, {"type": "ReLU", "inplace": True}, {"type": "ReLU", "inplace": False}),
-    "conv_cfg": (None,),
     "input_transform": (None, "multiple_select"),
     "dilation": (1,),
     "style": ("pytorch",),
     "num_stages": (4,),
     "in_channels": (3,),
     "out_indices": ((0, 1, 2, 3),),
-    "dcn": (None,),
-    "plugins": (None,),
-    "multi_grid": (None,),
     "deep_stem": (True,),
-    "avg_down": (False,),
     "start_level": (0,),
     "end_level": (-1,),
-    "add_extra_convs": (False,),
-    "relu_before_extra_convs": (False,),
-    "no_norm_on_lateral": (False,),
     "upsample_cfg": ({"mode": "nearest"},),
+    **dict.fromkeys(("conv_cfg", "dcn", "plugins", "multi_grid"), (None,)),
+    **dict.fromkeys(("avg_down", "add_extra_convs", "relu_before_extra_convs", "no_norm_on_lateral"), (False,)),
 }
 OF_TRAINING = {"init_cfg", "pretrained", "loss_decode", "loss_se_decode", "sampler", "ignore_index"}
 OF_TRAINING |= {"norm_eval", "frozen_stages", "with_cp", "zero_init_residual", "train_cfg", "test_cfg", "threshold"}
@@ -57,7 +52,7 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
         index=config.get("in_index", -1),
         **_head_options(config, "config"),
     )
-    assign_theirs(head, state_dict)
+    assign(in_place(head), state_dict, "state_dict")
     return head
 
 
@@ -86,7 +81,7 @@ def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> S
     if name == "encnet" and "loss_se_decode" in head:
         options["presence_weight"] = head["loss_se_decode"].get("loss_weight", 1.0)
     model = build(name, backbone, head["num_classes"], **options)
-    assign_theirs(model, state_dict)
+    assign(in_place(model), state_dict, "state_dict")
     model.mean, model.std = _normalisation(config.get("data_preprocessor") or {}, model)
     return model
 
@@ -101,9 +96,7 @@ def _backbone(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     where = "config.backbone"
     _type(config, where, ("ResNetV1c",))
     _check_rest(config, where, {"depth", "strides", "dilations", "contract_dilation", "base_channels", "stem_channels"})
-    stages = tuple(tuple(config.get(name, (1, 1, 1, 1))) for name in ("strides", "dilations"))
-    if "strides" not in config:
-        stages = ((1, 2, 2, 2), stages[1])
+    stages = tuple(config.get("strides", (1, 2, 2, 2))), tuple(config.get("dilations", (1, 1, 1, 1)))
     strides = [stride for stride, known in STAGES.items() if known == stages]
     if not strides:
         known = " or ".join(map(str, STAGES.values()))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import apc_kernels
 from apcnet.interop.mmseg import obstacles
-from apcnet.interop.mmseg.obstacles import criterion_of, first, group_of
+from apcnet.interop.mmseg.obstacles import criterion_of, group_of
 from apcnet.models.layers import beside, layout_of
 
 EPS = torch.finfo(torch.float32).eps  # which mmsegmentation adds to what it divides by
@@ -32,7 +32,7 @@ class FusedLoss(BaseDecodeHead):
     """Cross entropy and accuracy in one pass over logits that are never upsampled."""
 
     def loss_by_feat(self, seg_logits, batch_data_samples):
-        if first(obstacles.of_loss(self)):
+        if any(obstacles.of_loss(self)):
             return super().loss_by_feat(seg_logits, batch_data_samples)
         target = self._stack_batch_gt(batch_data_samples).squeeze(1)
         criterion = criterion_of(self)
@@ -55,7 +55,7 @@ class FusedAPCHead(APCHead, FusedLoss):
     """One pooling for all scales, the adaptive context without its maps, no concatenation."""
 
     def forward(self, inputs):
-        if first(obstacles.of_context(self)):
+        if any(obstacles.of_context(self)):
             return super().forward(inputs)
         x = self._transform_inputs(inputs)
         pooled = _pooled(x, [acm.pool_scale for acm in self.acm_modules])
@@ -67,7 +67,7 @@ class FusedPSPHead(PSPHead, FusedLoss):
     """One pooling for all scales, and a bottleneck that convolves the pyramid without upsampling it."""
 
     def _forward_feature(self, inputs):
-        if first(obstacles.of_pyramid(self)):
+        if any(obstacles.of_pyramid(self)):
             return super()._forward_feature(inputs)
         x = self._transform_inputs(inputs)
         scales, conv = self.psp_modules.pool_scales, self.bottleneck.conv
@@ -83,14 +83,14 @@ class FusedPSPHead(PSPHead, FusedLoss):
             align_corners=self.psp_modules.align_corners,
             memory_format=layout_of(features),
         )
-        return _normalized(self.bottleneck, features)
+        return self.bottleneck.activate(self.bottleneck.norm(features))
 
 
 class FusedFCNHead(FCNHead, FusedLoss):
     """No concatenation of the input with what the convolutions made of it."""
 
     def _forward_feature(self, inputs):
-        if not self.concat_input or first(obstacles.of_concatenation(self)):
+        if not self.concat_input or any(obstacles.of_concatenation(self.conv_cat, "conv_cat")):
             return super()._forward_feature(inputs)
         x = self._transform_inputs(inputs)
         return _convolved(self.conv_cat, [x, self.convs(x)])
@@ -123,7 +123,7 @@ class LabelsOnlyEncoderDecoder(EncoderDecoder):
     """Predicts labels without upsampled logits: data samples hold pred_sem_seg, and no seg_logits."""
 
     def predict(self, inputs, data_samples=None):
-        if first(obstacles.of_labels(self)):
+        if any(obstacles.of_labels(self)):
             return super().predict(inputs, data_samples)
         shape = inputs.shape[2:]
         metas = [{"ori_shape": shape, "img_shape": shape, "pad_shape": shape}] * len(inputs)
@@ -204,7 +204,7 @@ def _convolved(module: ConvModule, maps: list[Tensor]) -> Tensor:
     settings = (conv.stride, conv.padding, conv.dilation)
     # The node alone would do, but for torch.compile, which without gradients miscounts the arguments of its forward.
     convolve = _ConvolutionOfParts.apply if torch.is_grad_enabled() else _convolution_of_parts
-    return _normalized(module, convolve(conv.weight, settings, *maps))
+    return module.activate(module.norm(convolve(conv.weight, settings, *maps)))
 
 
 def _convolution_of_parts(weight: Tensor, settings: tuple, *maps: Tensor) -> Tensor:
@@ -249,10 +249,6 @@ class _ConvolutionOfParts(torch.autograd.Function):
             if wanted:
                 place.copy_(grad_w)
         return grad_weight if wanted else None, None, *grads
-
-
-def _normalized(module: ConvModule, features: Tensor) -> Tensor:
-    return module.activate(module.norm(features))
 
 
 def _labels(logits: Tensor, size: torch.Size, meta: dict, align_corners: bool) -> Tensor:

@@ -22,6 +22,13 @@ HEADS = {  # the first of its parts is what no other head has
     "FPNHead": ("scale_heads", "conv_seg"),
     "FCNHead": ("convs", "conv_cat", "conv_seg"),
 }
+FIRST = {  # the convolution that shows how many channels a head takes, and how many it works with
+    "APCHead": "acm_modules.0.input_redu_conv.conv.weight",
+    "PSPHead": "psp_modules.0.1.conv.weight",
+    "EncHead": "bottleneck.conv.weight",
+    "FPNHead": "scale_heads.0.0.conv.weight",
+    "FCNHead": "convs.0.conv.weight",
+}
 ROOMS = ("backbone", "neck", "decode_head", "auxiliary_head")
 NORM = {"type": "BN", "requires_grad": True}
 UNREAD = ...  # what a config text says in more than literals
@@ -55,11 +62,13 @@ def config_of(
     parts = {room: inside(shapes, room) for room in rooms}
 
     backbone, config = _backbone(parts["backbone"]), {"type": "EncoderDecoder"}
+    expansion = 4 if backbone["depth"] >= 50 else 1
+    widths = [backbone["base_channels"] * expansion << stage for stage in range(4)]
     heads = [room for room in ("decode_head", "auxiliary_head") if room in rooms]
-    config |= {room: _head(parts[room], room, said[room], _widths(backbone)) for room in heads}
+    config |= {room: _head(parts[room], room, said[room], widths) for room in heads}
     for room in heads:
         told = said[room].get("align_corners")
-        config[room]["align_corners"] = _agreed("align_corners", align_corners, told, f"{room}.align_corners")
+        config[room]["align_corners"] = _agreed(align_corners, told, f"{room}.align_corners")
     if "neck" in rooms:
         config["neck"] = {**said["neck"], **_neck(parts["neck"])}
     stages = _stages(said["backbone"], output_stride, 32 if "neck" in rooms else 8)
@@ -112,11 +121,6 @@ def _backbone(shapes):
     return config | {"stem_channels": stem_channels, "in_channels": in_channels}
 
 
-def _widths(backbone):
-    expansion = 4 if backbone["depth"] >= 50 else 1
-    return [backbone["base_channels"] * expansion << stage for stage in range(4)]
-
-
 def _neck(shapes):
     count = _count(shapes, "lateral_convs")
     laterals = [_shape(shapes, "neck", f"lateral_convs.{i}.conv.weight") for i in range(count)]
@@ -129,18 +133,19 @@ def _neck(shapes):
 
 def _head(shapes, room, said, widths):
     kind = _kind(shapes, room, said)
-    head = {"type": kind, "num_classes": _shape(shapes, room, "conv_seg.weight")[0], "norm_cfg": NORM}
     inferred = {"APCHead": _apc, "PSPHead": _psp, "EncHead": _enc, "FPNHead": _fpn, "FCNHead": _fcn}[kind]
-    head |= inferred(shapes, room, said)
-    if kind == "EncHead":
-        # Without lateral convolutions only the last of its maps is used.
-        head |= {"in_index": [1, 2, 3], "in_channels": [*widths[1:3], *head["in_channels"][-1:]]}
+    options = inferred(shapes, room, said)
+    channels, taken = _shape(shapes, room, FIRST[kind])[:2]
+    head = {"type": kind, "num_classes": _shape(shapes, room, "conv_seg.weight")[0], "norm_cfg": NORM}
+    head |= {"channels": channels, "in_channels": taken, **options}
+    if kind == "EncHead":  # without lateral convolutions only the last of its maps is used
+        head |= {"in_index": [1, 2, 3], "in_channels": [*widths[1:3], taken]}
     elif kind == "FPNHead":
         head["in_index"] = list(range(len(head["in_channels"])))
-    elif head["in_channels"] in widths:
-        head["in_index"] = widths.index(head["in_channels"])
+    elif taken in widths:
+        head["in_index"] = widths.index(taken)
     else:
-        raise ValueError(f"state_dict: {room} takes {head['in_channels']} channels, the backbone's maps have {widths}")
+        raise ValueError(f"state_dict: {room} takes {taken} channels, the backbone's maps have {widths}")
     loss = {"type": "CrossEntropyLoss", "loss_weight": 0.4 if room == "auxiliary_head" else 1.0}
     return {"dropout_ratio": 0.1, "loss_decode": loss, **said, **head}
 
@@ -163,9 +168,7 @@ def _apc(shapes, room, said):
     scales = [math.isqrt(count) for count in rows]
     if [scale**2 for scale in scales] != rows:
         raise ValueError(f"state_dict: expected gla.weight of s² rows in each of {room}.acm_modules, got {rows}")
-    channels, in_channels = _shape(shapes, room, "acm_modules.0.input_redu_conv.conv.weight")[:2]
-    fusion = any(".fusion_conv." in name for name in shapes)
-    return {"in_channels": in_channels, "channels": channels, "pool_scales": scales, "fusion": fusion}
+    return {"pool_scales": scales, "fusion": any(".fusion_conv." in name for name in shapes)}
 
 
 def _psp(shapes, room, said):
@@ -176,21 +179,15 @@ def _psp(shapes, room, said):
             f"state_dict: {room} has {count} pool scales, which they are cannot be seen; "
             f"expected a config text that says so, got {scales}"
         )
-    channels, in_channels = _shape(shapes, room, "psp_modules.0.1.conv.weight")[:2]
-    return {"in_channels": in_channels, "channels": channels, "pool_scales": list(scales)}
+    return {"pool_scales": list(scales)}
 
 
 def _enc(shapes, room, said):
-    channels, last = _shape(shapes, room, "bottleneck.conv.weight")[:2]
-    count = _count(shapes, "lateral_convs")
-    laterals = [_shape(shapes, room, f"lateral_convs.{i}.conv.weight")[1] for i in range(count)]
     loss_se = said.get("loss_se_decode", {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.2})
     return {
-        "in_channels": [*laterals, last],
-        "channels": channels,
         "num_codes": _shape(shapes, room, "enc_module.encoding.0.codewords")[0],
         "use_se_loss": "se_layer.weight" in shapes,
-        "add_lateral": bool(laterals),
+        "add_lateral": _count(shapes, "lateral_convs") > 0,
         "loss_se_decode": loss_se,
     }
 
@@ -203,19 +200,15 @@ def _fpn(shapes, room, said):
         raise ValueError(
             f"state_dict: {room}.scale_heads have {convs} convolutions, which no strides {strides} lead to"
         )
-    firsts = [_shape(shapes, room, f"scale_heads.{i}.0.conv.weight") for i in range(count)]
-    in_channels = [shape[1] for shape in firsts]
-    return {"in_channels": in_channels, "channels": firsts[0][0], "feature_strides": list(strides)}
+    in_channels = [_shape(shapes, room, f"scale_heads.{i}.0.conv.weight")[1] for i in range(count)]
+    return {"in_channels": in_channels, "feature_strides": list(strides)}
 
 
 def _fcn(shapes, room, said):
-    channels, in_channels, kernel_size = _shape(shapes, room, "convs.0.conv.weight")[:3]
     return {
-        "in_channels": in_channels,
-        "channels": channels,
         "num_convs": _count(shapes, "convs"),
         "concat_input": "conv_cat.conv.weight" in shapes,
-        "kernel_size": kernel_size,
+        "kernel_size": _shape(shapes, room, FIRST["FCNHead"])[2],
     }
 
 
@@ -232,14 +225,15 @@ def _section(text, name):
     return said
 
 
-def _agreed(argument, given, said, where):
+def _agreed(given, said, where):
     if said is None and given is None:
         raise ValueError(
-            f"{argument}: neither the weights nor a config text say what {where} was in training, and the predictions "
-            f"depend on it; give {argument} (True for models trained on 769×769 crops, otherwise mostly False)"
+            f"align_corners: neither the weights nor a config text say what {where} was in training, and the "
+            "predictions depend on it; give align_corners (True for models trained on 769×769 crops, otherwise mostly "
+            "False)"
         )
     if None not in (said, given) and said != given:
-        raise ValueError(f"{argument}: expected {said}, which the file's config says of {where}, got {given}")
+        raise ValueError(f"align_corners: expected {said}, which the file's config says of {where}, got {given}")
     return given if said is None else said
 
 
@@ -247,10 +241,10 @@ def _stages(said, output_stride, usual):
     """Strides and dilations of the backbone."""
     if output_stride is not None and output_stride not in STAGES:
         raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
+    known = {stride: {"strides": list(s), "dilations": list(d)} for stride, (s, d) in STAGES.items()}
     if said:
-        strides, dilations = STAGES[32]  # mmsegmentation's defaults
-        told = {"strides": said.get("strides", list(strides)), "dilations": said.get("dilations", list(dilations))}
-        if output_stride is not None and told != _stage_dict(output_stride):
+        told = {name: said.get(name, usually) for name, usually in known[32].items()}  # mmsegmentation's defaults
+        if output_stride is not None and told != known[output_stride]:
             raise ValueError(f"output_stride: the file's config says {told}, got {output_stride}")
         return told
     if output_stride is None:
@@ -259,12 +253,7 @@ def _stages(said, output_stride, usual):
             "it. If these were trained with another one, give output_stride",
             stacklevel=3,
         )
-    return {**_stage_dict(output_stride or usual), "contract_dilation": True}
-
-
-def _stage_dict(output_stride):
-    strides, dilations = STAGES[output_stride]
-    return {"strides": list(strides), "dilations": list(dilations)}
+    return {**known[output_stride or usual], "contract_dilation": True}
 
 
 def _normalisation(text):
@@ -306,11 +295,8 @@ def _value(node):
             values = [_value(element) for element in elements]
             return UNREAD if UNREAD in values else values
         case ast.Dict(keys=keys, values=values) if None not in keys:
-            return {_value(key): _value(value) for key, value in zip(keys, values, strict=True) if _is_text(key)}
+            pairs = ((_value(key), _value(value)) for key, value in zip(keys, values, strict=True))
+            return {name: value for name, value in pairs if isinstance(name, str)}
         case ast.Call(func=ast.Name(id="dict"), args=[], keywords=keywords) if all(k.arg for k in keywords):
             return {keyword.arg: _value(keyword.value) for keyword in keywords}
     return UNREAD
-
-
-def _is_text(node):
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -4,7 +4,6 @@ Names differ, and what is one tensor here may be several there: those of all sca
 """
 
 import re
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from apcnet.models.fcn import FCNHead
 from apcnet.models.fpn import FPN, FPNHead
 from apcnet.models.psp import PSPHead
 from apcnet.models.resnet import ResNetV1c
-from apcnet.models.weights import assign
 
 ROOMS = {"backbone": "backbone", "neck": "neck", "head": "decode_head", "auxiliary": "auxiliary_head"}
 EVERYWHERE = [(r"\bnorm\b", "bn"), (r"^classifier\.conv", "conv_seg")]
@@ -45,9 +43,9 @@ RULES = {  # a * stands for every scale in turn
         (r"^laterals", "lateral_convs"),
         (r"^outputs", "fpn_convs"),
     ],
-    FPNHead: [
+    FPNHead: [  # every second one upsamples
         (r"^levels\.(\d+)\.(\d+)", lambda m: f"scale_heads.{m[1]}.{2 * int(m[2])}")
-    ],  # every second one upsamples
+    ],
 }
 
 
@@ -78,11 +76,6 @@ def _of_scales(tensor: Tensor, scales: tuple[int, ...], squares: bool) -> tuple[
     if not tensor.dim():
         return (tensor,) * len(scales)  # one count of batches for all
     return tensor.split([s * s for s in scales]) if squares else tensor.chunk(len(scales))
-
-
-def assign_theirs(module: nn.Module, tensors: Mapping[str, Tensor], source: str = "state_dict") -> None:
-    """mmsegmentation's parameters into our model or head."""
-    assign(in_place(module), tensors, source)
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -26,10 +26,6 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)  # the l
 MAX_POOL_SCALE = 32  # of adaptive_context
 
 
-def first(reasons: Iterator[str]) -> str | None:
-    return next(reasons, None)
-
-
 def of_module(module: nn.Module) -> dict[str, str | None]:
     """For each method that the fused class of a module replaces: why it cannot, or None."""
     if isinstance(module, (EncModule, Encoding)):
@@ -43,9 +39,9 @@ def of_module(module: nn.Module) -> dict[str, str | None]:
         elif isinstance(module, PSPHead):
             methods["_forward_feature"] = of_pyramid(module)
         elif isinstance(module, FCNHead) and module.concat_input:
-            methods["_forward_feature"] = of_concatenation(module)
+            methods["_forward_feature"] = of_concatenation(module.conv_cat, "conv_cat")
     return {
-        name: f"{name} is overridden on the instance" if name in vars(module) else first(reasons)
+        name: f"{name} is overridden on the instance" if name in vars(module) else next(reasons, None)
         for name, reasons in methods.items()
     }
 
@@ -80,7 +76,7 @@ def of_loss(head: BaseDecodeHead) -> Iterator[str]:
 
 
 def of_context(head: APCHead) -> Iterator[str]:
-    yield from _concatenating(head.bottleneck, "bottleneck")
+    yield from of_concatenation(head.bottleneck, "bottleneck")
     for i, acm in enumerate(head.acm_modules):
         name = f"acm_modules.{i}"
         yield from _altered(acm, name, ACM)
@@ -102,7 +98,7 @@ def of_context(head: APCHead) -> Iterator[str]:
 
 
 def of_pyramid(head: PSPHead) -> Iterator[str]:
-    yield from _concatenating(head.bottleneck, "bottleneck")
+    yield from of_concatenation(head.bottleneck, "bottleneck")
     conv, ppm = head.bottleneck.conv, head.psp_modules
     if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.padding != tuple(k // 2 for k in conv.kernel_size):
         yield "bottleneck is not a convolution that keeps the size"
@@ -112,10 +108,6 @@ def of_pyramid(head: PSPHead) -> Iterator[str]:
         yield from _altered(branch[0], f"psp_modules.{i}.0", nn.AdaptiveAvgPool2d)
         if len(branch) != 2 or not isinstance(scale, int) or branch[0].output_size != scale:
             yield f"psp_modules.{i} is not one pooling to a number and one convolution"
-
-
-def of_concatenation(head: FCNHead) -> Iterator[str]:
-    return _concatenating(head.conv_cat, "conv_cat")
 
 
 def of_labels(model: EncoderDecoder) -> Iterator[str]:
@@ -136,7 +128,7 @@ def of_labels(model: EncoderDecoder) -> Iterator[str]:
                 yield f"{name} is overridden on the instance"
 
 
-def _concatenating(module: ConvModule, name: str) -> Iterator[str]:
+def of_concatenation(module: ConvModule, name: str) -> Iterator[str]:
     """The convolution of a concatenation, which is to be taken apart."""
     yield from _unusual(module, name)
     if module.conv.groups != 1:

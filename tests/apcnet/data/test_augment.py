@@ -80,8 +80,6 @@ def test_the_bases_agree_on_cityscapes():
         (lambda: keep_ratio_size((4, 4), -1.0), ValueError, "scale: expected a positive factor, or two bounds, got -1"),
         (lambda: keep_ratio_size((4, 4), math.nan), ValueError, "scale: expected a positive factor"),
         (lambda: keep_ratio_size((1, 900), (90, 90)), ValueError, r"scale: nothing is left of an image of \(1, 900\)"),
-        (lambda: view_sizes((4, 4), ()), ValueError, r"ratios: expected positive numbers, at least one, got \(\)"),
-        (lambda: view_sizes((4, 4), (1.0, 0)), ValueError, "ratios: expected positive numbers"),
     ],
 )
 def test_wrong_sizes(call, error, message):
@@ -283,15 +281,9 @@ def test_normalise():
         (
             lambda s: train(s._replace(mask=s.mask[1:]), generator(0), (4, 4), (9, 9)),
             ValueError,
-            r"sample: blocks 0: image and mask differ in size: \(8, 9\) and \(7, 9\)",
+            r"image and mask differ in size: \(8, 9\) and \(7, 9\)",
         ),
         (lambda s: train(s, generator(0), (4, 0), (9, 9)), ValueError, r"crop_size: .* got \(4, 0\)"),
-        (lambda s: train(s, generator(0), (4, 4), (9, 9), ratio_range=(2, 1)), ValueError, "ratio_range: expected two"),
-        (
-            lambda s: train(s, generator(0), (4, 4), (9, 9), cat_max_ratio=75),
-            ValueError,
-            "cat_max_ratio: expected a share",
-        ),
         (lambda s: train(s, generator(0), (4, 4), (4,)), TypeError, r"scale: expected two integers, got \(4,\)"),
     ],
 )

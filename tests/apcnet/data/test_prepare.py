@@ -133,8 +133,10 @@ def test_an_error_ends_it(tmp_path, monkeypatch):
         raise ValueError("this one is broken")
 
     monkeypatch.setattr(preparing.os, "cpu_count", lambda: 1)
+    jobs = [(tmp_path / f"{i}.png", make) for i in range(500)]
+    monkeypatch.setitem(preparing.PLANS, "voc2012", lambda root, source: jobs)
     with pytest.raises(ValueError, match="this one is broken"):
-        preparing.run([(tmp_path / f"{i}.png", make) for i in range(500)])
+        prepare("voc2012", tmp_path)
     assert len(made) < 250 and not list(tmp_path.iterdir())
 
 

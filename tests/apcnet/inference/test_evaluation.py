@@ -116,8 +116,8 @@ def test_workers_change_nothing(workers):
 
 def test_workers_may_be_spawned():
     inputs = Inputs(Pictures(), TESTS[2], Network.mean, Network.std)
-    item, again = inputs[1], pickle.loads(pickle.dumps(inputs))[1]
-    assert all(torch.equal(*pair) for pair in zip([*item.views, item.mask], [*again.views, again.mask], strict=True))
+    (views, mask, _), (again, same, _) = inputs[1], pickle.loads(pickle.dumps(inputs))[1]
+    assert all(torch.equal(*pair) for pair in zip([*views, mask], [*again, same], strict=True))
 
 
 def test_processes_change_nothing(tmp_path):

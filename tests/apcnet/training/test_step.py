@@ -46,7 +46,7 @@ def test_losses_and_weights_follow_mmsegmentations(name):
     settings = Optimisation(**sgd, power=poly["power"], min_lr=poly["min_lr"])
     descent = Descent(model, Config(steps=poly["total"], optimisation=settings))
     losses = [
-        descent.step(i, images, target).values
+        descent.step(i, images, target)[0]
         for i, (images, target) in enumerate(zip(case.listed("input."), case.listed("target."), strict=True))
     ]
     assert (
@@ -81,7 +81,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(reduction, class_weig
                 module.eval()
         descent = Descent(model, with_optimisation(accumulate=parts, reduction=reduction), class_weights)
         for step in range(3):
-            values = descent.step(step, *batch(step)).values
+            values = descent.step(step, *batch(step))[0]
         results.append((weights(model), values["loss"]))
     for other, loss in results[1:]:
         assert parity.distance(other, results[0][0]) < 1e-6
@@ -91,7 +91,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(reduction, class_weig
 def test_a_mean_over_no_valid_pixel_changes_nothing_but_what_decays():
     descent = Descent(small_model(), with_optimisation(reduction="mean", weight_decay=0.0))
     before = weights(descent.model)
-    values = descent.step(0, torch.randn(4, 3, 32, 32), torch.full((4, 32, 32), 255, dtype=torch.uint8)).values
+    values = descent.step(0, torch.randn(4, 3, 32, 32), torch.full((4, 32, 32), 255, dtype=torch.uint8))[0]
     assert values["loss"] == 0 and torch.equal(weights(descent.model), before)
 
 
@@ -116,7 +116,7 @@ def test_gradients_are_clipped_together():
         Descent(small_model(), with_optimisation(clip=clip, momentum=0.0, weight_decay=0.0)) for clip in (0.01, None)
     )
     start = weights(free.model)
-    norm = clipped.step(0, *batch(0)).values["gradient_norm"]
+    norm = clipped.step(0, *batch(0))[0]["gradient_norm"]
     free.step(0, *batch(0))
     ratio = (weights(clipped.model) - start).norm() / (weights(free.model) - start).norm()
     assert norm > 0.01 and ratio.item() == pytest.approx(0.01 / norm, rel=1e-3)
