@@ -40,9 +40,8 @@ def versions() -> list[tuple[str, str]]:
 
 def openmp() -> str:
     """What the environment tells OpenMP, and what that means where other programs run."""
-    said = [
-        f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(("OMP_", "GOMP_", "KMP_"))
-    ]
+    given = sorted(os.environ.items())
+    said = [f"{name}={value}" for name, value in given if name.startswith(("OMP_", "GOMP_", "KMP_"))]
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
         said.append("asleep while they wait, for spinning ones crawl on a busy machine")
     elif not said:

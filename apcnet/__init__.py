@@ -1,17 +1,7 @@
 """Semantic segmentation with APCNet, PSPNet, EncNet, Semantic FPN and FCN on the fused operations of `apc_kernels`."""
 
-__all__ = [
-    "ConfusionMatrix",
-    "create",
-    "data",
-    "evaluate",
-    "inference",
-    "interop",
-    "load",
-    "models",
-    "predict",
-    "train",
-]
+__all__ = ["ConfusionMatrix", "create", "evaluate", "load", "predict", "train"]
+__all__ += ["data", "inference", "interop", "models"]
 
 
 def __getattr__(name: str):

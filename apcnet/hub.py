@@ -31,14 +31,10 @@ Progress = Callable[[int, int | None], None]
 class Published(NamedTuple):
     """Figures of one run; None: not published."""
 
-    miou: float | None
-    """Percent on the val split, at a single scale."""
-    multi_scale: float | None
-    """The same, averaged over six scales and their mirror images."""
-    memory: float | None
-    """GB on each of four GPUs in training."""
-    fps: float | None
-    """Images a second on a V100, one at a time, up to labels of their own size."""
+    miou: float | None  # percent on the val split, at a single scale
+    multi_scale: float | None  # the same, averaged over six scales and their mirror images
+    memory: float | None  # GB on each of four GPUs in training
+    fps: float | None  # images a second on a V100, one at a time, up to labels of their own size
     source: str
 
 

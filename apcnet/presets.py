@@ -83,16 +83,14 @@ MORE = (18, "cityscapes", "80k"), (18, "cityscapes-769", "80k"), (101, "cityscap
 
 
 def tiny() -> Config:
-    """Generated scenes whose context decides, and 0.11 million parameters that learn it in a minute or two."""
-    sides = (96, 96)
+    """Generated scenes whose context decides, and 0.11 million parameters that learn it in a minute or two.
+
+    Scenes, sizes and steps are what a config has where nothing is said.
+    """
     return Config(
         Model("apcnet", "tiny", width=32, channels=32, dropout=0.0, auxiliary_channels=0),
-        Data("synthetic", family="whole", size=sides, crop=sides, scale=sides, ratio=(1.0, 1.0), cat_max_ratio=1.0),
-        Optimisation(lr=0.05, min_lr=1e-4, weight_decay=5e-4),
-        steps=1500,
-        batch_size=8,
-        eval_every=150,
-        save_every=150,
+        Data(ratio=(1.0, 1.0), cat_max_ratio=1.0),
+        Optimisation(lr=0.05),
     )
 
 
@@ -104,7 +102,6 @@ def folder() -> Config:
         Optimisation(lr=0.005),  # the benchmarks' 0.01 is for twice the batch
         Protocol(test_scale=(2048, 512)),
         steps=4000,
-        batch_size=8,
         eval_every=400,
         save_every=400,
     )

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -160,10 +159,9 @@ def summary(out: Path) -> list[str]:
     from benchmarks import goals, rows  # not above: a machine that lacks what they need is told so first
 
     outcomes = read_json(out / "summary.json")
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "triton", "numpy"))
     outcomes = {name: what for name, what in outcomes.items() if what != NOTHING}
     passed = sum(what.startswith("passed") for what in outcomes.values())
-    lines = [f"{info.gpu()}, {versions}: {passed} of {len(outcomes)} steps passed"]
+    lines = [f"{info.gpu()}, torch {torch.__version__}: {passed} of {len(outcomes)} steps passed"]
     lines += [f"{name}: {what}" for name, what in outcomes.items() if not what.startswith("passed")][:15]
     logs = "".join(log.read_text() for log in sorted(out.glob("*.log")))
     failed = (line for line in logs.splitlines() if line.startswith(("FAILED ", "ERROR ")))
@@ -180,13 +178,6 @@ def summary(out: Path) -> list[str]:
     if len(lines) > LINES:
         lines[LINES - 1 :] = [f"and {len(lines) - LINES + 1} more lines: see the files in {out}"]
     return [line[:160] for line in lines]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from apc_kernels import info, library
-from apcnet.files import replacing
+from apcnet.files import read_json, replacing
 from benchmarks import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -41,11 +41,8 @@ def machine() -> dict[str, str | int]:
 def read(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    try:
-        measured = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a file of results: {error}") from None
-    if not isinstance(measured, dict) or not isinstance(measured.get("rows"), list) or "machine" not in measured:
+    measured = read_json(path)
+    if not isinstance(measured.get("rows"), list) or "machine" not in measured:
         raise ValueError(f"{path}: not a file of results: expected a machine and rows")
     return measured
 

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import apc_kernels
-from apcnet.data.sample import IGNORE, Sample
-from apcnet.imagenet import MEAN, STD
+from apcnet.data.sample import IGNORE, MEAN, STD, Sample
 
 Window = tuple[int, int, int, int]  # of a resized image: top, left, height, width
 
@@ -49,9 +48,7 @@ def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[
 
 
 def view_sizes(
-    original: Sequence[int],
-    ratios: Sequence[float] = TEST_RATIOS,
-    test_scale: Sequence[int] | None = None,
+    original: Sequence[int], ratios: Sequence[float] = TEST_RATIOS, test_scale: Sequence[int] | None = None
 ) -> list[tuple[int, int]]:
     """The sizes (h, w) of an image at every scale of a multi-scale test.
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 IGNORE = 255  # the label of pixels that neither training nor evaluation counts
+# ImageNet's red, green and blue, 0–255: what images are normalised by if nothing else is said.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Sample(NamedTuple):

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import apc_kernels
+from apcnet.data.sample import MEAN, STD
 from apcnet.files import replacing
-from apcnet.imagenet import MEAN, STD
 
 
 class Output(NamedTuple):

@@ -1,4 +1,4 @@
-"""The pictures: bars, what each head sees, APCNet's affinities, the losses of two backends."""
+"""The pictures: bars, what each head sees, APCNet's affinities."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,6 @@ from apcnet.data.sample import IGNORE, Sample
 from apcnet.data.synthetic import Synthetic
 from apcnet.files import replacing
 from apcnet.models.apc import APCHead
-from apcnet.training.log import read
 from experiments.context.estimates import Estimate
 
 CONTEXT, OTHERS, INK = "#3b6fb6", "#c9ced6", "#262a32"
@@ -48,27 +47,6 @@ def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
-    _save(figure, path)
-
-
-def losses(path: Path, folders: Mapping[str, Path]) -> None:
-    """The loss at every logged step of several runs, one over the other, and how far each is from the first one."""
-    figure = Figure(figsize=(8, 4.5))
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    curves = {}
-    for name, folder in folders.items():
-        records = [record for record in read(folder) if "loss" in record]
-        curves[name] = np.array([(record["step"], record["loss"]) for record in records]).T
-    first = next(iter(curves.values()))
-    for (name, (steps, values)), color, width in zip(curves.items(), (CONTEXT, "#d9822b"), (2.4, 1), strict=True):
-        top.plot(steps, values, color=color, lw=width, label=name)
-        bottom.plot(steps, values - first[1], color=color, lw=width)
-    top.set(ylabel="loss", yscale="log")
-    bottom.set(ylabel="difference", xlabel="step")
-    top.legend(frameon=False)
-    for panel in (top, bottom):
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     _save(figure, path)
 
 

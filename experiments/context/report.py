@@ -34,28 +34,30 @@ CLAIMS = {  # each with the two heads that it is about
     ),
 }
 VERDICTS = {1: "**yes**", -1: "**the reverse**", 0: "open"}
-CAPTIONS = {
-    "bars": "mIoU of every head, on the classes that context decides and on the others",
-    "scenes": "generated scenes, their truth, and what every head of seed 0 makes of them",
-    "affinities": "affinities of one pixel to the regions of every scale, and of all pixels to one region",
-    "losses": "the loss of the same run on the fused path and on the reference",
-}
+PICTURES = ("bars", "scenes", "affinities")
 
 
 def page(results: dict, folder: Path) -> str:
     """The whole report in Markdown, to lie in the folder that the pictures are in."""
-    found, shown = estimates(results), pictures_in(folder, results)
-    parts = {"introduction": introduction(results), "means": means(found), "differences": differences(found)}
-    parts |= {"claims": claims(found), "backends": backends(results, found), "published": PUBLISHED}
-    return text("page", **parts, **shown, probes="\n\n".join(probes(results, folder))) + "\n"
+    found = estimates(results)
+    parts = {"differences": differences(found), "backends": backends(results, found), "published": PUBLISHED}
+    return _filled("page", results, folder, "", probes=probes(results, folder), **parts)
 
 
 def section(results: dict, folder: Path) -> str:
     """The README's part of it: what was done, the table, bars, claims, affinities, and where the rest is."""
-    found, shown = estimates(results), pictures_in(folder, results, LINK)
-    parts = {"introduction": introduction(results), "means": means(found), "claims": claims(found)}
-    parts |= {"probes": "\n\n".join(probes(results, folder)[1:]), "link": LINK, "name": results["recipe"]["name"]}
-    return text("readme", **parts, **shown) + "\n"
+    return _filled("readme", results, folder, LINK, probes=probes(results, folder)[1:])
+
+
+def _filled(name: str, results: dict, folder: Path, link: str, probes: list[str], **parts: str) -> str:
+    """A page of texts.md; pictures that do not lie in the folder, which `link` leads to, are left out."""
+    found, recipe = estimates(results), results["recipe"]["name"]
+    parts |= {"introduction": introduction(results), "means": means(found), "claims": claims(found)}
+    whole = text(name, link=link, recipe=recipe, probes="\n\n".join(probes), **parts)
+    for picture in (f"{recipe}-{kind}.png" for kind in PICTURES):
+        if not (folder / picture).exists():
+            whole = re.sub(rf"!\[.*\]\(.*{picture}\)\n\n?", "", whole + "\n")
+    return whole.rstrip("\n") + "\n"
 
 
 def text(name: str, /, **parts: object) -> str:
@@ -165,7 +167,7 @@ def backends(results: dict, found: Estimates) -> str:
 def draw_all(results: dict, out: Path, folder: Path) -> str:
     """Draws into a folder what the runs in `out` allow; gives the reason why the rest was not, if there is one."""
     name = results["recipe"]["name"]
-    files = {kind: folder / f"{name}-{kind}.png" for kind in CAPTIONS}
+    files = {kind: folder / f"{name}-{kind}.png" for kind in PICTURES}
     pictures.bars(files["bars"], estimates(results))
     if not all(finished(run, out) for run in [REFERENCE, *(Run(h, f, 0) for f in FAMILIES for h in HEADS)]):
         return f"{', '.join(file.name for file in list(files.values())[1:])}: not all runs of seed 0 are in {out}"
@@ -174,14 +176,7 @@ def draw_all(results: dict, out: Path, folder: Path) -> str:
     samples = {f: [data[f][i] for i in range(pictures.SCENES)] for f in FAMILIES}
     pictures.scenes(files["scenes"], final, samples)
     pictures.affinities(files["affinities"], {f: (final[f][PUBLISHED], samples[f][0]) for f in FAMILIES})
-    pictures.losses(files["losses"], {"reference": out / REFERENCE.path, "fused": out / Run(*REFERENCE[:3]).path})
     return ""
-
-
-def pictures_in(folder: Path, results: dict, link: str = "") -> dict[str, str]:
-    """Shows every picture that lies in the folder, which `link` leads to, and nothing where there is none."""
-    names = {kind: f"{results['recipe']['name']}-{kind}.png" for kind in CAPTIONS}
-    return {kind: f"![{CAPTIONS[kind]}]({link}{n})" if (folder / n).exists() else "" for kind, n in names.items()}
 
 
 def _columns(measures: Iterable[str]) -> list[str]:

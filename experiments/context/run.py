@@ -179,16 +179,13 @@ def write_results(size: str, out: Path, file: Path) -> None:
         if content[what] | given != content[what]:
             raise ValueError(f"out: {file} has results of another {what}, {content[what]}, here it is {given}")
     key, done = "rows" if size == "probes" else "runs", [run for run in plan(size) if finished(run, out)]
-    found = {identity(row): row for row in content.get(key, ())} | {run: result(run, out) for run in done}
+    kept = {Run(r["head"], r.get("family", "regional"), r["seed"], r.get("probe", "")): r for r in content.get(key, ())}
+    found = kept | {run: result(run, out) for run in done}
     content[key] = [found[run] for run in plan(size) if run in found and run != REFERENCE]
     if size != "probes":
         content["reference"] = found.get(REFERENCE, content.get("reference"))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, content)
-
-
-def identity(row: dict) -> Run:
-    return Run(row["head"], row.get("family", "regional"), row["seed"], row.get("probe", ""))
 
 
 def main() -> int:

@@ -21,8 +21,7 @@ import apc_kernels
 ODD = UpsampleCase(2, 13, (9, 11), (29, 46))
 TWICE = UpsampleCase(2, 5, (8, 9), (16, 18))
 kernels = pytest.mark.parametrize(  # everywhere but in the reference, which takes seconds and gigabytes
-    ("device", "backend"),
-    [("cpu", "cpp"), pytest.param("cuda", "triton", marks=pytest.mark.gpu)],
+    ("device", "backend"), [("cpu", "cpp"), pytest.param("cuda", "triton", marks=pytest.mark.gpu)]
 )
 
 

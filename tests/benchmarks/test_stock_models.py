@@ -65,10 +65,7 @@ def test_mmsegmentation(model):
     assert modules.train()(images, target) == peer.losses(theirs.train(), images, target)
 
 
-@pytest.mark.parametrize(
-    ("name", "share"),
-    [("apc", 0.6), ("psp", 0.8), ("enc", 0.35), ("fcn", 1)],
-)
+@pytest.mark.parametrize(("name", "share"), [("apc", 0.6), ("psp", 0.8), ("enc", 0.35), ("fcn", 1)])
 def test_heads_keep_less_for_backward(name, share):
     """Channels in the proportion of the real heads: four times as many go in as are inside."""
     config = peer.head_config(name, channels=256, width=64, classes=19, **{"num_codes": 32} if name == "enc" else {})

@@ -12,12 +12,7 @@ from apc_kernels.ops.operator import Operator
 
 
 def affinity_moments(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scales: Sequence[int],
-    *,
-    dtype: torch.dtype | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int], *, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """What a batch norm of adaptive_context's products needs to know of the affinities.
 

@@ -99,12 +99,7 @@ _confusion = Operator(
 
 
 def upsample_softmax(
-    logits: Tensor,
-    size: Sequence[int],
-    *,
-    flip: bool = False,
-    align_corners: bool = False,
-    out: Tensor | None = None,
+    logits: Tensor, size: Sequence[int], *, flip: bool = False, align_corners: bool = False, out: Tensor | None = None
 ) -> Tensor:
     """F.interpolate(logits, size, mode="bilinear").softmax(1), written or added to a buffer.
 

@@ -16,13 +16,7 @@ import torch
 from counted import Counted, shifted
 
 from apcnet.data.sample import SampleError
-from apcnet.data.stream import (
-    Batches,
-    generator_at,
-    loader,
-    permutation,
-    sample_index,
-)
+from apcnet.data.stream import Batches, generator_at, loader, permutation, sample_index
 from apcnet.keys import hashes, keyed, mix
 
 

@@ -179,11 +179,7 @@ def test_which_logits_are_formed():
             inference.labels(model, images, Protocol(single_resize=single), size=size)
         largest[size, single] = made.largest
     of_network = 4 * 30 * 16 * 16
-    assert largest == {
-        ((64, 64), False): of_network,
-        ((128, 128), False): 30 * 64 * 64,
-        ((128, 128), True): of_network,
-    }
+    assert largest == {((64, 64), False): of_network, ((128, 128), False): 30 * 64 * 64, ((128, 128), True): of_network}
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

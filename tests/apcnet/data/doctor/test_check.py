@@ -306,11 +306,7 @@ def test_images_that_are_in_two_splits(root, suffix):
 def test_images_that_are_twice_in_a_split(root):
     save(read(image_of(root)), image_of(root, name="ç"))
     (finding,) = check("folder", root, workers=0).findings
-    assert (finding.kind, finding.split, finding.examples) == (
-        "image twice in a split",
-        "train",
-        ["ç: the same as b"],
-    )
+    assert (finding.kind, finding.split, finding.examples) == ("image twice in a split", "train", ["ç: the same as b"])
 
 
 def test_a_turned_square_cannot_be_judged(root):
