@@ -2,8 +2,9 @@
 
 OpenMP's threads spin at the end of every parallel region until the last of them is there. Where something else runs on
 the machine, the one that spins keeps from the processor the very one that it waits for, and training comes to a few per
-cent of its speed. So they spin for some microseconds, which spares a quiet machine most of the waking, and then sleep.
-A network as small as `tiny` is as fast on one thread, which waits for none, at two thirds of the processor's time.
+cent of its speed. So they spin for some tens of microseconds, which spares a quiet machine most of the waking, and then
+sleep. A network as small as `tiny` is as fast on one thread, which waits for none, at two thirds of the processor's
+time.
 
 OpenMP reads its environment once, when it is loaded: all of this is said before PyTorch is imported, or not at all.
 """
@@ -11,7 +12,7 @@ OpenMP reads its environment once, when it is loaded: all of this is said before
 import os
 import sys
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}  # of every OpenMP; of GNU's, the turns before sleep
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # of every OpenMP; of GNU's, the turns before sleep
 SAYS = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 

@@ -21,7 +21,7 @@ def openmp(*command: str, **environ: str) -> str:
 
 def test_threads_soon_sleep_while_they_wait():
     said = openmp("info")
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said and "GOMP_SPINCOUNT = '1000'" in said
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said and "GOMP_SPINCOUNT = '10000'" in said
     assert "OMP_WAIT_POLICY=PASSIVE, asleep while they wait" in said
 
 
