@@ -3,8 +3,7 @@
 OpenMP's threads spin at the end of every parallel region until the last of them is there. Where something else runs on
 the machine, the one that spins keeps from the processor the very one that it waits for, and training comes to a few per
 cent of its speed. So they spin for some tens of microseconds, which spares a quiet machine most of the waking, and then
-sleep. A network as small as `tiny` is as fast on one thread, which waits for none, at two thirds of the processor's
-time.
+sleep. A network as small as `tiny` is about as fast on one thread, which waits for none and takes less of a processor.
 
 OpenMP reads its environment once, when it is loaded: all of this is said before PyTorch is imported, or not at all.
 """

@@ -41,7 +41,10 @@ def machine() -> dict[str, str | int]:
 def read(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    measured = read_json(path)
+    try:
+        measured = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a file of results: {error}") from None
     if not isinstance(measured.get("rows"), list) or "machine" not in measured:
         raise ValueError(f"{path}: not a file of results: expected a machine and rows")
     return measured

@@ -44,9 +44,8 @@ def slide_bands(model: Model, image: Tensor, protocol: Protocol) -> Iterator[tup
     Of an image (1, 3, H, W) of any size only one band exists, as high as a window: what is yielded is a part of it,
     overwritten when the next is asked for.
     """
-    (tops, height, row_hits), (lefts, width, column_hits) = map(
-        _places, image.shape[2:], protocol.window, protocol.stride
-    )
+    places = map(_places, image.shape[2:], protocol.window, protocol.stride)
+    (tops, height, row_hits), (lefts, width, column_hits) = places
     band = None
     for top, following in zip(tops, [*tops[1:], image.shape[2]], strict=True):
         for left in lefts:

@@ -183,9 +183,8 @@ class Run:
         )
         scores = matrix.scores()
         if math.isnan(scores.miou):
-            raise ValueError(
-                f"val_split: no pixel of {self.config.data.val_split} has a label, there is nothing to go by"
-            )
+            split = self.config.data.val_split
+            raise ValueError(f"val_split: no pixel of {split} has a label, there is nothing to go by")
         if self.best is None or scores.miou > self.best["miou"]:
             self.best = {"miou": scores.miou, "step": self.step}
             if self.chief:

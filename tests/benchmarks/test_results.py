@@ -82,7 +82,7 @@ def test_rows_of_two_machines_do_not_meet(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}', '{"machine": {}, "rows": 3}'])
 def test_what_is_no_file_of_results(tmp_path, text):
     (tmp_path / "rows.json").write_text(text)
-    with pytest.raises(ValueError, match=r"rows.json: (not a file of results|expected fields|Expecting property)"):
+    with pytest.raises(ValueError, match=r"rows.json: not a file of results"):
         rows.read(tmp_path / "rows.json")
 
 
