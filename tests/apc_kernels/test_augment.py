@@ -263,8 +263,8 @@ X = torch.zeros(3, 4, 6, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: apc_kernels.augment(X.numpy()), TypeError, "image: expected a tensor in uint8, got ndarray"),
-        (lambda: apc_kernels.augment(X.float()), TypeError, "image: expected a tensor in uint8, got one in float32"),
+        (lambda: apc_kernels.augment(X.numpy()), TypeError, "image: expected a uint8 tensor, got ndarray"),
+        (lambda: apc_kernels.augment(X.float()), TypeError, "image: expected a uint8 tensor, got float32"),
         (
             lambda: apc_kernels.augment(X[None]),
             ValueError,
@@ -281,10 +281,18 @@ X = torch.zeros(3, 4, 6, dtype=torch.uint8)
         (
             lambda: apc_kernels.augment(X, (5, 4), (1, 0, 5, 4)),
             ValueError,
-            r"window: expected a part of the resized \(5, 4\), got \(1, 0, 5, 4\)",
+            r"window: expected a window inside the resized image \(5, 4\), got \(1, 0, 5, 4\)",
         ),
-        (lambda: apc_kernels.augment(X, None, (-1, 0, 2, 2)), ValueError, "window: expected a part of the resized"),
-        (lambda: apc_kernels.augment(X, None, (0, 0, 2, 0)), ValueError, "window: expected a part of the resized"),
+        (
+            lambda: apc_kernels.augment(X, None, (-1, 0, 2, 2)),
+            ValueError,
+            "window: expected a window inside the resized image",
+        ),
+        (
+            lambda: apc_kernels.augment(X, None, (0, 0, 2, 0)),
+            ValueError,
+            "window: expected a window inside the resized image",
+        ),
         (
             lambda: apc_kernels.augment(X, steps=[("gamma", 2)]),
             ValueError,

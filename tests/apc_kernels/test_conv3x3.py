@@ -179,7 +179,7 @@ X, W = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 3, 3)
 @pytest.mark.parametrize(
     ("maps", "weight", "error", "message"),
     [
-        ([], W, ValueError, "maps: expected one map at least"),
+        ([], W, ValueError, "maps: expected at least one map"),
         ([X, 3], W, TypeError, r"maps\[1\]: expected a tensor, got int"),
         (X, None, TypeError, "weight: expected a tensor, got NoneType"),
         (X[0], W, ValueError, r"maps\[0\]: expected 4 dimensions, got 3"),

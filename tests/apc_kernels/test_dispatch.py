@@ -67,7 +67,7 @@ def test_two_threads_that_overlap_leave_nothing_forced():
         step()
     for manager in (first, second):
         manager.__exit__(None, None, None)
-    assert len(dispatch._asked) == 1
+    assert len(dispatch._requested) == 1
 
 
 def test_forcing_inside_a_compiled_function_is_refused():
