@@ -179,7 +179,7 @@ def _reason_no_code_for(device: int, architectures: str) -> str | None:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    frame, level = sys._getframe(), 1
+    frame, level = sys._getframe(), 1  # pyright: ignore[reportPrivateUsage]  # documented in spite of its name
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "apc_kernels"):
         frame, level = frame.f_back, level + 1
     message = f"apc_kernels runs on the slower PyTorch reference: {reason}"

@@ -46,7 +46,9 @@ class _SumOverRanks(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, group: str) -> Tensor:
         ctx.group = group
         value = value.clone()
-        dist.all_reduce(value, group=dist.distributed_c10d._resolve_process_group(group))
+        # torch has no public function that finds a group by its name.
+        resolve = dist.distributed_c10d._resolve_process_group  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        dist.all_reduce(value, group=resolve(group))  # pyright: ignore[reportArgumentType]  # GroupName is a str
         return value
 
     @staticmethod

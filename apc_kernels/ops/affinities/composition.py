@@ -43,7 +43,7 @@ def adaptive_context_norm(
 ) -> Composed:
     with without_autocast(x):
         biases, guide_statistics, pooled = bias, None, None
-        if guide is not None:
+        if guide is not None and guide_norm is not None:
             pooled = x.mean((2, 3), dtype=bias.dtype)
             features = algebra.guide_features(pooled, guide, scales)
             guide_statistics = algebra.image_statistics(features, group) if training else running(guide_norm)
@@ -72,4 +72,4 @@ def forms_products(scales: Sequence[int], channels: int) -> bool:
 
 def running(norm: BatchNorm) -> Statistics:
     """Returns the running statistics of a batch norm."""
-    return Statistics(norm.running_mean.double(), norm.running_var.double(), None)
+    return Statistics(norm.running_mean.double(), norm.running_var.double(), None)  # pyright: ignore[reportArgumentType]  # never read

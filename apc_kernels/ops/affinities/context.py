@@ -125,7 +125,7 @@ def _check_backward_x(
         raise ValueError("grad: expected grad and regions, or neither of them, no residual, but linear and quadratic")
     if (linear is None) != (quadratic is None) or (linear is not None and center is None):
         raise ValueError("linear: expected linear, quadratic and center together")
-    if linear is not None:
+    if linear is not None and quadratic is not None:
         linear = check_small(linear, "linear", [(x.shape[0], weight.shape[0])], x)
         quadratic = check_small(quadratic, "quadratic", [(x.shape[0], sum(s**4 for s in scales))], x)
     if constant is not None:
@@ -158,7 +158,7 @@ def _on_map(
 def _empty_region_gradients(
     grad: Tensor, x: Tensor, regions: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int], *_: Any
 ) -> tuple[Tensor, ...]:
-    batch, rows, _ = regions.shape
+    batch, rows = regions.shape[:2]
     sizes = (batch, x.shape[1]), (batch, rows), (batch, rows), (batch, sum(s**4 for s in scales))
     return regions.new_empty(regions.shape), *(regions.new_empty(size) for size in sizes)
 

@@ -1,5 +1,6 @@
 """Implements adaptive_context_norm: APCNet's adaptive context with its guide, residual convolution and batch norms."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm
     ]
     if tensors[2] is not norm[2] or tensors[3] is not norm[3]:  # an update of a widened copy would be lost
         raise ValueError(f"{name}: expected running statistics in {tensors[2].dtype}, got {norm[2].dtype}")
-    return BatchNorm(*tensors, *norm[4:])
+    return BatchNorm(tensors[0], tensors[1], tensors[2], tensors[3], norm[4], norm[5])
 
 
 def _update(norm: BatchNorm, batch: Statistics) -> None:
@@ -172,17 +173,20 @@ def _forward(
     group: str,
 ) -> list[Tensor]:
     """Returns z, three statistics of each batch norm, and for the backward: biases, pooled, moments, vectors."""
-    norms = _norm(gamma, beta, eps), guide, _norm(guide_gamma, guide_beta, guide_eps)
-    arguments = (x, regions, weight, bias, scales, projection, *norms, True, group)
-    z, statistics, of_guide, *others = composition.adaptive_context_norm(*arguments)
-    if guide is None:  # an operator must not return its arguments
-        of_guide = [x.new_empty(0) for _ in range(3)]
-        others[:2] = bias.repeat(x.shape[0], 1), x.new_empty(0)
-    return [z, *statistics, *of_guide, *others]
+    guide_norm = None if guide_gamma is None or guide_beta is None else _norm(guide_gamma, guide_beta, guide_eps)
+    arguments = (x, regions, weight, bias, scales, projection, _norm(gamma, beta, eps), guide, guide_norm, True, group)
+    z, statistics, guide_statistics, biases, pooled, *others, vectors = composition.adaptive_context_norm(*arguments)
+    moments = [t for t in others if t is not None]  # both: this path does not form products
+    if guide_statistics is None or pooled is None:  # an operator must not return its arguments
+        guide_results = [x.new_empty(0), x.new_empty(0), x.new_empty(0), bias.repeat(x.shape[0], 1), x.new_empty(0)]
+    else:
+        guide_results = [*guide_statistics, biases, pooled]
+    return [z, *statistics, *guide_results, *moments, vectors]
 
 
 def _norm(gamma: Tensor, beta: Tensor, eps: float) -> BatchNorm:
-    return BatchNorm(gamma, beta, running_mean=None, running_var=None, eps=eps)
+    """Returns a batch norm without running statistics, which training does not read."""
+    return BatchNorm(gamma, beta, None, None, eps=eps)  # pyright: ignore[reportArgumentType]
 
 
 @_forward.register_fake
@@ -200,18 +204,18 @@ def _(
     guide_gamma: Tensor | None,
     guide_beta: Tensor | None,
     guide_eps: float,
-    group: str | None,
+    group: str,
 ) -> list[Tensor]:
     (batch, channels, *_), rows = x.shape, weight.shape[0]
-    wide = {"dtype": torch.float64}
-    of_norm = [x.new_empty(channels, **wide), x.new_empty(channels, **wide), x.new_empty((), **wide)]
+    wide = functools.partial(x.new_empty, dtype=torch.float64)
+    of_norm = [wide((channels,)), wide((channels,)), wide(())]
     if guide is None:
         of_guide, pooled = [x.new_empty(0) for _ in range(3)], x.new_empty(0)
     else:
         of_guide, pooled = [torch.empty_like(t) for t in of_norm], weight.new_empty(batch, channels)
     pairs = sum(s**4 for s in scales)
-    saved = [weight.new_empty(batch, rows), pooled, x.new_empty(batch, rows, **wide), x.new_empty(batch, pairs, **wide)]
-    return [torch.empty_like(x), *of_norm, *of_guide, *saved, x.new_empty(regions.shape, **wide)]
+    saved = [weight.new_empty(batch, rows), pooled, wide((batch, rows)), wide((batch, pairs))]
+    return [torch.empty_like(x), *of_norm, *of_guide, *saved, wide(regions.shape)]
 
 
 @torch.library.custom_op(

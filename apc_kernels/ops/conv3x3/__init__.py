@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.common import check_dtype, check_tensor, name_of, without_autocast
@@ -116,7 +117,7 @@ def _backward_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> lis
 
 
 @_backward_maps.register_fake
-def _(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> Tensor:
+def _(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
     return [grad.new_empty(grad.shape[0], count, *grad.shape[2:]) for count in channels]
 
 
@@ -125,7 +126,7 @@ def _backward_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
     with without_autocast(grad):
         if KERNELS.select("conv3x3", grad) == "reference":
             shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
-            return torch.nn.grad.conv2d_weight(torch.cat(list(maps), 1), shape, grad, padding=1).contiguous()
+            return conv2d_weight(torch.cat(list(maps), 1), shape, grad, padding=1).contiguous()
         return tiles.gradient_of_weight(_lines(grad), [_lines(x) for x in maps])
 
 
@@ -150,7 +151,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[list[Tensor | None], Tensor | None]:
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Sequence[Tensor | None], Tensor | None]:
     weight, *maps = ctx.saved_tensors
     if grad is None:
         return [None] * len(maps), None

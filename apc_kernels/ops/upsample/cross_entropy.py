@@ -203,9 +203,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(logits, target, weight, output[0])
 
 
-def _through(
-    ctx: Any, grad_plain: Tensor | None, grad_losses: Tensor | None, grad_sums: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _through(ctx: Any, grad_plain: Tensor, grad_losses: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, weight, normalizer = ctx.saved_tensors
     grad = grad_losses if ctx.per_pixel else grad_sums[:1].to(normalizer.dtype)
     return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 6

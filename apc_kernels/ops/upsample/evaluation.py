@@ -215,5 +215,5 @@ def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Te
 
 
 @_softmax.register_fake
-def _(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> Tensor:
+def _(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
     _check_softmax(logits, out.shape[2:], out)
