@@ -1,4 +1,4 @@
-"""adaptive_context_norm: the module as PyTorch writes it, the composition that specifies it, and its one node."""
+"""Tests adaptive_context_norm: the module as PyTorch writes it, the composition that specifies it, and its one node."""
 
 import os
 
@@ -44,7 +44,7 @@ def modules(t, scales, training=True, guided=True, function=stock.adaptive_conte
 
 
 def run(function, t, scales, **options):
-    """z, the gradients of all parameters, and the running statistics afterwards."""
+    """Returns z, the gradients of all parameters, and the running statistics afterwards."""
     t = {name: tensor.detach().clone(memory_format=torch.preserve_format) for name, tensor in t.items()}
     names = [name for name in PARAMETERS if options.get("guided", True) or not name.startswith("guide")]
     leaves = [t[name].requires_grad_() for name in names]
@@ -55,7 +55,7 @@ def run(function, t, scales, **options):
 
 
 def without_kink(t, scales, training=True):
-    """No gradient where a ReLU's input is so near to 0 that rounding decides."""
+    """Removes the gradient where a ReLU's input is so near to 0 that rounding decides."""
     wide = {name: tensor.double() for name, tensor in t.items()}
     raised = wide | {"norm.bias": wide["norm.bias"] + 1e-3}
     lowered = wide | {"norm.bias": wide["norm.bias"] - 1e-3}
@@ -385,7 +385,7 @@ def test_a_batch_of_one_value_has_no_statistics():
 
 
 def test_statistics_of_images_and_positions():
-    """The algebra by itself: moments of groups merge into those of all."""
+    """Tests the algebra alone: moments of groups merge into those of all."""
     values = torch.randn(5, 3, dtype=torch.float64)
     mean, variance, count = algebra.image_statistics(values, "")
     torch.testing.assert_close(mean, values.mean(0))

@@ -1,4 +1,4 @@
-"""adaptive_context as an operator: the dispatcher's contract, and what wrong input is told."""
+"""Tests adaptive_context as an operator: the dispatcher's contract, and the errors for wrong input."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which backend serves a call: `auto`, forcing one, and what is said where it cannot."""
+"""Tests the choice of a backend: `auto`, forcing one, and the error if it cannot serve."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from apc_kernels.ops.pyramid_pool import KERNELS
 
 
 def run(program, **environment):
-    """A program in a process of its own, away from the checkout."""
+    """Runs a program in its own process, away from the checkout."""
     environment = os.environ | environment
     return subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", capture_output=True, text=True)
 

@@ -1,4 +1,4 @@
-"""encode against float64 and against the residuals written out in PyTorch."""
+"""Tests encode against float64 and against the residuals written out in PyTorch."""
 
 import pytest
 import stock

@@ -1,4 +1,4 @@
-"""The upsample_* operations as operators: the dispatcher's contract, and what wrong input is told."""
+"""Tests the upsample_* operations as operators: the dispatcher's contract, and the errors for wrong input."""
 
 import pytest
 import torch

@@ -83,8 +83,8 @@ def _backward(ctx: Any, grad_mean: Tensor | None, grad_covariance: Tensor | None
     if grad_mean is None:
         grad_mean = torch.zeros_like(mean)
     if grad_covariance is None:
-        pairs: int = sum(s**4 for s in ctx.scales)
-        grad_covariance = mean.new_zeros((mean.shape[0], pairs))
+        pairs = sum(s**4 for s in ctx.scales)
+        grad_covariance = torch.zeros(mean.shape[0], pairs, dtype=mean.dtype, device=mean.device)
     linear, quadratic = through_moments(grad_mean, grad_covariance, x.shape[2] * x.shape[3], ctx.scales)
     center, linear, quadratic = (t.to(weight.dtype) for t in (mean, linear, quadratic))
     options = (None, False, center, linear, quadratic, None)
