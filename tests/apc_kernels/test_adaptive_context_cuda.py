@@ -286,7 +286,7 @@ def test_same_bits_in_any_order_of_threads(cuda_emulation, dtype):
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 def test_extreme_values_stay_where_they_belong(cuda_emulation, dtype, value):
-    """In one position of x, of the gradient, and in one region: NaN and infinity are where the reference has them."""
+    """Sets one position of x, of the gradient, and one region: NaN and infinity are where the reference has them."""
     case = ContextCase(2, 5, (5, 15), (2, 3))
     for name, index in (("x", (1, 7, 2, 3)), ("grad", (0, 6, 4, 14)), ("regions", (0, 5, 1))):
         a = draw(case, channels_last, dtype, ("shift", "center", "residual"))

@@ -70,7 +70,7 @@ def without_kink(t, scales, training=True):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_hard_cases(case, training, device, backend):
-    """In float64 where the backend has it, exactly; else by the accuracy rule."""
+    """Results are exact in float64 if the backend has it; otherwise the accuracy rule holds."""
     wide = draw_norm(case, dtype=torch.float64, device=device)
     exact = run(modules, wide, case.scales, training=training)
     if backend in ("reference", "cpp"):
@@ -214,7 +214,7 @@ def saved_bytes(function) -> int:
 
 
 def test_one_map_is_saved():
-    """Of float32 maps (2, 4·512, 64, 128): x, and what is small beside it. The modules save five."""
+    """Backward keeps x and small tensors of float32 maps (2, 4·512, 64, 128); the modules save five maps."""
     case = ContextCase(2, 512, (64, 128))
     t = {name: tensor.requires_grad_(name in PARAMETERS) for name, tensor in draw_norm(case).items()}
     parameters = sum(t[name].nbytes for name in PARAMETERS if name != "x")

@@ -323,7 +323,7 @@ torch.save(results, {str(file)!r})
 
 
 def test_long_sums():
-    """The rounding error of a mean of 33 million ones: none."""
+    """The mean of 33 million ones has no rounding error."""
     with apc_kernels.backend("cpp"):
         assert apc_kernels.pyramid_pool(torch.ones(1, 1, 1, 2**25), (1,)).item() == 1
         assert apc_kernels.pyramid_pool(torch.ones(1, 1, 2**25, 1), (1,)).item() == 1

@@ -213,7 +213,7 @@ def test_softmax_of_layouts_and_dtypes(device, backend, layout, dtype, case):
 
 @places_without_cuda
 def test_a_buffer_that_holds_the_logits(device, backend):
-    """What is read is not what has just been written."""
+    """The logits are read as they were before the first result is written."""
     logits = draw_upsample(ODD, device=device)["logits"]
     out = torch.zeros(2, 13, *ODD.size, device=device)
     inside = out[:, :, : ODD.source[0], : ODD.source[1]].copy_(logits)

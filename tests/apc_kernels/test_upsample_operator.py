@@ -85,7 +85,7 @@ class Evaluation(torch.nn.Module):
 
 @pytest.mark.parametrize("module", [Training, Evaluation])
 def test_export_holds_stock_operators_only(module):
-    """With sizes of logits and result that are free of each other."""
+    """Exports with sizes of logits and result that are independent of each other."""
     sizes = {
         name: {i: torch.export.Dim(f"{name}{i}", min=2, max=512) for i in axes}
         for name, axes in (("logits", (2, 3)), ("target", (1, 2)))
@@ -117,7 +117,7 @@ def test_meta_tensors():
 @pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
 def test_autocast_leaves_the_dtype_alone(backend, dtype):
-    """The same bits with and without; a weight that autocast brought in low precision is widened."""
+    """Autocast changes no bit of the results; a weight that it has rounded is widened."""
     t = draw_upsample(ODD, dtype=dtype)
     given = {"reduction": "none", "weight": True, "label_smoothing": 0.1}
     with apc_kernels.backend(backend):
