@@ -1,7 +1,7 @@
-"""Fused operations for the context heads of semantic segmentation: exact gradients, bit-identical from run to run.
-And one for the images that they are trained on.
+"""Provides fused operations for the heads of semantic segmentation models, and one for their training images.
 
-Each is a function of tensors, usable alone; README.md lists them, `python -m apc_kernels.info` says what serves them.
+Every operation is a function of tensors that works in any PyTorch code. Gradients are exact, and results are the same
+bits from run to run. `python -m apc_kernels.info` shows which backend serves each operation.
 """
 
 from apc_kernels.dispatch import SlowPathWarning, backend

@@ -1,11 +1,11 @@
-"""Builds the native libraries: finds out what can be built here, writes a ninja file, runs it, records the outcome.
+"""Builds the compiled libraries: detects the toolchain, writes a ninja file, runs it and records the result.
 
-`setup.py` does this during installation; `python -m apc_kernels.build` does it afterwards. It needs nothing but a
-compiler, ninja and an installed torch (for its headers), and never imports the rest of the package.
+`setup.py` does this during installation; `python -m apc_kernels.build` does it later. It needs a compiler, ninja and an
+installed torch (for its headers), and never imports the rest of the package.
 
-Environment: APC_KERNELS_SKIP_NATIVE=1 builds nothing, APC_KERNELS_FORCE_CUDA=1 fails where the CUDA library cannot be
-built, TORCH_CUDA_ARCH_LIST ("8.0;9.0;10.0+PTX") names the GPU architectures, MAX_JOBS limits parallel compilations,
-CXX, CUDA_HOME and NVCC name the compilers.
+Environment variables: APC_KERNELS_SKIP_NATIVE=1 builds nothing, APC_KERNELS_FORCE_CUDA=1 fails if the CUDA library
+cannot be built, TORCH_CUDA_ARCH_LIST ("8.0;9.0;10.0+PTX") lists the GPU architectures, MAX_JOBS limits parallel
+compilations, CXX, CUDA_HOME and NVCC name the compilers.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "csrc").is_dir() and (PACKAGE.parent / "setup.py").is_file() else None
@@ -32,23 +32,28 @@ SOURCES = CHECKOUT / "csrc" if CHECKOUT else PACKAGE / "csrc"
 RECORD = "native.json"
 CPU_LIBRARY, CUDA_LIBRARY = "_C.abi3.so", "_C_cuda.abi3.so"
 
+DESCRIPTION = "Build the compiled libraries of apc_kernels with the compilers of this machine."
+
 TARGET = "2.11"  # the oldest torch that the libraries run on
 TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the same, as the headers read it
 FLAGS = ["-O3", "-fPIC", "-std=c++20", "-fvisibility=hidden", TARGET_FLAG]
 ENTRY = re.compile(r"(\d+)\.(\d+[a-z]?)(\+PTX)?")
 INSTRUCTION_SETS = {"baseline": "x86-64", "x86_64_v3": "x86-64-v3", "x86_64_v4": "x86-64-v4"}
-ARCHITECTURES, OLDER_ARCHITECTURES = "8.0;9.0;10.0+PTX", "8.0;9.0+PTX"  # the second where nvcc is older than 12.8
+ARCHITECTURES, OLDER_ARCHITECTURES = "8.0;9.0;10.0+PTX", "8.0;9.0+PTX"  # the second for an nvcc older than 12.8
 
 
 class BuildError(RuntimeError):
-    """A library that was asked for cannot be built; the message says why."""
+    """Reports that a requested library cannot be built; the message gives the reason."""
 
 
 @dataclass(frozen=True)
-class World:
-    """What the decision depends on. No GPU: whether one is visible here says nothing about where the code runs."""
+class Toolchain:
+    """Describes the tools that the decision depends on.
 
-    torch: str | None  # its version
+    A GPU is not among them: the machine that builds is often not the one that runs the code.
+    """
+
+    torch: str | None  # the version
     torch_cuda: str | None  # the CUDA version it was built for
     torch_path: str | None
     compiler: str | None
@@ -58,21 +63,24 @@ class World:
 
 
 class Decision(NamedTuple):
+    """Holds the decision about one library: whether to build it, and why."""
+
     build: bool
     reason: str
 
 
-def observe(environ: Mapping[str, str] = os.environ) -> World:
+def observe(environ: Mapping[str, str] = os.environ) -> Toolchain:
+    """Detects the installed torch, compiler, ninja and nvcc."""
     try:
         import torch
-    except (ImportError, OSError):  # not there, or without a library that it needs
+    except (ImportError, OSError):  # not installed, or a library it needs is missing
         torch = None
     nvcc = find_nvcc(environ)
     version = re.search(r"release (\d+\.\d+)", _output([nvcc, "--version"])) if nvcc else None
-    return World(
+    return Toolchain(
         torch=torch.__version__ if torch else None,
         torch_cuda=torch.version.cuda if torch else None,
-        torch_path=str(Path(torch.__file__).parent) if torch else None,
+        torch_path=torch.__path__[0] if torch else None,
         compiler=find_compiler(environ),
         ninja=find_ninja(),
         nvcc=nvcc if version else None,
@@ -81,13 +89,14 @@ def observe(environ: Mapping[str, str] = os.environ) -> World:
 
 
 def find_compiler(environ: Mapping[str, str] = os.environ) -> str | None:
-    """CXX as it stands ("ccache g++" too), or the first compiler on PATH."""
+    """Returns CXX unchanged (it may be "ccache g++"), or the first compiler on PATH."""
     if environ.get("CXX"):
         return environ["CXX"] if shutil.which(environ["CXX"].split()[0]) else None
     return next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
 def find_nvcc(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Returns the path of nvcc: NVCC, or the first in CUDA_HOME, CUDA_PATH, /usr/local/cuda and on PATH."""
     if environ.get("NVCC"):
         return shutil.which(environ["NVCC"])
     for home in (environ.get("CUDA_HOME"), environ.get("CUDA_PATH"), "/usr/local/cuda"):
@@ -97,12 +106,12 @@ def find_nvcc(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def find_ninja() -> str | None:
-    beside_python = str(Path(sysconfig.get_path("scripts")))
-    return shutil.which("ninja", path=beside_python) or shutil.which("ninja")
+    """Returns the path of ninja, first looking where pip installs scripts."""
+    return shutil.which("ninja", path=sysconfig.get_path("scripts")) or shutil.which("ninja")
 
 
-def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, Decision]:
-    """Whether to build the CPU and the CUDA library, and why. The first reason against it is the one given."""
+def decide(toolchain: Toolchain, environ: Mapping[str, str] = os.environ) -> dict[str, Decision]:
+    """Decides whether to build the CPU and the CUDA library. The first reason against building one is reported."""
 
     def first(*reasons_against: tuple[bool, str], otherwise: str) -> Decision:
         reason = next((reason for holds, reason in reasons_against if holds), None)
@@ -111,25 +120,28 @@ def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, D
     force_cuda = _is_set(environ, "APC_KERNELS_FORCE_CUDA")
     common = (
         (_is_set(environ, "APC_KERNELS_SKIP_NATIVE"), "APC_KERNELS_SKIP_NATIVE is set"),
-        (sys.platform != "linux", f"native code is built on Linux only, this is {sys.platform}"),
-        (world.torch is None, "torch is not in the build environment (pip isolates it: --no-build-isolation shows it)"),
+        (sys.platform != "linux", f"the libraries are built on Linux only, this is {sys.platform}"),
         (
-            world.torch is not None and _numbers(world.torch) < _numbers(TARGET),
-            f"torch {world.torch} is older than {TARGET}",
+            toolchain.torch is None,
+            "torch is not in the build environment (install torch, then use pip install --no-build-isolation)",
         ),
-        (world.compiler is None, "no C++ compiler was found (CXX, or c++, g++ or clang++ on PATH)"),
-        (world.ninja is None, "ninja was not found (pip install ninja)"),
+        (
+            toolchain.torch is not None and _numbers(toolchain.torch) < _numbers(TARGET),
+            f"torch {toolchain.torch} is older than {TARGET}",
+        ),
+        (toolchain.compiler is None, "no C++ compiler was found (set CXX, or install g++ or clang++)"),
+        (toolchain.ninja is None, "ninja was not found (pip install ninja)"),
     )
-    cpu = first(*common, otherwise=f"torch {world.torch} and {world.compiler}")
+    cpu = first(*common, otherwise=f"torch {toolchain.torch} and {toolchain.compiler}")
     cuda = first(
         *common,
-        (world.torch_cuda is None, f"torch {world.torch} is a build without CUDA"),
-        (world.nvcc is None, "nvcc was not found (NVCC, or in CUDA_HOME, /usr/local/cuda or on PATH)"),
+        (toolchain.torch_cuda is None, f"torch {toolchain.torch} is a build without CUDA"),
+        (toolchain.nvcc is None, "nvcc was not found (install the CUDA toolkit, or set CUDA_HOME or NVCC)"),
         (
-            _numbers(world.torch_cuda)[:1] != _numbers(world.nvcc_cuda)[:1],
-            f"nvcc is CUDA {world.nvcc_cuda}, torch was built for CUDA {world.torch_cuda}",
+            _numbers(toolchain.torch_cuda)[:1] != _numbers(toolchain.nvcc_cuda)[:1],
+            f"nvcc is CUDA {toolchain.nvcc_cuda}, torch was built for CUDA {toolchain.torch_cuda}",
         ),
-        otherwise=f"torch {world.torch} for CUDA {world.torch_cuda}, nvcc {world.nvcc_cuda}",
+        otherwise=f"torch {toolchain.torch} for CUDA {toolchain.torch_cuda} and nvcc {toolchain.nvcc_cuda}",
     )
     if force_cuda and not cuda.build:
         raise BuildError(f"APC_KERNELS_FORCE_CUDA is set, but the CUDA library cannot be built: {cuda.reason}")
@@ -137,23 +149,27 @@ def decide(world: World, environ: Mapping[str, str] = os.environ) -> dict[str, D
 
 
 def architectures(environ: Mapping[str, str] = os.environ, nvcc_cuda: str | None = None) -> list[str]:
-    """The entries of TORCH_CUDA_ARCH_LIST from 8.0 on: older tensor cores do not multiply as the kernels do."""
+    """Returns the entries of TORCH_CUDA_ARCH_LIST from 8.0 on: older tensor cores lack the kernels' instructions."""
     usual = OLDER_ARCHITECTURES if nvcc_cuda and _numbers(nvcc_cuda) < (12, 8) else ARCHITECTURES
     given = environ.get("TORCH_CUDA_ARCH_LIST") or usual
-    entries = re.split(r"[;,\s]+", given)
-    for entry in entries:
-        if not ENTRY.fullmatch(entry):
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected entries like 9.0 or 10.0+PTX, got {entry!r}")
-    kept = [entry for entry in entries if int(ENTRY.fullmatch(entry)[1]) >= 8]
+    kept = [entry for entry in re.split(r"[;,\s]+", given) if int(_architecture(entry)[0]) >= 8]
     if not kept:
         raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected an architecture from 8.0 on, got {given!r}")
     return kept
 
 
+def _architecture(entry: str) -> tuple[str, str, str | None]:
+    """Splits an entry like 10.0+PTX into the major number, the minor one and the suffix."""
+    match = ENTRY.fullmatch(entry)
+    if not match:
+        raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected entries like 9.0 or 10.0+PTX, got {entry!r}")
+    return match[1], match[2], match[3]
+
+
 def code_options(entries: Sequence[str]) -> list[str]:
-    """Architectures as nvcc's -gencode options."""
+    """Returns nvcc's -gencode options for a list of architectures."""
     options = []
-    for major, minor, ptx in (ENTRY.fullmatch(entry).groups() for entry in entries):
+    for major, minor, ptx in map(_architecture, entries):
         options.append(f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}")
         if ptx:
             options.append(f"-gencode=arch=compute_{major}{minor},code=compute_{major}{minor}")
@@ -161,8 +177,8 @@ def code_options(entries: Sequence[str]) -> list[str]:
 
 
 def has_code(entries: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether what was compiled for these runs on a GPU: code of its own generation, or PTX that is not newer."""
-    for major, minor, ptx in (ENTRY.fullmatch(entry).groups() for entry in entries):
+    """Tells whether code for these architectures runs on a GPU: code of its generation, or PTX that is not newer."""
+    for major, minor, ptx in map(_architecture, entries):
         compiled = int(major), int(minor.rstrip("abcdefghijklmnopqrstuvwxyz"))
         if minor.isdigit() and compiled <= capability and (ptx or compiled[0] == capability[0]):
             return True
@@ -172,10 +188,12 @@ def has_code(entries: Sequence[str], capability: tuple[int, int]) -> bool:
 
 
 def source_files() -> list[Path]:
+    """Returns all C++ and CUDA source files, sorted."""
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cpp", ".cuh", ".cu"})
 
 
 def source_hash() -> str:
+    """Returns a hash of the sources, which tells libraries of other versions apart."""
     digest = hashlib.sha256(TARGET.encode())
     for path in source_files():
         digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
@@ -183,19 +201,20 @@ def source_hash() -> str:
 
 
 def user_cache() -> Path:
-    """Where libraries go that were built after installation into a folder this user cannot write."""
+    """Returns the folder for libraries that are built later, if the package's own folder is not writable."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "apc_kernels" / f"{platform.machine()}-{source_hash()}"
 
 
-def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[str, str] = os.environ) -> str:
-    """The build as ninja reads it. *_cpu.cpp is compiled once for each instruction set, everything else once."""
-    targets = code_options(architectures(environ, world.nvcc_cuda)) if decisions["cuda"].build else []
-    include = f"-isystem {quote(Path(world.torch_path) / 'include')}"
-    torch_libraries = f"-L{quote(Path(world.torch_path) / 'lib')}"
+def ninja_file(toolchain: Toolchain, decisions: dict[str, Decision], environ: Mapping[str, str] = os.environ) -> str:
+    """Returns the text of build.ninja. Files *_cpu.cpp are compiled for each instruction set, all others once."""
+    assert toolchain.torch_path, "decide() builds nothing without torch"
+    targets = code_options(architectures(environ, toolchain.nvcc_cuda)) if decisions["cuda"].build else []
+    include = f"-isystem {quote(Path(toolchain.torch_path) / 'include')}"
+    torch_libraries = f"-L{quote(Path(toolchain.torch_path) / 'lib')}"
     lines = [
-        f"cxx = {world.compiler}",
-        f"nvcc = {quote(world.nvcc or '')}",
+        f"cxx = {toolchain.compiler}",
+        f"nvcc = {quote(toolchain.nvcc or '')}",
         f"flags = {' '.join(FLAGS)} -Wall -Wextra {include}",
         f"cuda_flags = {' '.join([*nvcc_flags(environ), *targets])} {include}",
         f"link = -shared {torch_libraries} -Wl,--no-as-needed",
@@ -228,32 +247,39 @@ def ninja_file(world: World, decisions: dict[str, Decision], environ: Mapping[st
 
 
 def nvcc_flags(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns the flags of nvcc, except for architectures and include paths."""
     host = [f"-ccbin={quote(environ['CXX'])}"] if environ.get("CXX") and " " not in environ["CXX"] else []
     own = ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-DUSE_CUDA", "-lineinfo", "--expt-relaxed-constexpr"]
     return [*host, *own, TARGET_FLAG]
 
 
-def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict:
-    """Builds what can be built into `folder`, writes the record there and returns it. Raises only where forced."""
-    world = observe(environ)
-    decisions = decide(world, environ)
+def build(folder: Path, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Builds the libraries that can be built into `folder`, and returns the record, which it also writes there.
+
+    Raises a BuildError only if APC_KERNELS_FORCE_CUDA is set and cannot be satisfied.
+    """
+    toolchain = observe(environ)
+    decisions = decide(toolchain, environ)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        return _build(folder, world, decisions, environ)
+        return _build(folder, toolchain, decisions, environ)
 
 
-def _build(folder: Path, world: World, decisions: dict[str, Decision], environ: Mapping[str, str]) -> dict:
+def _build(
+    folder: Path, toolchain: Toolchain, decisions: dict[str, Decision], environ: Mapping[str, str]
+) -> dict[str, Any]:
     record = {
         "sources": source_hash(),
         "target": TARGET,
-        "world": {"torch": world.torch, "torch_cuda": world.torch_cuda, "nvcc_cuda": world.nvcc_cuda},
+        "world": {name: getattr(toolchain, name) for name in ("torch", "torch_cuda", "nvcc_cuda")},
     }
     if decisions["cpu"].build:
-        (folder / "build.ninja").write_text(ninja_file(world, decisions, environ))
+        (folder / "build.ninja").write_text(ninja_file(toolchain, decisions, environ))
     for device, library in (("cpu", CPU_LIBRARY), ("cuda", CUDA_LIBRARY)):
         decision = decisions[device]
         if decision.build:
-            failure = _run_ninja(world.ninja, folder, library, environ)
+            assert toolchain.ninja, "decide() builds nothing without ninja"
+            failure = _run_ninja(toolchain.ninja, folder, library, environ)
             if failure and device == "cuda" and _is_set(environ, "APC_KERNELS_FORCE_CUDA"):
                 raise BuildError(f"APC_KERNELS_FORCE_CUDA is set, but the CUDA library failed to compile:\n{failure}")
             if failure:
@@ -262,33 +288,36 @@ def _build(folder: Path, world: World, decisions: dict[str, Decision], environ: 
             (folder / library).unlink(missing_ok=True)
         record[device] = {"built": decision.build, "reason": decision.reason}
     if record["cuda"]["built"]:
-        record["cuda"]["architectures"] = ";".join(architectures(environ, world.nvcc_cuda))
+        record["cuda"]["architectures"] = ";".join(architectures(environ, toolchain.nvcc_cuda))
     _write(folder / RECORD, record)
     return record
 
 
-def install(record: dict, folder: Path, destination: Path) -> None:
-    """Copies the record and the libraries that were built to where the package looks for them."""
+def install(record: dict[str, Any], folder: Path, destination: Path) -> None:
+    """Copies the built libraries and their record to the folder where the package looks for them."""
     destination.mkdir(parents=True, exist_ok=True)
     for device, library in (("cpu", CPU_LIBRARY), ("cuda", CUDA_LIBRARY)):
         if record[device]["built"]:
             partial = destination / f"{library}.{os.getpid()}"
             shutil.copy2(folder / library, partial)
-            partial.replace(destination / library)  # whole or not at all, also for a process that is loading it
+            partial.replace(destination / library)  # atomic: another process may be loading the library
         else:
             (destination / library).unlink(missing_ok=True)
     _write(destination / RECORD, record)
 
 
-def summary(record: dict) -> str:
-    return "\n".join(
-        f"{device + ' library':<13} {'built' if record[device]['built'] else 'not built'}: {record[device]['reason']}"
-        for device in ("cpu", "cuda")
-    )
+def summary(record: dict[str, Any]) -> str:
+    """Returns one line for each library: what it was built with, or why it was not built."""
+    lines = []
+    for device in ("cpu", "cuda"):
+        outcome = "built with" if record[device]["built"] else "not built:"
+        lines.append(f"{device + ' library':<13} {outcome} {record[device]['reason']}")
+    return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m apc_kernels.build", description=__doc__.split("\n")[0])
+    """Runs the build from the command line and returns the exit status: 0 if the CPU library was built."""
+    parser = argparse.ArgumentParser(prog="python -m apc_kernels.build", description=DESCRIPTION)
     parser.parse_args()
     if CHECKOUT:
         folder = CHECKOUT / "build" / "native"
@@ -301,15 +330,15 @@ def main() -> int:
         if destination.parent == PACKAGE:
             _tell_pip(destination)
         folder = destination
-    print(f"{summary(record)}\n{'in':<13} {folder}")
+    print(f"{summary(record)}\n{'folder':<13} {folder}")
     return 0 if record["cpu"]["built"] else 1
 
 
 def _tell_pip(folder: Path) -> None:
-    """Lists the libraries among the installed files, so that uninstalling takes them away and leaves no empty shell."""
+    """Adds the libraries to pip's list of installed files, so that `pip uninstall` removes them too."""
     try:
         installed = importlib.metadata.files("apc_kernels") or []
-    except importlib.metadata.PackageNotFoundError:  # a folder on PYTHONPATH, nothing that pip knows of
+    except importlib.metadata.PackageNotFoundError:  # not installed by pip: a folder on PYTHONPATH
         return
     for record in (file.locate() for file in installed if file.name == "RECORD"):
         with open(record, "a") as listing:
@@ -318,7 +347,7 @@ def _tell_pip(folder: Path) -> None:
                     listing.write(f"{library.relative_to(PACKAGE.parent).as_posix()},,\n")
 
 
-def _write(file: Path, record: dict) -> None:
+def _write(file: Path, record: dict[str, Any]) -> None:
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.replace(file)
@@ -326,7 +355,7 @@ def _write(file: Path, record: dict) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One build at a time in a folder: several processes of one job may want the same one."""
+    """Locks a folder for one build at a time: several processes of a job may start the same build."""
     if sys.platform != "linux":
         yield
         return
@@ -361,17 +390,17 @@ def _is_set(environ: Mapping[str, str], name: str) -> bool:
 
 
 def _numbers(version: str | None) -> tuple[int, ...]:
-    """The first two numbers of a version."""
+    """Returns the first two numbers of a version."""
     return tuple(int(number) for number in re.findall(r"\d+", version or "")[:2])
 
 
 def quote(path: Path | str) -> str:
-    """A path inside a command, which ninja hands to the shell."""
+    """Quotes a path for use in a command, which ninja passes to the shell."""
     return shlex.quote(str(path)).replace("$", "$$")
 
 
 def escape(path: Path | str) -> str:
-    """A path in a build statement."""
+    """Escapes a path for use in a build statement of ninja."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 

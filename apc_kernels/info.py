@@ -1,4 +1,4 @@
-"""python -m apc_kernels.info: versions, what is built and for what, which backend serves each operation and why."""
+"""Reports versions, compiled libraries and the backend that serves each operation: `python -m apc_kernels.info`."""
 
 import ctypes
 import importlib.metadata
@@ -11,9 +11,9 @@ import apc_kernels
 from apc_kernels import library
 from apc_kernels.ops import affinities, augment, conv3x3, pyramid_pool, upsample
 
-SERVED_BY = {  # the public operations: kernels of their own, or what they are built on
+SERVED_BY = {  # each public operation: its own kernels, or the operations it is composed of
     "adaptive_context": affinities.KERNELS,
-    "adaptive_context_norm": "adaptive_context, affinity_moments",
+    "adaptive_context_norm": "adaptive_context and affinity_moments",
     "affinity_moments": affinities.KERNELS,
     "augment": augment.KERNELS,
     "conv3x3": conv3x3.KERNELS,
@@ -28,6 +28,7 @@ SERVED_BY = {  # the public operations: kernels of their own, or what they are b
 
 
 def versions() -> list[tuple[str, str]]:
+    """Returns the rows about the package, Python, PyTorch, threads and the GPU."""
     return [
         ("apc_kernels", f"{apc_kernels.__version__} in {apc_kernels.__path__[0]}"),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
@@ -39,20 +40,23 @@ def versions() -> list[tuple[str, str]]:
 
 
 def openmp() -> str:
-    """What the environment tells OpenMP, and what that means where other programs run."""
-    given = sorted(os.environ.items())
-    said = [f"{name}={value}" for name, value in given if name.startswith(("OMP_", "GOMP_", "KMP_"))]
+    """Returns the OpenMP settings of the environment, and the effect of the wait policy on a busy machine."""
+    variables = sorted(os.environ.items())
+    settings = [f"{name}={value}" for name, value in variables if name.startswith(("OMP_", "GOMP_", "KMP_"))]
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
-        said.append("asleep while they wait, for spinning ones crawl on a busy machine")
-    elif not said:
-        said.append("spinning while they wait; on a busy machine OMP_WAIT_POLICY=PASSIVE is many times as fast")
-    return ", ".join(said)
+        settings.append("idle threads sleep, which is right for a busy machine")
+    elif not settings:
+        settings.append(
+            "idle threads spin; on a busy machine set OMP_WAIT_POLICY=PASSIVE, it is many times faster there"
+        )
+    return ", ".join(settings)
 
 
 def libraries() -> list[tuple[str, str]]:
+    """Returns the rows about the compiled libraries."""
     rows = []
     for name, native in (("cpu library", library.cpu()), ("cuda library", library.cuda())):
-        rows.append((name, f"{native.path or 'none'}: {native.reason}"))
+        rows.append((name, f"{native.path}, built with {native.reason}" if native.loaded else f"none: {native.reason}"))
     if library.cpu().loaded:
         rows.append(("instructions", _instruction_set()))
     if library.cuda().loaded:
@@ -61,20 +65,21 @@ def libraries() -> list[tuple[str, str]]:
 
 
 def explain(operation: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
-    """The backend that serves an operation, and why each that would be preferred cannot."""
+    """Returns the backend that serves an operation, and for each preferred one the reason why it cannot."""
     return SERVED_BY[operation].explain(operation, device, dtype)
 
 
 def why_not(backend: str, operation: str, device: str, dtype: torch.dtype) -> str | None:
-    """Why a backend cannot serve an operation, or None if it can."""
+    """Returns the reason why a backend cannot serve an operation, or None if it can."""
     return SERVED_BY[operation].why_not(backend, operation, device, dtype)
 
 
 def serving() -> list[tuple[str, str]]:
+    """Returns a row for each operation and device: the backend that serves it, and why not a preferred one."""
     rows = []
     for operation, kernels in SERVED_BY.items():
         if isinstance(kernels, str):
-            rows.append((operation, f"built on {kernels}"))
+            rows.append((operation, f"composed of {kernels}"))
             continue
         for device in ("cpu", "cuda"):
             name, passed_over = explain(operation, device, kernels.dtypes[0])
@@ -87,6 +92,7 @@ def serving() -> list[tuple[str, str]]:
 
 
 def report() -> str:
+    """Returns the whole report as text."""
     sections = [versions(), libraries(), serving()]
     width = max(len(label) for rows in sections for label, _ in rows)
     return "\n\n".join("\n".join(f"{label:<{width}}  {text}" for label, text in rows) for rows in sections)
@@ -95,7 +101,7 @@ def report() -> str:
 def _instruction_set() -> str:
     try:
         return torch.ops.apc_kernels_cpp.instruction_set()
-    except RuntimeError as error:  # APC_KERNELS_ISA names one that is not there
+    except RuntimeError as error:  # APC_KERNELS_ISA names an unknown one
         return f"none: {error}"
 
 
@@ -107,9 +113,9 @@ def _version(package: str) -> str:
 
 
 def gpu() -> str:
-    """What GPU torch sees, or why it sees none."""
+    """Returns the name of the GPU that torch uses, or the reason why it uses none."""
     if torch.version.cuda is None:
-        return f"none used: torch {torch.__version__} is a build without CUDA"
+        return f"none: torch {torch.__version__} is a build without CUDA"
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         return f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
@@ -121,11 +127,11 @@ def gpu() -> str:
             f"none: the NVIDIA driver is too old. It allows CUDA {'.'.join(map(str, driver))}, this torch needs "
             f"{torch.version.cuda}: update the driver, or install a torch built for an older CUDA"
         )
-    return "none visible (nvidia-smi, CUDA_VISIBLE_DEVICES)"
+    return "none: no GPU is visible (check nvidia-smi and CUDA_VISIBLE_DEVICES)"
 
 
 def _driver_cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the installed driver runs."""
+    """Returns the newest CUDA version that the installed driver supports, or None without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,19 +1,22 @@
-"""Labels out of range: what is said of them, and the switch that has it said on a GPU too."""
+"""Reports labels that are out of range, and lets a user turn the check on for GPUs."""
 
 import contextlib
 from collections.abc import Iterator
 
 from torch import Tensor
 
-_checking = []  # one entry for each `with` block that is open, in whatever thread
+_checking: list[None] = []  # one entry for each `with` block that is open, in whatever thread
 
 
 @contextlib.contextmanager
 def checked_labels() -> Iterator[None]:
-    """Inside this `with` block, labels out of range are an error on a GPU too.
+    """Makes labels out of range raise a ValueError on a GPU too, for all calls inside the `with` block.
 
-    On a CPU they always are. On a GPU looking at them would have every call wait for its result; without it the loss
-    and the gradient of the pixels concerned are NaN. Worth it for the first step of a training.
+        with apc_kernels.checked_labels():
+            loss = apc_kernels.upsample_cross_entropy(logits, target)
+
+    On a CPU such labels always raise. On a GPU the check makes every call wait for its result; without it, the loss
+    and the gradient of the pixels concerned are NaN. Use it for the first steps of a training run.
     """
     _checking.append(None)
     try:
@@ -23,12 +26,13 @@ def checked_labels() -> Iterator[None]:
 
 
 def are_checked(target: Tensor) -> bool:
+    """Tells whether labels on this device are checked now."""
     return target.device.type == "cpu" or bool(_checking)
 
 
 def refuse(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raises for the labels of which a kernel has said that some are out of range."""
-    target = target.long()  # a narrow dtype would wrap what it is compared with
+    """Raises a ValueError for a target in which a kernel has found labels out of range."""
+    target = target.long()  # a comparison in a narrow dtype would wrap ignore_index
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
     first = wrong.nonzero()[0].tolist()
     label = target[tuple(first)].item()

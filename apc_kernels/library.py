@@ -1,22 +1,25 @@
-"""Finds and loads the compiled libraries, or says why not.
+"""Finds and loads the compiled libraries, or gives the reason why one is missing.
 
-A checkout uses the libraries in its `build/native`, an installed package those beside it, and, failing that, those
-that `python -m apc_kernels.build` put into the user's cache. They are loaded once, when first asked for.
+A checkout uses the libraries in its `build/native`. An installed package uses those in its own folder, or else those
+that `python -m apc_kernels.build` has put into the user's cache. A library is loaded once, at its first use.
 """
 
 import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
 @dataclass(frozen=True)
 class Library:
+    """Describes a compiled library: the file that was loaded, or the reason why there is none."""
+
     path: Path | None
-    reason: str  # why it is there, or why not
-    record: dict = field(default_factory=dict)
+    reason: str  # what it was built with, or why it is missing
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def loaded(self) -> bool:
@@ -38,18 +41,18 @@ def _load(device: str) -> Library:
     from apc_kernels import build
 
     file_name = build.CPU_LIBRARY if device == "cpu" else build.CUDA_LIBRARY
-    missing = Library(None, f"never built ({HOW_TO_BUILD} does it)")
+    missing = Library(None, f"never built (run {HOW_TO_BUILD})")
     for folder in _folders():
         if not (folder / build.RECORD).is_file():
             continue
         record = json.loads((folder / build.RECORD).read_text())
         if build.CHECKOUT and record["sources"] != build.source_hash():
-            return Library(None, f"csrc has changed since the libraries were built ({HOW_TO_BUILD})", record)
+            return Library(None, f"csrc has changed since the libraries were built (run {HOW_TO_BUILD})", record)
         if not record[device]["built"]:
-            missing = Library(None, f"not built: {record[device]['reason']} ({HOW_TO_BUILD} tries again)", record)
+            missing = Library(None, f"not built: {record[device]['reason']} (run {HOW_TO_BUILD} to try again)", record)
             continue
         if not (folder / file_name).is_file():
-            missing = Library(None, f"{folder / file_name} is gone ({HOW_TO_BUILD} makes it again)", record)
+            missing = Library(None, f"{folder / file_name} was deleted (run {HOW_TO_BUILD})", record)
             continue
         try:
             torch.ops.load_library(str(folder / file_name))

@@ -1,1 +1,1 @@
-"""A folder for an operation or a family of them: public functions, `reference.py` (the mathematics), `triton.py`."""
+"""Holds one folder or file for each operation or family: functions, reference.py (the specification), triton.py."""

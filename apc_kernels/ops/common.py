@@ -1,8 +1,9 @@
-"""What several operations share: checks of their arguments, the precision of their references, Triton's launches."""
+"""Provides helpers that several operations share: argument checks, the working precision, Triton launches."""
 
 import contextlib
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def check_dtype(tensor: Tensor, name: str) -> None:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """The precision that sums are kept in: float64 beside float64, beside everything else float32."""
+    """Returns the precision that sums are kept in: float64 for float64, float32 for everything else."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -33,15 +34,15 @@ def working(x: Tensor) -> Tensor:
     return x.to(working_dtype(x))
 
 
-def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    """Keeps autocast from rounding a reference's products; leaves no trace in a graph where autocast is off."""
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which autocast rounds nothing; it leaves no trace in a graph if autocast is off."""
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 
 
 def widened(tensor: Tensor, name: str, x: Tensor) -> Tensor:
-    """A tensor that goes beside the map x. Under autocast it may come in low precision, out of a convolution say."""
+    """Returns a small tensor in the working precision of the map x if autocast has rounded it, else unchanged."""
     check_tensor(tensor, name)
     if tensor.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled(x.device.type):
         return tensor.to(working_dtype(x))
@@ -49,7 +50,7 @@ def widened(tensor: Tensor, name: str, x: Tensor) -> Tensor:
 
 
 def check_small(tensor: Tensor, name: str, shapes: Sequence[tuple[int, ...]], x: Tensor) -> Tensor:
-    """Such a tensor: one of the shapes, x's device, float32 (float64 beside float64)."""
+    """Checks a small tensor and returns it: one of the shapes, on x's device, float32 (float64 if x is float64)."""
     tensor = widened(tensor, name, x)
     # Ranks first: comparing (B, J) with (J,) would tie B to J in an exported program.
     if all(tensor.dim() != len(shape) or tuple(tensor.shape) != shape for shape in shapes):
@@ -59,8 +60,8 @@ def check_small(tensor: Tensor, name: str, shapes: Sequence[tuple[int, ...]], x:
         raise ValueError(f"{name}: expected a tensor on x's device, {x.device}, got one on {tensor.device}")
     expected = working_dtype(x)
     if tensor.dtype != expected:
-        given, beside = name_of(tensor.dtype), name_of(x.dtype)
-        raise ValueError(f"{name}: expected {name_of(expected)} beside a map in {beside}, got {given}")
+        given, of_map = name_of(tensor.dtype), name_of(x.dtype)
+        raise ValueError(f"{name}: expected {name_of(expected)} for a map in {of_map}, got {given}")
     return tensor
 
 
@@ -81,7 +82,7 @@ def check_scales(scales: Sequence[int], most: int, largest: int) -> list[int]:
 
 
 def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether strides, in whatever order, put the elements of a size side by side without gap or overlap."""
+    """Tells whether the strides, in any order, leave neither gap nor overlap between the elements."""
     if 0 in size:
         return min(stride) >= 0
     expected = 1
@@ -92,7 +93,7 @@ def is_dense(size: Sequence[int], stride: Sequence[int]) -> bool:
     return min(stride) >= 0
 
 
-def run(launches: list[tuple], x: Tensor) -> None:
+def run(launches: list[tuple[Any, ...]], x: Tensor) -> None:
     """Runs Triton launches (kernel, grid, arguments) on x's device."""
     with torch.cuda.device_of(x):
         for kernel, grid, arguments in launches:

@@ -1,4 +1,6 @@
-"""encode: EncNet's residual encoding, without the (B, N, K, C) tensor of residuals."""
+"""Implements encode: EncNet's residual encoding, without the (B, N, K, C) tensor of residuals."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -7,24 +9,32 @@ from apc_kernels.ops.common import check_dtype, check_small, check_tensor, witho
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
-    """Sums, for every codeword, what is left of each position's features beside it.
+    """Sums, for every codeword, the softly assigned residuals of all positions.
 
         a[i, k] = softmax_k(scale[k] · ‖x[i] − codewords[k]‖²)
         out[k] = Σ_i a[i, k] · (x[i] − codewords[k])
 
-    Squares and sums are multiplied out, so that all of it is matrix products of x. Features and codewords are first
-    taken relative to the mean codeword: far from the origin the products would otherwise cancel.
+    Equivalent to:
+
+        residuals = x.flatten(2).mT[:, :, None] - codewords    # (B, N, K, C)
+        a = (scale * residuals.square().sum(3)).softmax(2)    # (B, N, K)
+        (a[..., None] * residuals).sum(1)
+
+    The (B, N, K, C) tensor of residuals is never stored: the squares and sums are multiplied out into matrix products
+    of x. Features and codewords are taken relative to the mean codeword, so that nothing cancels far from the origin.
 
     Args:
         x: (B, C, h, w) or (B, C, N), float32, bfloat16, float16 or float64, of any strides.
-        codewords: (K, C), float32 (float64 beside float64 maps).
+        codewords: (K, C), float32 (float64 if x is float64).
         scale: (K,), of the same dtype.
 
     Returns:
-        (B, K, C) in the dtype of codewords. Saves x and two numbers for each position and codeword. Differentiable
-        once, with respect to all three; computes in float32 (float64) under autocast too; the same under torch.compile
-        and torch.export. With more than 80 codewords the error of x's gradient can be 1.2 times what is allowed
-        elsewhere, twice PyTorch's own and four units in the last place.
+        (B, K, C) in the dtype of codewords.
+
+    Saved for backward are x and two numbers for each position and codeword. The operation is differentiable once, with
+    respect to all three tensors. It computes in float32 (float64), under autocast too, and every backend is PyTorch's
+    matrix products, also under torch.compile and torch.export. With more than 80 codewords the error of x's gradient
+    can exceed the other operations' bound (twice PyTorch's own error and four units in the last place) by a fifth.
     """
     _check(x, codewords)
     codewords = check_small(codewords, "codewords", [(codewords.shape[0], x.shape[1])], x)
@@ -33,10 +43,10 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
 
 
 class _Encode(torch.autograd.Function):
-    """For its backward: PyTorch's own would go over the features for every term of the distances."""
+    """Defines the backward: PyTorch's own would read the features again for every term of the distances."""
 
     @staticmethod
-    def forward(ctx, x, codewords, scale):
+    def forward(ctx: Any, x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
         with without_autocast(x):
             features, words = _centered(x, codewords)
             squares = features.square().sum(1, keepdim=True) + words.square().sum(1)[:, None]
@@ -47,15 +57,15 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, codewords, scale, distances, weights = ctx.saved_tensors
         with without_autocast(x):
             features, words = _centered(x, codewords)
             grad_weights = grad @ features - (grad * words).sum(2)[..., None]
             through_softmax = weights * (grad_weights - (weights * grad_weights).sum(1, keepdim=True))
             grad_distances = scale[:, None] * through_softmax
-            # Two of the three terms of the features' gradient are one product. It sums in order, so the smaller term is
-            # first: what is added to a large sum is rounded to it. The other way round the error is twice as large.
+            # Two of the three terms of the features' gradient are one product. It sums in order, and a number that is
+            # added to a large sum is rounded to it: with the smaller term first the error is half as large.
             left = torch.cat([-2 * words.expand(x.shape[0], -1, -1), grad], 1)  # (B, 2K, C)
             right = torch.cat([grad_distances, weights], 1)  # (B, 2K, N)
             by_channel = features.stride(1) == 1
@@ -68,7 +78,7 @@ class _Encode(torch.autograd.Function):
 
 
 def _centered(x: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (B, C, N) and codewords (K, C) relative to the mean codeword."""
+    """Returns features (B, C, N) and codewords (K, C) relative to the mean codeword."""
     center = codewords.mean(0)
     return working(x).flatten(2) - center[:, None], codewords - center
 

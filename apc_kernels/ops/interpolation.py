@@ -1,7 +1,7 @@
-"""Bilinear interpolation along one axis, as torch.nn.functional.interpolate defines it, in exact integers.
+"""Computes bilinear interpolation along one axis in exact integers, as torch.nn.functional.interpolate defines it.
 
-Output position d reads the source at n / denominator, n = max(0, d·step + start): its index is the quotient, the weight
-of the next element remainder / denominator, the weight of its own the rest. At the last element the next is itself.
+Output position d reads the source at n / denominator, n = max(0, d·step + start). The quotient is the index of the
+first of two elements, remainder / denominator the weight of the second. At the last element both are the same.
 """
 
 import operator
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from apc_kernels.ops.common import working_dtype
 
-MAX_SIZE = 2**30  # of an axis, in source or result
+MAX_SIZE = 2**30  # largest length of an axis, in source or result
 
 
 class Mapping(NamedTuple):
-    """Of an output axis to a source axis."""
+    """Maps positions of an output axis to positions of a source axis."""
 
     step: int
     start: int
@@ -31,7 +31,7 @@ def mapping(source: int, size: int, align_corners: bool) -> Mapping:
 
 
 def matrix(source: int, size: int, align_corners: bool, like: Tensor) -> Tensor:
-    """The (size, source) matrix that interpolates an axis, in float32 (float64 beside float64)."""
+    """Returns the (size, source) matrix that interpolates an axis, in float32 (float64 if `like` is float64)."""
     step, start, denominator = mapping(source, size, align_corners)
     position = (torch.arange(size, device=like.device) * step + start).clamp(min=0)[:, None]
     index = position // denominator

@@ -1,4 +1,4 @@
-"""How a fused operation becomes an operator of PyTorch: a schema, checks, and a function that makes empty results.
+"""Turns a fused operation into an operator of PyTorch: from a schema, checks, and a function that makes empty results.
 
     pool = Operator(
         "pyramid_pool(Tensor x, SymInt[] scales) -> Tensor",
@@ -8,34 +8,35 @@
         empty=lambda x, scales: x.new_empty(...),
     )
 
-`pool(x, scales)` then is torch.ops.apc_kernels.pyramid_pool(x, scales): its body checks, makes empty results and has
-the backend that serves fill them, its fake kernel only checks and makes them. Arguments are checked once, whoever
-calls. Under torch.export it checks and calls the reference, whose stock operators need no package.
+`pool(x, scales)` then calls torch.ops.apc_kernels.pyramid_pool(x, scales). The operator checks the arguments, makes
+empty results and lets the selected backend fill them; its fake kernel only checks and makes them. Arguments are checked
+once, on every path. Under torch.export the call becomes the reference, whose stock operators need no package.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
 
-On = tuple[Tensor, dict[str, str]]  # the tensor that decides on the backend, and why some cannot take the call
+On = tuple[Tensor, dict[str, str]]  # the tensor that decides on the backend, and reasons against some backends
 
 
 class Operator:
-    """torch.ops.apc_kernels.<name>, to be called in its place."""
+    """Wraps torch.ops.apc_kernels.<name>; call this instead."""
 
     def __init__(
         self,
         schema: str,
         kernels: Kernels,
-        check: Callable[..., tuple],  # raises for wrong arguments, and returns them as kernels take them
+        check: Callable[..., tuple[Any, ...]],  # raises for wrong arguments, and returns them as the kernels take them
         on: Callable[..., On],
         empty: Callable[..., Tensor | Sequence[Tensor]],
-        verify: Callable[..., None] | None = None,  # raises for results that say that arguments were wrong
+        verify: Callable[..., None] | None = None,  # raises if the results reveal wrong arguments
         tags: Sequence[torch.Tag] = (),
-    ):
+    ) -> None:
         self.name, parameters = schema.split("(", 1)
         self.kernels, self.check, self.on, self.empty, self.verify = kernels, check, on, empty, verify
         self.registered = torch.library.custom_op(
@@ -44,12 +45,12 @@ class Operator:
         self.registered.register_fake(lambda *arguments: empty(*check(*arguments)))
         self.register_autograd = self.registered.register_autograd
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         if torch.compiler.is_exporting():
             return self.kernels.function("reference", self.name)(*self.check(*arguments))
         return self.registered(*arguments)
 
-    def _body(self, *arguments):
+    def _body(self, *arguments: Any) -> Tensor | Sequence[Tensor]:
         arguments = self.check(*arguments)
         results = self.empty(*arguments)
         fill(self.kernels, self.name, self.on(*arguments), arguments, results)
@@ -62,14 +63,14 @@ def fill(
     kernels: Kernels,
     name: str,
     on: On,
-    arguments: Sequence,
+    arguments: Sequence[Any],
     results: Tensor | Sequence[Tensor],
-    for_reference: Sequence = (),
+    for_reference: Sequence[Any] = (),
 ) -> None:
-    """Has the backend that serves an operation write its results.
+    """Lets the selected backend compute an operation, and writes its results.
 
-    Kernels take small tensors contiguous and maps in any layout that reads_in_place. The reference takes everything,
-    and what kernels see by the results.
+    Kernels take contiguous small tensors, and maps in any layout that reads_in_place accepts. The reference takes any
+    layout; `for_reference` holds arguments that kernels read off the results.
     """
     x, limits = on
     results = [results] if isinstance(results, Tensor) else results
@@ -91,13 +92,13 @@ def fill(
             result.copy_(target)
 
 
-def readable(argument):
-    """What kernels take in its place: a copy of a tensor that they cannot read where it lies, all else as it is."""
+def readable(argument: Any) -> Any:
+    """Returns a contiguous copy of a tensor whose layout the kernels cannot read, and anything else unchanged."""
     if not isinstance(argument, Tensor) or (argument.dim() == 4 and reads_in_place(argument)):
         return argument
     return argument.contiguous()
 
 
 def reads_in_place(x: Tensor) -> bool:
-    """Whether kernels take this map's layout: columns (NCHW) or channels (NHWC) side by side."""
+    """Tells whether kernels read this map in place: its columns (NCHW) or channels (NHWC) are adjacent."""
     return x.stride(3) == 1 or x.stride(1) == 1 or x.shape[3] == 1 or x.shape[1] == 1

@@ -1,4 +1,4 @@
-"""pyramid_conv: a convolution of the bilinearly upsampled pyramid, without upsampling it."""
+"""Implements pyramid_conv: a convolution of the bilinearly upsampled pyramid, without upsampling it."""
 
 from collections.abc import Sequence
 
@@ -21,30 +21,35 @@ def pyramid_conv(
     align_corners: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Convolves, with zero padding, what each scale's regions become when they are upsampled and concatenated.
+    """Convolves the upsampled and concatenated grids of regions of several scales, without upsampling them.
 
-        F.conv2d(cat([F.interpolate(r.view(B, C, s, s), size, mode="bilinear") for r of each scale], 1), weight,
-                 padding=k // 2)
-
-    The convolution is linear in the few region vectors, and the interpolation is one matrix an axis:
+    The convolution is linear in the few region vectors, and bilinear interpolation is one matrix for each axis:
 
         out = Σ_scales M_y · (regions · taps) · M_xᵀ        M_y: (h, s·k), M_x: (w, s·k)
 
-    With this, PSPNet's bottleneck is a convolution of the features plus pyramid_conv(regions): neither the upsampled
-    pyramid nor its concatenation with the features exists.
+    Equivalent to:
+
+        grids = [r.unflatten(2, (s, s)) for r, s in zip(regions.split([s * s for s in scales], 2), scales)]
+        maps = [F.interpolate(grid, size, mode="bilinear", align_corners=align_corners) for grid in grids]
+        F.conv2d(torch.cat(maps, 1), weight, padding="same")
+
+    The bottleneck of PSPNet is a convolution of the features plus pyramid_conv of the pooled regions. Neither the
+    upsampled pyramid nor its concatenation with the features is stored.
 
     Args:
-        regions: (B, C, J), J = Σ s², scale-major, then row-major, as pyramid_pool returns them.
-        weight: (O, S·C, k, k), k odd; channel block i belongs to scale i.
+        regions: (B, C, J), J = Σ s², in the order of pyramid_pool's result; float32, bfloat16, float16 or float64.
+        weight: (O, S·C, k, k) in the dtype of regions, k odd; channel block i belongs to scale i.
         size: (h, w) of the result.
-        scales: the S scales, in the order in which regions and weight hold them.
-        align_corners: of the upsampling, as in F.interpolate.
-        memory_format: of the result, torch.contiguous_format or torch.channels_last; that of the convolution it is
-            added to.
+        scales: S numbers, 1 to 64 of up to 32768 each, in the order of regions and weight.
+        align_corners: interpolates as F.interpolate does with this option.
+        memory_format: the result's, torch.contiguous_format or torch.channels_last. Choose that of the map it is added
+            to.
 
     Returns:
-        (B, O, h, w) in the dtype of regions and weight, or in autocast's, as a convolution. Products of library
-        matrices throughout: differentiable any number of times, and the same under torch.compile and torch.export.
+        (B, O, h, w) in the dtype of regions and weight; under autocast in autocast's dtype, as of a convolution.
+
+    Every backend is PyTorch's matrix products: differentiable any number of times, and the same under torch.compile and
+    torch.export.
     """
     size, scales, kernel = _check(regions, weight, size, scales, memory_format)
     last = memory_format == torch.channels_last
@@ -68,7 +73,7 @@ def pyramid_conv(
 
 
 def _taps_of_axis(s: int, size: int, kernel: int, align_corners: bool, like: Tensor) -> Tensor:
-    """(size, s·k): the weight of region i in what tap t sees of each position; nothing past the ends."""
+    """Returns (size, s·k): the weight of every region in the value that a tap reads at a position, 0 past the ends."""
     weights = F.pad(matrix(s, size, align_corners, like), (0, 0, kernel // 2, kernel // 2))
     return weights.unfold(0, kernel, 1).flatten(1).to(like.dtype)
 
@@ -94,8 +99,8 @@ def _check(
     if weight.device != regions.device:
         raise ValueError(f"weight: expected a tensor on the regions' device, {regions.device}, got {weight.device}")
     if weight.dtype != regions.dtype and not torch.is_autocast_enabled(regions.device.type):
-        given, beside = name_of(weight.dtype), name_of(regions.dtype)
-        raise ValueError(f"weight: expected the dtype of regions, {beside}, got {given}")
+        expected, given = name_of(regions.dtype), name_of(weight.dtype)
+        raise ValueError(f"weight: expected the dtype of regions, {expected}, got {given}")
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(f"memory_format: expected contiguous_format or channels_last, got {memory_format}")
     size = as_size(size)

@@ -1,4 +1,4 @@
-"""adaptive_context against float64 and against PyTorch's own composition, on every backend that can run here.
+"""Tests adaptive_context against float64 and against PyTorch's own composition, on every backend that can run here.
 
 Grid: every hard case in float32 and NCHW with everything asked for; every layout and dtype on a case that is odd in all
 directions; every combination of what can be left out on a small one. The interpreter and the emulation have files of
@@ -29,7 +29,7 @@ KINK = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.fl
 
 
 def context_with_gradients(function, case, tensors, residual=True, names=NAMES):
-    """z and the gradients of what `names` lists; what it does not list is not given, or has no gradient."""
+    """Returns z and the gradients of what `names` lists; what it does not list is not given, or has no gradient."""
     leaves = {name: tensors[name].detach().requires_grad_() for name in names}
     given = {name: leaves.get(name) for name in ("shift", "center")}
     z = function(*(leaves[name] for name in NAMES[:4]), case.scales, residual=residual, **given)
@@ -37,7 +37,7 @@ def context_with_gradients(function, case, tensors, residual=True, names=NAMES):
 
 
 def without_kink(case, tensors):
-    """The same with no gradient where the ReLU's input is so near to 0 that rounding decides which way it goes."""
+    """Removes the gradient where the ReLU's input is so near to 0 that rounding decides its sign."""
     t = {name: tensor.double() for name, tensor in tensors.items()}
     given = (t["x"], t["regions"], t["weight"], t["bias"], case.scales)
     z = stock.adaptive_context(*given, center=t["center"]) + t["shift"][..., None, None]
@@ -164,7 +164,7 @@ def test_what_is_not_finite_stays_in_its_pixel(device, backend, value):
 
 @places
 def test_saturated_affinities(device, backend):
-    """Logits of ±30 and beyond: affinities of exactly 1, and of 1e-13 with all their digits."""
+    """Logits of ±30 and beyond give affinities of exactly 1, and of 1e-13 with all their digits."""
     tensors = draw_context(ODD, device=device)
     tensors["bias"] = 30 * tensors["bias"].sign() * (1 + torch.arange(41, device=device) % 5)
     tensors["weight"] = tensors["weight"] * 1e-2
@@ -236,7 +236,7 @@ def test_same_bits_with_any_number_of_threads(threads, layout):
 
 @instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
-    """Each on a processor that has it, in a process of its own: the set is chosen once."""
+    """Tests each set that the processor has, in its own process: the set is chosen once."""
     instruction_sets.skip_the_one_in_use(isa)
     program = """
 import torch
@@ -283,7 +283,7 @@ def test_products_in_low_precision_do_not_lose_the_average_of_the_affinities():
     options=st.tuples(*[st.booleans()] * 3),
 )
 def test_any_size_and_options(batch, channels, size, scales, layout, options):
-    """The C++ kernels beside the reference in float64: around their blocks of channels, positions and regions."""
+    """The C++ kernels agree with the reference in float64, around their blocks of channels, positions and regions."""
     case = ContextCase(batch, channels, size, scales)
     tensors = draw_context(case, layout, torch.float64)
     names = NAMES[:4] + tuple(name for name, use in zip(("shift", "center"), options, strict=False) if use)

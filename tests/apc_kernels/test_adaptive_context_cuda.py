@@ -1,4 +1,4 @@
-"""The CUDA kernels on affinities, run on the CPU thread by thread (tests/emulation), against float64.
+"""Tests the CUDA kernels on affinities, run on the CPU thread by thread (tests/emulation), against float64.
 
 Every hard case in float32; layouts, dtypes, and what may be left out, on cases that are odd in all directions.
 """
@@ -21,7 +21,7 @@ NAMES = ["z", "grad_regions", "grad_shift", "bias part", "slope", "slope_moments
 
 
 def draw(case, layout=nchw, dtype=torch.float32, given=OPTIONAL):
-    """All arguments; None for what is not given. `moments` are linear, quadratic and, with them, center."""
+    """Returns all arguments; None for what is not given. `moments` are linear, quadratic and, with them, center."""
     t = draw_context(case, layout, dtype)
     generator = torch.Generator().manual_seed(2)
     n = case.size[0] * case.size[1]
@@ -46,7 +46,7 @@ def exact_forward(a):
 
 
 def exact(a):
-    """The float64 results of all three functions."""
+    """Returns the float64 results of all three functions."""
     d = SimpleNamespace(**{name: t.double() if isinstance(t, torch.Tensor) else t for name, t in vars(a).items()})
     inputs = d.x, d.regions, d.weight, d.bias, d.scales, d.shift
     moments = d.linear, d.quadratic, d.constant
@@ -58,7 +58,7 @@ def exact(a):
 
 
 def pytorch(a):
-    """The same by PyTorch's own operators in the map's dtype."""
+    """Returns the same results by PyTorch's own operators in the map's dtype."""
     x, weight, bias, regions = leaves = [t.detach().requires_grad_() for t in (a.x, a.weight, a.bias, a.regions)]
     shift = a.x.new_zeros(a.x.shape[:2], dtype=torch.float32) if a.shift is None else a.shift
     shift, dtype = shift.detach().requires_grad_(), a.x.dtype
@@ -286,7 +286,7 @@ def test_same_bits_in_any_order_of_threads(cuda_emulation, dtype):
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 def test_extreme_values_stay_where_they_belong(cuda_emulation, dtype, value):
-    """In one position of x, of the gradient, and in one region: NaN and infinity are where the reference has them."""
+    """Sets one position of x, of the gradient, and one region: NaN and infinity are where the reference has them."""
     case = ContextCase(2, 5, (5, 15), (2, 3))
     for name, index in (("x", (1, 7, 2, 3)), ("grad", (0, 6, 4, 14)), ("regions", (0, 5, 1))):
         a = draw(case, channels_last, dtype, ("shift", "center", "residual"))

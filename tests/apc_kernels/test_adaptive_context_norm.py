@@ -1,4 +1,4 @@
-"""adaptive_context_norm: the module as PyTorch writes it, the composition that specifies it, and its one node."""
+"""Tests adaptive_context_norm: the module as PyTorch writes it, the composition that specifies it, and its one node."""
 
 import os
 
@@ -44,7 +44,7 @@ def modules(t, scales, training=True, guided=True, function=stock.adaptive_conte
 
 
 def run(function, t, scales, **options):
-    """z, the gradients of all parameters, and the running statistics afterwards."""
+    """Returns z, the gradients of all parameters, and the running statistics afterwards."""
     t = {name: tensor.detach().clone(memory_format=torch.preserve_format) for name, tensor in t.items()}
     names = [name for name in PARAMETERS if options.get("guided", True) or not name.startswith("guide")]
     leaves = [t[name].requires_grad_() for name in names]
@@ -55,7 +55,7 @@ def run(function, t, scales, **options):
 
 
 def without_kink(t, scales, training=True):
-    """No gradient where a ReLU's input is so near to 0 that rounding decides."""
+    """Removes the gradient where a ReLU's input is so near to 0 that rounding decides."""
     wide = {name: tensor.double() for name, tensor in t.items()}
     raised = wide | {"norm.bias": wide["norm.bias"] + 1e-3}
     lowered = wide | {"norm.bias": wide["norm.bias"] - 1e-3}
@@ -70,7 +70,7 @@ def without_kink(t, scales, training=True):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_hard_cases(case, training, device, backend):
-    """In float64 where the backend has it, exactly; else by the accuracy rule."""
+    """Results are exact in float64 if the backend has it; otherwise the accuracy rule holds."""
     wide = draw_norm(case, dtype=torch.float64, device=device)
     exact = run(modules, wide, case.scales, training=training)
     if backend in ("reference", "cpp"):
@@ -214,7 +214,7 @@ def saved_bytes(function) -> int:
 
 
 def test_one_map_is_saved():
-    """Of float32 maps (2, 4·512, 64, 128): x, and what is small beside it. The modules save five."""
+    """Backward keeps x and small tensors of float32 maps (2, 4·512, 64, 128); the modules save five maps."""
     case = ContextCase(2, 512, (64, 128))
     t = {name: tensor.requires_grad_(name in PARAMETERS) for name, tensor in draw_norm(case).items()}
     parameters = sum(t[name].nbytes for name in PARAMETERS if name != "x")
@@ -385,7 +385,7 @@ def test_a_batch_of_one_value_has_no_statistics():
 
 
 def test_statistics_of_images_and_positions():
-    """The algebra by itself: moments of groups merge into those of all."""
+    """Tests the algebra alone: moments of groups merge into those of all."""
     values = torch.randn(5, 3, dtype=torch.float64)
     mean, variance, count = algebra.image_statistics(values, "")
     torch.testing.assert_close(mean, values.mean(0))

@@ -1,4 +1,4 @@
-"""adaptive_context as an operator: the dispatcher's contract, and what wrong input is told."""
+"""Tests adaptive_context as an operator: the dispatcher's contract, and the errors for wrong input."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_autocast_widens_what_goes_beside_the_map(backend):
         z = apc_kernels.adaptive_context(*given, shift=t["shift"])
         expected = apc_kernels.adaptive_context(given[0], given[1].float(), *given[2:], shift=t["shift"])
     assert z.dtype == torch.bfloat16 and same_bits(z, expected)
-    with pytest.raises(ValueError, match="regions: expected float32 beside a map in bfloat16, got bfloat16"):
+    with pytest.raises(ValueError, match="regions: expected float32 for a map in bfloat16, got bfloat16"):
         apc_kernels.adaptive_context(*given)
 
 
@@ -93,7 +93,7 @@ def test_autocast_widens_what_goes_beside_the_map(backend):
         ({"x": torch.zeros(2, 0, 4, 4)}, ValueError, "x: expected a multiple of 3 channels"),
         ({"x": torch.zeros(2, 39, 0, 4)}, ValueError, r"x: expected 1 to \d+ positions, got \(2, 39, 0, 4\)"),
         ({"x": torch.zeros(2, 39, 4, 4).long()}, ValueError, "x: expected float32, .* got int64"),
-        ({"x": torch.zeros(2, 39, 4, 4).double()}, ValueError, "weight: expected float64 beside a map in float64"),
+        ({"x": torch.zeros(2, 39, 4, 4).double()}, ValueError, "weight: expected float64 for a map in float64"),
         ({"regions": torch.zeros(2, 40, 13)}, ValueError, r"regions: expected \(2, 41, 13\), got \(2, 40, 13\)"),
         ({"regions": torch.zeros(1, 41, 13)}, ValueError, r"regions: expected \(2, 41, 13\), got \(1, 41, 13\)"),
         ({"regions": torch.zeros(2, 41, 13).half()}, ValueError, "regions: expected float32 .* got float16"),
@@ -103,7 +103,7 @@ def test_autocast_widens_what_goes_beside_the_map(backend):
             "regions: expected a tensor on x's device, cpu",
         ),
         ({"weight": torch.zeros(41, 13, 1, 1)}, ValueError, r"weight: expected \(41, 13\), got \(41, 13, 1, 1\)"),
-        ({"weight": torch.zeros(41, 13).double()}, ValueError, "weight: expected float32 beside a map in float32"),
+        ({"weight": torch.zeros(41, 13).double()}, ValueError, "weight: expected float32 for a map in float32"),
         ({"bias": torch.zeros(40)}, ValueError, r"bias: expected \(41,\) or \(2, 41\), got \(40,\)"),
         ({"shift": torch.zeros(13)}, ValueError, r"shift: expected \(39,\) or \(2, 39\), got \(13,\)"),
         ({"center": torch.zeros(41)}, ValueError, r"center: expected \(2, 41\), got \(41,\)"),

@@ -1,4 +1,4 @@
-"""The Triton kernels on affinities, run on the CPU by Triton's interpreter, against float64 and PyTorch's composition.
+"""Tests the Triton kernels on affinities in Triton's interpreter, against float64 and PyTorch's composition.
 
 Every hard case in float32; every layout, float16, and what may be left out, on cases that are odd in all directions.
 bfloat16 is multiplied as float32 here, for the interpreter's own products of it are wrong.
@@ -42,7 +42,7 @@ def with_gradients(function, case, tensors, residual=True, names=NAMES):
 
 
 def draw(case, layout=nchw, dtype=torch.float32, names=NAMES):
-    """The tensors, with no gradient where the ReLU's input is so near to 0 that rounding decides which way it goes."""
+    """Draws tensors, with no gradient where the ReLU's input is so near to 0 that rounding decides its sign."""
     tensors = draw_context(case, layout, dtype)
     t = {name: tensor.double() for name, tensor in tensors.items()}
     given = (t["x"], t["regions"], t["weight"], t["bias"], case.scales)

@@ -1,4 +1,4 @@
-"""affinity_moments against float64 and PyTorch's own composition, and as an operator."""
+"""Tests affinity_moments against float64 and PyTorch's own composition, and as an operator."""
 
 import pytest
 import stock

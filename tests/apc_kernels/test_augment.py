@@ -1,4 +1,4 @@
-"""augment: by definition first, then the same bits for every backend, instruction set, layout and number of threads."""
+"""Tests augment by its definition, and for equal bits with every backend, instruction set, layout and thread count."""
 
 import itertools
 import os
@@ -26,7 +26,7 @@ def image(height, width, seed=0):
 
 
 def interleaved(x):
-    """Channels side by side, as decoders leave them."""
+    """Returns an image with adjacent channels, as decoders leave them."""
     return x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
@@ -44,7 +44,7 @@ def transposed(x):
 
 
 def colors():
-    """20,000 of them, and all between which something changes: grey, black, equal channels, the ends."""
+    """Returns 20,000 colours, and all between which something changes: grey, black, equal channels, the ends."""
     some = image(100, 200)
     corners = torch.tensor(list(itertools.product((0, 1, 2, 127, 128, 254, 255), repeat=3)), dtype=torch.uint8)
     return torch.cat([some.flatten(1), some.flatten(1) // 32 + 90, corners.T], 1)[:, None]
@@ -147,7 +147,7 @@ def values(name):
 
 @st.composite
 def calls(draw):
-    """Arguments of any kind, sizes that share no factor, windows at the edges."""
+    """Draws arguments of any kind, sizes that share no factor, windows at the edges."""
     lengths = st.integers(1, 70)
     size = draw(lengths), draw(lengths)
     height, width = (draw(st.integers(1, n)) for n in size)
@@ -211,7 +211,7 @@ assert torch.ops.apc_kernels_cpp.instruction_set() == sys.argv[2]
 
 @instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
-    """The one that this process has chosen, of which all other tests are, beside every other."""
+    """Every other set gives the bits of the one that this process has chosen."""
     instruction_sets.skip_the_one_in_use(isa)
     given, size = interleaved(image(97, 120)), (83, 211)
     options = {"flip": True, "steps": EVERY, "mean": MEAN, "std": STD}
@@ -263,8 +263,8 @@ X = torch.zeros(3, 4, 6, dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: apc_kernels.augment(X.numpy()), TypeError, "image: expected a tensor in uint8, got ndarray"),
-        (lambda: apc_kernels.augment(X.float()), TypeError, "image: expected a tensor in uint8, got one in float32"),
+        (lambda: apc_kernels.augment(X.numpy()), TypeError, "image: expected a uint8 tensor, got ndarray"),
+        (lambda: apc_kernels.augment(X.float()), TypeError, "image: expected a uint8 tensor, got float32"),
         (
             lambda: apc_kernels.augment(X[None]),
             ValueError,
@@ -281,10 +281,18 @@ X = torch.zeros(3, 4, 6, dtype=torch.uint8)
         (
             lambda: apc_kernels.augment(X, (5, 4), (1, 0, 5, 4)),
             ValueError,
-            r"window: expected a part of the resized \(5, 4\), got \(1, 0, 5, 4\)",
+            r"window: expected a window inside the resized image \(5, 4\), got \(1, 0, 5, 4\)",
         ),
-        (lambda: apc_kernels.augment(X, None, (-1, 0, 2, 2)), ValueError, "window: expected a part of the resized"),
-        (lambda: apc_kernels.augment(X, None, (0, 0, 2, 0)), ValueError, "window: expected a part of the resized"),
+        (
+            lambda: apc_kernels.augment(X, None, (-1, 0, 2, 2)),
+            ValueError,
+            "window: expected a window inside the resized image",
+        ),
+        (
+            lambda: apc_kernels.augment(X, None, (0, 0, 2, 0)),
+            ValueError,
+            "window: expected a window inside the resized image",
+        ),
         (
             lambda: apc_kernels.augment(X, steps=[("gamma", 2)]),
             ValueError,

@@ -1,4 +1,4 @@
-"""GPU code compiled for GPUs that are not there: no register may spill that is not listed here with a reason."""
+"""Compiles GPU code for GPUs that are not there; no register may spill that is not listed here with a reason."""
 
 import json
 import os
@@ -61,7 +61,7 @@ print(json.dumps([kernel.asm["ptx"] for kernel in compiled]))
 
 @pytest.fixture
 def compiled_cuda(arch):
-    """What ptxas says of every kernel: {file: text}, compiled anew only where a source has changed.
+    """Returns the report of ptxas on every kernel, {file: text}, compiled anew only where a source has changed.
 
     With the code for the CPU for one architecture alone: it is the same for all of them.
     """

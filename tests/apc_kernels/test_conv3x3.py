@@ -1,4 +1,4 @@
-"""conv3x3 against float64 and against PyTorch's convolution of the concatenation; by tiles at every size."""
+"""Tests conv3x3 against float64 and against PyTorch's convolution of the concatenation; by tiles at every size."""
 
 from typing import NamedTuple
 
@@ -179,7 +179,7 @@ X, W = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 3, 3)
 @pytest.mark.parametrize(
     ("maps", "weight", "error", "message"),
     [
-        ([], W, ValueError, "maps: expected one map at least"),
+        ([], W, ValueError, "maps: expected at least one map"),
         ([X, 3], W, TypeError, r"maps\[1\]: expected a tensor, got int"),
         (X, None, TypeError, "weight: expected a tensor, got NoneType"),
         (X[0], W, ValueError, r"maps\[0\]: expected 4 dimensions, got 3"),
@@ -215,7 +215,7 @@ def test_raw_operators_check_what_they_are_given():
 
 
 def test_under_autocast_maps_may_come_in_any_precision():
-    """What comes out of a product beside what does not: both are cast to the precision of the products."""
+    """Maps from a product and other maps may be mixed: all are cast to the precision of the products."""
     maps = [torch.randn(1, 128, 32, 32), torch.randn(1, 16, 32, 32, dtype=torch.bfloat16)]
     weight = torch.randn(128, 144, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):

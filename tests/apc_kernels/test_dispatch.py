@@ -1,4 +1,4 @@
-"""Which backend serves a call: `auto`, forcing one, and what is said where it cannot."""
+"""Tests the choice of a backend: `auto`, forcing one, and the error if it cannot serve."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from apc_kernels.ops.pyramid_pool import KERNELS
 
 
 def run(program, **environment):
-    """A program in a process of its own, away from the checkout."""
+    """Runs a program in its own process, away from the checkout."""
     environment = os.environ | environment
     return subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", capture_output=True, text=True)
 
@@ -67,7 +67,7 @@ def test_two_threads_that_overlap_leave_nothing_forced():
         step()
     for manager in (first, second):
         manager.__exit__(None, None, None)
-    assert len(dispatch._asked) == 1
+    assert len(dispatch._requested) == 1
 
 
 def test_forcing_inside_a_compiled_function_is_refused():

@@ -1,4 +1,4 @@
-"""encode against float64 and against the residuals written out in PyTorch."""
+"""Tests encode against float64 and against the residuals written out in PyTorch."""
 
 import pytest
 import stock
@@ -155,7 +155,7 @@ X, CODEWORDS, SCALE = torch.zeros(2, 3, 4, 4), torch.zeros(5, 3), torch.zeros(5)
         (X, torch.zeros(5, 4), SCALE, r"codewords: expected \(K, 3\) for these features, got \(5, 4\)"),
         (X, torch.zeros(0, 3), torch.zeros(0), r"codewords: expected \(K, 3\) for these features, got \(0, 3\)"),
         (X, CODEWORDS, torch.zeros(4), r"scale: expected \(5,\), got \(4,\)"),
-        (X, CODEWORDS.double(), SCALE, "codewords: expected float32 beside a map in float32, got float64"),
+        (X, CODEWORDS.double(), SCALE, "codewords: expected float32 for a map in float32, got float64"),
         (X, CODEWORDS, SCALE.to("meta"), "scale: expected a tensor on x's device, cpu, got one on meta"),
     ],
 )

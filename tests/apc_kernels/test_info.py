@@ -1,4 +1,4 @@
-"""python -m apc_kernels.info tells what is installed, built and served."""
+"""Tests that `python -m apc_kernels.info` reports what is installed, built and served."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""pyramid_conv against float64 and against upsampling, concatenating and convolving in PyTorch."""
+"""Tests pyramid_conv against float64 and against upsampling, concatenating and convolving in PyTorch."""
 
 import pytest
 import stock

@@ -1,4 +1,4 @@
-"""pyramid_pool against float64 and against PyTorch's own pooling, on every backend that can run here.
+"""Tests pyramid_pool against float64 and against PyTorch's own pooling, on every backend that can run here.
 
 Grid: every hard case in float32 and NCHW; every layout and every dtype on a case that is odd in all directions. The
 interpreter (seconds a case) and the emulation (milliseconds) run the GPU kernels on the CPU.
@@ -28,7 +28,7 @@ WIDE = MapCase((1, 72, 6, 136))
 
 @functools.cache
 def yardstick(case, dtype):
-    """The float64 result and PyTorch's own, each with its gradient, on the values that `draw` gives for a dtype."""
+    """Returns the float64 result and PyTorch's own, each with its gradient, on the values of `draw` for a dtype."""
     x, grad = draw(case, nchw, dtype)
     function = stock.pyramid_pool if min(x.shape) else reference.pyramid_pool  # PyTorch refuses maps without channels
     exact = with_gradient(function, x.double(), case.scales, grad.double())
@@ -41,7 +41,7 @@ def assert_matches(results, case, dtype):
 
 
 def emulate(module, x, scales, grad, seed=0):
-    """The CUDA kernels on the CPU: result and gradient, from memory that held NaN."""
+    """Runs the CUDA kernels on the CPU: result and gradient, from memory that held NaN."""
 
     def array(tensor):
         return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
@@ -286,7 +286,7 @@ def test_same_bits_in_any_order_of_threads_on_emulated_cuda(cuda_emulation):
 
 @instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
-    """Each on a processor that has it, in a process of its own: the set is chosen once."""
+    """Tests each set that the processor has, in its own process: the set is chosen once."""
     instruction_sets.skip_the_one_in_use(isa)
     file = tmp_path / "results.pt"
     program = f"""
@@ -323,7 +323,7 @@ torch.save(results, {str(file)!r})
 
 
 def test_long_sums():
-    """The rounding error of a mean of 33 million ones: none."""
+    """The mean of 33 million ones has no rounding error."""
     with apc_kernels.backend("cpp"):
         assert apc_kernels.pyramid_pool(torch.ones(1, 1, 1, 2**25), (1,)).item() == 1
         assert apc_kernels.pyramid_pool(torch.ones(1, 1, 2**25, 1), (1,)).item() == 1

@@ -1,4 +1,4 @@
-"""pyramid_pool as an operator: the dispatcher's contract, and what wrong input is told."""
+"""Tests pyramid_pool as an operator: the dispatcher's contract, and the errors for wrong input."""
 
 import pytest
 import stock

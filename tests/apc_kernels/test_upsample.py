@@ -1,4 +1,4 @@
-"""upsample_cross_entropy against float64 and against PyTorch's own composition, on every backend that can run here.
+"""Tests upsample_cross_entropy against float64 and PyTorch's own composition, on every backend that can run here.
 
 The loss is float32 whatever the logits: it is held to PyTorch's on widened logits. Their gradient is held to PyTorch's
 in their own dtype.
@@ -179,7 +179,7 @@ def test_denominators(device, backend):
 @pytest.mark.parametrize("weight", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("reduction", ["mean", "mean_all", "sum", "none"])
 def test_all_pixels_ignored(device, backend, reduction, weight, smoothing):
-    """What PyTorch gives: a mean of nothing is NaN, its gradient 0 nevertheless; everything else is 0."""
+    """Tests for PyTorch's results: a mean of nothing is NaN, its gradient 0 nevertheless; everything else is 0."""
     t = draw_upsample(ODD, device=device)
     t["target"].fill_(255)
     given = {"reduction": reduction, "weight": weight, "label_smoothing": smoothing}

@@ -1,4 +1,4 @@
-"""upsample_argmax, upsample_confusion and upsample_softmax against float64 and PyTorch's own compositions."""
+"""Tests upsample_argmax, upsample_confusion and upsample_softmax against float64 and PyTorch's own compositions."""
 
 import pytest
 import stock
@@ -174,7 +174,7 @@ def test_targets_that_are_not_contiguous(device, backend):
 
 
 def assert_probabilities(result, logits, case, flip=False, before=None):
-    """In float32 whatever the logits, and so held to PyTorch's on widened ones."""
+    """Checks probabilities, which are float32 for all logits and so held to PyTorch's on widened ones."""
     given = {"size": case.size, "flip": flip, "align_corners": case.align_corners}
     exact = stock.upsample_softmax(logits.cpu().double(), **given)
     pytorch = stock.upsample_softmax(logits.cpu().float(), **given)
@@ -213,7 +213,7 @@ def test_softmax_of_layouts_and_dtypes(device, backend, layout, dtype, case):
 
 @places_without_cuda
 def test_a_buffer_that_holds_the_logits(device, backend):
-    """What is read is not what has just been written."""
+    """The logits are read as they were before the first result is written."""
     logits = draw_upsample(ODD, device=device)["logits"]
     out = torch.zeros(2, 13, *ODD.size, device=device)
     inside = out[:, :, : ODD.source[0], : ODD.source[1]].copy_(logits)

@@ -1,4 +1,4 @@
-"""The upsample_* operations at their extremes: values, sizes, threads, instruction sets; and at random sizes."""
+"""Tests the upsample_* operations at their extremes: values, sizes, threads, instruction sets; and at random sizes."""
 
 import math
 import os
@@ -26,7 +26,7 @@ kernels = pytest.mark.parametrize(  # everywhere but in the reference, which tak
 
 
 def everything(tensors, case, **options):
-    """The results of all four operations, and the gradient."""
+    """Returns the results of all four operations, and the gradient."""
     loss, grad = loss_and_gradient(apc_kernels.upsample_cross_entropy, tensors, case, **options)
     corners = {"align_corners": case.align_corners}
     logits, target = tensors["logits"].detach(), tensors["target"]
@@ -40,7 +40,10 @@ def same(a, b):
 
 
 def assert_everything(results, tensors, case, name="", **options):
-    """By the accuracy rule. Losses and probabilities are float32: they are held to those of widened logits."""
+    """Checks results by the accuracy rule.
+
+    Losses and probabilities are float32: they are held to those of widened logits.
+    """
     tensors = {key: t.cpu() for key, t in tensors.items()}
     exact_tensors = {key: t.double() if t.is_floating_point() else t for key, t in tensors.items()}
     wide = tensors if tensors["grad"].dtype == torch.float64 else tensors | {"logits": tensors["logits"].float()}
@@ -140,7 +143,7 @@ def test_what_is_not_finite_stays_among_its_pixels(device, backend, value):
 
 @places_without_cuda
 def test_ignored_pixels_count_nowhere(device, backend):
-    """Not even where their logits are NaN."""
+    """Ignored pixels do not count, even if their logits are NaN."""
     t = draw_upsample(TWICE, device=device)
     t["logits"][1], t["target"][1] = float("nan"), 255
     for options in {"weight": True}, {"reduction": "sum", "label_smoothing": 0.1}, {"reduction": "none"}:
@@ -185,7 +188,7 @@ def test_same_bits_with_any_number_of_threads(threads, layout, case):
 
 @instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
-    """Each on a processor that has it, in a process of its own: the set is chosen once."""
+    """Tests each set that the processor has, in its own process: the set is chosen once."""
     instruction_sets.skip_the_one_in_use(isa)
     file = tmp_path / "results.pt"
     program = f"""
@@ -256,7 +259,7 @@ def test_any_size(source, size, classes, align_corners, by_channel, reduction, s
 
 @kernels
 def test_sixteen_million_pixels_and_more(device, backend):
-    """Counts and sums that float32 would not hold."""
+    """Counts and sums stay exact that float32 would not hold."""
     pixels = 4099 * 4100
     logits = torch.zeros(1, 2, 1, 1, device=device)
     target = torch.zeros(1, 4099, 4100, dtype=torch.uint8, device=device)

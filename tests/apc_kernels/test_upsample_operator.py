@@ -1,4 +1,4 @@
-"""The upsample_* operations as operators: the dispatcher's contract, and what wrong input is told."""
+"""Tests the upsample_* operations as operators: the dispatcher's contract, and the errors for wrong input."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ class Evaluation(torch.nn.Module):
 
 @pytest.mark.parametrize("module", [Training, Evaluation])
 def test_export_holds_stock_operators_only(module):
-    """With sizes of logits and result that are free of each other."""
+    """Exports with sizes of logits and result that are independent of each other."""
     sizes = {
         name: {i: torch.export.Dim(f"{name}{i}", min=2, max=512) for i in axes}
         for name, axes in (("logits", (2, 3)), ("target", (1, 2)))
@@ -117,7 +117,7 @@ def test_meta_tensors():
 @pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
 def test_autocast_leaves_the_dtype_alone(backend, dtype):
-    """The same bits with and without; a weight that autocast brought in low precision is widened."""
+    """Autocast changes no bit of the results; a weight that it has rounded is widened."""
     t = draw_upsample(ODD, dtype=dtype)
     given = {"reduction": "none", "weight": True, "label_smoothing": 0.1}
     with apc_kernels.backend(backend):
@@ -231,11 +231,7 @@ def test_wrong_sizes(size, error, message):
         ({"weight": [1.0, 1.0, 1.0]}, TypeError, "weight: expected a tensor, got list"),
         ({"weight": torch.ones(4)}, ValueError, r"weight: expected \(3,\), got \(4,\)"),
         ({"weight": torch.ones(3, 1)}, ValueError, r"weight: expected \(3,\), got \(3, 1\)"),
-        (
-            {"weight": torch.ones(3).double()},
-            ValueError,
-            "weight: expected float32 beside a map in float32, got float64",
-        ),
+        ({"weight": torch.ones(3).double()}, ValueError, "weight: expected float32 for a map in float32, got float64"),
         ({"weight": torch.ones(3).bfloat16()}, ValueError, "weight: expected float32 .* got bfloat16"),
         ({"weight": torch.ones(3, device="meta")}, ValueError, "weight: expected a tensor on .* cpu, got one on meta"),
         ({"weight": torch.ones(3, requires_grad=True)}, ValueError, "weight: expected a tensor without gradient"),
@@ -247,8 +243,8 @@ def test_wrong_sizes(size, error, message):
         ({"label_smoothing": "much"}, TypeError, "label_smoothing: expected a number, got 'much'"),
         ({"reduction": "average"}, ValueError, "reduction: expected one of mean, mean_all, sum, none; got 'average'"),
         ({"reduction": None}, ValueError, "reduction: expected one of mean, mean_all, sum, none; got None"),
-        ({"denominator": 5, "reduction": "sum"}, ValueError, "denominator: expected none beside reduction='sum'"),
-        ({"denominator": 5, "reduction": "none"}, ValueError, "denominator: expected none beside reduction='none'"),
+        ({"denominator": 5, "reduction": "sum"}, ValueError, "denominator: expected None for reduction='sum'"),
+        ({"denominator": 5, "reduction": "none"}, ValueError, "denominator: expected None for reduction='none'"),
         ({"denominator": -1.0}, ValueError, "denominator: expected a number that is not negative, got -1.0"),
         ({"denominator": float("nan")}, ValueError, "denominator: expected a number .* got nan"),
         ({"denominator": float("inf")}, ValueError, "denominator: expected a number .* got inf"),
@@ -292,9 +288,9 @@ def test_wrong_options_of_confusion():
         (
             torch.zeros(1, 3, 8, 10).expand(2, -1, -1, -1),
             ValueError,
-            r"out: expected memory of its own .* strides \(0, ",
+            r"out: expected elements that do not overlap .* strides \(0, ",
         ),
-        (torch.zeros(600).as_strided((2, 3, 8, 10), (240, 80, 9, 1)), ValueError, "out: .* memory of its own"),
+        (torch.zeros(600).as_strided((2, 3, 8, 10), (240, 80, 9, 1)), ValueError, "out: .* do not overlap"),
     ],
 )
 def test_wrong_buffers(out, error, message):

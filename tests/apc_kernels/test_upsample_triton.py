@@ -1,4 +1,4 @@
-"""The Triton kernels on upsampled logits, run on the CPU by Triton's interpreter, against float64 and PyTorch.
+"""Tests the Triton kernels on upsampled logits, run on the CPU by Triton's interpreter, against float64 and PyTorch.
 
 bfloat16 is left to the GPU: the interpreter rounds it wrongly.
 """
@@ -46,7 +46,7 @@ def triton_serves():
 
 
 def draw(case, layout=nchw, dtype=torch.float32, labels=torch.int64):
-    """Logits, labels of which a fifth is ignored, class weights, and a gradient for every pixel."""
+    """Returns logits, labels of which a fifth is ignored, class weights, and a gradient for every pixel."""
     shape, size = case
     generator = torch.Generator().manual_seed(sum(shape) + sum(size))
     logits = layout(torch.randn(shape, generator=generator).mul(3).to(dtype))
@@ -66,7 +66,7 @@ def upsampled(logits, size, align_corners):
 
 
 def stock_loss(logits, target, *, align_corners, reduction="mean", weight=None, **options):
-    """As mmsegmentation does it: logits interpolated in their dtype, the loss in float32."""
+    """Computes the loss as mmsegmentation does: logits interpolated in their dtype, the loss in float32."""
     scores = upsampled(logits, target.shape[1:], align_corners)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     weight = None if weight is None else weight.to(scores.dtype)

@@ -12,7 +12,7 @@ from apc_kernels import build
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="native code is built on Linux only")
 
-EVERYTHING = build.World(
+EVERYTHING = build.Toolchain(
     torch="2.13.0+cu130",
     torch_cuda="13.0",
     torch_path="/python/torch",
@@ -25,7 +25,7 @@ NO_TORCH = replace(EVERYTHING, torch=None, torch_cuda=None, torch_path=None)
 CPU_TORCH = replace(EVERYTHING, torch="2.13.0+cpu", torch_cuda=None)
 NO_NVCC = replace(EVERYTHING, nvcc=None, nvcc_cuda=None)
 
-# World, then what the reason against the CPU and against the CUDA library must name; None: it is built.
+# Toolchain, then what the reason against the CPU and against the CUDA library must name; None: it is built.
 WORLDS = {
     "no torch": (NO_TORCH, "torch is not in the build environment", "torch is not in the build environment"),
     "CPU torch": (CPU_TORCH, None, "torch 2.13.0+cpu is a build without CUDA"),
@@ -40,7 +40,7 @@ WORLDS = {
     "no compiler": (replace(EVERYTHING, compiler=None), "no C++ compiler was found", "no C++ compiler was found"),
     "no ninja": (replace(EVERYTHING, ninja=None), "ninja was not found", "ninja was not found"),
     # One reason is enough, and the first thing to mend comes first.
-    "nothing": (build.World(*[None] * 7), "torch is not in", "torch is not in"),
+    "nothing": (build.Toolchain(*[None] * 7), "torch is not in", "torch is not in"),
     "CPU torch, no nvcc": (replace(CPU_TORCH, nvcc=None, nvcc_cuda=None), None, "a build without CUDA"),
 }
 

@@ -1,7 +1,7 @@
-"""Operations on affinities, the sigmoids of 1×1 convolutions of a map, without storing an affinity.
+"""Implements operations on affinities (the sigmoids of a map's 1×1 convolutions) that store no affinity.
 
-APCNet's context modules are made of them: adaptive_context multiplies affinities with region vectors, affinity_moments
-takes their mean and covariance, adaptive_context_norm is both with the batch norms in between.
+They make up APCNet's context modules: adaptive_context multiplies affinities with region vectors, affinity_moments
+computes their mean and covariance, and adaptive_context_norm combines both with the batch norms in between.
 """
 
 from apc_kernels.ops.affinities.algebra import BatchNorm

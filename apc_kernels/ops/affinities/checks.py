@@ -1,4 +1,4 @@
-"""What the operations on affinities ask of their arguments, and which kernels they have."""
+"""Checks the arguments of the operations on affinities, and declares their kernels."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -10,7 +10,7 @@ from apc_kernels.ops.affinities import reference
 from apc_kernels.ops.common import check_dtype, check_scales, check_small, check_tensor
 
 MAX_SCALES, MAX_SCALE = 64, 32
-MAX_GPU_SCALES, MAX_GPU_SCALE = 16, 8  # beyond these the reference serves on a GPU
+MAX_GPU_SCALES, MAX_GPU_SCALE = 16, 8  # on a GPU the reference serves more or larger scales
 
 
 def _triton() -> ModuleType:
@@ -23,7 +23,7 @@ KERNELS = Kernels(reference, triton=_triton, cuda=True)
 
 
 def limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
-    """Why the GPU kernels cannot take a call, if they cannot."""
+    """Returns the reasons why GPU kernels cannot take a call, by backend."""
     if max(scales) <= MAX_GPU_SCALE and len(scales) <= MAX_GPU_SCALES and x.shape[2] * x.shape[3] < 2**30:
         return {}
     reason = (
@@ -34,7 +34,7 @@ def limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
 
 
 def check_affinities(x: Tensor, weight: Tensor, scales: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """What all of them take: a map and the 1×1 convolutions on it. Returns weight and scales as kernels take them."""
+    """Checks a map and the 1×1 convolutions on it; returns weight and scales as kernels take them."""
     check_tensor(x, "x")
     if x.dim() != 4:
         raise ValueError(f"x: expected 4 dimensions (B, S·C, h, w), got {x.dim()}: {tuple(x.shape)}")
@@ -50,5 +50,5 @@ def check_affinities(x: Tensor, weight: Tensor, scales: Sequence[int]) -> tuple[
 
 
 def check_for_images(tensor: Tensor, name: str, size: int, x: Tensor) -> Tensor:
-    """Numbers for each image, or the same for all: (B, size)."""
+    """Checks numbers that are given once or for each image; returns them as (B, size)."""
     return check_small(tensor, name, [(size,), (x.shape[0], size)], x).expand(x.shape[0], size)

@@ -1,6 +1,6 @@
-"""adaptive_context_norm as a composition under autograd: the specification of the training path.
+"""Computes adaptive_context_norm as a composition under autograd, the specification of the training path.
 
-Also what evaluation, exported models and scales with more regions than channels are served by.
+It also serves evaluation, exported models, and scales with more regions than channels.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ from apc_kernels.ops.common import without_autocast
 
 
 class Composed(NamedTuple):
+    """Holds the result z, the statistics that the two batch norms have used, and the intermediate results."""
+
     z: Tensor
-    statistics: Statistics  # that the two batch norms have used
-    of_guide: Statistics | None
+    statistics: Statistics
+    guide_statistics: Statistics | None
     biases: Tensor
     pooled: Tensor | None
     mean: Tensor | None
@@ -27,15 +29,25 @@ class Composed(NamedTuple):
 
 
 def adaptive_context_norm(
-    x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training: bool, group: str
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    norm: BatchNorm,
+    guide: Tensor | None,
+    guide_norm: BatchNorm | None,
+    training: bool,
+    group: str,
 ) -> Composed:
     with without_autocast(x):
-        biases, of_guide, pooled = bias, None, None
-        if guide is not None:
+        biases, guide_statistics, pooled = bias, None, None
+        if guide is not None and guide_norm is not None:
             pooled = x.mean((2, 3), dtype=bias.dtype)
             features = algebra.guide_features(pooled, guide, scales)
-            of_guide = algebra.image_statistics(features, group) if training else running(guide_norm)
-            biases = algebra.guided_bias(features, of_guide, guide_norm, weight, bias, scales)
+            guide_statistics = algebra.image_statistics(features, group) if training else running(guide_norm)
+            biases = algebra.guided_bias(features, guide_statistics, guide_norm, weight, bias, scales)
         vectors = algebra.projected(regions, projection, scales)
         center = mean = covariance = None
         if not training:
@@ -50,13 +62,14 @@ def adaptive_context_norm(
             center = mean.detach().to(bias.dtype)
         rows, shift = algebra.normalized(vectors, statistics, norm, center, scales)
         z = context(x, rows, weight, biases, scales, shift, True, center)
-        return Composed(z, statistics, of_guide, biases, pooled, mean, covariance, vectors)
+        return Composed(z, statistics, guide_statistics, biases, pooled, mean, covariance, vectors)
 
 
 def forms_products(scales: Sequence[int], channels: int) -> bool:
-    """Whether a covariance would be larger than what it describes."""
+    """Tells whether a covariance would be larger than the products that it describes."""
     return max(scales) ** 2 > max(channels, 64)
 
 
 def running(norm: BatchNorm) -> Statistics:
-    return Statistics(norm.running_mean.double(), norm.running_var.double(), None)
+    """Returns the running statistics of a batch norm."""
+    return Statistics(norm.running_mean.double(), norm.running_var.double(), None)  # pyright: ignore[reportArgumentType]  # never read

@@ -1,6 +1,7 @@
-"""adaptive_context: sigmoid affinities times region vectors for every scale, without storing an affinity."""
+"""Implements adaptive_context: sigmoid affinities times region vectors, without storing an affinity."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, check_for_images, limits
 from apc_kernels.ops.affinities.reference import blocks
 from apc_kernels.ops.common import as_scales, check_small, check_tensor, widened
-from apc_kernels.ops.operator import Operator
+from apc_kernels.ops.operator import On, Operator
 
 
 def adaptive_context(
@@ -22,35 +23,42 @@ def adaptive_context(
     residual: bool = False,
     center: Tensor | None = None,
 ) -> Tensor:
-    """Gives every position, at every scale, the region vectors it has an affinity to.
+    """Multiplies the affinities of every position to the regions of a scale with the region vectors.
 
         A = sigmoid(x·weightᵀ + bias)                       (N, s²) for each scale s, N = h·w
         z = (A − center)·regions                            (N, C)
-        z = relu(z + shift)      where shift is given
-        z = z + x                where residual is asked for
+        z = relu(z + shift)      if shift is given
+        z = z + x                if residual is true
+
+    Equivalent to, for one scale, with all options:
+
+        affinities = torch.sigmoid(F.conv2d(x, weight[:, :, None, None], bias)).flatten(2)    # (B, s², N)
+        z = (regions.mT @ (affinities - center[..., None])).view(x.shape)
+        F.relu(z + shift[:, None, None]) + x
+
+    The (B, s², N) affinities are never stored. Only the arguments are saved for backward, which computes the affinities
+    again.
 
     Args:
         x: (B, S·C, h, w), float32, bfloat16, float16 or float64; channel block i belongs to scale i. Dense NCHW and
-            channels_last maps are read where they lie, and slices of them that keep columns or channels side by side;
-            any other layout is copied once.
-        regions: (B, J, C), J = Σ s², scale-major, then row-major: the order of pyramid_pool's result.
-        weight: (J, C), the 1×1 convolutions that make affinities.
-        bias: (J,), or (B, J) for one of each image: a global guide g adds weight·g to the bias, and x + g is never
-            formed.
-        scales: 1 to 64 numbers from 1 to 32. On a GPU, scales above 8 or more than 16 of them are served by the
-            reference, which stores affinities.
-        shift: (S·C,), or (B, S·C) for one of each image.
-        residual: whether x is added at the end.
+            channels_last maps, and slices of them with adjacent columns or channels, are read in place; any other
+            layout is copied once.
+        regions: (B, J, C), J = Σ s², in the order of pyramid_pool's result: scale by scale, each row-major.
+        weight: (J, C), the 1×1 convolutions that compute the affinities.
+        bias: (J,), or (B, J) with one for each image. A global guide g adds weight·g to it, so x + g need not exist.
+        scales: S numbers, 1 to 64 of 1 to 32. On a GPU the reference, which stores affinities, serves scales above 8
+            and more than 16 scales.
+        shift: (S·C,), or (B, S·C) with one for each image.
+        residual: adds x to the result.
         center: (B, J), subtracted from the affinities before they are rounded to low precision.
 
-    regions, weight, bias, shift and center are float32 beside float32, bfloat16 and float16 maps, float64 beside
-    float64; under autocast, and only there, low-precision ones are widened. x keeps its dtype.
+    The tensors other than x are float32 (float64 if x is float64); under autocast, low-precision ones are widened.
 
     Returns:
         z, (B, S·C, h, w), with x's dtype and the strides of torch.empty_like(x). Sums are kept in float32 (float64).
 
-    All that is saved for backward is what was given; the affinities are computed again. Differentiable once, in
-    everything but the scales; deterministic to the bit. NaN and infinities go where PyTorch's own operators take them.
+    The operation is differentiable once, with respect to all tensors, and deterministic to the bit. Autocast leaves x's
+    dtype alone. NaN and infinities spread as in PyTorch's own operators.
     """
     check_tensor(x, "x")
     regions, weight, bias = widened(regions, "regions", x), widened(weight, "weight", x), widened(bias, "bias", x)
@@ -59,7 +67,16 @@ def adaptive_context(
     return context(x, regions, weight, bias, as_scales(scales), shift, bool(residual), center)
 
 
-def _check(x, regions, weight, bias, scales, shift, residual, center):
+def _check(
+    x: Tensor,
+    regions: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    residual: bool,
+    center: Tensor | None,
+) -> tuple[Any, ...]:
     weight, scales = check_affinities(x, weight, scales)
     batch, (rows, channels) = x.shape[0], weight.shape
     bias = check_for_images(bias, "bias", rows, x)
@@ -72,13 +89,35 @@ def _check(x, regions, weight, bias, scales, shift, residual, center):
     return x, regions, weight, bias, scales, shift, residual, center
 
 
-def _check_backward_regions(grad, x, regions, weight, bias, scales, shift, center):
+def _check_backward_regions(
+    grad: Tensor,
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    center: Tensor | None,
+) -> tuple[Any, ...]:
     *checked, _, center = _check(x, regions, weight, bias, scales, shift, False, center)
     _check_grad(grad, x)
     return grad, *checked, center
 
 
-def _check_backward_x(grad, x, regions, weight, bias, scales, shift, residual, center, linear, quadratic, constant):
+def _check_backward_x(
+    grad: Tensor | None,
+    x: Tensor,
+    regions: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    shift: Tensor | None,
+    residual: bool,
+    center: Tensor | None,
+    linear: Tensor | None,
+    quadratic: Tensor | None,
+    constant: Tensor | None,
+) -> tuple[Any, ...]:
     checked = _check(x, regions, weight, bias, scales, shift, residual, center)
     if grad is not None:
         _check_grad(grad, x)
@@ -86,7 +125,7 @@ def _check_backward_x(grad, x, regions, weight, bias, scales, shift, residual, c
         raise ValueError("grad: expected grad and regions, or neither of them, no residual, but linear and quadratic")
     if (linear is None) != (quadratic is None) or (linear is not None and center is None):
         raise ValueError("linear: expected linear, quadratic and center together")
-    if linear is not None:
+    if linear is not None and quadratic is not None:
         linear = check_small(linear, "linear", [(x.shape[0], weight.shape[0])], x)
         quadratic = check_small(quadratic, "quadratic", [(x.shape[0], sum(s**4 for s in scales))], x)
     if constant is not None:
@@ -110,17 +149,21 @@ context = Operator(
 )
 
 
-def _on_map(grad, x, regions, weight, bias, scales, *_):
+def _on_map(
+    grad: Tensor | None, x: Tensor, regions: Tensor | None, weight: Tensor, bias: Tensor, scales: Sequence[int], *_: Any
+) -> On:
     return x, limits(x, scales)
 
 
-def _empty_region_gradients(grad, x, regions, weight, bias, scales, *_):
-    batch, rows, _ = regions.shape
+def _empty_region_gradients(
+    grad: Tensor, x: Tensor, regions: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int], *_: Any
+) -> tuple[Tensor, ...]:
+    batch, rows = regions.shape[:2]
     sizes = (batch, x.shape[1]), (batch, rows), (batch, rows), (batch, sum(s**4 for s in scales))
     return regions.new_empty(regions.shape), *(regions.new_empty(size) for size in sizes)
 
 
-# The gradients of regions and shift, and the sums that the bias's consists of (reference.py).
+# Computes the gradients of regions and shift, and the sums that the gradient of bias consists of (reference.py).
 backward_regions = Operator(
     "adaptive_context_backward_regions(Tensor grad, Tensor x, Tensor regions, Tensor weight, Tensor bias, "
     "SymInt[] scales, Tensor? shift, Tensor? center) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -130,7 +173,7 @@ backward_regions = Operator(
     empty=_empty_region_gradients,
 )
 
-# The gradients of x, weight and bias (reference.py).
+# Computes the gradients of x, weight and bias (reference.py).
 backward_x = Operator(
     "adaptive_context_backward_x(Tensor? grad, Tensor x, Tensor? regions, Tensor weight, Tensor bias, "
     "SymInt[] scales, Tensor? shift, bool residual, Tensor? center, Tensor? linear, Tensor? quadratic, "
@@ -146,12 +189,12 @@ backward_x = Operator(
 )
 
 
-def _remember(ctx, inputs, output):
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, regions, weight, bias, ctx.scales, shift, ctx.residual, center = inputs
     ctx.save_for_backward(x, regions, weight, bias, shift, center)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, regions, weight, bias, shift, center = ctx.saved_tensors
     need_x, need_regions, need_weight, need_bias, _, need_shift, _, need_center = ctx.needs_input_grad
     grad_x = grad_regions = grad_weight = grad_bias = grad_shift = grad_center = None

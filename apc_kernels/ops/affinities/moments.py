@@ -1,6 +1,7 @@
-"""affinity_moments: mean and covariance of the affinities of every image and scale, without storing an affinity."""
+"""Implements affinity_moments: the mean and covariance of affinities, without storing an affinity."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,24 +15,31 @@ from apc_kernels.ops.operator import Operator
 def affinity_moments(
     x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int], *, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """What a batch norm of adaptive_context's products needs to know of the affinities.
+    """Computes the mean and the covariance of the affinities over the positions of every image.
 
         A = sigmoid(x·weightᵀ + bias)                       (N, s²) for each scale s, N = h·w
         mean = 1/N · Σ A                                    (s²)
-        covariance = 1/N · Σ (A − mean)(A − mean)ᵀ          (s², s²)       over the positions of an image
+        covariance = 1/N · Σ (A − mean)(A − mean)ᵀ          (s², s²)
 
-    For region vectors R (s², C), the products A·R have the mean Rᵀ·mean and the variance diag(Rᵀ·covariance·R).
+    Equivalent to, for one scale:
+
+        affinities = torch.sigmoid(F.conv2d(x, weight[:, :, None, None], bias)).flatten(2)    # (B, s², N)
+        centered = affinities - affinities.mean(2, keepdim=True)
+        affinities.mean(2), [centered @ centered.mT / centered.shape[2]]
+
+    A batch norm of adaptive_context's products follows from them: for region vectors R (s², C), the products A·R have
+    the mean Rᵀ·mean and the variance diag(Rᵀ·covariance·R). No affinity is stored; x, weight, bias and the mean are
+    saved for backward.
 
     Args:
         x, weight, bias, scales: as in adaptive_context.
-        dtype: of the results: float32, float64 for float64 maps, or float64 if asked for. Sums are kept in float64.
-            Where R is large and of mixed sign the variance is a small difference of large numbers: ask for float64.
+        dtype: dtype of the results: float32 (float64 if x is float64), or float64. Sums are always kept in float64.
+            Choose float64 if R is large and of mixed sign: the variance is then a small difference of large numbers.
 
     Returns:
-        The mean (B, J), and a list of covariances, (B, s², s²) for each scale.
+        The mean, (B, J), and a list with the covariance of each scale, (B, s², s²).
 
-    Saves x, weight, bias and the mean for backward. Differentiable once; deterministic to the bit; x keeps its dtype
-    under autocast.
+    The operation is differentiable once, and deterministic to the bit. Autocast leaves x's dtype alone.
     """
     check_tensor(x, "x")
     weight, bias, scales = widened(weight, "weight", x), widened(bias, "bias", x), as_scales(scales)
@@ -45,17 +53,17 @@ def affinity_moments(
     ]
 
 
-def _check(x, weight, bias, scales):
+def _check(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tuple[Any, ...]:
     weight, scales = check_affinities(x, weight, scales)
     return x, weight, check_for_images(bias, "bias", weight.shape[0], x), scales
 
 
-def _empty(x, weight, bias, scales):
+def _empty(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tuple[Tensor, ...]:
     sizes = sum(s * s for s in scales), sum(s**4 for s in scales)
     return tuple(x.new_empty(x.shape[0], size, dtype=torch.float64) for size in sizes)
 
 
-# The mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
+# Computes the mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
 moments = Operator(
     "affinity_moments(Tensor x, Tensor weight, Tensor bias, SymInt[] scales) -> (Tensor, Tensor)",
     KERNELS,
@@ -65,17 +73,18 @@ moments = Operator(
 )
 
 
-def _remember(ctx, inputs, output):
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, ctx.scales = inputs
     ctx.save_for_backward(x, weight, bias, output[0])
 
 
-def _backward(ctx, grad_mean, grad_covariance):
+def _backward(ctx: Any, grad_mean: Tensor | None, grad_covariance: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, bias, mean = ctx.saved_tensors
     if grad_mean is None:
         grad_mean = torch.zeros_like(mean)
     if grad_covariance is None:
-        grad_covariance = mean.new_zeros(mean.shape[0], sum(s**4 for s in ctx.scales))
+        pairs = sum(s**4 for s in ctx.scales)
+        grad_covariance = torch.zeros(mean.shape[0], pairs, dtype=mean.dtype, device=mean.device)
     linear, quadratic = through_moments(grad_mean, grad_covariance, x.shape[2] * x.shape[3], ctx.scales)
     center, linear, quadratic = (t.to(weight.dtype) for t in (mean, linear, quadratic))
     options = (None, False, center, linear, quadratic, None)
@@ -89,7 +98,7 @@ moments.register_autograd(_backward, setup_context=_remember)
 def through_moments(
     grad_mean: Tensor, grad_covariance: Tensor, positions: int, scales: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of an affinity vector A through mean and covariance, as linear + quadratic·(A − mean)."""
+    """Returns the gradient of an affinity vector A through mean and covariance, as linear + quadratic·(A − mean)."""
     squares = [
         g.unflatten(1, (s * s, s * s))
         for g, s in zip(grad_covariance.split([s**4 for s in scales], 1), scales, strict=True)

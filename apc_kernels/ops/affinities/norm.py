@@ -1,6 +1,8 @@
-"""adaptive_context_norm: APCNet's adaptive context with its global guide, residual convolution and batch norms."""
+"""Implements adaptive_context_norm: APCNet's adaptive context with its guide, residual convolution and batch norms."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,39 +30,50 @@ def adaptive_context_norm(
     training: bool = True,
     group: str = "",
 ) -> Tensor:
-    """APCNet's adaptive context modules, from the reduced features of every scale to what its fusion convolution takes.
+    """Computes APCNet's adaptive context modules of all scales, with their global guide and batch norms.
 
-        g = relu(norm(mean(x)·guideᵀ))                      one vector for each image and scale
+        g = relu(guide_norm(mean(x)·guideᵀ))                one vector for each image and scale
         A = sigmoid((x + g)·weightᵀ + bias)                 (N, s²) for each scale s
         z = relu(norm(A·regions·projectionᵀ)) + x           (N, C)
 
-    Neither x + g nor A nor A·regions is ever formed, and of the maps only x is saved: g is a bias of J numbers an
-    image, the projection acts on the J region vectors, and what the batch norm needs to know of A·regions·projectionᵀ
-    follows from the mean and covariance of A (affinity_moments). Training is one autograd node: its backward reads x
-    and dz, reduces the gradients of the region vectors, takes them through the batch norm, reads x and dz again and
-    writes dx once. Maps read or written: 4 forward, 5 backward.
+    Equivalent to, for one scale:
+
+        batch_norm = lambda v, n: F.batch_norm(v, n[2], n[3], n[0], n[1], training, n.momentum, n.eps)
+        g = batch_norm(x.mean((2, 3)) @ guide.mT, guide_norm).relu()[:, :, None, None]
+        affinities = torch.sigmoid(F.conv2d(x + g, weight[:, :, None, None], bias)).flatten(2)    # (B, s², N)
+        z = (projection @ regions.mT @ affinities).view(x.shape)
+        batch_norm(z, norm).relu() + x
+
+    Neither x + g nor A nor A·regions is ever stored, and x is the only map that is saved: g becomes a bias of J numbers
+    for each image, the projection acts on the J region vectors, and the statistics of the batch norm follow from the
+    mean and covariance of A (affinity_moments). Training is one autograd node. Its backward reads x and dz, reduces the
+    gradients of the region vectors, takes them through the batch norm, reads x and dz again and writes dx once. Forward
+    reads or writes 4 maps, backward 5.
 
     Args:
-        x, regions, weight, bias, scales: as in adaptive_context, bias (J,). x is the output of a ReLU, and the module's
-            own last ReLU, of a sum that cannot be negative, is left out. (It would stop the gradient where the sum is
-            0; so does the ReLU that x came out of.) regions are the pooled and reduced features.
+        x, regions, weight, bias, scales: as in adaptive_context, with bias (J,). x is the output of a ReLU. The last
+            ReLU of the module acts on a sum that cannot be negative, and is left out. (It would stop the gradient where
+            the sum is 0; so does the ReLU that x came from.) regions are the pooled and reduced features.
         projection: (S·C, C), the residual convolutions of all scales.
-        norm: the batch norm behind them.
-        guide, guide_norm: (S·C, C), the global convolutions, and the batch norm behind those; both or neither.
-        training: normalise by this batch, and move the running statistics towards it by their momentum, in place;
-            otherwise normalise by the running statistics.
-        group: the name of the process group over which batch statistics are taken, "" for this process alone.
+        norm: the batch norm after the projection.
+        guide, guide_norm: (S·C, C), the global convolutions of all scales, and the batch norm after them; both or
+            neither.
+        training: normalises by the statistics of this batch, and moves the running statistics towards them, in place;
+            otherwise the operation normalises by the running statistics.
+        group: the name of the process group that shares batch statistics, or "" for this process alone.
+
+    The tensors other than x are float32 (float64 if x is float64), as in adaptive_context. Running statistics are
+    updated in place: copy them back if they are a concatenation. With a group, every rank calls forward and backward,
+    and gets its own share of the gradients.
 
     Returns:
         z, (B, S·C, h, w), with x's dtype and the strides of torch.empty_like(x).
 
-    Tensors beside x are float32 (float64 beside float64), as in adaptive_context; running statistics are updated where
-    they are, so a concatenation of several norms' has to be copied back. With a group every rank calls forward and
-    backward, and has its own share of the gradients. Differentiable once in all tensors but the running statistics; the
-    same bits from run to run with the same number of threads (the small products are PyTorch's own).
+    The operation is differentiable once, with respect to all tensors but the running statistics. Results are the same
+    bits from run to run with the same number of threads (the small products are PyTorch's own).
 
-    Where a scale has more regions than channels, and more than 64, its covariance costs more than the products it
-    describes: training then forms A·regions·projectionᵀ, takes its statistics, and saves three maps.
+    If a scale has more regions than channels, and more than 64, its covariance costs more than the products it
+    describes. Training then forms A·regions·projectionᵀ, takes its statistics, and saves three maps.
     """
     weight, scales = check_affinities(x, weight, scales)
     rows, channels = weight.shape
@@ -71,20 +84,20 @@ def adaptive_context_norm(
         raise TypeError(f"group: expected the name of a process group (its group_name), got {type(group).__name__}")
     if (guide is None) != (guide_norm is None):
         raise ValueError("guide: expected guide and guide_norm, or neither of them")
-    images = x.shape[0] if training and not group else 2  # more of them may be with other processes
+    images = x.shape[0] if training and not group else 2  # other processes may hold more images
     norm = _check_norm(norm, "norm", x, values=images * x.shape[2] * x.shape[3])
-    if guide is not None:
+    if guide is not None and guide_norm is not None:
         guide = check_small(guide, "guide", [(x.shape[1], channels)], x)
         guide_norm = _check_norm(guide_norm, "guide_norm", x, values=images)
 
     composed = not training or torch.compiler.is_exporting() or composition.forms_products(scales, channels)
     path = composition.adaptive_context_norm if composed else _one_node
     arguments = (x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group)
-    z, statistics, of_guide, *_ = path(*arguments)
+    z, statistics, guide_statistics, *_ = path(*arguments)
     if training:
         _update(norm, statistics)
-        if guide is not None:
-            _update(guide_norm, of_guide)
+        if guide_norm is not None and guide_statistics is not None:
+            _update(guide_norm, guide_statistics)
     return z
 
 
@@ -102,13 +115,15 @@ def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm
     ]
     if tensors[2] is not norm[2] or tensors[3] is not norm[3]:  # an update of a widened copy would be lost
         raise ValueError(f"{name}: expected running statistics in {tensors[2].dtype}, got {norm[2].dtype}")
-    return BatchNorm(*tensors, *norm[4:])
+    return BatchNorm(tensors[0], tensors[1], tensors[2], tensors[3], norm[4], norm[5])
 
 
 def _update(norm: BatchNorm, batch: Statistics) -> None:
-    """Running statistics move as torch.nn.BatchNorm's do: the variance by its unbiased estimate."""
+    """Updates running statistics as torch.nn.BatchNorm does: the variance by its unbiased estimate."""
     with torch.no_grad():
-        unbiased = batch.variance * (batch.count / (batch.count - 1).clamp_min(1))  # one value in a group: 0, not NaN
+        unbiased = batch.variance * (
+            batch.count / (batch.count - 1).clamp_min(1)
+        )  # 0, not NaN, for one value in a group
         norm.running_mean.lerp_(batch.mean.to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
 
@@ -116,10 +131,22 @@ def _update(norm: BatchNorm, batch: Statistics) -> None:
 # The training path: one node.
 
 
-def _one_node(x, regions, weight, bias, scales, projection, norm, guide, guide_norm, training, group):
-    of_guide = (guide, *guide_norm[:2], guide_norm.eps) if guide is not None else (None, None, None, 0.0)
-    z, *statistics = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *of_guide, group)[:7]
-    return z, Statistics(*statistics[:3]), Statistics(*statistics[3:])
+def _one_node(
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    norm: BatchNorm,
+    guide: Tensor | None,
+    guide_norm: BatchNorm | None,
+    training: bool,
+    group: str,
+) -> tuple[Tensor, Statistics, Statistics]:
+    with_guide = (None, None, None, 0.0) if guide_norm is None else (guide, *guide_norm[:2], guide_norm.eps)
+    results = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *with_guide, group)
+    return results[0], Statistics(*results[1:4]), Statistics(*results[4:7])
 
 
 @torch.library.custom_op(
@@ -130,34 +157,65 @@ def _one_node(x, regions, weight, bias, scales, projection, norm, guide, guide_n
     "-> Tensor[]",
 )
 def _forward(
-    x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, guide_gamma, guide_beta, guide_eps, group
-):
-    """z, three statistics of each batch norm, and what the backward wants: biases, pooled, moments, vectors."""
-    norms = _norm(gamma, beta, eps), guide, _norm(guide_gamma, guide_beta, guide_eps)
-    arguments = (x, regions, weight, bias, scales, projection, *norms, True, group)
-    z, statistics, of_guide, *others = composition.adaptive_context_norm(*arguments)
-    if guide is None:  # tensors of their own all the same
-        of_guide = [x.new_empty(0) for _ in range(3)]
-        others[:2] = bias.repeat(x.shape[0], 1), x.new_empty(0)
-    return [z, *statistics, *of_guide, *others]
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    guide: Tensor | None,
+    guide_gamma: Tensor | None,
+    guide_beta: Tensor | None,
+    guide_eps: float,
+    group: str,
+) -> list[Tensor]:
+    """Returns z, three statistics of each batch norm, and for the backward: biases, pooled, moments, vectors."""
+    guide_norm = None if guide_gamma is None or guide_beta is None else _norm(guide_gamma, guide_beta, guide_eps)
+    arguments = (x, regions, weight, bias, scales, projection, _norm(gamma, beta, eps), guide, guide_norm, True, group)
+    z, statistics, guide_statistics, biases, pooled, *others, vectors = composition.adaptive_context_norm(*arguments)
+    moments = [t for t in others if t is not None]  # both: this path does not form products
+    if guide_statistics is None or pooled is None:  # an operator must not return its arguments
+        guide_results = [x.new_empty(0), x.new_empty(0), x.new_empty(0), bias.repeat(x.shape[0], 1), x.new_empty(0)]
+    else:
+        guide_results = [*guide_statistics, biases, pooled]
+    return [z, *statistics, *guide_results, *moments, vectors]
 
 
-def _norm(gamma, beta, eps) -> BatchNorm:
-    return BatchNorm(gamma, beta, running_mean=None, running_var=None, eps=eps)
+def _norm(gamma: Tensor, beta: Tensor, eps: float) -> BatchNorm:
+    """Returns a batch norm without running statistics, which training does not read."""
+    return BatchNorm(gamma, beta, None, None, eps=eps)  # pyright: ignore[reportArgumentType]
 
 
 @_forward.register_fake
-def _(x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, guide_gamma, guide_beta, guide_eps, group):
+def _(
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    guide: Tensor | None,
+    guide_gamma: Tensor | None,
+    guide_beta: Tensor | None,
+    guide_eps: float,
+    group: str,
+) -> list[Tensor]:
     (batch, channels, *_), rows = x.shape, weight.shape[0]
-    wide = {"dtype": torch.float64}
-    of_norm = [x.new_empty(channels, **wide), x.new_empty(channels, **wide), x.new_empty((), **wide)]
+    wide = functools.partial(x.new_empty, dtype=torch.float64)
+    of_norm = [wide((channels,)), wide((channels,)), wide(())]
     if guide is None:
         of_guide, pooled = [x.new_empty(0) for _ in range(3)], x.new_empty(0)
     else:
         of_guide, pooled = [torch.empty_like(t) for t in of_norm], weight.new_empty(batch, channels)
     pairs = sum(s**4 for s in scales)
-    saved = [weight.new_empty(batch, rows), pooled, x.new_empty(batch, rows, **wide), x.new_empty(batch, pairs, **wide)]
-    return [torch.empty_like(x), *of_norm, *of_guide, *saved, x.new_empty(regions.shape, **wide)]
+    saved = [weight.new_empty(batch, rows), pooled, wide((batch, rows)), wide((batch, pairs))]
+    return [torch.empty_like(x), *of_norm, *of_guide, *saved, wide(regions.shape)]
 
 
 @torch.library.custom_op(
@@ -167,8 +225,20 @@ def _(x, regions, weight, bias, scales, projection, gamma, beta, eps, guide, gui
     "Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, Tensor? guide_beta, float guide_eps, str group, "
     "Tensor[] saved) -> Tensor[]",
 )
-def _backward(grad, x, regions, weight, scales, projection, gamma, beta, eps, guide, *others):
-    """The gradients of x, regions, weight, bias, projection, gamma, beta (guide, guide_gamma, guide_beta if given)."""
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    guide: Tensor | None,
+    *others: Any,
+) -> list[Tensor]:
+    """Returns the gradients of x, regions, weight, bias, projection, gamma, beta, and of the guide's three if given."""
     *guide_norm, group, saved = others  # saved: the forward's results without z
     statistics, (biases, pooled, mean, covariance, vectors) = Statistics(*saved[:3]), saved[6:]
     norm, center, positions = _norm(gamma, beta, eps), mean.to(weight.dtype), x.shape[2] * x.shape[3]
@@ -183,7 +253,7 @@ def _backward(grad, x, regions, weight, scales, projection, gamma, beta, eps, gu
 
     constant, of_guide = None, []
     if guide is not None:
-        # What backward_x will find as the gradient of the biases, needed now: the guide's way to x ends in every pixel.
+        # The gradient of the biases, which backward_x finds too late: through the guide it reaches every pixel of x.
         grad_biases, slope, slope_moments = (t.double() for t in of_bias)
         curved = [
             (quadratic[:, b.pairs] * slope_moments[:, b.pairs]).unflatten(1, (b.regions, b.regions)).sum(2)
@@ -209,18 +279,32 @@ def _backward(grad, x, regions, weight, scales, projection, gamma, beta, eps, gu
 
 
 @_backward.register_fake
-def _(grad, x, regions, weight, scales, projection, gamma, beta, eps, guide, guide_gamma, guide_beta, *_):
+def _(
+    grad: Tensor,
+    x: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    scales: Sequence[int],
+    projection: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    guide: Tensor | None,
+    guide_gamma: Tensor | None,
+    guide_beta: Tensor | None,
+    *_: Any,
+) -> list[Tensor]:
     of_guide = [] if guide is None else [guide, guide_gamma, guide_beta]
     small = [regions, weight, weight.new_empty(weight.shape[0]), projection, gamma, beta, *of_guide]
     return [torch.empty_like(x), *(t.new_empty(t.shape) for t in small)]
 
 
-def _remember(ctx, inputs, output):
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, regions, weight, _, ctx.scales, projection, gamma, beta, ctx.eps, *of_guide, ctx.guide_eps, ctx.group = inputs
     ctx.save_for_backward(x, regions, weight, projection, gamma, beta, *of_guide, *output[1:])
 
 
-def _gradients(ctx, grads):
+def _gradients(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     x, regions, weight, projection, gamma, beta, *of_guide = ctx.saved_tensors[:9]
     parameters = (projection, gamma, beta, ctx.eps, *of_guide, ctx.guide_eps, ctx.group)
     computed = _backward(grads[0], x, regions, weight, ctx.scales, *parameters, ctx.saved_tensors[9:])

@@ -1,12 +1,12 @@
-"""The operations on affinities in plain PyTorch: the specification of every kernel, forward and backward.
+"""Computes the operations on affinities in plain PyTorch, as the specification of all kernels and their gradients.
 
     A = sigmoid(x·wᵀ + b)                   affinities of every position to the regions of a scale
-    z = relu((A − center)·regions + shift) + x      each of center, shift with the relu, and + x as asked for
+    z = relu((A − center)·regions + shift) + x      where center, shift with the relu, and + x are optional
     mean = 1/N · Σ A    covariance = 1/N · Σ (A − mean)(A − mean)ᵀ      over the N positions of an image
 
 Positions are the last dimension here, as in an NCHW map: x (B, C, N), A (B, s*s, N), regions (B, s*s, C), w (s*s, C).
 The gradients come in two phases because batch normalisation sits between them (adaptive_context_norm): those of the
-regions and the shift first, and, when its statistics are known, those of x, weight and bias.
+regions and the shift first; then, with the gradients of its statistics, those of x, weight and bias.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from apc_kernels.ops.common import without_autocast, working
 
 
 class Block(NamedTuple):
-    """One scale: its channels of the map and its rows of everything that has a row for each region."""
+    """Describes one scale: its channels of the map, and its rows of tensors with a row for each region."""
 
     rows: slice
     channels: slice
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 def blocks(scales: Sequence[int], channels: int) -> Iterator[Block]:
-    """Of every scale, with `channels` each."""
+    """Yields the block of every scale, with `channels` channels each."""
     row, pair = 0, 0
     for i, s in enumerate(scales):
         n = s * s
@@ -37,7 +37,7 @@ def blocks(scales: Sequence[int], channels: int) -> Iterator[Block]:
 
 
 def affinities(x: Tensor, weight: Tensor, bias: Tensor, block: Block) -> Tensor:
-    """(B, s*s, N) from a map already in the working precision, (B, S*C, N)."""
+    """Computes the affinities (B, s*s, N) from a map in the working precision, (B, S*C, N)."""
     return torch.sigmoid(weight[block.rows] @ x[:, block.channels] + bias[:, block.rows, None])
 
 
@@ -70,11 +70,11 @@ def adaptive_context_backward_regions(
     shift: Tensor | None,
     center: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The gradients of regions (B, J, C) and shift (B, S*C), and what the gradient of the bias is made of.
+    """Computes the gradients of regions (B, J, C) and shift (B, S*C), and three sums that make up the bias's gradient.
 
-    With A' = A(1 − A), the slope of the affinities, and dA their gradient through z: Σ A'·dA (B, J), Σ A' (B, J), and
-    Σ A'ⱼ(Aₖ − centerₖ) for every two regions of a scale, flat (B, Σ s⁴). A function of the affinities' mean and
-    covariance adds a linear function of A to dA; its part of the bias's gradient follows from the last two.
+    With A' = A(1 − A), the slope of the affinities, and dA their gradient through z, the sums are Σ A'·dA (B, J),
+    Σ A' (B, J), and Σ A'ⱼ(Aₖ − centerₖ) for every two regions of a scale, flat (B, Σ s⁴). A function of the affinities'
+    mean and covariance adds a linear function of A to dA; its part of the bias's gradient follows from the last two.
     """
     with without_autocast(x):
         maps, grads, parts = working(x).flatten(2), working(grad).flatten(2), []
@@ -95,7 +95,7 @@ def adaptive_context_backward_regions(
 
 
 def adaptive_context_backward_x(
-    grad: Tensor | None,  # (B, S*C, h, w), of z; none where only the moments have a gradient
+    grad: Tensor | None,  # (B, S*C, h, w), of z; None if only the moments have a gradient
     x: Tensor,
     regions: Tensor | None,
     weight: Tensor,
@@ -108,23 +108,23 @@ def adaptive_context_backward_x(
     quadratic: Tensor | None,  # flat (B, Σ s⁴): linear + quadratic·(A − center) is added to the affinities' gradient
     constant: Tensor | None,  # (B, S*C), added to the gradient of x at every position
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight (J, C) and bias (B, J)."""
+    """Computes the gradients of x, weight (J, C) and bias (B, J)."""
     with without_autocast(x):
         maps, parts = working(x).flatten(2), []
         grads = None if grad is None else working(grad).flatten(2)
         for block in blocks(scales, x.shape[1] // len(scales)):
             affinity = affinities(maps, weight, bias, block)
             grad_affinity = torch.zeros_like(affinity)
-            if grads is not None:
+            if grads is not None and regions is not None:
                 affinity, z = _products(maps, regions, weight, bias, shift, center, block)
                 grad_affinity = regions[:, block.rows] @ _through_relu(grads[:, block.channels], z, shift)
-            if linear is not None:
+            if linear is not None and quadratic is not None:
                 matrix = quadratic[:, block.pairs].unflatten(1, (block.regions, block.regions))
                 grad_affinity = grad_affinity + linear[:, block.rows, None]
                 grad_affinity = grad_affinity + matrix @ _centered(affinity, center, block)
             grad_logits = affinity * (1 - affinity) * grad_affinity
             grad_x = weight[block.rows].mT @ grad_logits
-            if residual:
+            if residual and grads is not None:
                 grad_x = grad_x + grads[:, block.channels]
             if constant is not None:
                 grad_x = grad_x + constant[:, block.channels, None]
@@ -135,9 +135,9 @@ def adaptive_context_backward_x(
 
 
 def affinity_moments(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
+    """Computes the mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
 
-    A batch norm's variance is a quadratic form in the covariance, and one that can cancel.
+    A batch norm's variance is a quadratic form in the covariance, whose terms can cancel.
     """
     with without_autocast(x):
         maps, means, covariances = working(x).flatten(2), [], []
@@ -150,8 +150,16 @@ def affinity_moments(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[i
         return torch.cat(means, 1), torch.cat(covariances, 1)
 
 
-def _products(maps, regions, weight, bias, shift, center, block) -> tuple[Tensor, Tensor]:
-    """The affinities and z as the relu sees it, (B, C, N)."""
+def _products(
+    maps: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor | None,
+    center: Tensor | None,
+    block: Block,
+) -> tuple[Tensor, Tensor]:
+    """Computes the affinities, and z before the relu, (B, C, N)."""
     affinity = affinities(maps, weight, bias, block)
     z = regions[:, block.rows].mT @ _centered(affinity, center, block)
     return affinity, z if shift is None else z + shift[:, block.channels, None]

@@ -1,4 +1,6 @@
-"""adaptive_context in Triton, forward; triton_backward.py has the gradients, triton_moments.py affinity_moments.
+"""Computes adaptive_context in Triton, forward.
+
+The gradients are in triton_backward.py, affinity_moments is in triton_moments.py.
 
 A program takes a tile of positions of one image and one scale. It reads the tile's channels chunk by chunk for the
 affinities, which stay in registers, and then writes z chunk by chunk. Maps in low precision are multiplied as such on
@@ -52,7 +54,7 @@ def context_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of positions of one image and one scale."""
+    """Computes one tile of positions of one image and one scale."""
     _, channels, positions, width, rows, _, _ = sizes
     i_s, i_b, i_n, count, row, _ = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels

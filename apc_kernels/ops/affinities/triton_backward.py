@@ -1,4 +1,4 @@
-"""The gradients of adaptive_context in Triton.
+"""Computes the gradients of adaptive_context in Triton.
 
 A program takes a tile of positions of one image and one scale, as forward does, and leaves the tile's share of every
 sum over positions in a workspace; the shares are added up in a fixed order afterwards, without atomics. It does not
@@ -35,7 +35,7 @@ FLOAT32_BLOCK = {"BLOCK_N": 32, "BLOCK_C": 16, "num_warps": 8, "num_stages": 1} 
 
 @triton.jit
 def through_relu(grad, b_centered, b_regions, shift, o_n, m_n, channel, channels, grad_strides):
-    """The gradient of z where the relu let z through, (BLOCK_N, BLOCK_C)."""
+    """Returns the gradient of z where the relu let z through, (BLOCK_N, BLOCK_C)."""
     b_grad = load_map(grad, o_n, m_n, channel, channels, grad_strides).to(b_regions.dtype)
     if shift is not None:
         b_grad = tl.where(products(b_centered, b_regions, shift, channel, channels) <= 0, 0.0, b_grad)
@@ -65,7 +65,7 @@ def regions_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of the positions of one image and one scale: its sums."""
+    """Computes the sums of one tile of the positions of one image and one scale."""
     _, channels, positions, width, rows, pairs, tiles = sizes
     i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels
@@ -146,7 +146,7 @@ def map_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of the positions of one image and one scale: the gradient of x there, and the sums of the others."""
+    """Computes, for one tile of positions of one image and scale, the gradient of x and the sums of the others."""
     _, channels, positions, width, rows, pairs, tiles = sizes
     i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     first_channel = i_s.to(tl.int64) * channels

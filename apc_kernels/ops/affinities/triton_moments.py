@@ -1,4 +1,4 @@
-"""affinity_moments in Triton.
+"""Computes affinity_moments in Triton.
 
 A program takes a tile of positions of one image and one scale, and leaves the tile's own mean and the squares about it,
 of numbers that are small because the mean is gone; a second kernel joins the tiles in float64. Beside float32 maps the
@@ -46,7 +46,7 @@ def moments_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One tile of the positions of one image and one scale: its moments."""
+    """Computes the moments of one tile of the positions of one image and one scale."""
     _, channels, positions, width, rows, pairs, tiles = sizes
     i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
     x += i_b * x_strides[0] + i_s.to(tl.int64) * channels * x_strides[1]
@@ -92,7 +92,9 @@ def join_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One block of the covariances' entries of one image: the tiles' joined, and the two means each is taken about.
+    """Joins one block of the covariances' entries of one image.
+
+    It joins those of the tiles, and the two means that each is taken about.
 
     Chan et al.: the squares about the common mean are those about the tiles' own, and those of the tiles' distances.
     """
@@ -136,13 +138,13 @@ def join_kernel(
 
 @triton.jit
 def share_of(tile, positions, BLOCK_N: tl.constexpr):
-    """How much of all positions a tile has."""
+    """Returns the share of all positions that a tile has."""
     return tl.minimum(positions - tile * BLOCK_N, BLOCK_N).to(tl.float64) / positions
 
 
 @triton.jit
 def load_means(means, rests, tile, row, rows, mask):
-    """(BLOCK_T, BLOCK_P) float64"""
+    """Loads means as (BLOCK_T, BLOCK_P) float64."""
     o_tp = tile[:, None].to(tl.int64) * rows + row[None, :]
     b_mean = tl.load(means + o_tp, mask=mask, other=0.0).to(tl.float64)
     return b_mean + tl.load(rests + o_tp, mask=mask, other=0.0)

@@ -1,4 +1,4 @@
-"""What the Triton kernels on affinities share: which tile a program works on, and the affinities of a tile.
+"""Provides parts of the Triton kernels on affinities: the tile of a program, and the affinities of a tile.
 
 A program serves one image, one scale and a run of positions. Scales differ in how many regions they have, so a kernel
 holds its body once for every size of block that the scales at hand need (BLOCKS), and a program takes the smallest.
@@ -14,7 +14,9 @@ from torch import Tensor
 
 @triton.jit
 def place_of_program(sizes, SCALES: tl.constexpr):
-    """Scale, image and tile of positions; how many regions the scale has, and how many regions, and pairs of one
+    """Returns scale, image and tile of positions, and three counts.
+
+    They are the number of regions of the scale, and of regions, and pairs of one
     scale's regions, lie before it. The last scale, as a rule the largest, goes first: it takes longest."""
     i, batch, tiles = tl.program_id(0), sizes[0], sizes[6]
     i_s = len(SCALES) - 1 - i // tiles // batch
@@ -31,7 +33,10 @@ def place_of_program(sizes, SCALES: tl.constexpr):
 
 @triton.jit
 def offsets_of(position, width, strides, FLAT: tl.constexpr):
-    """Where positions lie in memory. A division would hide from Triton that they are neighbours: FLAT needs none."""
+    """Returns the offsets of positions in memory.
+
+    A division would hide from Triton that they are neighbours: FLAT needs none.
+    """
     if FLAT:
         offsets = position.to(tl.int64) * strides[3]
     else:
@@ -41,14 +46,14 @@ def offsets_of(position, width, strides, FLAT: tl.constexpr):
 
 @triton.jit
 def load_map(x, o_n, m_n, channel, channels, strides):
-    """The channels of a map at the positions of a tile, (BLOCK_N, BLOCK_C)."""
+    """Loads the channels of a map at the positions of a tile, (BLOCK_N, BLOCK_C)."""
     o_nc = o_n[:, None] + channel[None, :].to(tl.int64) * strides[1]
     return tl.load(x + o_nc, mask=m_n[:, None] & (channel < channels)[None, :], other=0.0)
 
 
 @triton.jit
 def load_rows(rows, region, count, channel, channels):
-    """The channels of a scale's rows of weight or regions, (BLOCK_J, BLOCK_C)."""
+    """Loads the channels of a scale's rows of weight or regions, (BLOCK_J, BLOCK_C)."""
     o_jc = region[:, None].to(tl.int64) * channels + channel[None, :]
     return tl.load(rows + o_jc, mask=(region < count)[:, None] & (channel < channels)[None, :], other=0.0)
 
@@ -67,7 +72,10 @@ def affinities(
     BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """A of a tile, (BLOCK_N, BLOCK_J) float32: what positions past the end and missing regions have is not defined."""
+    """Computes A of a tile, (BLOCK_N, BLOCK_J) float32.
+
+    Values of positions past the end and of missing regions are not defined.
+    """
     region = tl.arange(0, BLOCK_J)
     b_logits = tl.zeros((BLOCK_N, BLOCK_J), tl.float32)
     for c in range(0, channels, BLOCK_C):
@@ -80,7 +88,7 @@ def affinities(
 
 @triton.jit
 def centered(b_affinity, center, m_nj, count, BLOCK_J: tl.constexpr):
-    """A − center, and 0 where there is no position or no region: sums over either may include those."""
+    """Returns A − center, and 0 where there is no position or no region: sums over either may include those."""
     if center is not None:
         region = tl.arange(0, BLOCK_J)
         b_affinity -= tl.load(center + region, mask=region < count, other=0.0)[None, :]
@@ -89,7 +97,7 @@ def centered(b_affinity, center, m_nj, count, BLOCK_J: tl.constexpr):
 
 @triton.jit
 def products(b_centered, b_regions, shift, channel, channels):
-    """z as the relu sees it, (BLOCK_N, BLOCK_C) float32: the same bits in forward and backward."""
+    """Computes z before the relu, (BLOCK_N, BLOCK_C) float32: the same bits in forward and backward."""
     b_z = tl.dot(b_centered, b_regions, input_precision="ieee")
     if shift is not None:
         b_z += tl.load(shift + channel, mask=channel < channels, other=0.0)[None, :]
@@ -98,7 +106,7 @@ def products(b_centered, b_regions, shift, channel, channels):
 
 @triton.jit
 def dot_in_halves(b_a, b_b):
-    """aᵀ·b, (BLOCK_J, BLOCK_J) float32, in nearly float32's precision though on tensor cores, for |a|, |b| < 65504.
+    """Computes aᵀ·b, (BLOCK_J, BLOCK_J) float32, on tensor cores in nearly float32's precision, for |a|, |b| < 65504.
 
     A number is the sum of two in float16, to 2⁻²⁵ of 1; products of those are exact in float32, and low·low is too
     small to count. Ordinary units would take factors as long as BLOCK_N out of registers, and spill.
@@ -112,18 +120,20 @@ def dot_in_halves(b_a, b_b):
 
 
 def operand_dtype(x: Tensor) -> torch.dtype:
-    """What a map, and what meets it in a product, is multiplied as. The interpreter's bfloat16 products are wrong."""
+    """Returns the dtype of a map and its partner in a product. The interpreter's bfloat16 products are wrong."""
     interpreted = not isinstance(affinities, triton.JITFunction)
     return torch.float32 if interpreted and x.dtype == torch.bfloat16 else x.dtype
 
 
 def tiles_of(x: Tensor, block: dict) -> int:
-    """How many tiles of positions an image has."""
+    """Returns the number of tiles of positions of an image."""
     return triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
 
 
 def launch(kernel, x: Tensor, scales: Sequence[int], block: dict, arguments: dict, /, **maps: Tensor) -> tuple:
-    """A kernel with a program for each scale, image and tile; the maps, all of x's size, are arguments by their names.
+    """Returns a launch with a program for each scale, image and tile.
+
+    The maps, all of x's size, are arguments by their names.
 
     Besides those it takes `sizes` (images, channels of a scale, positions, width, rows and pairs of all scales, tiles),
     the maps' strides (image, channel, row, column), and what they are compiled for.

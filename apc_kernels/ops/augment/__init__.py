@@ -1,9 +1,10 @@
-"""augment: an image resized, cropped, flipped, distorted and normalised in one pass, without images in between."""
+"""Implements augment: resizes, crops, flips, distorts and normalises an image in one pass."""
 
 import math
 import numbers
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ KERNELS = Kernels(reference, dtypes=(torch.uint8,))
 
 MAX_SIZE = 2**29  # of an axis, exclusive
 
-# What a step changes by, and the least and the most of it; as the kernels count them.
+# The smallest and largest value of each step, in the order in which the kernels number the steps.
 STEPS = {"brightness": (-255, 255), "contrast": (0, 255), "saturation": (0, 255), "hue": (-180, 180)}
 
 
@@ -30,32 +31,35 @@ def augment(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Tensor:
-    """A window of a resized image, mirrored, distorted and normalised: (steps(resize(image)[window]) − mean) / std.
+    """Resizes an image, cuts out a window, mirrors it, distorts its colours and normalises it, in one pass.
 
-    Resizing is bilinear as OpenCV's, with half-pixel centres and weights of 8 binary places: nothing is rounded but the
-    result, to 8 bits. Of the resized image only the window is computed, and is what it would be in the whole.
+        result = (steps(flip(resize(image, size)[window])) − mean) / std
 
-    A step changes the levels in place, and they are cut off to 8 bits:
+    Resizing is bilinear with half-pixel centres and weights of 8 binary places, as in OpenCV; only its result is
+    rounded, to 8 bits. Only the window of the resized image is computed, with the same values as in the whole image.
+    Each step changes the levels, and truncates them to 8 bits:
 
         ("brightness", d)   level + d,  −255 ≤ d ≤ 255
         ("contrast", f)     level · f,  0 ≤ f ≤ 255
         ("saturation", f)   saturation · f in OpenCV's 8-bit HSV,  0 ≤ f ≤ 255
-        ("hue", n)          hue + n steps of two degrees there,  −180 ≤ n ≤ 180, whole
+        ("hue", n)          hue + n steps of two degrees there,  −180 ≤ n ≤ 180, an integer
 
-    Every level is exact, so the result is the same bits on every backend, for any instruction set and number of
-    threads. Not differentiable: levels are integers.
+    The images between the steps are never stored.
 
     Args:
-        image: (3, H, W) uint8, RGB, read where it lies; fastest with the columns of a channel side by side, or the
-            channels of a pixel, as decoders leave them.
-        size: (h, w) that the image is resized to; None: its own.
-        window: (top, left, height, width) of the resized image; None: all of it.
-        flip: mirror the window, columns in reverse order.
-        steps: taken one after the other.
-        mean, std: of the levels of each channel; both or neither.
+        image: (3, H, W) uint8, RGB, read in place in any layout; adjacent columns, or adjacent channels as from a
+            decoder, are fastest.
+        size: (h, w) to resize the image to; None keeps its size.
+        window: (top, left, height, width) of the resized image; None takes all of it.
+        flip: mirrors the window, with columns in reverse order.
+        steps: pairs of name and value, applied in this order.
+        mean, std: three numbers each, one for each channel; both or neither.
 
     Returns:
         (3, height, width), contiguous: uint8 levels, or float32 if mean and std are given.
+
+    Every level is exact, so results are the same bits on every backend, with any instruction set and number of threads.
+    The operation is not differentiable.
     """
     _check_dtype(image)
     size = tuple(image.shape[1:]) if size is None else _integers(size, "size", "(h, w)", 2)
@@ -67,14 +71,14 @@ def augment(
     return _augment(*arguments)
 
 
-# Written out, not an Operator: an image is read wherever it lies.
+# Not an Operator, because the kernel reads an image in any layout.
 @torch.library.custom_op(
     "apc_kernels::augment",
     mutates_args=(),
     schema="(Tensor image, SymInt[] size, SymInt[] window, bool flip, SymInt[] kinds, float[] values, float[] mean, "
     "float[] std) -> Tensor",
 )
-def _augment(image, *others):
+def _augment(image: Tensor, *others: Any) -> Tensor:
     out = _empty(image, *others)
     backend = KERNELS.select("augment", image)
     function = KERNELS.function(backend, "augment")
@@ -84,8 +88,16 @@ def _augment(image, *others):
     return out
 
 
-@_augment.register_fake
-def _empty(image, size, window, flip, kinds, values, mean, std):
+def _empty(
+    image: Tensor,
+    size: Sequence[int],
+    window: Sequence[int],
+    flip: bool,
+    kinds: Sequence[int],
+    values: Sequence[float],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
     _check_dtype(image)
     if image.dim() != 3 or image.shape[0] != 3:
         raise ValueError(f"image: expected the shape (3, H, W), got {tuple(image.shape)}")
@@ -93,10 +105,13 @@ def _empty(image, size, window, flip, kinds, values, mean, std):
     return torch.empty(3, *window[2:], dtype=torch.float32 if mean else torch.uint8, device=image.device)
 
 
+_augment.register_fake(_empty)
+
+
 def _check_dtype(image: Tensor) -> None:
     if not isinstance(image, Tensor) or image.dtype != torch.uint8:
-        given = f"one in {name_of(image.dtype)}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"image: expected a tensor in uint8, got {given}")
+        given = name_of(image.dtype) if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"image: expected a uint8 tensor, got {given}")
 
 
 def _check_places(image: Tensor, size: Sequence[int], window: Sequence[int]) -> None:
@@ -105,7 +120,7 @@ def _check_places(image: Tensor, size: Sequence[int], window: Sequence[int]) -> 
             raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(sizes)}")
     for start, count, length in zip(window[:2], window[2:], size, strict=True):
         if not (start >= 0 and count >= 1 and start + count <= length):
-            raise ValueError(f"window: expected a part of the resized {tuple(size)}, got {tuple(window)}")
+            raise ValueError(f"window: expected a window inside the resized image {tuple(size)}, got {tuple(window)}")
 
 
 def _integers(given: Sequence[int], name: str, expected: str, count: int) -> tuple[int, ...]:

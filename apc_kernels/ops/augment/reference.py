@@ -1,4 +1,4 @@
-"""augment in plain PyTorch: integers, and quotients and products that are cut off or rounded to integers.
+"""Computes augment in plain PyTorch, with integers, and products and quotients that are rounded to integers.
 
 Saturation and hue pass through OpenCV's 8-bit HSV, whose hue counts steps of two degrees, 0 to 179. Its tables of
 30 / chroma and 255 / value have 12 binary places. A pixel of value v, saturation s (0 to 255) and hue h becomes, in
@@ -6,7 +6,7 @@ each channel,
 
     v − v·s·w / (255·30),   w = min(max(||h − o| − 90|, 30), 60) − 30,   o = 90, 150, 30 for red, green and blue.
 
-OpenCV's vector code cuts that off, as everything here is cut off.
+OpenCV's vector code truncates this, and so does everything here.
 """
 
 from collections.abc import Sequence
@@ -17,35 +17,44 @@ from torch import Tensor
 from apc_kernels.ops.interpolation import mapping
 
 
-def augment(image: Tensor, size, window, flip: bool, kinds, values, mean, std) -> Tensor:
-    """`kinds` are places in STEPS; mean and std are empty where levels are wanted."""
+def augment(
+    image: Tensor,
+    size: Sequence[int],
+    window: Sequence[int],
+    flip: bool,
+    kinds: Sequence[int],
+    values: Sequence[float],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """Computes augment; `kinds` are indices into STEPS, mean and std are empty for uint8 levels."""
     levels = resized(image, size, window, flip)
     for kind, value in zip(kinds, values, strict=True):
         levels = STEPS[kind](levels, value)
     if not mean:
         return levels.to(torch.uint8)
-    mean, scale = (
+    offset, scale = (
         torch.tensor(numbers, dtype=torch.float32, device=image.device).view(3, 1, 1)
         for numbers in (mean, [1 / deviation for deviation in std])
     )
-    return (levels - mean) * scale
+    return (levels - offset) * scale
 
 
 def resized(image: Tensor, size: Sequence[int], window: Sequence[int], flip: bool) -> Tensor:
-    """The levels in a window of the resized image, (3, h, w) int32."""
+    """Returns the levels in a window of the resized image, (3, h, w) int32."""
     top, left, height, width = window
     above, below, down = _places(image.shape[1], size[0], top, height, image)
     before, after, right = _places(image.shape[2], size[1], left, width, image)
     if flip:
         before, after, right = before.flip(0), after.flip(0), right.flip(0)
-    dense = torch.contiguous_format
-    lines = _between(image[:, above].int(memory_format=dense), image[:, below].int(memory_format=dense), down[:, None])
+    upper, lower = (image[:, rows].to(torch.int32, memory_format=torch.contiguous_format) for rows in (above, below))
+    lines = _between(upper, lower, down[:, None])
     levels = _between(lines[:, :, before], lines[:, :, after], right)
     return (levels + (1 << 15)) >> 16
 
 
 def _places(source: int, size: int, start: int, count: int, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The elements that each place of a window lies between, and the weight of the second in 256ths."""
+    """Returns the two elements around each position of a window, and the weight of the second in 256ths."""
     step, first, denominator = mapping(source, size, align_corners=False)
     places = ((torch.arange(count, device=image.device) + start) * step + first).clamp(min=0)
     index = places // denominator
@@ -91,5 +100,5 @@ def _through_hsv(levels: Tensor, turn: int, factor: float) -> Tensor:
 
 
 def _ratio(number: int, levels: Tensor) -> Tensor:
-    """number / level with 12 binary places; beside level 0, which is multiplied with 0, stands some number."""
+    """Returns number / level with 12 binary places; for level 0, which is multiplied by 0, any number will do."""
     return (number * 4096 / levels.clamp(min=1).float()).round().int()

@@ -1,9 +1,11 @@
-"""conv3x3: a 3×3 convolution of several maps side by side, with fewer multiplications than it seems to need."""
+"""Implements conv3x3: a 3×3 convolution of several maps, on a CPU with fewer than half of the multiplications."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.common import check_dtype, check_tensor, name_of, without_autocast
@@ -11,28 +13,33 @@ from apc_kernels.ops.conv3x3 import reference, tiles
 
 KERNELS = Kernels(reference)
 
-# From here on tiles are faster than PyTorch's convolution: by benchmarks/results 1.3 to 1.8 times on two threads. With
-# fewer positions or channels the transforms, that of the weight above all, cost more than they save.
+# From these sizes on, tiles are 1.3 to 1.8 times as fast as PyTorch's convolution on two threads (benchmarks/results).
+# With fewer positions or channels the transforms, above all that of the weight, cost more than they save.
 LEAST_CHANNELS, LEAST_POSITIONS = 128, 4096
 
 
 def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
-    """A 3×3 convolution that keeps the size of its input, of several maps as if they were concatenated.
+    """Convolves several maps with one 3×3 weight as if they were concatenated, keeping their size.
 
         out[b, o, y, x] = Σ_c Σ_{i, j} weight[o, c, i, j] · maps[b, c, y + i − 1, x + j − 1]
 
-    On a CPU 2×2 of the result are computed from 4×4 of the maps by 16 products instead of 36 (Winograd's F(2×2, 3×3)),
-    with the accuracy of a convolution: all factors of its transforms are 1 or 1/2. On a GPU, where PyTorch's own
-    library chooses among such algorithms, in low precision, under autocast, and where channels or positions are few, it
-    is PyTorch's convolution, map by map.
+    Equivalent to:
+
+        F.conv2d(torch.cat(maps, 1), weight, padding=1)
+
+    The concatenation is not stored. On a CPU, large maps take Winograd's F(2×2, 3×3): 16 products instead of 36 for
+    four numbers of the result, with the accuracy of a convolution, since all factors of its transforms are 1 or 1/2.
+    PyTorch's convolution, map by map, serves GPUs, low precision, autocast, export, channels_last maps, and maps of
+    fewer than 128 channels or 4096 positions.
 
     Args:
-        maps: one (B, C, h, w) map or several, which may differ in C, and under autocast in dtype; float32, float64,
-            bfloat16 or float16.
-        weight: (O, Σ C, 3, 3), in the maps' dtype.
+        maps: one (B, C, h, w) map or several, in float32, float64, bfloat16 or float16. They may differ in C, and under
+            autocast in dtype.
+        weight: (O, Σ C, 3, 3) in the maps' dtype.
 
     Returns:
-        (B, O, h, w) in the maps' dtype. By tiles it is contiguous, and once differentiable in maps and weight.
+        (B, O, h, w) in the maps' dtype. From Winograd's tiles it is contiguous, and differentiable once in maps and
+        weight.
     """
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
     for name, tensor in _named(maps, weight):
@@ -49,7 +56,7 @@ def _named(maps: Sequence[Tensor], weight: Tensor) -> list[tuple[str, Tensor]]:
 
 def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
     if not maps:
-        raise ValueError("maps: expected one map at least, got none")
+        raise ValueError("maps: expected at least one map, got none")
     for name, tensor in _named(maps, weight):
         if tensor.dim() != 4:
             raise ValueError(f"{name}: expected 4 dimensions, got {tensor.dim()}: {tuple(tensor.shape)}")
@@ -69,7 +76,7 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
 
 
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
-    """Whether tiles take maps and weight that fit together; they are not checked before."""
+    """Tells whether tiles serve these maps and this weight, before they are checked against each other."""
     if not maps or any(tensor.dim() != 4 for tensor in (*maps, weight)):
         return False
     first = maps[0]
@@ -94,14 +101,14 @@ def _forward(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
 
 
 @_forward.register_fake
-def _(maps, weight):
+def _(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     _check(maps, weight)
     return maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
 
 
 @torch.library.custom_op("apc_kernels::conv3x3_backward_maps", mutates_args=())
 def _backward_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
-    """The gradients of maps of these numbers of channels."""
+    """Computes the gradients of maps with these numbers of channels."""
     with without_autocast(weight):
         if KERNELS.select("conv3x3", weight) == "reference":
             transposed = weight.flip(2, 3).transpose(0, 1)
@@ -110,7 +117,7 @@ def _backward_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> lis
 
 
 @_backward_maps.register_fake
-def _(grad, weight, channels):
+def _(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
     return [grad.new_empty(grad.shape[0], count, *grad.shape[2:]) for count in channels]
 
 
@@ -119,32 +126,32 @@ def _backward_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
     with without_autocast(grad):
         if KERNELS.select("conv3x3", grad) == "reference":
             shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
-            return torch.nn.grad.conv2d_weight(torch.cat(list(maps), 1), shape, grad, padding=1).contiguous()
+            return conv2d_weight(torch.cat(list(maps), 1), shape, grad, padding=1).contiguous()
         return tiles.gradient_of_weight(_lines(grad), [_lines(x) for x in maps])
 
 
 @_backward_weight.register_fake
-def _(grad, maps):
+def _(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
     return grad.new_empty(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
 
 
 def _lines(x: Tensor) -> Tensor:
-    """A map whose columns lie side by side, as the kernels take it."""
+    """Returns a map with adjacent columns, as the kernels read it."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """A weight whose inputs lie side by side; outputs may lie apart, as in a slice."""
+    """Returns a weight with adjacent inputs; its outputs may be apart, as in a slice."""
     return weight if weight.stride()[1:] == (9, 3, 1) else weight.contiguous()
 
 
-def _remember(ctx, inputs, output):
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     maps, weight = inputs
     ctx.save_for_backward(weight, *maps)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Sequence[Tensor | None], Tensor | None]:
     weight, *maps = ctx.saved_tensors
     if grad is None:
         return [None] * len(maps), None

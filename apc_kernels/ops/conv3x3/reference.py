@@ -1,4 +1,4 @@
-"""conv3x3 in plain PyTorch: the convolution of each map with its share of the weight, added up."""
+"""Computes conv3x3 in plain PyTorch: convolves each map with its part of the weight, and adds the results."""
 
 from collections.abc import Sequence
 

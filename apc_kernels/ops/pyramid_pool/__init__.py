@@ -1,7 +1,8 @@
-"""pyramid_pool: adaptive average pooling at several scales in one read of the map."""
+"""Implements pyramid_pool: adaptive average pooling at several scales in one read of the map."""
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,31 +13,37 @@ from apc_kernels.ops.operator import Operator, fill
 from apc_kernels.ops.pyramid_pool import reference
 
 MAX_SCALES, MAX_SCALE = 64, 32768
-MAX_SIZE = 2**31  # of an axis
-# Beyond these the reference serves on a GPU (csrc/pyramid_pool/pyramid_pool.cuh).
+MAX_SIZE = 2**31  # of an axis, exclusive
+# On a GPU the reference serves larger maps (csrc/pyramid_pool/pyramid_pool.cuh).
 MAX_GPU_SIZE, MAX_GPU_COLUMNS, MAX_GPU_CHANNELS = 8192, 512, 2**21
 
 
 def pyramid_pool(x: Tensor, scales: Sequence[int] = (1, 2, 3, 6)) -> Tensor:
-    """Averages a map over the s×s bins of every scale s.
+    """Averages a map over the s×s bins of every scale s, in one read of the map.
 
         out[b, c, offset(s) + i·s + j] = mean of x[b, c, y, x] over y in bin i of h, x in bin j of w
-        bin i of n positions: floor(i·n/s) … ceil((i+1)·n/s) − 1, as in torch.nn.functional.adaptive_avg_pool2d
+        bin i of n positions: floor(i·n/s) … ceil((i+1)·n/s) − 1
+
+    Equivalent to:
+
+        pooled = [F.adaptive_avg_pool2d(x, s).flatten(2) for s in scales]
+        torch.cat(pooled, 2)
 
     Args:
-        x: (B, C, h, w), float32, bfloat16, float16 or float64. NCHW and channels_last maps, and slices of them that
-            keep columns or channels side by side, are read where they lie; any other layout is copied once. On a GPU,
-            maps of more than 8192 rows or columns, or two million channels, are served by the reference.
-        scales: 1 to 64 numbers of bins, up to 32768 each, in the order the result holds them; a scale may exceed h or
-            w. On a GPU, scales that add up to more than 512 are served by the reference.
+        x: (B, C, h, w), float32, bfloat16, float16 or float64. NCHW and channels_last maps, and slices of them with
+            adjacent columns or channels, are read in place; any other layout is copied once. On a GPU the reference
+            serves maps of more than 8192 rows or columns, or more than two million channels.
+        scales: 1 to 64 numbers of bins, up to 32768 each; a scale may exceed h or w. On a GPU the reference serves
+            scales that add up to more than 512.
 
     Returns:
-        (B, C, J), J = Σ s², scale-major, then row-major, contiguous, in x's dtype; sums are kept in float32
-        (float64 for float64). Its gradient has the strides of torch.empty_like(x).
+        (B, C, J), J = Σ s², contiguous, in x's dtype: scale by scale in the given order, each row-major. Sums are kept
+        in float32 (float64 for float64).
 
-    Differentiable any number of times (torch.autograd; torch.func.grad does not see through a custom operator);
-    deterministic to the bit. Under autocast it computes in the dtype x has. An infinity or NaN stays in the bins that
-    hold it, except in the reference and so in exported models: their matrix products spread it over its row and column.
+    Nothing is saved for backward but the size of x; the gradient has the strides of torch.empty_like(x). The operation
+    is differentiable any number of times by torch.autograd (not by torch.func.grad, which does not see through custom
+    operators), and deterministic to the bit. Autocast leaves x's dtype alone. An infinity or NaN stays in the bins that
+    contain it, except in the reference and in exported models, whose matrix products spread it over a row and column.
     """
     check_tensor(x, "x")
     return _pool(x, as_scales(scales))
@@ -52,7 +59,7 @@ KERNELS = Kernels(reference, triton=_triton, cuda=True)
 
 
 def _limits(size: Sequence[int], scales: Sequence[int]) -> dict[str, str]:
-    """Why the GPU kernels cannot take a call, if they cannot."""
+    """Returns the reasons why GPU kernels cannot take a call, by backend."""
     if max(size[2:]) <= MAX_GPU_SIZE and size[1] <= MAX_GPU_CHANNELS and sum(scales) <= MAX_GPU_COLUMNS:
         return {}
     reason = (
@@ -86,7 +93,7 @@ _pool = Operator(
 
 @torch.library.custom_op("apc_kernels::pyramid_pool_backward", mutates_args=())
 def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """The gradient of x, a map of the given size and strides, from the gradient of the result."""
+    """Computes the gradient of x, a map of the given size and strides, from the gradient of the result."""
     grad_x = _empty_gradient(grad, scales, size, stride)
     if not is_dense(size, stride):
         raise ValueError(f"stride: expected the strides of a dense map of {tuple(size)}, got {tuple(stride)}")
@@ -96,7 +103,7 @@ def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: 
 
 
 @_backward.register_fake
-def _empty_gradient(grad, scales, size, stride):
+def _empty_gradient(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
     scales = check_scales(scales, MAX_SCALES, MAX_SCALE)
     check_dtype(grad, "grad")
     if len(size) != 4 or len(stride) != 4:
@@ -108,7 +115,7 @@ def _empty_gradient(grad, scales, size, stride):
     return grad.new_empty_strided(size, stride)
 
 
-def _remember(ctx, inputs, output):
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, ctx.scales = inputs
     ctx.size = x.shape
     ctx.stride = torch.empty_like(x, device="meta").stride()

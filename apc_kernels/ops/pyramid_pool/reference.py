@@ -1,7 +1,7 @@
-"""pyramid_pool in plain PyTorch: two small matrix products for each scale, P_h · x · P_wᵀ.
+"""Computes pyramid_pool in plain PyTorch, by two small matrix products for each scale, P_h · x · P_wᵀ.
 
-The specification, and what exported models hold: stock operators only, sizes may be symbolic. Being products, they turn
-an infinity into NaN in the other bins of its row and column (infinity · 0).
+This is the specification, and the code of exported models: stock operators only, sizes may be symbolic. The products
+turn an infinity into NaN in the other bins of its row and column (infinity · 0).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def pyramid_pool_backward(grad: Tensor, scales: Sequence[int], size: Sequence[in
 
 
 def averaging(size: int, s: int, like: Tensor) -> Tensor:
-    """The (s, size) matrix that averages an axis over its bins: bin i covers [floor(i*size/s), ceil((i+1)*size/s))."""
+    """Returns the (s, size) matrix that averages over bins: bin i covers [floor(i*size/s), ceil((i+1)*size/s))."""
     i = torch.arange(s, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
     begin, end = i * size // s, ((i + 1) * size + s - 1) // s

@@ -1,4 +1,6 @@
-"""pyramid_pool in Triton. One set of kernels serves NCHW and channels_last: Triton lays a tile out by its strides.
+"""Computes pyramid_pool in Triton.
+
+One set of kernels serves NCHW and channels_last: Triton lays a tile out by its strides.
 
 Cut at every bin edge, the rows fall into segments (csrc/pyramid_pool/bins.h). A program sums the rows of one segment,
 which is the one read of x, and then its columns into the bins of every scale; a second kernel adds up the segments of
@@ -32,7 +34,7 @@ def end_of(i, size, s):
 
 @triton.jit
 def locate(bin, SCALES: tl.constexpr):
-    """The scale of a bin counted through all scales, its place in that scale, and the scale's first region."""
+    """Returns the scale of a bin counted through all scales, its place in that scale, and the scale's first region."""
     s, place, first_region = bin * 0 + 1, bin * 0, bin * 0
     bins, regions = 0, 0
     for k in tl.static_range(len(SCALES)):
@@ -47,7 +49,7 @@ def locate(bin, SCALES: tl.constexpr):
 
 @triton.jit
 def edges_until(position, size, SCALES: tl.constexpr):
-    """How many bin edges lie at or before a position: it grows exactly where a segment starts."""
+    """Counts the bin edges that lie at or before a position: it grows exactly where a segment starts."""
     edges = position * 0
     for k in tl.static_range(len(SCALES)):
         edges += tl.minimum(((position + 1) * SCALES[k] + size - 1) // size, SCALES[k])  # bins that begin by then
@@ -57,7 +59,7 @@ def edges_until(position, size, SCALES: tl.constexpr):
 
 @triton.jit
 def segments_of(size, SCALES: tl.constexpr, SIZE: tl.constexpr):
-    """The segment each position of an axis lies in; positions past its end lie behind all of them."""
+    """Returns the segment that each position of an axis lies in; positions past its end lie behind all of them."""
     position = tl.arange(0, SIZE)
     before = edges_until(tl.maximum(position - 1, 0), size, SCALES)
     starts = (position > 0) & (edges_until(position, size, SCALES) != before)

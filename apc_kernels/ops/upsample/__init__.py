@@ -1,7 +1,7 @@
-"""upsample_*: what is done with bilinearly upsampled logits, without the upsampled logits.
+"""Implements the upsample_* operations on bilinearly upsampled logits, without storing the upsampled logits.
 
-All of them interpolate as torch.nn.functional.interpolate(mode="bilinear") does, by ratios of any kind, up or down, in
-float32 (float64 for float64 logits) whatever the dtype of the logits.
+All of them interpolate as torch.nn.functional.interpolate(mode="bilinear") does, up or down by any ratio, in float32
+(float64 for float64 logits) for logits of any dtype.
 """
 
 from apc_kernels.ops.upsample.checks import KERNELS

@@ -1,4 +1,4 @@
-"""What the upsample_* operations ask of their arguments, and which kernels they have."""
+"""Checks the arguments of the upsample_* operations, and declares their kernels."""
 
 import operator
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def as_ignored(ignore_index: int) -> int:
 
 
 def limits(logits: Tensor, size: Sequence[int]) -> dict[str, str]:
-    """Why the GPU kernels cannot take a call, if they cannot."""
+    """Returns the reasons why GPU kernels cannot take a call, by backend."""
     batch, classes, height, width = logits.shape
     positions = max(2 * height * size[0], 2 * width * size[1])
     rows, all_logits = batch * height * size[1], batch * classes * height * width

@@ -1,6 +1,8 @@
-"""upsample_cross_entropy: the loss of bilinearly upsampled logits, without the upsampled logits."""
+"""Implements upsample_cross_entropy: the loss of bilinearly upsampled logits, without the upsampled logits."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,44 +27,51 @@ def upsample_cross_entropy(
     denominator: float | Tensor | None = None,
     return_correct: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """F.cross_entropy(F.interpolate(logits, target's size, mode="bilinear"), target), without the tensor in between.
+    """Computes the cross entropy of logits that are bilinearly upsampled to the size of the target.
 
-        l = interpolated logits of a pixel, y = its label, w = weight (1 for every class if not given)
+        l = interpolated logits of a pixel, y = its label, w = weight (1 for every class by default)
         loss = (1 − ε)·w[y]·(logΣexp(l) − l[y]) + ε/K·Σ_c w[c]·(logΣexp(l) − l[c])       ε = label_smoothing
 
+    Equivalent to:
+
+        upsampled = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=align_corners)
+        F.cross_entropy(upsampled, target.long(), weight, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+    The upsampled logits are never stored. Saved for backward are logits, target and one float for each pixel.
+
     Args:
-        logits: (B, K, h, w), float32, bfloat16, float16 or float64; NCHW and channels_last, and slices of them, are
-            read where they lie, any other layout is copied (once forward, once backward).
-        target: (B, H, W), uint8, int16, int32 or int64, of any size relative to h and w.
-        weight: (K,) of classes, float32 (float64 beside float64 logits); not differentiated.
-        ignore_index: the label of pixels that count nowhere.
-        label_smoothing: 0 to 1.
-        reduction: "mean" divides by the weights of all pixels that are not ignored (PyTorch's mean), "mean_all" by
-            B·H·W (mmsegmentation's), "sum" by nothing; "none" returns the loss of every pixel.
-        denominator: what the two means divide by instead: a number that is not negative, or a tensor with one element,
-            whose value is not looked at. With the count over all ranks, data-parallel training computes what one
-            process would.
-        return_correct: returns the number of pixels whose label is the argmax as well, from the same pass.
+        logits: (B, K, h, w), float32, bfloat16, float16 or float64. NCHW and channels_last logits, and slices of them,
+            are read in place; any other layout is copied, once forward and once backward.
+        target: (B, H, W), uint8, int16, int32 or int64; H and W may have any ratio to h and w.
+        weight: (K,), a weight for each class, float32 (float64 if logits are float64); not differentiated.
+        ignore_index: the label of pixels that are left out everywhere.
+        label_smoothing: from 0 to 1.
+        reduction: "mean" divides by the weights of all pixels that are not ignored, as PyTorch does; "mean_all" divides
+            by B·H·W, as mmsegmentation does; "sum" does not divide; "none" returns the loss of every pixel.
+        denominator: replaces the denominator of "mean" and "mean_all": a number that is not negative, or a tensor with
+            one element, whose value is not read. With the count over all ranks, data-parallel training computes the
+            same loss as one process.
+        return_correct: returns the number of pixels whose label is the argmax, too, from the same pass.
 
     Returns:
-        The loss, a scalar or (B, H, W), in float32 (float64 for float64 logits); or the loss and that number, int64.
+        The loss, a scalar or (B, H, W), in float32 (float64 for float64 logits); with return_correct, the loss and the
+        number of correct pixels, int64.
 
-    Where nothing is divided by nothing (no pixel that counts in "mean", no image in "mean_all") the loss is NaN, as in
-    PyTorch; where no pixel counts, the gradient is zero. An infinite or NaN logit does what F.interpolate makes of it:
-    0 · ∞ is NaN, at borders too. A label out of
-    range is an error on a CPU. On a GPU it makes the loss, and its pixel's gradient, NaN; inside `with
-    apc_kernels.checked_labels():` it is an error there too.
+    A label out of range raises on a CPU. On a GPU it makes the loss and its pixel's gradient NaN; inside `with
+    apc_kernels.checked_labels():` it raises there too. The loss is NaN if nothing is divided by nothing, as in PyTorch
+    (no pixel that counts in "mean", no image in "mean_all"); if no pixel counts, the gradient is zero. Infinite and NaN
+    logits spread as in F.interpolate: 0 · ∞ is NaN, at borders too.
 
-    Saves logits, target and one float for each pixel. Differentiable once, with respect to logits, and in reverse mode
-    only; deterministic to the bit; logits keep their dtype under autocast. On a CPU logits are taken relative to the
-    largest of their source pixel: what all of them have in common does not cost accuracy.
+    The operation is differentiable once, with respect to logits and in reverse mode, and deterministic to the bit.
+    Autocast leaves the dtype of logits alone. On a CPU, logits are taken relative to the largest of their source pixel,
+    so that a large common offset costs no accuracy.
     """
     check_tensor(logits, "logits")
     check_tensor(target, "target")
     if weight is not None:
         weight = widened(weight, "weight", logits)
         if weight.requires_grad:
-            raise ValueError("weight: expected a tensor without gradient; it is not differentiated")
+            raise ValueError("weight: expected a tensor without gradient, got one that requires it")
     ignore_index, label_smoothing = as_ignored(ignore_index), _as_smoothing(label_smoothing)
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
@@ -86,7 +95,9 @@ def _as_smoothing(label_smoothing: float) -> float:
 
 def _check_denominator(denominator: float | Tensor, reduction: str, logits: Tensor) -> float | Tensor:
     if reduction not in ("mean", "mean_all"):
-        raise ValueError(f"denominator: expected none beside reduction={reduction!r}, which divides by nothing")
+        raise ValueError(
+            f"denominator: expected None for reduction={reduction!r}, which does not divide, got {denominator!r}"
+        )
     if isinstance(denominator, Tensor):
         unlike = denominator.device != logits.device or denominator.requires_grad or denominator.is_complex()
         if denominator.numel() != 1 or unlike:
@@ -105,7 +116,15 @@ def _check_denominator(denominator: float | Tensor, reduction: str, logits: Tens
     return denominator
 
 
-def _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel):
+def _check(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    per_pixel: bool,
+) -> tuple[Any, ...]:
     check_logits(logits)
     check_target(target, logits)
     if weight is not None:
@@ -115,12 +134,29 @@ def _check(logits, target, weight, ignore_index, label_smoothing, align_corners,
     return logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel
 
 
-def _refuse_wrong(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel, results):
+def _refuse_wrong(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    per_pixel: bool,
+    results: Sequence[Tensor],
+) -> None:
     if labels.are_checked(target) and results[2][3].item():
         labels.refuse(target, logits.shape[1], ignore_index)
 
 
-def _empty(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel):
+def _empty(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    per_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     normalizer = logits.new_empty(target.shape, dtype=working_dtype(logits))
     losses = logits.new_empty(target.shape if per_pixel else (0,), dtype=working_dtype(logits))
     return normalizer, losses, logits.new_empty(4, dtype=torch.float64)
@@ -137,12 +173,21 @@ _losses = Operator(
 )
 
 
-def _check_backward(grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer):
+def _check_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    normalizer: Tensor,
+) -> tuple[Any, ...]:
     *checked, _ = _check(logits, target, weight, ignore_index, label_smoothing, align_corners, False)
     return grad, *checked, normalizer
 
 
-# The gradient of the logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all.
+# Computes the gradient of the logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all.
 _backward = Operator(
     "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, "
     "float label_smoothing, bool align_corners, Tensor normalizer) -> Tensor",
@@ -153,12 +198,12 @@ _backward = Operator(
 )
 
 
-def _remember(ctx, inputs, output):
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     logits, target, weight, *ctx.settings, ctx.per_pixel = inputs
     ctx.save_for_backward(logits, target, weight, output[0])
 
 
-def _through(ctx, grad_plain, grad_losses, grad_sums):
+def _through(ctx: Any, grad_plain: Tensor, grad_losses: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
     logits, target, weight, normalizer = ctx.saved_tensors
     grad = grad_losses if ctx.per_pixel else grad_sums[:1].to(normalizer.dtype)
     return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 6

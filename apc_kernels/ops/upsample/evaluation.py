@@ -1,6 +1,7 @@
-"""upsample_argmax, upsample_confusion, upsample_softmax: what evaluation makes of bilinearly upsampled logits."""
+"""Implements upsample_argmax, upsample_confusion and upsample_softmax: evaluation of bilinearly upsampled logits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,25 +13,35 @@ from apc_kernels.ops.operator import Operator, readable
 from apc_kernels.ops.upsample import reference
 from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
 
-MAX_COUNTED = 46339  # classes whose pairs an int32 counts; their matrix has 17 GB
+MAX_COUNTED = 46339  # classes: an int32 numbers their pairs, and their matrix takes 17 GB
 
 
 def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
-    """F.interpolate(logits, size, mode="bilinear").argmax(1), without the tensor in between.
+    """Returns the class with the largest bilinearly upsampled logit for every pixel.
+
+    Equivalent to:
+
+        F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners).argmax(1)
+
+    The upsampled logits are never stored.
 
     Args:
-        logits: (B, K, h, w), float32, bfloat16, float16 or float64; NCHW and channels_last are read where they lie.
-        size: (H, W) of the result.
+        logits: (B, K, h, w), float32, bfloat16, float16 or float64. NCHW and channels_last logits are read in place;
+            any other layout is copied once.
+        size: (H, W) of the result, of any ratio to (h, w).
+        align_corners: interpolates as F.interpolate does with this option.
 
     Returns:
-        (B, H, W), uint8 for up to 256 classes, int16 for up to 32768, int32 beyond. Of classes with exactly the same
-        interpolated logit the first; beside a NaN, which compares with nothing, some class.
+        (B, H, W), uint8 for up to 256 classes, int16 for up to 32768, int32 for more. Of classes with exactly the same
+        interpolated logit, the first one is returned; for a pixel with a NaN, any class.
+
+    The operation has no gradient, and is deterministic to the bit.
     """
     check_tensor(logits, "logits")
     return _argmax(logits, as_size(size), align_corners)
 
 
-def _check_argmax(logits, size, align_corners):
+def _check_argmax(logits: Tensor, size: Sequence[int], align_corners: bool) -> tuple[Any, ...]:
     check_logits(logits)
     check_extent(size, "size", size)
     return logits, size, align_corners
@@ -50,24 +61,34 @@ _argmax = Operator(
 def upsample_confusion(
     logits: Tensor, target: Tensor, *, ignore_index: int = 255, align_corners: bool = False
 ) -> Tensor:
-    """The confusion matrix of upsample_argmax(logits, target's size) with target, without the prediction in between.
+    """Counts the pairs of target label and predicted class of bilinearly upsampled logits in a confusion matrix.
+
+    Equivalent to:
+
+        K, prediction = logits.shape[1], upsample_argmax(logits, target.shape[1:], align_corners=align_corners)
+        valid = target != ignore_index
+        torch.bincount(target[valid].long() * K + prediction[valid], minlength=K * K).view(K, K)
+
+    Neither the upsampled logits nor the prediction is stored.
 
     Args:
-        logits: as in upsample_argmax.
+        logits: (B, K, h, w), as in upsample_argmax.
         target: (B, H, W), uint8, int16, int32 or int64.
         ignore_index: the label of pixels that are not counted.
+        align_corners: interpolates as F.interpolate does with this option.
 
     Returns:
-        (K, K) int64, rows: target, columns: prediction; exact.
+        (K, K) int64, exact counts; rows are target labels, columns are predictions.
 
-    A label out of range is an error, on a GPU too: a count cannot be NaN. The check waits for the result.
+    A label out of range raises a ValueError, on a GPU too, since a count cannot be NaN. On a GPU this check makes the
+    call wait for its result.
     """
     check_tensor(logits, "logits")
     check_tensor(target, "target")
     return _confusion(logits, target, as_ignored(ignore_index), align_corners)[0]
 
 
-def _check_confusion(logits, target, ignore_index, align_corners):
+def _check_confusion(logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> tuple[Any, ...]:
     check_logits(logits)
     check_target(target, logits)
     if logits.shape[1] > MAX_COUNTED:
@@ -77,12 +98,14 @@ def _check_confusion(logits, target, ignore_index, align_corners):
     return logits, target, ignore_index, align_corners
 
 
-def _refuse_wrong(logits, target, ignore_index, align_corners, results):
+def _refuse_wrong(
+    logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool, results: Sequence[Tensor]
+) -> None:
     if results[1].item():
         labels.refuse(target, logits.shape[1], ignore_index)
 
 
-def _empty_counts(logits, *_):
+def _empty_counts(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     classes = logits.shape[1]
     return logits.new_empty(classes, classes, dtype=torch.int64), logits.new_empty(1, dtype=torch.int64)
 
@@ -94,29 +117,38 @@ _confusion = Operator(
     on=lambda logits, target, *_: (logits, limits(logits, target.shape[1:])),
     empty=_empty_counts,
     verify=_refuse_wrong,
-    tags=(torch.Tag.cudagraph_unsafe,),  # it waits for the GPU, which no graph of launches can
+    tags=(torch.Tag.cudagraph_unsafe,),  # it waits for the GPU, which a CUDA graph cannot do
 )
 
 
 def upsample_softmax(
     logits: Tensor, size: Sequence[int], *, flip: bool = False, align_corners: bool = False, out: Tensor | None = None
 ) -> Tensor:
-    """F.interpolate(logits, size, mode="bilinear").softmax(1), written or added to a buffer.
+    """Computes the class probabilities of bilinearly upsampled logits, and can add them to a buffer.
+
+    Equivalent to:
+
+        p = F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners).softmax(1)
+        out.add_(p.flip(3) if flip else p)
+
+    The upsampled logits are never stored. With `out`, testing at many scales and flips needs memory for one sum.
 
     Args:
-        logits: as in upsample_argmax; inference only, they must not require a gradient.
+        logits: (B, K, h, w), as in upsample_argmax. They must not require a gradient: the operation has none.
         size: (H, W) of the result.
-        flip: the logits are those of a mirrored image: the result is mirrored back, columns in reverse order.
-        out: (B, K, H, W), float32 (float64 for float64 logits). The probabilities are added to it: the sum over scales
-            and flips of an image needs no other memory. A layout with neither columns nor channels side by side costs
-            a copy, and so do logits that lie in it.
+        flip: mirrors the result, for logits of a mirrored image.
+        align_corners: interpolates as F.interpolate does with this option.
+        out: (B, K, H, W), float32 (float64 for float64 logits); the probabilities are added to it. A buffer without
+            adjacent columns or channels costs a copy, and so does one that shares memory with the logits.
 
     Returns:
-        `out`; or, if it is not given, a new tensor in the memory format of the logits.
+        `out` if it is given; otherwise a new tensor in the memory format of the logits.
+
+    Results are deterministic to the bit.
     """
     check_tensor(logits, "logits")
     size = as_size(size)
-    _check_softmax(logits, size, out)  # the operator cannot for us: it takes a result to write to, and no size
+    _check_softmax(logits, size, out)  # the operator cannot check `size`: it only takes the result to write to
     if torch.is_grad_enabled() and (logits.requires_grad or (out is not None and out.requires_grad)):
         raise ValueError("logits, out: expected tensors without gradient: upsample_softmax is for inference only")
     if torch.compiler.is_exporting():
@@ -158,10 +190,10 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
-# Written out, not an Operator: it writes, or adds, to what it is given.
+# Not an Operator, because it writes or adds to its argument.
 @torch.library.custom_op("apc_kernels::upsample_softmax", mutates_args=("out",))
 def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
-    """Adds the probabilities to `out`, or writes them there."""
+    """Adds the probabilities to `out`, or writes them to it."""
     size = out.shape[2:]
     _check_softmax(logits, size, out)
     backend = KERNELS.select("upsample_softmax", logits, limits(logits, size))
@@ -169,9 +201,9 @@ def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Te
     if not out.numel():
         return
     if _overlaps_itself(out):
-        raise ValueError(f"out: expected memory of its own for every element, got strides {out.stride()}")
+        raise ValueError(f"out: expected elements that do not overlap in memory, got strides {out.stride()}")
     if out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr():
-        logits = logits.clone()  # they are still being read when the first results are written
+        logits = logits.clone()  # the kernel reads logits after it has written the first results
     if backend == "reference":
         probabilities = function(logits, size, flip, align_corners)
         _ = out.add_(probabilities) if add else out.copy_(probabilities)
@@ -183,5 +215,5 @@ def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Te
 
 
 @_softmax.register_fake
-def _(logits, flip, align_corners, add, out):
+def _(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
     _check_softmax(logits, out.shape[2:], out)

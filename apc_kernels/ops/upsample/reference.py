@@ -1,7 +1,7 @@
-"""The upsample_* operations in plain PyTorch: the upsampled logits, and what follows from them.
+"""Computes the upsample_* operations in plain PyTorch, from the upsampled logits.
 
-The specification, and what exported models hold. Gradients are collapsed by products with the matrices of the
-interpolation: PyTorch's own backward adds atomically on a GPU.
+This is the specification, and the code of exported models. Products with the matrices of the interpolation collapse the
+gradients, because PyTorch's own backward adds atomically on a GPU.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,19 @@ def upsampled(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tenso
     return F.interpolate(working(logits), size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def upsample_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel):
-    """For each pixel Σ exp(l − its largest l), which is what backward needs, and its loss; then their sums: losses,
-    weights, correct pixels, labels out of range."""
+def upsample_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    per_pixel: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes Σ exp(l − its largest l) of each pixel, for the backward, its loss, and four sums.
+
+    The sums are those of losses, weights, correct pixels and labels out of range.
+    """
     scores = upsampled(logits, target.shape[1:], align_corners)
     label, valid, wrong = _labels(target, scores.shape[1], ignore_index)
     logarithms = scores.log_softmax(1)
@@ -38,9 +48,16 @@ def upsample_cross_entropy(logits, target, weight, ignore_index, label_smoothing
 
 
 def upsample_cross_entropy_backward(
-    grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer
-):
-    """From the gradient of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    normalizer: Tensor,
+) -> Tensor:
+    """Computes the gradient of logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all."""
     classes = logits.shape[1]
     scores = upsampled(logits, target.shape[1:], align_corners)
     label, valid, wrong = _labels(target, classes, ignore_index)
@@ -64,7 +81,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool) ->
 
 
 def upsample_confusion(logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """Counts (K, K), and how many labels are out of range."""
+    """Returns the counts (K, K), and the number of labels out of range."""
     classes = logits.shape[1]
     prediction = upsampled(logits, target.shape[1:], align_corners).argmax(1)
     label, valid, wrong = _labels(target, classes, ignore_index)
@@ -80,12 +97,12 @@ def upsample_softmax(logits: Tensor, size: Sequence[int], flip: bool, align_corn
 
 
 def label_dtype(classes: int) -> torch.dtype:
-    """The narrowest dtype that holds the labels of so many classes."""
+    """Returns the narrowest dtype that holds the labels of this many classes."""
     return torch.uint8 if classes <= 2**8 else torch.int16 if classes <= 2**15 else torch.int32
 
 
 def _labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels to index by, (B, 1, H, W) and 0 where there is none; which pixels count; which are out of range."""
+    """Returns labels to index by (B, 1, H, W), 0 if invalid, and masks of valid and of out-of-range pixels."""
     given = target.long()
     inside = (given >= 0) & (given < classes)
     kept = given != ignore_index

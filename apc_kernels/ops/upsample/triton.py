@@ -1,4 +1,4 @@
-"""upsample_* in Triton, forward; triton_backward.py has the gradient.
+"""Computes upsample_* in Triton, forward; triton_backward.py has the gradient.
 
 A program takes a block of output columns and the output rows between two source rows of one image (triton_tiles.py),
 and goes over the classes in blocks, once; softmax a second time. One set of kernels serves NCHW and channels_last:
@@ -60,7 +60,10 @@ def cross_entropy_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The losses of one tile, and their sums: float32 within a window of rows, float64 over windows and programs."""
+    """Computes the losses of one tile, and their sums.
+
+    Sums are float32 within a window of rows, float64 over windows and programs.
+    """
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     total_loss, total_weight = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
     correct, wrong = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
@@ -111,7 +114,7 @@ def argmax_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The labels of one tile."""
+    """Computes the labels of one tile."""
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
@@ -175,7 +178,7 @@ def softmax_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The probabilities of one tile."""
+    """Computes the probabilities of one tile."""
     columns = axis_x[1]
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     out += i_b * out_strides[0]

@@ -1,4 +1,4 @@
-"""The gradient of upsample_cross_entropy in Triton, in gather form: every source value is written once, by one program.
+"""Computes the gradient of upsample_cross_entropy in Triton, in gather form: one program writes each source value.
 
 Source rows i and i + 1 and source columns j and j + 1 enclose a cell: the output pixels that are interpolated from its
 four corners. A program takes a block of classes and walks down BLOCK_I rows of BLOCK_J cells, summing the gradients of
@@ -62,7 +62,7 @@ def pixels_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """What all classes of a pixel share, for one tile: NaN for a label out of range, anything for an ignored pixel."""
+    """Computes what all classes of a pixel share: NaN for a label out of range, anything for an ignored pixel."""
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
@@ -110,7 +110,7 @@ def cells_kernel(
     BLOCK_J: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """BLOCK_K classes, BLOCK_I source rows and BLOCK_J − 1 source columns of one image."""
+    """Computes BLOCK_K classes, BLOCK_I source rows and BLOCK_J − 1 source columns of one image."""
     (source_rows, rows, _, _, _), (source_columns, columns, _, _, _) = axis_y, axis_x
     stride_b, stride_c, stride_y, stride_x = strides
     out_stride_b, out_stride_c, out_stride_y, out_stride_x = out_strides
@@ -227,7 +227,10 @@ def backward_launches(
 
 
 def cell_blocks(logits: Tensor, size: Sequence[int]) -> dict:
-    """Larger tiles spill; at a ratio of 8 a cell's row of pixels is one step, but on the edges."""
+    """Returns the tile sizes.
+
+    Larger tiles spill; at a ratio of 8 a cell's row of pixels is one step, but on the edges.
+    """
     _, channels, _, width = logits.shape
     return {
         "BLOCK_K": min(16, triton.next_power_of_2(channels)),

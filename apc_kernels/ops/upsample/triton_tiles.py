@@ -1,4 +1,4 @@
-"""What the Triton kernels on upsampled logits share: where a pixel's four source values lie, and a pass over classes.
+"""Provides parts of the Triton kernels on upsampled logits: a pixel's source values, and a pass over classes.
 
 The output pixels between two source rows i and i + 1 are interpolated from those two rows alone. A program takes such
 pixels: their columns are interpolated once, class by class, and every output row is one more step from there.
@@ -20,13 +20,13 @@ START = tl.constexpr(-3.3e38)  # what a maximum starts from: exp(LOWEST − STAR
 
 @triton.jit
 def index_of(position, axis):
-    """The source index of an output position; it reads the next one too."""
+    """Returns the source index of an output position; it reads the next one too."""
     return tl.maximum(position * axis[2] + axis[3], 0) // axis[4]
 
 
 @triton.jit
 def weights_of(position, index, axis):
-    """The weights of a position's source index and of the next one."""
+    """Returns the weights of a position's source index and of the next one."""
     _, _, step, start, denominator = axis
     rest = tl.maximum(position * step + start, 0) - index * denominator
     w_next = rest.to(tl.float32) / denominator
@@ -35,7 +35,7 @@ def weights_of(position, index, axis):
 
 @triton.jit
 def first_of(index, axis):
-    """The first output position with this source index or a larger one, which may be the output's end."""
+    """Returns the first output position with this source index or a larger one, which may be the output's end."""
     source, size, step, start, denominator = axis
     step = tl.maximum(step, 1)  # with 0 every position has index 0
     first = tl.minimum((tl.maximum(index * denominator - start, 0) + step - 1) // step, size)
@@ -44,19 +44,19 @@ def first_of(index, axis):
 
 @triton.jit
 def lerp(b_a, b_b, w_a, w_b):
-    """Spelt out, so that the same values give the same bits wherever they are interpolated."""
+    """Interpolates, spelt out so that the same values give the same bits wherever they are interpolated."""
     return tl.fma(b_b, w_b, b_a * w_a)
 
 
 @triton.jit
 def exp(b):
-    """tl.exp takes three instructions more, for results below 1e-38."""
+    """Computes exp; tl.exp takes three instructions more, for results below 1e-38."""
     return tl.exp2(b * 1.4426950408889634)
 
 
 @triton.jit
 def load_row(logits, o_left, o_right, w_left, w_right, mask):
-    """A source row, interpolated at the output columns."""
+    """Loads a source row, interpolated at the output columns."""
     b_left = tl.load(logits + o_left, mask=mask, other=0.0).to(tl.float32)
     b_right = tl.load(logits + o_right, mask=mask, other=0.0).to(tl.float32)
     return lerp(b_left, b_right, w_left, w_right)
@@ -64,7 +64,7 @@ def load_row(logits, o_left, o_right, w_left, w_right, mask):
 
 @triton.jit
 def tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X: tl.constexpr):
-    """The image, the source row i, the output rows from `begin` to `end` that it has, and output columns.
+    """Returns the image, the source row i, the output rows from `begin` to `end` that it has, and output columns.
 
     With them the corners: pointers to rows i and i + 1, and, of the two source columns that each output column lies
     between, offsets and weights.
@@ -89,7 +89,7 @@ def tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X: tl.constexpr):
 
 @triton.jit
 def window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS: tl.constexpr):
-    """Of output rows (ROWS,): where their pixels lie in a (B, H, W) tensor, which there are, both (ROWS, BLOCK_X), and
+    """Returns offsets of the pixels of output rows (ROWS,) in a (B, H, W) tensor, their mask, both (ROWS, BLOCK_X), and
     the weights of source rows i and i + 1."""
     row = first + tl.arange(0, ROWS)
     o_yx = (i_b * axis_y[1] + row[:, None]) * axis_x[1] + column[None, :]
@@ -99,7 +99,7 @@ def window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS: tl.constexpr):
 
 @triton.jit
 def load_classes(corners, w_y, first, channels, stride_c, BLOCK_K: tl.constexpr):
-    """Classes (BLOCK_K,) from `first` on, and their interpolated logits, (ROWS, BLOCK_K, BLOCK_X) float32."""
+    """Loads classes (BLOCK_K,) from `first` on, and their interpolated logits, (ROWS, BLOCK_K, BLOCK_X) float32."""
     top, bottom, left, right, w_x = corners
     channel = first + tl.arange(0, BLOCK_K)
     m_k = (channel < channels)[:, None]
@@ -113,7 +113,10 @@ def load_classes(corners, w_y, first, channels, stride_c, BLOCK_K: tl.constexpr)
 
 @triton.jit
 def load_label(corners, w_y, b_label, mask, stride_c):
-    """The interpolated logit of one class for each pixel, (ROWS, BLOCK_X): the bits that load_classes has for it."""
+    """Loads the interpolated logit of one class for each pixel, (ROWS, BLOCK_X).
+
+    It has the same bits as in load_classes.
+    """
     top, bottom, left, right, w_x = corners
     o_k = b_label.to(tl.int64) * stride_c
     o_left, o_right = o_k + left[None, :], o_k + right[None, :]
@@ -135,7 +138,7 @@ def scan_classes(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Of the logits l of each pixel, (ROWS, BLOCK_X): the maximum, Σ exp(l − maximum), the first class that has the
+    """Computes, for each pixel (ROWS, BLOCK_X), the maximum logit l, Σ exp(l − maximum), the first class that has the
     maximum, and with smoothing Σ weight·(l − shift). What a caller does not use, the compiler leaves out.
 
     Every BLOCK_K-th class shares a maximum and a sum until all classes have been seen, rather than all of them: in
@@ -167,14 +170,14 @@ def scan_classes(
 
 
 def geometry(logits: Tensor, size: Sequence[int], align_corners: bool) -> dict:
-    """The arguments that say how large everything is, how positions map, and what lies where."""
+    """Returns the arguments that say how large everything is, how positions map, and what lies where."""
     axes = zip(logits.shape[2:], size, strict=True)
     axis_y, axis_x = ((source, result, *mapping(source, result, align_corners)) for source, result in axes)
     return {"channels": logits.shape[1], "axis_y": axis_y, "axis_x": axis_x, "strides": logits.stride()}
 
 
 def blocks(logits: Tensor, size: Sequence[int]) -> dict:
-    """Tiles of the kernels that go over all classes: as many rows as share two source rows, 256 pixels at most.
+    """Returns the tiles of kernels that go over all classes: as many rows as share two source rows, 256 pixels at most.
 
     Few classes at a time: each of a block has a maximum and a sum of its own, and they are joined at the end.
     """
