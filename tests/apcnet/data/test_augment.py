@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from apcnet.data import augment
-from apcnet.data.augment import DRAWS, TEST_RATIOS, UNIT, keep_ratio_size, normalise, resize, train, view_sizes
+from apcnet.data.augment import (
+    DISTORTION_DRAWS,
+    TEST_RATIOS,
+    UNIT,
+    keep_ratio_size,
+    normalise,
+    resize,
+    train,
+    view_sizes,
+)
 from apcnet.data.sample import Sample
 
 
@@ -77,7 +86,7 @@ def test_the_bases_agree_on_cityscapes():
         (lambda: keep_ratio_size((0, 4), (4, 4)), ValueError, r"size: expected two positive integers, got \(0, 4\)"),
         (lambda: keep_ratio_size(4, (4, 4)), TypeError, "size: expected two integers, got 4"),
         (lambda: keep_ratio_size((4, 4), (4.5, 4)), TypeError, r"scale: expected two integers, got \(4.5, 4\)"),
-        (lambda: keep_ratio_size((4, 4), -1.0), ValueError, "scale: expected a positive factor, or two bounds, got -1"),
+        (lambda: keep_ratio_size((4, 4), -1.0), ValueError, "scale: expected a positive factor or two bounds, got -1"),
         (lambda: keep_ratio_size((4, 4), math.nan), ValueError, "scale: expected a positive factor"),
         (lambda: keep_ratio_size((1, 900), (90, 90)), ValueError, r"scale: nothing is left of an image of \(1, 900\)"),
     ],
@@ -123,7 +132,7 @@ def test_antialias_smooths_what_shrinks_and_nothing_else():
 
 def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
     """Its pipeline in its order, whole images at every step, on the numbers that `train` draws."""
-    numbers = torch.randint(UNIT, (2 + DRAWS + 22,), generator=generator(seed)).tolist()
+    numbers = torch.randint(UNIT, (2 + DISTORTION_DRAWS + 22,), generator=generator(seed)).tolist()
     share = [number / UNIT for number in numbers]
 
     # one ratio multiplies both bounds, which are cut off; the image keeps its proportions
@@ -132,7 +141,7 @@ def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
     image, mask = resize(given.image, size), resize(given.mask, size)
 
     # a crop is taken if two classes are in it and the larger has less than its share of what counts, ten redraws
-    corners = zip(numbers[2 + DRAWS :: 2], numbers[3 + DRAWS :: 2], strict=True)
+    corners = zip(numbers[2 + DISTORTION_DRAWS :: 2], numbers[3 + DISTORTION_DRAWS :: 2], strict=True)
     for row, column in corners:
         top = row * (max(size[0] - crop_size[0], 0) + 1) // UNIT
         left = column * (max(size[1] - crop_size[1], 0) + 1) // UNIT
@@ -146,7 +155,7 @@ def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
     if share[1] >= 0.5:
         image, mask = image.flip(-1), mask.flip(-1)
 
-    brighter, by, early, contrasted, times, saturated, factor, turned, turn = share[2 : 2 + DRAWS]
+    brighter, by, early, contrasted, times, saturated, factor, turned, turn = share[2 : 2 + DISTORTION_DRAWS]
     if brighter >= 0.5:
         image = augment.brightness(image, -32 + 64 * by)
     if early >= 0.5 and contrasted >= 0.5:
@@ -281,7 +290,7 @@ def test_normalise():
         (
             lambda s: train(s._replace(mask=s.mask[1:]), generator(0), (4, 4), (9, 9)),
             ValueError,
-            r"image and mask differ in size: \(8, 9\) and \(7, 9\)",
+            r"image, mask: expected one size for both, got \(8, 9\) and \(7, 9\)",
         ),
         (lambda s: train(s, generator(0), (4, 0), (9, 9)), ValueError, r"crop_size: .* got \(4, 0\)"),
         (lambda s: train(s, generator(0), (4, 4), (4,)), TypeError, r"scale: expected two integers, got \(4,\)"),

@@ -9,7 +9,7 @@ import torch
 
 import apc_kernels
 from apcnet.data import augment
-from apcnet.data.augment import BRIGHTNESS, DRAWS, HUE, UNIT, distortion
+from apcnet.data.augment import BRIGHTNESS, DISTORTION_DRAWS, HUE, UNIT, distortion
 
 STEPS = ("brightness", "contrast", "saturation", "hue")
 NEVER, ALWAYS = 0, UNIT - 1
@@ -105,10 +105,10 @@ def test_distortion_is_the_steps_in_order():
 @pytest.mark.parametrize(("draw", "turn", "delta"), [(0, -HUE, -BRIGHTNESS), (UNIT - 1, HUE - 1, BRIGHTNESS)])
 def test_ends_of_the_draws(draw, turn, delta):
     """Hue is drawn as NumPy's randint(-18, 18): its upper end is never reached."""
-    draws = [NEVER] * DRAWS
+    draws = [NEVER] * DISTORTION_DRAWS
     draws[7:] = ALWAYS, draw
     assert distortion(draws) == [("hue", turn)]
-    draws = [ALWAYS, draw] + [NEVER] * (DRAWS - 2)
+    draws = [ALWAYS, draw] + [NEVER] * (DISTORTION_DRAWS - 2)
     assert distortion(draws) == [("brightness", pytest.approx(delta, abs=1e-6))]
 
 

@@ -155,13 +155,13 @@ def test_nothing_half_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeyp
 
 
 def test_cityscapes_that_is_wrong(tmp_path):
-    with pytest.raises(FileNotFoundError, match="root: there is no folder gtFine"):
+    with pytest.raises(FileNotFoundError, match="root: expected the folder that holds gtFine, but there is none"):
         prepare("cityscapes", tmp_path)
     (tmp_path / "gtFine").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"there is no \*_gtFine_labelIds\.png in .*gtFine"):
+    with pytest.raises(FileNotFoundError, match=r"root: expected \*_gtFine_labelIds\.png in .*gtFine, found none"):
         prepare("cityscapes", tmp_path)
     fake_trees.save(np.full((4, 4), 34, np.uint8), tmp_path / "gtFine" / "val" / "c" / "c_0_0_gtFine_labelIds.png")
-    with pytest.raises(ValueError, match=r"c_0_0_gtFine_labelIds\.png: expected labels of 0 to 33"):
+    with pytest.raises(ValueError, match=r"c_0_0_gtFine_labelIds\.png: expected labels from 0 to 33"):
         prepare("cityscapes", tmp_path)
     with pytest.raises(ValueError, match="source: expected None"):
         prepare("cityscapes", tmp_path, source=tmp_path)
@@ -169,35 +169,51 @@ def test_cityscapes_that_is_wrong(tmp_path):
 
 def test_sbd_that_is_wrong(tmp_path):
     fake_trees.voc2012(tmp_path / "VOC2012", prepared=False)
-    with pytest.raises(FileNotFoundError, match="source: the masks of SBD were looked for"):
+    with pytest.raises(
+        FileNotFoundError, match=r"source: expected SBD's masks in .*, found none; run `apcnet prepare voc2012 "
+    ):
         prepare("voc2012", tmp_path)
     fake_trees.sbd(tmp_path / "sbd")
     file = tmp_path / "sbd" / "cls" / "2008_000002.mat"
     good = file.read_bytes()
     file.write_bytes(fake_trees.mat_file(np.full((4, 4), 21, np.uint8)))
-    with pytest.raises(ValueError, match=r"2008_000002\.mat: expected a mask of labels 0 to 20"):
+    with pytest.raises(ValueError, match=r"2008_000002\.mat: expected a mask of labels from 0 to 20"):
         prepare("voc2012", tmp_path, tmp_path / "sbd")
     for damaged in (good[:150], good[:200], b"MATLAB 7.3 MAT-file", b""):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"2008_000002\.mat: "):
             prepare("voc2012", tmp_path, tmp_path / "sbd")
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 masks are not in .*cls: 2008_000002\.mat"):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected 4 masks in .*cls, but 1 of them are missing: 2008_000002\.mat"
+    ):
         prepare("voc2012", tmp_path, tmp_path / "sbd")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.pop("images"), "is not what PASCAL in Detail calls"),
-        (lambda data: data["annos_segmentation"][0].update(category_id=3), "category 3, none of the 59"),
-        (lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="0"), "covers 0 pixels of 560"),
-        (lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="Q"), "no run-length code"),
+        (lambda data: data.pop("images"), "expected the format of PASCAL in Detail's"),
+        (
+            lambda data: data["annos_segmentation"][0].update(category_id=3),
+            "expected categories of the 59 classes, got category 3",
+        ),
+        (
+            lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="0"),
+            "code of 560 pixels, got one of 0",
+        ),
+        (
+            lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="Q"),
+            "expected a run-length code, got other characters",
+        ),
         (
             lambda data: data["annos_segmentation"][0].update(segmentation=[[0, 0, 5, 5, 5, 0]]),
             "region 0 of 2008_000008",
         ),
-        (lambda data: data["annos_segmentation"][0]["segmentation"].update(size=[28, 20]), r"size is \[28, 20\]"),
+        (
+            lambda data: data["annos_segmentation"][0]["segmentation"].update(size=[28, 20]),
+            r"expected the size .*, got \[28, 20\]",
+        ),
     ],
 )
 def test_annotations_that_are_wrong(tmp_path, change, message):
@@ -209,7 +225,7 @@ def test_annotations_that_are_wrong(tmp_path, change, message):
     with pytest.raises(ValueError, match=rf"trainval_merged\.json.*{message}"):
         prepare("pascal_context", tmp_path)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"source: there is no .*trainval_merged\.json"):
+    with pytest.raises(FileNotFoundError, match=r"source: expected .*trainval_merged\.json, .* there is no such file"):
         prepare("pascal_context", tmp_path)
 
 

@@ -181,7 +181,7 @@ def timed(dataset, indices):
     [
         ({"split": "vall"}, ValueError, "split: expected one of train, val, test, got 'vall'; did you mean 'val'"),
         ({"family": "region"}, ValueError, "family: .*did you mean 'regional'"),
-        ({"size": (96, 47)}, ValueError, r"size: expected 48 pixels a side at least, got \(96, 47\)"),
+        ({"size": (96, 47)}, ValueError, r"size: expected at least 48 pixels a side, got \(96, 47\)"),
         ({"size": 96}, TypeError, r"size: expected two integers \(height, width\), got 96"),
         ({"seed": 0.5}, TypeError, "seed: expected an integer, got 0.5"),
         ({"length": 0}, ValueError, r"length: expected 1 to 2\*\*32 scenes, got 0"),

@@ -59,7 +59,7 @@ def test_cityscapes_with_label_ids_under_the_name_of_train_ids(tmp_path):
         path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
     finding = check("cityscapes", tmp_path, workers=0).findings[0]
     assert finding.kind == "labels out of range" and finding.count == 3
-    assert finding.cause.startswith("labelIds in place of labelTrainIds")
+    assert finding.cause.startswith("labelIds instead of labelTrainIds")
     assert set(finding.stored_values) <= {*fake_trees.CITYSCAPES_IDS, 1}
 
 
