@@ -42,7 +42,7 @@ def list_cityscapes(root: str | Path | None, split: str = "val") -> Listing:
 def plan_cityscapes(root: str | Path, source: Path | None = None) -> Iterator[Job]:
     """Yields the masks of labelTrainIds to write."""
     if source is not None:
-        raise ValueError(f"source: expected none, Cityscapes is prepared from the files in root, got {str(source)!r}")
+        raise ValueError(f"source: expected None, Cityscapes is prepared from the files in root, got {str(source)!r}")
     folder = find_root(root, "gtFine", PLACES) / "gtFine"
     stored = images_in(folder, ending=STORED)
     if not stored:

@@ -19,7 +19,6 @@ every machine; the tests hold the digest of eight of them. The geometry was adju
 on it, to make both families learnable; it must not be changed to favour a side of a comparison.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
 
@@ -104,14 +103,17 @@ class Synthetic:
             raise ValueError(f"length: expected 1 to 2**32 scenes, got {length}")
         self.split, self.family, self.size = split, family, (height, width)
         self.seed, self.length = seed, length
+        self._names: list[str] | None = None  # made on demand: there may be billions of scenes
 
     def __len__(self) -> int:
         return self.length
 
-    @functools.cached_property
+    @property
     def names(self) -> list[str]:
         """Returns the names of all scenes, in order."""
-        return [self._name(index) for index in range(self.length)]
+        if self._names is None:
+            self._names = [self._name(index) for index in range(self.length)]
+        return self._names
 
     def __getitem__(self, index: int) -> Sample:
         index = range(self.length)[index]

@@ -84,7 +84,7 @@ def test_a_seed_counts_when_every_head_has_come_to_its_end():
     assert estimates.complete_seeds(results) == [0, 1, 2]
     assert "3 seeds of the 5 that are planned" in report.introduction(results)
     assert "planned" not in report.introduction({**results, "runs": whole})
-    with pytest.raises(ValueError, match="expected 3 seeds that every head has come to the end of, found 2"):
+    with pytest.raises(ValueError, match="expected 3 seeds that every head has finished, found 2"):
         estimates.estimates({**results, "runs": whole[: 6 * len(HEADS) - 1]})
 
 
