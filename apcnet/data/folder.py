@@ -41,7 +41,8 @@ def list_folder(
     else:
         if not (root / "classes.txt").is_file():
             raise FileNotFoundError(
-                f"classes: expected the file classes.txt in {root}, with one class on each line, or classes=(…)"
+                f"classes: expected names in {root / 'classes.txt'}, but there is no such file; "
+                "write one class on each line, or give classes=(…)"
             )
         classes, listed_palette = read_classes(root / "classes.txt")
         classes, palette = check_classes(classes, palette or listed_palette, "palette")

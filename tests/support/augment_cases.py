@@ -1,4 +1,4 @@
-"""What augmentation is timed by: samples, and the same in mmsegmentation's order with OpenCV where that is there."""
+"""Defines the samples to time augmentation with, and mmsegmentation's order of steps in OpenCV, if it is installed."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ except ImportError:
 
 
 class SampleCase(NamedTuple):
-    """The size of an image, that of its crop, the bounds that it is fitted into before, whether it is decoded too."""
+    """Holds the sizes of an image and its crop, the bounds that it is fitted into, and if it is decoded from JPEG."""
 
     size: tuple[int, int]
     crop: tuple[int, int]
@@ -34,7 +34,7 @@ class SampleCase(NamedTuple):
 
 
 def draw_sample(case: SampleCase, folder: Path) -> Sample:
-    """Something like a photograph, smooth with a little noise, and its JPEG in the folder."""
+    """Draws something like a photograph, smooth with a little noise, and saves its JPEG in the folder."""
     (height, width), random = case.size, torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, height // 32, width // 32, generator=random) * 255
     smooth = torch.nn.functional.interpolate(coarse, case.size, mode="bicubic")[0]
@@ -47,7 +47,7 @@ def draw_sample(case: SampleCase, folder: Path) -> Sample:
 
 
 def in_opencv(sample: Sample, generator: torch.Generator, crop_size, scale) -> tuple[Tensor, Tensor]:
-    """The same as apcnet.data.augment.train on the same draws: the whole image resized, then cropped, in (H, W, 3)."""
+    """Computes augment.train on the same draws in OpenCV: whole images resized, then cropped, in (H, W, 3)."""
     ratio, flip, *draws = torch.randint(UNIT, (2 + DISTORTION_DRAWS + 22,), generator=generator).tolist()
     bounds = [int(bound * (0.5 + 1.5 * ratio / UNIT)) for bound in scale]
     size = augment.keep_ratio_size(sample.mask.shape, bounds)

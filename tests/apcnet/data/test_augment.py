@@ -1,4 +1,4 @@
-"""Sizes, resizes and the pipelines of training and evaluation, beside mmsegmentation's definitions of them."""
+"""Tests sizes, resizes and the pipelines of training and evaluation against mmsegmentation's definitions."""
 
 import math
 
@@ -25,7 +25,7 @@ def generator(seed):
 
 
 def sample(height, width, seed=0, classes=4, block=8):
-    """A picture of blocks, a color for every class and a little noise; with a few pixels that do not count."""
+    """Makes a picture of blocks with a color for every class, a little noise and a few ignored pixels."""
     random = generator(seed)
     grid = torch.randint(classes, (-(-height // block), -(-width // block)), generator=random)
     mask = grid.repeat_interleave(block, 0).repeat_interleave(block, 1)[:height, :width]
@@ -58,7 +58,7 @@ def test_keep_ratio_size(size, scale, expected):
 
 
 def test_views_of_the_test_scale():
-    """mmsegmentation 0.x: (2048, 512)·ratio, rounded down, holds the view."""
+    """Tests mmsegmentation 0.x: the view fits into (2048, 512)·ratio, rounded down."""
     assert view_sizes((375, 500), test_scale=(2048, 512)) == [
         (256, 341),
         (384, 512),
@@ -70,7 +70,7 @@ def test_views_of_the_test_scale():
 
 
 def test_views_of_the_image():
-    """mmsegmentation 1.x: the view fits into the image's size·ratio, rounded: not always that size itself."""
+    """Tests mmsegmentation 1.x: the view fits into the rounded size·ratio, and may differ from that size."""
     assert view_sizes((375, 500), (0.5, 1.0, 1.75)) == [(188, 250), (375, 500), (656, 875)]
     assert view_sizes((334, 501), (1.25,)) == [(417, 626)]  # (418, 626) is what its sides give, each rounded
 
@@ -110,7 +110,7 @@ def test_resize_as_opencv(index):
 
 @pytest.mark.parametrize("size", [(2, 60), (7, 90), (13, 40), (40, 13), (26, 38), (57, 91)], ids=str)
 def test_resize_is_bilinear_between_pixel_centres(size):
-    """PyTorch's float64 interpolation, rounded; weights of 8 binary places are away by half of 1/256, on each axis."""
+    """Compares with PyTorch in float64: rounding, and weights of 8 binary places, off by half of 1/256 on each axis."""
     image = sample(26, 38).image
     exact = torch.nn.functional.interpolate(image[None].double(), size, mode="bilinear")[0]
     assert (resize(image, size).double() - exact).abs().max() <= 0.5 + 2 * 255 / 512
@@ -131,7 +131,7 @@ def test_antialias_smooths_what_shrinks_and_nothing_else():
 
 
 def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
-    """Its pipeline in its order, whole images at every step, on the numbers that `train` draws."""
+    """Runs mmsegmentation's steps in their order, on whole images, with the numbers that `train` draws."""
     numbers = torch.randint(UNIT, (2 + DISTORTION_DRAWS + 22,), generator=generator(seed)).tolist()
     share = [number / UNIT for number in numbers]
 
@@ -180,7 +180,7 @@ def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_train_is_mmsegmentation_bit_for_bit(size, crop_size, scale, channels_last):
-    """Though it resizes nothing but the crop's window, and all in one pass."""
+    """Tests that computing the crop's window alone, in one pass, changes no bit."""
     for seed in range(25):
         given = sample(*size, seed=seed, classes=2, block=16)
         if channels_last:
@@ -193,7 +193,7 @@ def test_train_is_mmsegmentation_bit_for_bit(size, crop_size, scale, channels_la
 
 
 def test_image_and_mask_move_together():
-    """A checkerboard, dark and light, of two classes: two pixels from its edges each still looks like its label."""
+    """Tests that pixels of a checkerboard of two classes, away from its edges, still look like their labels."""
     board = (torch.arange(96)[:, None] // 12 + torch.arange(160) // 12) % 2
     given = Sample((board * 180 + 30).to(torch.uint8).expand(3, -1, -1), board.to(torch.uint8), "checkerboard")
     for seed in range(20):
@@ -217,7 +217,7 @@ def test_padding():
 
 
 def test_crops_avoid_what_one_class_fills():
-    """Half of the picture is one class: with the rule far fewer crops are, without it a good part."""
+    """Tests that the rule avoids crops of the half that one class fills, and that they are frequent without it."""
     mask = torch.zeros(64, 256, dtype=torch.uint8)
     mask[:, 160:] = sample(64, 96, block=4).mask
     given = Sample(torch.zeros(3, 64, 256, dtype=torch.uint8), mask, "half empty")

@@ -1,4 +1,4 @@
-"""Every data set is read from its official layout, with the labels that its benchmark counts."""
+"""Tests that every data set is read from its official layout, with the labels that its benchmark counts."""
 
 import os
 import shutil
@@ -116,7 +116,10 @@ def test_classes_of_a_folder_can_be_given(tmp_path):
     with pytest.raises(TypeError, match="classes: expected a sequence of names, got 'road'"):
         apcnet.data.open("folder", tmp_path, classes="road")
     (tmp_path / "classes.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"classes: expected the file classes\.txt in .* or classes="):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"classes: expected names in .*classes\.txt, but there is no such file; .* or give classes=",
+    ):
         apcnet.data.open("folder", tmp_path)
 
 
@@ -216,7 +219,7 @@ def test_the_order_is_that_of_the_names(tmp_path, monkeypatch):
 
 
 def test_a_tree_of_links(tmp_path):
-    """Data sets are often linked together from several disks."""
+    """Tests links, because data sets are often linked together from several disks."""
     stored = fake_trees.cityscapes(tmp_path / "disk")
     (tmp_path / "data").mkdir()
     for folder in ("leftImg8bit", "gtFine"):

@@ -1,4 +1,4 @@
-"""Images and masks of every format are read as what they are, or refused by name."""
+"""Tests that images and masks of every format are read as they are, or refused by name."""
 
 import io
 import pickle
@@ -27,7 +27,7 @@ ROTATIONS |= {8: np.rot90}
 
 @pytest.fixture
 def photo():
-    """Smooth, so that JPEG keeps it; with no symmetry."""
+    """Makes a smooth image, which JPEG keeps, without any symmetry."""
     y, x = np.mgrid[:24, :40]
     return np.stack([x * 6, y * 10, 255 - x * 3 - y * 5], -1).astype(np.uint8)
 
@@ -37,7 +37,7 @@ def planes(array):
 
 
 def png(values, depth, colors):
-    """A PNG file of 16 bits, which Pillow does not write in colour."""
+    """Encodes a 16-bit PNG file, which Pillow does not write in colour."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in values)
 
@@ -64,7 +64,7 @@ def test_colours_are_read_exactly(tmp_path, photo, suffix):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(tmp_path, photo, mode):
-    """Of transparent pixels the colour counts, of palettes the colours they stand for."""
+    """Tests that transparent pixels keep their colour, and that palette indices become their colours."""
     image = Image.fromarray(photo)
     if mode in ("LA", "RGBA"):
         image = image.convert("LA" if mode == "LA" else "RGBA")

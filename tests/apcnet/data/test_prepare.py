@@ -1,4 +1,4 @@
-"""What downloads lack is made from what they have, to the bit, once, and nothing that is there is touched."""
+"""Tests that missing files are made from the downloads, to the bit and only once, and that existing files stay."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def test_cityscapes(tmp_path):
 
 
 def test_voc2012(tmp_path):
-    """All of SBD is converted; its names of val are not trained on, its masks of VOC's train not used."""
+    """Tests that all of SBD is converted, but that its names of val and its masks of VOC's train are not used."""
     root = tmp_path / "VOCdevkit" / "VOC2012"
     stored, masks = fake_trees.voc2012(root, prepared=False), fake_trees.sbd(tmp_path / "benchmark_RELEASE" / "dataset")
     assert prepare("voc2012", tmp_path) == (6, 0)
@@ -79,7 +79,7 @@ def test_pascal_context(tmp_path):
 
 
 def test_categories_stand_for_the_classes_of_their_names():
-    """The numbers that PASCAL in Detail gives to some of them."""
+    """Tests some categories by the numbers that PASCAL in Detail gives them."""
     classes = apcnet.data.pascal_context.CLASSES
     known = {"aeroplane": 2, "bag": 9, "bedclothes": 19, "bicycle": 23, "curtain": 105, "person": 284, "table": 397}
     known |= {"tvmonitor": 427, "window": 454, "wood": 458, "background": 0}
@@ -236,7 +236,7 @@ def test_a_name_is_helped_with(tmp_path):
 
 @pytest.mark.parametrize("name", ["compressed", "plain"])
 def test_files_of_matlab(name):
-    """Written by scipy.io.savemat as SBD's are: with sparse boundaries in cells before what is wanted."""
+    """Reads files that scipy.io.savemat wrote like SBD's, with sparse boundaries in cells before the masks."""
     mask = np.zeros((13, 9), np.uint8)
     mask[2:9, 3:8], mask[5:, 1:4], mask[0, 0] = 5, 20, 15
     labels = read_field(DATA / f"{name}.mat", "GTcls", "Segmentation")
@@ -251,7 +251,7 @@ def test_files_of_matlab(name):
     "case", json.loads((DATA / "run_lengths.json").read_text()), ids=lambda case: str(case["area"])
 )
 def test_run_length_codes(case):
-    """Written by pycocotools."""
+    """Decodes codes that pycocotools wrote."""
     height, width = case["size"]
     mask = decode(case["counts"], height * width).reshape(width, height).T
     assert mask.sum() == case["area"]

@@ -1,4 +1,4 @@
-"""The doctor finds every defect that is planted, names it and says where it comes from; what is whole it lets be."""
+"""Tests that the doctor finds, names and explains every planted defect, and finds none in intact data."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def mask_of(root: Path, split: str = "train", name: str = "b") -> Path:
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with nothing wrong: every class in every mask."""
+    """Makes a folder without defects, with every class in every mask."""
     for split, names in NAMES.items():
         for name in names:
             image, mask = draw(name, (0, 1, 2, 255))
@@ -49,7 +49,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def redo(path: Path, change, **options) -> None:
-    """A file with its pixels changed."""
+    """Rewrites a file with changed pixels."""
     save(change(read(path)), path, **options)
 
 
@@ -73,21 +73,21 @@ def link_to_nowhere(path: Path) -> None:
 
 
 def table(*values: int) -> np.ndarray:
-    """From 0, 1, 2 to other values; everything else stays 255, which is stored as the last of them."""
+    """Maps 0, 1 and 2 to other values, and all others to 255, which is stored as the last of them."""
     change = np.full(256, values[-1], dtype=np.uint8)
     change[: len(values) - 1] = values[:-1]
     return change
 
 
 def save_colored(mask: np.ndarray, path: Path, palette) -> None:
-    """A palette image, which gives each value a colour."""
+    """Saves a palette image, which gives each value a colour."""
     image = Image.fromarray(mask)
     image.putpalette([part for color in palette for part in color] + [0] * (768 - 3 * len(palette)))
     image.save(path)
 
 
 def turned_by_exif(root: Path, orientation: int, mask_too: bool) -> None:
-    """A photograph as cameras store it, with the tag that says how it was held."""
+    """Saves a photograph as cameras do, with the tag that says how the camera was held."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     image, mask = draw("upright", (0, 1, 2))
@@ -301,7 +301,7 @@ def test_weights_are_bounded_and_have_a_mean_of_one():
 
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
 def test_images_that_are_in_two_splits(root, suffix):
-    """By their pixels: another name and another format do not hide them."""
+    """Tests that images are compared by their pixels: another name or format does not hide them."""
     image_of(root, "val", "e").unlink()
     save(read(image_of(root)), root / "images" / "val" / f"e.{suffix}")
     (finding,) = check("folder", root, workers=0).findings
@@ -331,7 +331,7 @@ def test_a_turned_square_cannot_be_judged(root):
     [(500, "warning of the decoder", "DecompressionBombWarning"), (200, "unreadable image", "cut it into tiles")],
 )
 def test_images_that_pillow_finds_too_large(root, monkeypatch, limit, kind, cause):
-    """What it only warns of is a note and does not appear anywhere else."""
+    """Tests that a warning of Pillow becomes a note and appears nowhere else."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     finding = check("folder", root, workers=0).findings[0]
     assert (finding.kind, finding.count) == (kind, 3) and cause in finding.cause
