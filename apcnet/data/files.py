@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class Files:
-    """A data set that reads each sample from an image file and a mask file.
+    """Reads each sample of a data set from an image file and a mask file.
 
     Args:
         pairs: The files of each sample, in order.

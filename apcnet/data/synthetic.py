@@ -64,7 +64,7 @@ OBJECTS: dict[int, Pattern] = {
 
 
 class Synthetic:
-    """A data set of generated scenes, which needs no files.
+    """Generates a data set of scenes, which needs no files.
 
     Args:
         split: train, val or test; no scene is in two of them.
