@@ -1,4 +1,4 @@
-"""Benchmarks, run from the checkout: `make bench`, `python -m benchmarks.run NAME`, `python -m benchmarks.report`.
+"""Benchmarks the operations from the checkout: `make bench`, `python -m benchmarks.run NAME`, `benchmarks.report`.
 
 They share the hard cases and the accuracy rule with the tests (tests/support).
 """

@@ -1,8 +1,10 @@
-"""Two files of results, row by row: python -m benchmarks.compare A.json B.json. Fails (exit 1) where B is worse than A.
+"""Compares two files of results row by row, and fails (exit 1) if B is worse than A.
 
-A row is slower where the quartiles of its ratios to the other side lie below those of A, and farther than the margin:
-times alone tell machines apart, not programs. It needs more memory where its peak is higher by the margin and by a MiB.
-Rows that one of the two files lacks are listed, and are no failure.
+    python -m benchmarks.compare A.json B.json
+
+A row is slower if the quartiles of its ratios to the other side lie below those of A by more than the margin; times
+alone differ between machines, not only between programs. It needs more memory if its peak is higher by the margin and
+by one MiB. Rows that only one file has are listed, and are no failure.
 """
 
 import argparse
@@ -16,7 +18,7 @@ CHANGES = ("slower", "more memory", "faster", "less memory")
 
 
 def changes(a: dict, b: dict, margin: float = MARGIN) -> dict[str, str]:
-    """What is different about a row, and the figures."""
+    """Lists the changes of a row with their figures."""
     found, text = {}, f"{_shown(a)} -> {_shown(b)}"
     if b["ratio_high"] < a["ratio_low"] * (1 - margin):
         found["slower"] = text
@@ -30,11 +32,11 @@ def changes(a: dict, b: dict, margin: float = MARGIN) -> dict[str, str]:
 
 
 def compare(a: dict, b: dict, margin: float = MARGIN) -> tuple[list[str], bool]:
-    """Lines to print, and whether B is worse anywhere."""
+    """Returns the lines to print, and True if B is worse in any row."""
     first, second = ({rows.identity(row): row for row in measured["rows"]} for measured in (a, b))
     both = [name for name in first if name in second]
     if not both:
-        raise ValueError("the two files have no row in common")
+        raise ValueError("expected two files with rows in common, but they have no row in common")
     different = {name: changes(first[name], second[name], margin) for name in both}
     lines = []
     for change in CHANGES:
@@ -46,7 +48,7 @@ def compare(a: dict, b: dict, margin: float = MARGIN) -> tuple[list[str], bool]:
     alike = sum(not change for change in different.values())
     lines.append(f"{alike} of {len(both)} rows are alike within their spread and {margin:.0%}")
     if a["machine"] != b["machine"]:
-        lines.append(f"these are two machines or versions: {a['machine']} and {b['machine']}")
+        lines.append(f"the files come from two machines or versions: {a['machine']} and {b['machine']}")
     worse = any(change in found for found in different.values() for change in ("slower", "more memory"))
     return lines, worse
 
@@ -61,13 +63,14 @@ def _shown(row: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("a", type=Path, metavar="A.json", help="as it was")
-    parser.add_argument("b", type=Path, metavar="B.json", help="as it is")
-    parser.add_argument("--margin", type=float, default=MARGIN, help="how much worse is still alike (default 0.05)")
+    about = "Compare two files of results row by row, and fail (exit 1) if B is worse than A."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=about)
+    parser.add_argument("a", type=Path, metavar="A.json", help="Compare with these older results.")
+    parser.add_argument("b", type=Path, metavar="B.json", help="Judge these newer results.")
+    parser.add_argument("--margin", type=float, default=MARGIN, help="Ignore changes up to this share (default 0.05).")
     given = parser.parse_args()
     if not 0 <= given.margin < 1:
-        parser.error(f"--margin: expected 0 up to 1, without 1, got {given.margin}")
+        parser.error(f"--margin: expected a number from 0 to below 1, got {given.margin}")
     try:
         lines, worse = compare(rows.read(given.a), rows.read(given.b), given.margin)
     except ValueError as error:

@@ -1,9 +1,9 @@
-"""How benchmarks are run: rows are written as they come, a run is resumed, what takes long has to be asked for.
+"""Runs benchmarks with pytest: writes each row when it is measured, resumes a run, and leaves out long rows by default.
 
-A benchmark that fails comes last the next time. Where it has left the GPU unusable the run ends there: whatever came
+A benchmark that fails comes last in the next run. If it leaves the GPU unusable, the run ends, because all benchmarks
 after it would fail as well.
 
-python -m benchmarks.run --rows FILE, and --all for what takes long, --resume to go on with FILE.
+    python -m benchmarks.run --rows FILE      --all to include long rows, --resume to continue FILE
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from benchmarks import rows
 
 def pytest_addoption(parser):
     options = parser.getgroup("rows of results")
-    options.addoption("--rows", type=Path, metavar="FILE", help="write every row into FILE as soon as it is there")
-    options.addoption("--resume", action="store_true", help="keep FILE's rows, and measure those that it lacks")
-    options.addoption("--all", action="store_true", help="also what takes long: scaling, large images, more classes")
-    options.addoption("--only", action="append", metavar="NAME", help="only this operation")
+    options.addoption("--rows", type=Path, metavar="FILE", help="Write every row into FILE when it is measured.")
+    options.addoption("--resume", action="store_true", help="Keep the rows of FILE, and measure the missing ones.")
+    options.addoption("--all", action="store_true", help="Include long rows: scaling, large images, more classes.")
+    options.addoption("--only", action="append", metavar="NAME", help="Measure only this operation.")
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes long comes last, but for what has failed before."""
+    """Selects the benchmarks to run and sorts them: long ones late, and those that failed before last."""
     file, only = config.getoption("rows"), config.getoption("only")
     done, failed = rows.begin(file, config.getoption("resume")) if file else (set(), [])
     later = [item for item in items if item.get_closest_marker("slow")]
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = sorted(wanted, key=lambda item: identity(item) in failed)
 
 
-def identity(item) -> tuple[str, ...]:
+def identity(item) -> rows.Identity:
     return rows.identity(item.callspec.params["row"].named)
 
 
@@ -62,7 +62,7 @@ def shown(row: dict) -> str:
 
 
 def usable() -> bool:
-    """Whether the GPU still answers: after some errors a process has lost it."""
+    """Returns True if the GPU still answers; some errors make it unusable for the whole process."""
     if torch.cuda.is_available():
         try:
             torch.cuda.synchronize()

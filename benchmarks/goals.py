@@ -1,7 +1,7 @@
-"""What the project set out to reach (goals.csv), and whether rows of results show it: a line for each figure.
+"""Judges rows of results by the project's goals, which goals.csv lists, one figure on each line.
 
-Goals of a CPU are for two cores in float32, those of a GPU for an H200 in bfloat16. A goal is met by the row that it
-names; a row that is not there leaves it open.
+The goals for a CPU are for two cores in float32, those for a GPU for an H200 in bfloat16. A goal is met by the row that
+it names; without such a row it stays open.
 """
 
 import csv
@@ -19,20 +19,20 @@ AT_MOST += ("of upsample_argmax's time",)
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of a row, by the row's operation and the beginning of its case."""
+    """Describes the figure to reach, in rows with this operation and this beginning of their case."""
 
     name: str
     operation: str
     case: str
     bound: float
     what: str
-    other: str  # what it was measured beside; any, if nothing is said
+    other: str  # the other side that it was measured beside; empty for any
 
     def names(self, row: dict) -> bool:
         return row["operation"] == self.operation and row["case"].startswith(self.case)
 
     def found(self, rows: Rows) -> float | None:
-        """The best, where several backends were measured."""
+        """Returns the best figure of all measured backends, or None."""
         figures = (figure(self.what, r, rows) for r in rows if self.names(r) and self.other in ("", r["other"]))
         return (min if self.what in AT_MOST else max)((f for f in figures if f is not None), default=None)
 
@@ -56,7 +56,7 @@ class Goal:
 
 
 def figure(what: str, row: dict, rows: Rows) -> float | None:
-    """What a goal is about, in a row; None where it was not measured."""
+    """Returns a row's figure of the kind `what`, or None if it was not measured."""
     if what == "of the other's memory":
         return memory_share(row)
     if what == "of what the other keeps for backward":
@@ -78,10 +78,10 @@ CPU, GPU = read("CPU"), read("GPU")
 
 
 def of(machine: dict) -> list[Goal]:
-    """Those that were set for a machine like this."""
+    """Returns the goals for a machine of this kind."""
     return GPU if "sm_" in machine["name"] else CPU
 
 
 def telling(rows: Rows, listed: Sequence[Goal]) -> dict:
-    """Of the rows of a group the one that a goal names, or the first."""
+    """Picks the row of a group that a goal names, or the first."""
     return next((row for row in rows if any(goal.names(row) for goal in listed)), rows[0])

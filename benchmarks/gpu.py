@@ -4,11 +4,12 @@
     ops          the operations beside PyTorch and torch.compile
     models       heads, whole models and training steps beside their stock PyTorch modules
 
-It uses the interpreter it is run with and installs nothing. A part ends in time; every row of results is written as
-soon as it is there, and the same command on the same folder goes on where it ended. All output goes into FOLDER, a log
-for each part; what fails keeps nothing else from running. At most 60 lines of summary come last.
+It uses the running interpreter and installs nothing. Each part stops when its time is over; every row of results is
+written when it is measured, and the same command with the same folder continues. All output goes into FOLDER, with a
+log for each part; a step that fails does not stop the others. A summary of at most 60 lines comes last.
 
---rehearse does the same without a GPU, tiny: nothing is built, Triton's interpreter and the emulation of CUDA serve.
+--rehearse does the same on a CPU with tiny sizes: it builds nothing, and uses Triton's interpreter and the emulation of
+CUDA.
 """
 
 import argparse
@@ -32,11 +33,11 @@ from apcnet.files import read_json, write_json
 from benchmarks import ROOT
 
 PARTS = ("build+test", "ops", "models")
-SECONDS = 520.0  # of a part
+SECONDS = 520.0  # for each part
 SANITIZERS = ("memcheck", "racecheck")
 NEEDED = {"pytest_benchmark": "pytest-benchmark", "PIL": "pillow"}
 NEEDED |= {name: name for name in ("numpy", "pytest", "hypothesis", "safetensors")}
-NAMES = {  # of what python -m benchmarks.run measures, in the order in which it is measured
+NAMES = {  # the names for python -m benchmarks.run, in the order of measurement
     "ops": (
         ("upsample_cross_entropy", "upsample_argmax", "upsample_confusion", "upsample_softmax"),
         *(("adaptive_context_norm",), ("pyramid_pool",), ("adaptive_context",), ("affinity_moments",)),
@@ -51,7 +52,7 @@ PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
 class Part:
-    """A part of the work: its time, its log, and what came of its steps, kept in the folder."""
+    """Runs one part of the work, and keeps its log and the outcomes of its steps in the folder."""
 
     def __init__(self, name: str, out: Path, rehearse: bool, seconds: float):
         self.name, self.out, self.rehearse = name, out, rehearse
@@ -60,7 +61,7 @@ class Part:
         self.outcomes: dict[str, str] = read_json(self.file) if self.file.exists() else {}
 
     def step(self, name: str, command: list[str], again: bool = False) -> None:
-        """Runs a command, unless it has been through before."""
+        """Runs a command, unless it has passed before."""
         name = f"{self.name}: {name}"
         if not again and self.outcomes.get(name, "").startswith(("passed", "not run")):
             return
@@ -73,13 +74,13 @@ class Part:
             print(f"{name:<60} {outcome}", flush=True)
 
     def build(self) -> None:
-        """At the beginning of every call: a machine may be another one than that of the part before."""
+        """Builds at the start of every call, because each part may run on another machine."""
         build = [sys.executable, "-m", "apc_kernels.build", *["--help"] * self.rehearse]
         self.step("build", build, again=True)
         self.step("info", [sys.executable, "-m", "apc_kernels.info"], again=True)
 
     def test(self, only: Sequence[str]) -> None:
-        """Every kernel once, which finds what is broken altogether; then tests and sanitizers side by side."""
+        """Runs every kernel once, to find what is broken altogether; then tests and sanitizers in parallel."""
         chosen = [f"--only={name}" for name in only]
         once = [*PYTEST, "-vv", "benchmarks/run.py", "-o", "python_functions=check_*", *chosen]
         self.step("every kernel once", once)
@@ -90,19 +91,19 @@ class Part:
             list(pool.map(lambda each: self.step(*each), [*tools, *files]))
 
     def measure(self, names: Sequence[Sequence[str]]) -> None:
-        """A process for each group of names: what one does to the GPU the next is not to feel. Long rows come last."""
+        """Measures each group of names in a process of its own, so that none disturbs the next; long rows come last."""
         rows = [f"--rows={self.out / f'{self.name}.json'}", "--resume", "-p", "no:cacheprovider"]
         extents = ([], ["--all"])
-        if self.rehearse:  # there is no GPU to be left in disorder, and starting takes a while
+        if self.rehearse:  # one process: there is no GPU to disturb, and starting takes a while
             names, extents = [[name for some in names for name in some]], (["--all"],)
         for extent in extents:
             for some in names:
-                label = ", ".join(some) + ", what takes long" * bool(extent)
+                label = ", ".join(some) + ", long rows" * bool(extent)
                 self.step(label, [sys.executable, "-m", "benchmarks.run", *some, *rows, *extent], again=True)
 
 
 def run(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
-    """What came of a command in a few words, and its output. It and all that it started end with its time."""
+    """Runs a command and returns its outcome in a few words and its output; kills its whole group when time is over."""
     if seconds <= 5:
         return "not begun, out of time: run it again", ""
     if not Path(command[0]).is_file():
@@ -137,7 +138,7 @@ def run(command: list[str], seconds: float, rehearse: bool) -> tuple[str, str]:
 
 
 def environment(command: list[str], rehearse: bool) -> dict[str, str]:
-    """A build for this GPU alone; memory given back at once under the sanitizer, so that it sees whose it is."""
+    """Builds for this GPU alone; turns off PyTorch's memory cache under the sanitizer, so that it sees each tensor."""
     found = dict(os.environ)
     if rehearse:
         return found | {"APC_REHEARSAL": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -147,7 +148,7 @@ def environment(command: list[str], rehearse: bool) -> dict[str, str]:
 
 
 def tests(rehearse: bool) -> list[list[str]]:
-    """Files with tests for a GPU, and what is chosen of them; in a rehearsal two that are quickly through."""
+    """Lists the files with GPU tests and the options that select them; in a rehearsal, two quick files."""
     if rehearse:
         return [["tests/test_emulation.py", "-k", "barrier"], ["tests/apc_kernels/test_encode.py", "-m", "gpu"]]
     files = [(file, file.read_text()) for file in sorted((ROOT / "tests").rglob("test_*.py"))]
@@ -155,8 +156,8 @@ def tests(rehearse: bool) -> list[list[str]]:
 
 
 def summary(out: Path) -> list[str]:
-    """What there is in the folder, in few lines: what did not pass first, then goals, then the most telling rows."""
-    from benchmarks import goals, rows  # not above: a machine that lacks what they need is told so first
+    """Summarises the folder in a few lines: steps that did not pass, then goals, then one row for each group."""
+    from benchmarks import goals, rows  # imported here, so that main can first name the packages that are missing
 
     outcomes = read_json(out / "summary.json")
     outcomes = {name: what for name, what in outcomes.items() if what != NOTHING}
@@ -181,17 +182,22 @@ def summary(out: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="the folder that results and logs go into, or that is gone on with")
-    parser.add_argument("--part", choices=PARTS, help="only this; otherwise all of them in turn")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these operations, models")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for a part ({SECONDS:.0f})")
-    parser.add_argument("--rehearse", action="store_true", help="the same on a CPU, tiny, to see that it runs")
+    about = "Build, test and measure on a machine with a GPU."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=about)
+    parser.add_argument("out", type=Path, help="Write results and logs into this folder, or continue those in it.")
+    parser.add_argument("--part", choices=PARTS, help="Run only this part; by default all of them in turn.")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="Measure only these operations or models."
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"Stop each part after this time ({SECONDS:.0f})."
+    )
+    parser.add_argument("--rehearse", action="store_true", help="Run the same on a CPU with tiny sizes, as a trial.")
     given = parser.parse_args()
     if missing := [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]:
         parser.error(f"make gpu needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if not given.rehearse and not torch.cuda.is_available():
-        parser.error(f"make gpu needs a GPU; {info.gpu()}. --rehearse does without one")
+        parser.error(f"make gpu needs a GPU; {info.gpu()}. Give --rehearse to try it without one")
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate([given.part] if given.part else PARTS):

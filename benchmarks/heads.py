@@ -1,11 +1,11 @@
-"""Whole heads beside mmsegmentation's, or its layers in stock PyTorch where that is not installed: entries for run.py.
+"""Defines the entries for whole heads, beside mmsegmentation's, or its layers in stock PyTorch if it is not installed.
 
-`load_head` is ours with their weights, `accelerate` is theirs with our operations in it. 2048 channels of 64×64 in, 512
-inside. Evaluation: the forward pass of one image. Training: forward and backward of two, gradients of the input and of
-every parameter, without the loss (operations.py has that). Most of the work is the 3×3 convolution of the bottleneck,
-over 4096 channels (apc, psp) or 2048 (enc); of 4096, psp needs 2048. Operations are those of the stock layers'
-products, three times as many in training. Bytes that have to move: input, output and parameters, three times in
-training. Memory is what a call needs at its peak beyond parameters and input.
+`load_head` is our head with their weights, `accelerate` is their head with our operations in it. Heads take 2048
+channels of 64×64, and have 512 inside. Evaluation: the forward pass of one image. Training: forward and backward of
+two, gradients of the input and of every parameter, without the loss (operations.py has that). Most of the work is the
+3×3 convolution of the bottleneck, over 4096 channels (apc, psp) or 2048 (enc); of 4096, psp needs 2048. Operations are
+those of the stock layers' products, three times as many in training. Bytes that have to move: input, output and
+parameters, three times in training. Memory is what a call needs at its peak beyond parameters and input.
 """
 
 import itertools
@@ -31,7 +31,7 @@ ALLOWED = {EVALUATION: 1e-5, TRAINING: 1e-3} if torch.float32 == DTYPE else {EVA
 
 
 class Head(NamedTuple):
-    """A case."""
+    """Describes a head to measure, in evaluation or training."""
 
     name: str
     mode: str
@@ -71,14 +71,14 @@ def accelerated(case: Head) -> nn.Module:
 
 
 def draw(case: Head, layout: Callable) -> dict[str, Tensor]:
-    """What a backbone gives, under autocast in low precision."""
+    """Draws the features of a backbone, in low precision if autocast is on."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(case.batch, CHANNELS, *case.size, generator=generator).relu()
     return {"x": layout(x.to(DEVICE, DTYPE))}
 
 
 def ready(build: Callable[[Head], nn.Module], case: Head, t: dict[str, Tensor], backward: bool) -> Callable:
-    """A call gives the outputs, and in training the gradients as well."""
+    """Makes a call that returns the outputs, and in training the gradients as well."""
     x, training = t["x"], case.mode == TRAINING
     layout = torch.channels_last if setting.ON_GPU else torch.contiguous_format
     head = build(case).to(DEVICE, torch.float64 if x.dtype == torch.float64 else torch.float32, memory_format=layout)

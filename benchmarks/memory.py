@@ -1,6 +1,6 @@
-"""What a call needs at its peak beyond its arguments, results included.
+"""Measures the memory that a call needs at its peak beyond its arguments, results included.
 
-On a CPU measured in a process of its own: what was freed before would be used again, and not be counted.
+On a CPU it runs in a process of its own, because memory that was freed before would be used again and not be counted.
 """
 
 import ctypes
@@ -19,34 +19,34 @@ PROGRAM = "import sys; from {module} import {name}; print({name}(*sys.argv[1:]))
 
 
 def peak(measure: Callable[..., int], *arguments: str) -> int:
-    """Bytes, as a function of a module finds them by peak_here."""
-    if ON_GPU:  # where PyTorch counts what it allocates
+    """Returns the bytes at the peak: calls `measure`, which calls peak_here, in a process of its own on a CPU."""
+    if ON_GPU:  # PyTorch counts its allocations there
         return measure(*arguments)
     program = PROGRAM.format(module=measure.__module__, name=measure.__name__)
-    # What is freed goes back to the system at once: kept, it would be used again and not be counted.
+    # Freed memory goes back to the system at once: otherwise it would be used again and not be counted.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", program, *arguments]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     if run.returncode != 0:
-        raise RuntimeError(f"the measurement of memory failed:\n{run.stderr}")
+        raise RuntimeError(f"the process that measures memory failed:\n{run.stderr}")
     return int(run.stdout)
 
 
 def peaks(measure: Callable[..., int], *arguments: str, ours: str, other: str) -> dict[str, float]:
-    """The columns of a row: MiB of ours and of the other, which are the last argument."""
+    """Returns a row's columns of memory in MiB: calls `measure` with each side as the last argument."""
     sides = {"memory_mib": ours, "other_memory_mib": other}
     return {column: peak(measure, *arguments, side) / 2**20 for column, side in sides.items()}
 
 
 def peak_here(function: Callable) -> int:
-    """Bytes. Libraries should have been loaded, and threads started, by a smaller call; what is compiled, compiled."""
+    """Returns the bytes at the peak of a call; make a smaller call first, which loads libraries and starts threads."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # pages that lie free in the heap would be used again as well
+    ctypes.CDLL(None).malloc_trim(0)  # free pages of the heap would be used again and not be counted
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from what is resident now
     before = _status("VmRSS")
     function()
@@ -54,6 +54,6 @@ def peak_here(function: Callable) -> int:
 
 
 def _status(field: str) -> int:
-    """Not getrusage: what it gives for a process begins with the peak of the one that started it."""
+    """Reads bytes from /proc/self/status, because getrusage starts with the peak of the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -1,20 +1,21 @@
-"""Whole models on ResNet-50 beside mmsegmentation's, or its layers in stock PyTorch where that is not installed.
+"""Defines the entry for whole models on ResNet-50, beside mmsegmentation's or its layers in stock PyTorch.
 
-An entry for run.py. Inference as speed is published: one image, forward and post-processing up to its labels, data
-loading excluded; a crop of 512×1024 and the whole of Cityscapes' 1024×2048. A training step is what mmsegmentation's
-runs do on each GPU: forward, losses, backward, SGD, without dropout. On a CPU its images are 256×256: one of 512×1024
+Inference is measured as speed is published: one image, forward and post-processing up to its labels, without data
+loading; a crop of 512×1024 and the whole of Cityscapes' 1024×2048. A training step does what mmsegmentation's runs do
+on each GPU: forward, losses, backward, SGD, without dropout. On a CPU its images are 256×256, because one of 512×1024
 takes half a minute. `apcnet, training` is such a step on generated scenes; on a GPU with the whole batch of an ADE20K
 run.
 
-Weights are random, the same on both sides; so are precision (autocast) and memory layout, channels_last below float32,
-where PyTorch's convolutions like it better. float32 is as PyTorch has it, on recent GPUs with TF32 in convolutions.
+Both sides have the same random weights, precision (autocast) and memory layout: channels_last below float32, where
+PyTorch's convolutions are faster in it. float32 keeps PyTorch's defaults, with TF32 in convolutions on recent GPUs.
 Operations are those of the stock layers' products, three times as many in training; bytes: images, logits, parameters.
 Memory is what a call needs at its peak beyond weights, momentum and images; gradients are part of it. Time and memory
-are without the accuracy that mmsegmentation computes of the enlarged logits at every step, and ours does not.
+exclude the accuracy that mmsegmentation computes from the upsampled logits at every step, and our models do not.
 """
 
 import copy
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -37,12 +38,14 @@ OURS, MODULES, MMSEGMENTATION = "apcnet", "PyTorch modules", "mmsegmentation"
 OTHER = MMSEGMENTATION if peer.AVAILABLE else MODULES
 LOW = torch.float16 if setting.REHEARSAL else torch.bfloat16
 CROP, IMAGE = (512, 1024), (1024, 2048)
-SIZES = {"depth": 18, "width": 8, "channels": 8} if setting.REHEARSAL else {}  # where not as published
+SIZES = {"depth": 18, "width": 8, "channels": 8} if setting.REHEARSAL else {}  # changes to the published config
 ALLOWED = {torch.float32: 1e-2 if DEVICE == "cuda" else 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 
 @dataclass(frozen=True)
 class Case:
+    """Describes a model to measure, in inference or training."""
+
     model: str
     task: str
     images: int
@@ -60,7 +63,7 @@ class Case:
 
 
 def pairs() -> list[tuple[Case, str, str, bool]]:
-    """A case, its sides, and whether it takes long; the most telling ones first."""
+    """Lists cases with their two sides, and True for long ones; the most important ones come first."""
     low, models = here(torch.float32, LOW), stock_models.MODELS
     training = Case("apcnet", TRAINING, *here((4, (128, 128)), (16, (512, 512))), 150, low)
     crop = Case("apcnet", INFERENCE, 1, CROP, 19, low)
@@ -88,14 +91,15 @@ def pairs() -> list[tuple[Case, str, str, bool]]:
 
 @functools.lru_cache(maxsize=1)
 def built(model: str, classes: int) -> dict[str, nn.Module]:
-    """Ours, mmsegmentation's and its layers in stock PyTorch, of the same weights, on the CPU: to be copied."""
+    """Builds ours, mmsegmentation's and its layers in stock PyTorch with the same weights, on the CPU, to be copied."""
     config = stock_models.config(model, classes, **SIZES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         modules = stock_models.EncoderDecoder(config)
     for block in modules.backbone.modules():
-        if hasattr(block, "last_norm"):  # 0 at first, and products of zeros are faster
-            nn.init.constant_(block.last_norm.weight, 0.5)
+        last_norm = getattr(block, "last_norm", None)
+        if last_norm is not None:
+            nn.init.constant_(last_norm.weight, 0.5)  # 0 at first, and products of zeros are faster
     weights = modules.state_dict()
     found = {MODULES: modules, OURS: load_model(config, weights)}
     if peer.AVAILABLE:
@@ -107,7 +111,7 @@ def built(model: str, classes: int) -> dict[str, nn.Module]:
 
 
 def draw(case: Case, layout: Callable) -> Tensors:
-    """Images and labels; those of `training` are generated scenes, a tenth of their pixels ignored."""
+    """Draws images and labels, a tenth of them ignored; `training` takes generated scenes."""
     generator = torch.Generator().manual_seed(0)
     if case.task == TRAINING:
         scenes = [Synthetic("train", size=case.size)[i] for i in range(case.images)]
@@ -122,7 +126,7 @@ def draw(case: Case, layout: Callable) -> Tensors:
 
 
 def ready(side: str, case: Case, t: Tensors, backward: bool) -> Callable:
-    """A call gives labels; in training it takes a step, and gives the loss and the gradients."""
+    """Makes a call that returns labels, or one that takes a training step and returns the loss and the gradients."""
     name, images, target = side.removesuffix(COMPILED), t["images"], t["target"]
     model = copy.deepcopy(built(case.model, case.classes)[name])
     model = model.to(DEVICE, images.dtype, memory_format=case.layout).train(case.task != INFERENCE)
@@ -134,9 +138,9 @@ def ready(side: str, case: Case, t: Tensors, backward: bool) -> Callable:
         with torch.no_grad(), torch.autocast(DEVICE, case.dtype, enabled=low):
             return [labels(name, network, images)]
 
-    def learn(network=network, images=images, target=target) -> tuple[list[Tensor], list[Tensor]]:
+    def train_step(network=network, images=images, target=target) -> tuple[list[Tensor], list[Tensor | None]]:
         with torch.autocast(DEVICE, case.dtype, enabled=low):
-            loss = sum(losses(name, network, images, target).values())
+            loss = functools.reduce(operator.add, losses(name, network, images, target).values())
         loss.backward()
         optimizer.step()
         gradients = [p.grad for p in model.parameters()]
@@ -145,8 +149,8 @@ def ready(side: str, case: Case, t: Tensors, backward: bool) -> Callable:
 
     if case.task == INFERENCE:
         return infer
-    learn(model, images[:2, :, :64, :64], target[:2, :64, :64])  # as in the middle of a run: there is momentum
-    return learn
+    train_step(model, images[:2, :, :64, :64], target[:2, :64, :64])  # gives the optimizer its momentum
+    return train_step
 
 
 def losses(name: str, network: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -160,7 +164,7 @@ def labels(name: str, network: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_model(case: Case, t: Tensors, sides: Sides) -> None:
-    """By the loss and its gradients, or by labels: the score of each is to be close to the largest, in float32."""
+    """Checks the loss and its gradients, or the labels: the float32 score of each must be close to the largest."""
     if case.task != INFERENCE:
         check(str(case), sides, ALLOWED[case.dtype])
         return
@@ -175,10 +179,10 @@ def check_model(case: Case, t: Tensors, sides: Sides) -> None:
 
 
 def check(what: str, sides: Sides, allowed: float) -> None:
-    """Raises where ours is farther from float64 than twice the other side is and a share of the largest number.
+    """Checks that our error against float64 is at most twice the other side's plus a share of the largest number.
 
-    Of gradients the norm: through the batch norm of a 1×1 map of two images mmsegmentation's own are not the same to
-    three digits between float32 and float64.
+    Gradients are compared by their norm: behind the batch norm of a 1×1 map of two images, mmsegmentation's own agree
+    in less than three digits between float32 and float64.
     """
     found = []
     for call in (sides.ours, sides.theirs, sides.exact):

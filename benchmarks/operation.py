@@ -1,4 +1,4 @@
-"""What an entry of the table of operations is (operations.py), and what most entries are made with."""
+"""Defines an entry of the table of operations (operations.py), and helpers that most entries use."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ Call = Callable[[], Sequence[Tensor]]
 
 
 class Point(NamedTuple):
-    """A case, and the one thing in which it differs from the others of its axis."""
+    """Holds a case of a scaling axis, and its value on that axis."""
 
     axis: str
     value: int
@@ -27,7 +27,7 @@ class Point(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Calls on the same numbers: ours, the other that is timed, the first of the others, and that one in float64."""
+    """Holds calls on the same numbers: ours, the timed other side, the first other side, and that one in float64."""
 
     ours: Call
     theirs: Call
@@ -36,48 +36,52 @@ class Sides(NamedTuple):
 
 
 def accurate(case: Any, t: Tensors, sides: Sides) -> None:
-    """Raises where the tests' rule does not hold."""
+    """Checks our results by the accuracy rule of the tests."""
     for i, found in enumerate(zip(sides.ours(), sides.exact(), sides.stock(), strict=True)):
         assert_accurate(*(tensor.detach() for tensor in found), f"{case}, result {i}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """An entry of the table."""
+    """Describes how to measure an operation: an entry of the table."""
 
     name: str
-    cases: Sequence[Any]  # the most telling one first
-    small: Any  # a case that is soon through, for what has only to be run
-    draw: Callable[[Any, Callable], Tensors]  # the arguments of a case in a layout, the same numbers every time
-    ready: Callable[[Callable, Any, Tensors, bool], Call]  # a call of a function in a case, with its backward pass?
-    ours: Callable
-    others: dict[str, Callable]  # what stands beside it, by name; results are checked by the first
-    counts: Callable[[Any, Tensors, bool], tuple[int, int]]  # bytes and operations, with the backward pass?
+    cases: Sequence[Any]  # the most important one first
+    small: Any  # a quick case, for runs that only check
+    draw: Callable[[Any, Callable], Tensors]  # makes the arguments of a case in a layout, the same numbers every time
+    ready: Callable[
+        [Any, Any, Tensors, bool], Callable
+    ]  # makes a call from a side, a case, tensors, and backward or not
+    ours: Any  # our side, as `ready` takes it: usually a function
+    others: dict[str, Any]  # the other sides by name; the first one checks the results
+    counts: Callable[
+        [Any, Tensors, bool], tuple[int, int]
+    ]  # counts bytes and operations, with the backward pass or not
     check: Callable[[Any, Tensors, Sides], None] = accurate
     directions: Sequence[str] = (FORWARD, BOTH)
-    kernel: str = ""  # whose backends serve it; where there are none it is what `backend` says
+    kernel: str = ""  # the operation whose backends are measured; without one, `backend` names the only one
     backend: str = "PyTorch"
-    on_gpu: bool = True  # whether a GPU has anything to do with it
+    on_gpu: bool = True  # False: it never runs on a GPU
     by_layout: bool = True
-    compiled: bool = True  # whether a GPU measures it beside torch.compile too
-    compile: Callable[[Callable], Callable] = compile_anew
-    pairs: Sequence[tuple[Any, str, str, bool]] = ()  # case, ours, other, takes long? In the place of all combinations
-    images: Callable[[Any], int] | None = None  # of a call, where images are counted by the second
+    compiled: bool = True  # on a GPU, measure it beside torch.compile too
+    compile: Callable[[Any], Any] = compile_anew
+    pairs: Sequence[tuple[Any, str, str, bool]] = ()  # case, ours, other, long or not; replaces all combinations
+    images: Callable[[Any], int] | None = None  # the images of a call, to report images a second
     dtype: torch.dtype | None = DTYPE
-    title: Callable[[Any], str] = str  # of a case, in rows
+    title: Callable[[Any], str] = str  # names a case in rows
     scaling: Sequence[Point] = ()  # measured forward and backward
-    telling: Callable[[Any, str, str], bool] = lambda case, layout, direction: True  # measured without being asked for
+    telling: Callable[[Any, str, str], bool] = lambda case, layout, direction: True  # rows to measure without --all
     memory: bool = True
-    kept: bool = False  # whether to say what the forward pass keeps for the backward one
+    kept: bool = False  # report the memory that the forward pass keeps for the backward one
     rounds: int = 7
     threads: int | None = None
     clock: Callable[[], float] = time.perf_counter
 
 
 def calls(apply: Callable, *names: str) -> Callable[[Callable, Any, Tensors, bool], Call]:
-    """An operation's `ready`, from apply(function, case, tensors, *leaves).
+    """Makes an operation's `ready` from apply(function, case, tensors, *leaves).
 
-    A call gives the results, or the gradients of the leaves: of these names, or of all tensors but `grad`.
+    A call returns the results, or the gradients of the leaves: the tensors of these names, or all but `grad`.
     """
 
     def ready(function: Callable, case: Any, t: Tensors, backward: bool) -> Call:
@@ -97,7 +101,7 @@ def calls(apply: Callable, *names: str) -> Callable[[Callable, Any, Tensors, boo
 
 
 def points(case: Any, **axes: Iterable[int]) -> list[Point]:
-    """A case with one field changed at a time; sizes are squares, scales the first few of SCALES."""
+    """Varies a case along one axis at a time; sizes are squares, scales the first few of SCALES."""
 
     def changed(axis: str, value: int) -> Any:
         if axis == "threads":
@@ -108,11 +112,11 @@ def points(case: Any, **axes: Iterable[int]) -> list[Point]:
 
 
 def usual_layout(case: Any, layout: str, direction: str) -> bool:
-    """An operation's `telling`, where one layout is enough."""
+    """Serves as an operation's `telling` if one layout is enough."""
     return LAYOUTS[layout] is USUAL
 
 
 def rehearsed(operation: Operation) -> Operation:
-    """With its small case alone, and one point of scaling."""
+    """Reduces an operation to its small case and one point of scaling."""
     scaling = [point._replace(case=operation.small) for point in operation.scaling[:1]]
     return replace(operation, cases=[operation.small], scaling=scaling)

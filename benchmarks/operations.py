@@ -1,9 +1,9 @@
-"""What is measured of every operation: its cases, what stands beside it, the bytes and operations that it needs.
+"""Defines the table of operations to measure: cases, other sides, and the bytes and operations that each one needs.
 
-An entry an operation, listed at the end; those that upsample logits are in upsampling.py, and run.py measures all. The
-other sides are what the tests compare with (stock.py in tests/support), and the cases are the tests' large ones. Bytes
-are those that a perfect kernel moves: every map read or written as often as it has to be. Operations are additions and
-multiplications.
+Each operation has an entry, and TABLE lists them at the end; those that upsample logits are in upsampling.py. run.py
+measures all of them. The other sides are the baselines of the tests (stock.py in tests/support), and the cases are the
+tests' large ones. Bytes are those that a perfect kernel moves: every map is read or written as often as necessary.
+Operations are additions and multiplications.
 """
 
 import itertools
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import head_cases
 import stock
@@ -58,7 +59,7 @@ pyramid_pool = Operation(
 # all scales: forward 2, backward 3 + 1 and 4 + 1.
 
 CONTEXT = ContextCase(here(2, 8), 512, (64, 64))
-CONTEXTS = {
+CONTEXTS: dict[str, Any] = {
     "cases": [CONTEXT],
     "small": ContextCase(2, 16, (5, 7)),
     "scaling": points(CONTEXT, batch=BATCHES, size=SIDES, channels=CHANNELS, scales=COUNTS, threads=THREADS),
@@ -66,12 +67,12 @@ CONTEXTS = {
 
 
 def _product(case: ContextCase) -> int:
-    """Operations of the product of all positions with the rows of all scales."""
+    """Counts the operations of the product of all positions with the rows of all scales."""
     return 2 * case.batch * case.size[0] * case.size[1] * sum(s * s for s in case.scales) * case.channels
 
 
 def _draw_context(case: ContextCase, layout: Callable) -> Tensors:
-    """Rounding decides which way the ReLU goes near its kink: the gradient is 0 there."""
+    """Draws the arguments, with a gradient of 0 near the kink of the ReLU, where rounding decides the sign."""
     drawn = draw_context(case, layout, DTYPE, DEVICE)
     t = {name: drawn[name] for name in ("x", "regions", "weight", "bias", "shift", "grad")}
     x, regions, weight, bias, shift, _ = (tensor.double() for tensor in t.values())
@@ -100,7 +101,7 @@ IN_MOMENTS = ("x", "weight", "bias")
 
 
 def _square(case: ContextCase) -> int:
-    """Operations of the product of the affinities with themselves, scale by scale."""
+    """Counts the operations of the product of the affinities with themselves, scale by scale."""
     return 2 * case.batch * case.size[0] * case.size[1] * sum(s**4 for s in case.scales)
 
 
@@ -132,9 +133,9 @@ PARAMETERS += ("guide_norm.weight", "guide_norm.bias")
 
 
 def _norm_ready(function: Callable, case: ContextCase, t: Tensors, backward: bool) -> Call:
-    """A call gives maps, their gradients, and those of the parameters.
+    """Makes a call that returns maps, their gradients, and those of the parameters.
 
-    The others take the scales' maps one by one: their own, for slicing would cost copies.
+    The other sides take separate maps, one for each scale, because slicing one map would cost them copies.
     """
     fused = function is apc_kernels.adaptive_context_norm
     last = t["x"].is_contiguous(memory_format=torch.channels_last)
@@ -158,14 +159,15 @@ def _norm_ready(function: Callable, case: ContextCase, t: Tensors, backward: boo
 
 
 def _check_norm(case: ContextCase, t: Tensors, sides: Sides) -> None:
-    """By the root mean square of z and of the gradient of x.
+    """Checks the root mean square error of z and of the gradient of x.
 
-    That passes through a batch norm over as many values as images, which magnifies rounding.
+    The gradient passes through a batch norm over as many values as images, which magnifies rounding.
     """
 
-    def maps(results: list[Tensor]) -> list[Tensor]:
+    def maps(results: Sequence[Tensor]) -> list[Tensor]:
         count = (len(results) - len(PARAMETERS)) // 2
-        return [torch.cat(results[:count], 1).double(), torch.cat(results[count : 2 * count], 1).double()]
+        zs, gradients = list(results[:count]), list(results[count : 2 * count])
+        return [torch.cat(zs, 1).double(), torch.cat(gradients, 1).double()]
 
     ours, theirs, modules, exact = (maps(side()) for side in sides)
     for found in (ours, theirs):
@@ -178,7 +180,9 @@ def _check_norm(case: ContextCase, t: Tensors, sides: Sides) -> None:
 adaptive_context_norm = Operation(
     name="adaptive_context_norm",
     # A batch norm in training needs two images: of one the pooled vectors have no variance.
-    **CONTEXTS | {"scaling": [point for point in CONTEXTS["scaling"] if point.case.batch > 1]},
+    cases=CONTEXTS["cases"],
+    small=CONTEXTS["small"],
+    scaling=[point for point in CONTEXTS["scaling"] if point.case.batch > 1],
     draw=lambda case, layout: draw_norm(case, layout, DTYPE, DEVICE),
     ready=_norm_ready,
     ours=apc_kernels.adaptive_context_norm,
@@ -232,7 +236,7 @@ def _bottleneck(x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int
 
 
 def _of_convolution(products: int, t: Tensors, backward: bool) -> tuple[int, int]:
-    """Everything read or written, once and with the backward pass three times, as are the products."""
+    """Counts each tensor and product once, or three times with the backward pass."""
     return (3 if backward else 1) * sum(x.nbytes for x in t.values()), (3 if backward else 1) * products
 
 
@@ -259,7 +263,7 @@ pyramid_conv = Operation(
 
 
 def _check_conv(case: head_cases.MapsCase, t: Tensors, sides: Sides) -> None:
-    """Beside PyTorch alone: tests hold both to float64, which takes minutes here."""
+    """Compares with PyTorch alone; the tests compare both with float64, which takes minutes on these sizes."""
     for actual, own in zip(sides.ours(), sides.stock(), strict=True):
         assert (actual - own).abs().max() <= 1e-5 * own.abs().max(), f"{case}: not what PyTorch computes"
 
@@ -309,7 +313,7 @@ def _sample_ready(function: Callable, case: SampleCase, t: dict, backward: bool)
 
 
 def _check_samples(case: SampleCase, t: dict, sides: Sides) -> None:
-    """The reference's bits; OpenCV's but for what resizes that are one level apart become in HSV, of 180 hues."""
+    """Compares with the reference bit by bit, or with OpenCV up to what one level becomes in HSV, of 180 hues."""
     for _ in range(8):
         (image, mask), (other, its_mask) = sides.ours(), sides.theirs()
         same = 57 * (image - other).abs().mean() < 0.5 if cv2 else torch.equal(image, other)

@@ -1,4 +1,4 @@
-"""Plots of a file of results: speed-up, memory, roofline, scaling. What no row has the figures for is not drawn."""
+"""Plots a file of results: speed-up, memory, roofline and scaling, each if there are rows with its figures."""
 
 import importlib.util
 import statistics
@@ -15,7 +15,7 @@ AXES = ("batch", "size", "channels", "classes", "codewords", "scales", "threads"
 
 
 def draw(measured: dict, folder: Path) -> list[Path]:
-    """Writes what can be drawn into a folder, and takes away what cannot any more."""
+    """Writes the plots that the rows allow into a folder, and removes the others from it."""
     import matplotlib
 
     rows, listed = measured["rows"], goals.of(measured["machine"])
@@ -33,19 +33,19 @@ def draw(measured: dict, folder: Path) -> list[Path]:
             continue
         folder.mkdir(exist_ok=True)
         with matplotlib.rc_context(style), replacing(path) as temporary:
-            # The same bytes for the same rows: no date, no version.
+            # Without date and version, the same rows give the same bytes.
             plot(own).savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         written.append(path)
     return written
 
 
 def plain(row: dict) -> bool:
-    """An operation's, not a whole head's or model's, whose operations are counted in the other side's layers."""
+    """Returns True for an operation's row; for heads and models, the counts are those of the other side's layers."""
     return row["operation"] not in ("load_head", "accelerate", "model")
 
 
 def _telling(rows: list[dict], listed: list[goals.Goal]) -> dict[str, dict]:
-    """A row for each operation and direction, by its label."""
+    """Picks one row for each operation and direction, by its label."""
     return {", ".join(filter(None, about)): goals.telling(some, listed) for about, some in groups(rows).items()}
 
 
@@ -60,7 +60,7 @@ def _speed_up(rows: dict[str, dict]):
     figure, [[axes]] = _axes(0.8 + 0.26 * len(rows))
     for place, row in enumerate(reversed(rows.values())):
         low, ratio, high = row["ratio_low"], row["ratio"], row["ratio_high"]
-        axes.barh(place, ratio - 1, left=1, color=OURS)  # what is slower goes to the left
+        axes.barh(place, ratio - 1, left=1, color=OURS)  # slower rows go to the left
         axes.plot([low, high], [place, place], color=LINE, linewidth=1.5)
         axes.annotate(f"{ratio:.3g}", (max(high, 1), place), (5, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="black", linewidth=0.8)
@@ -78,7 +78,7 @@ def _memory(rows: dict[str, dict]):
         ("other_memory_mib", 0.2, OTHER, "other side"),
         ("memory_mib", -0.2, OURS, "ours"),
     ):
-        values = [max(rows[name][field], 0.01) for name in names]  # nothing at all has no place on this axis
+        values = [max(rows[name][field], 0.01) for name in names]  # a logarithmic axis has no 0
         axes.barh([place + shift for place in range(len(names))], values, 0.4, color=colour, label=label)
     axes.set_yticks(range(len(names)), names)
     axes.set(xscale="log", xlabel="MiB at the peak")
@@ -89,7 +89,7 @@ def _memory(rows: dict[str, dict]):
 
 
 def _roofline(rows: list[dict]):
-    """Of the precision that most rows are in: a product's rate differs from one to the next."""
+    """Draws the roofline for the most frequent precision, because the rate of a product depends on it."""
     precision = statistics.mode(map(_precision, rows))
     rows = [row for row in rows if _precision(row) == precision]
     figure, [[axes]] = _axes(5.5)

@@ -1,9 +1,9 @@
-"""Files of results: the machine, and a row for each thing that was measured beside another.
+"""Reads and writes files of results, which hold the machine and one row for each measurement.
 
     {"machine": {"name": …, "torch": …, "threads": …}, "rows": [{"operation": …, "case": …, "backend": …, "other": …}]}
 
-A row has what run.measure gives it: memory, rates of operations, and what it scales along, only where they were
-measured. While a run goes on its file also has what failed.
+A row holds what run.measure returns; memory, rates of operations and the axis of scaling only if they were measured.
+The file of a run also lists the benchmarks that failed.
 """
 
 import json
@@ -40,13 +40,13 @@ def machine() -> dict[str, str | int]:
 
 def read(path: Path) -> dict:
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: there is no such file; `make bench` writes one")
     try:
         measured = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path}: not a file of results: {error}") from None
     if not isinstance(measured.get("rows"), list) or "machine" not in measured:
-        raise ValueError(f"{path}: not a file of results: expected a machine and rows")
+        raise ValueError(f"{path}: not a file of results: expected a machine and rows, as `make bench` writes them")
     return measured
 
 
@@ -56,7 +56,7 @@ def write(path: Path, measured: dict) -> None:
 
 
 def begin(path: Path, resume: bool) -> tuple[set[Identity], set[Identity]]:
-    """The rows that are in a run's file, and those that failed; without `resume` the file begins anew."""
+    """Returns the rows of a run's file and those that failed; without `resume` it starts the file again."""
     if not resume or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, {"machine": machine(), "rows": [], "failed": []})
@@ -67,24 +67,24 @@ def begin(path: Path, resume: bool) -> tuple[set[Identity], set[Identity]]:
 
 
 def add(path: Path, what: str, found: dict | Identity) -> None:
-    """To the rows of a run, or to what failed."""
+    """Adds a row to a run's rows, or an identity to its failures."""
     measured = read(path)
     write(path, {**measured, what: [*measured[what], found]})
 
 
 def identity(row: dict) -> Identity:
-    """What tells a row from others, and finds the same one in another file."""
+    """Returns what identifies a row, in its own file and in others."""
     return row["operation"], row["case"], row["backend"], row["other"]
 
 
 def group(row: dict) -> tuple[str, str]:
-    """What a row is about, in few words: the operation, and the parts of its case that are no sizes."""
+    """Returns a row's operation, and the parts of its case that are not sizes."""
     parts = row["case"].split(", ")
     return row["operation"], ", ".join(part for part in parts if part in PARTS)
 
 
 def groups(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Rows by what they are about, those of scaling aside."""
+    """Groups rows by operation and direction, head or model, without those of scaling."""
     found: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         if "scaling" not in row:
@@ -93,5 +93,5 @@ def groups(rows: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def memory_share(row: dict) -> float | None:
-    """Ours of the other's, where both were measured and there was something to measure."""
+    """Returns our memory as a share of the other side's, or None if it was not measured or is 0."""
     return row["memory_mib"] / row["other_memory_mib"] if row.get("other_memory_mib") else None

@@ -1,11 +1,11 @@
-"""Measures operations, heads and whole models; prints rows as they come.
+"""Measures operations, heads and whole models, and prints each row when it is measured.
 
-    python -m benchmarks.run                       what is telling, twenty minutes; --all: all sizes, layouts, scaling
-    python -m benchmarks.run pyramid_pool model    some of it
-    make bench                                     the same into a file of results, and the reports made from it
+    python -m benchmarks.run                       the main rows, in twenty minutes; --all: all sizes, layouts, scaling
+    python -m benchmarks.run pyramid_pool model    only these operations
+    make bench                                     the main rows into a file of results, and the reports from it
 
-pytest does the work, and takes its own options here as well. Results are checked before they are timed: no figure
-stands behind a wrong one.
+pytest does the work, and its options work here as well. Results are checked before they are timed, so that no figure
+comes from a wrong result.
 """
 
 import itertools
@@ -35,7 +35,7 @@ OPERATIONS = TABLE | {entry.name: entry for entry in (*heads.ENTRIES, models.ENT
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured, and beside what; of scaling, what it is a point of."""
+    """Describes a measurement: our side, the other side, and the point of scaling if it is one."""
 
     operation: Operation
     case: Any
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def named(self) -> dict[str, str]:
-        """What tells its row of a results file from others."""
+        """Returns the columns that identify its row in a file of results."""
         return {"operation": self.operation.name, "case": str(self), "other": self.other, "backend": self.backend}
 
     def joined(self) -> str:
@@ -66,13 +66,14 @@ class Row:
 
     @property
     def threads(self) -> int:
-        """As many as are asked for, or as there are."""
-        scaled = self.point is not None and self.point.axis == "threads"
-        return (self.point.value if scaled else self.operation.threads) or torch.get_num_threads()
+        """Returns the number of threads to measure with: the point's, the operation's, or the current one."""
+        if self.point is not None and self.point.axis == "threads":
+            return self.point.value
+        return self.operation.threads or torch.get_num_threads()
 
 
 def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
-    """All rows of an operation, and whether each takes long."""
+    """Yields all rows of an operation, each with True if it takes long."""
     for case, ours, other, long in operation.pairs:
         yield Row(operation, case, USUAL.__name__, "", ours, other), long
     if operation.pairs:
@@ -80,7 +81,7 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     first, *_ = operation.others
     backends, best = [operation.backend], operation.backend
     if operation.kernel:
-        # Beside torch.compile stands the backend that serves where none is asked for; in a rehearsal the interpreter.
+        # torch.compile is compared with the default backend; in a rehearsal with Triton's interpreter.
         backends, (best, *_) = BACKENDS, info.explain(operation.kernel, DEVICE, DTYPE)
         best = "triton" if REHEARSAL else best
     layouts = LAYOUTS if operation.by_layout else [USUAL.__name__]
@@ -100,7 +101,7 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
 
 
 def ready(row: Row, case: Any, side: str, wide: bool = False) -> tuple[Call, dict]:
-    """A call of a side, a backend or another's name, and what it is given: in float64 if `wide`."""
+    """Makes a call of a side (a backend, or the name of another side) and its arguments, in float64 if `wide`."""
     operation = row.operation
     tensors = operation.draw(case, LAYOUTS[row.layout])
     if wide:
@@ -116,7 +117,7 @@ def ready(row: Row, case: Any, side: str, wide: bool = False) -> tuple[Call, dic
 
 
 def on(backend: str, call: Call) -> Call:
-    """The call with a backend forced: around all of it, for a backward pass asks again."""
+    """Forces a backend around a whole call, because the backward pass chooses one again."""
 
     def run() -> Sequence[Tensor]:
         with apc_kernels.backend(backend):
@@ -126,17 +127,17 @@ def on(backend: str, call: Call) -> Call:
 
 
 def sides(row: Row) -> tuple[Sides, dict]:
-    """Calls that have been checked, and what ours is given."""
+    """Makes the calls of all sides, checks our results, and returns the calls and our arguments."""
     first, *_ = row.operation.others
     ours, tensors = ready(row, row.case, row.backend)
-    others = (ready(row, row.case, side)[0] for side in (row.other, first))
-    found = Sides(ours, *others, ready(row, row.case, first, wide=True)[0])
+    theirs, stock = (ready(row, row.case, side)[0] for side in (row.other, first))
+    found = Sides(ours, theirs, stock, ready(row, row.case, first, wide=True)[0])
     row.operation.check(row.case, tensors, found)
     return found, tensors
 
 
 def measure(row: Row) -> tuple[dict, Call]:
-    """The row of a results file, and our call."""
+    """Measures a row of a results file, and returns it with our call."""
     operation, point, found = row.operation, row.point, row.named
     if point is not None:
         found |= {"scaling": point.axis, "value": point.value}
@@ -156,7 +157,7 @@ def measure(row: Row) -> tuple[dict, Call]:
 
 
 def peak_of(operation: str, case: str, layout: str, direction: str, side: str) -> int:
-    """Bytes at the peak of a call, after a smaller one; what is compiled is compiled for one case alone."""
+    """Returns the bytes at the peak of a call, after a smaller call; a compiled one is called for one case alone."""
     entry = OPERATIONS[operation]
     case = next(each for each in entry.cases if str(each) == case)
     row = Row(entry, case, layout, direction, side, side)
@@ -167,7 +168,7 @@ def peak_of(operation: str, case: str, layout: str, direction: str, side: str) -
 
 
 def kept_by(row: Row, side: str) -> float:
-    """MiB, parameters and arguments aside."""
+    """Returns the MiB that the forward pass keeps for the backward one, without parameters and arguments."""
     call, tensors = ready(row, row.case, side)
     return kept_bytes(call, tensors.values()) / 2**20
 
@@ -190,7 +191,7 @@ def skip_where_missing(row: Row) -> None:
 
 @pytest.mark.parametrize("row", SMALL, ids=Row.joined)
 def check_kernels(row):
-    """Every kernel once, on maps so small that compute-sanitizer gets through: what gpu.py has it watch."""
+    """Runs every kernel once, on maps small enough for compute-sanitizer, under which gpu.py runs this."""
     skip_where_missing(row)
     sides(row)
 
@@ -203,7 +204,7 @@ def bench_operations(benchmark, row):
     try:
         found, ours = measure(row)
         benchmark.extra_info.update(found)
-        benchmark.pedantic(ours, rounds=1)  # pytest-benchmark has to call something as well
+        benchmark.pedantic(ours, rounds=1)  # pytest-benchmark requires a call
     finally:
         torch.set_num_threads(before)
 
@@ -211,7 +212,7 @@ def bench_operations(benchmark, row):
 def main() -> int:
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
     if unknown := set(names) - set(OPERATIONS):
-        sys.exit(f"expected some of {', '.join(OPERATIONS)}; got {', '.join(sorted(unknown))}")
+        sys.exit(f"NAME: expected some of {', '.join(OPERATIONS)}; got {', '.join(sorted(unknown))}")
     only = [f"--only={name}" for name in names]
     options = ["-q", "-o", "python_functions=bench_*", "--benchmark-quiet", *only, *sys.argv[1 + len(names) :]]
     return pytest.main([str(ROOT / "benchmarks" / "run.py"), *options])

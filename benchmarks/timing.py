@@ -1,7 +1,7 @@
-"""Times two functions in turn, so that what slows the machine down slows both: quote the median of the ratios.
+"""Times two functions in turn, so that a slow machine slows both: quote the median of the ratios.
 
-On a GPU each call is timed by events on the stream, after a write that is larger than the L2 cache has gone over it.
-Beside what operations take stands what the machine gives at that moment: a copy, and a product of matrices.
+On a GPU each call is timed by events on the stream, after a write larger than the L2 cache has cleared it. The times of
+operations are related to what the machine reaches at that moment in a copy and in a product of matrices.
 """
 
 import functools
@@ -14,8 +14,9 @@ import torch
 
 from benchmarks.setting import DEVICE, REHEARSAL, SECONDS, here
 
-SLEEPS = (2_000_000, 16_000_000, 128_000_000)  # cycles that a GPU waits: about 1, 8 and 64 ms. What itself waits for
-# the GPU is never queued ahead, and has its gaps
+# Cycles that a GPU waits before a timed call, about 1, 8 and 64 ms, so that its launches are queued ahead. A call that
+# waits for the GPU itself is never queued ahead, and its gaps are measured.
+SLEEPS = (2_000_000, 16_000_000, 128_000_000)
 COLD = 256 * 2**20  # bytes written between calls on a GPU
 COPIED = (1 if REHEARSAL else 256) * 2**20  # bytes
 MATRIX = 64 if REHEARSAL else here(2048, 8192)  # rows and columns
@@ -23,7 +24,7 @@ MOST = 200  # rounds
 
 
 class Pair(NamedTuple):
-    """Seconds of ours and of the other, call by call."""
+    """Holds the seconds of our calls and of the other side's, in the order of measurement."""
 
     ours: list[float]
     other: list[float]
@@ -50,10 +51,10 @@ def paired(
     rounds: int = 7,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Pair:
-    """At least so many rounds of one call each (one in a rehearsal), more while `seconds` allow.
+    """Times both functions in turn, for at least `rounds` rounds (one in a rehearsal), and more until `seconds` pass.
 
-    Where less than 5 will do, calls are long, and both have been made already: then there is none to warm up by.
-    The clock is a CPU's, a GPU has its own.
+    Both are called once before, to warm up, unless `rounds` is below 5: then calls are long, and have been made before.
+    The clock is for a CPU; a GPU has its own.
     """
     least = 1 if REHEARSAL else rounds
     if least >= 5:
@@ -67,7 +68,7 @@ def paired(
 
 
 def rates(seconds: float, moved: int, operations: int, dtype: torch.dtype) -> dict[str, float]:
-    """What a call makes of the machine: bytes that have to move, over a copy's, and operations, over a product's."""
+    """Relates a call to the machine: its bytes a second to a copy's, its operations a second to a matrix product's."""
     copied, threads = moved / seconds, torch.get_num_threads()
     found = {"bytes": moved, "gb_per_s": copied / 1e9, "percent_of_copy": 100 * copied / copy_bandwidth(threads)}
     if operations:
@@ -79,7 +80,7 @@ def rates(seconds: float, moved: int, operations: int, dtype: torch.dtype) -> di
 
 @functools.cache
 def copy_bandwidth(threads: int) -> float:
-    """Bytes a second that the fastest of some plain copies reads and writes here: memory-bound work's measure."""
+    """Measures the bytes a second that the fastest of 20 plain copies reads and writes."""
     source = torch.ones(COPIED // 4, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.nbytes / min(time_one(lambda: target.copy_(source)) for _ in range(20))
@@ -87,14 +88,14 @@ def copy_bandwidth(threads: int) -> float:
 
 @functools.cache
 def matrix_rate(dtype: torch.dtype, threads: int) -> float:
-    """Operations a second of a product of square matrices here, in a run of its own for each number of threads."""
+    """Measures the operations a second of a product of square matrices, once for each number of threads."""
     a, b = torch.randn(2, MATRIX, MATRIX, device=DEVICE).to(dtype)
     times = [time_one(lambda: a @ b) for _ in range(7)]
     return 2 * MATRIX**3 / statistics.median(times[2:])
 
 
 def time_one(function: Callable, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds."""
+    """Returns the seconds that one call takes."""
     if DEVICE == "cuda":
         return _time_on_gpu(function)
     start = clock()
@@ -109,7 +110,7 @@ def _time_on_gpu(function: Callable) -> float:
         torch.cuda._sleep(cycles)
         start.record()
         function()
-        queued = not start.query()  # all of it, before the GPU came to the first launch: no gap is Python's
+        queued = not start.query()  # all launches are queued before the GPU starts: no gap comes from Python
         end.record()
         end.synchronize()
         if queued:

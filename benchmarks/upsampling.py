@@ -1,14 +1,15 @@
-"""The entries of the table of operations that upsample logits.
+"""Defines the table's entries for the operations that upsample logits.
 
 The logits are read, the labels read (int64) or written (uint8), the probabilities read and written; the loss writes one
 float for each pixel, and its backward reads logits, labels and those floats and writes the gradient. PyTorch moves the
 upsampled logits, K floats for each pixel, several times on top. Operations, for each pixel and class, an exponential
 counted as one: 2 of the interpolation, and then 3 of the loss, 1 of the argmax, 4 of the softmax; the loss's backward
-has its 5 again, and 4 more to give the result to source pixels.
+repeats its 5 operations, and takes 4 more to distribute the result to source pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import stock
 import torch
@@ -21,8 +22,16 @@ from benchmarks.setting import BATCHES, DEVICE, DTYPE, ON_GPU, SIDES, THREADS, h
 LOGITS = here(LARGE_UPSAMPLES, [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES])
 
 
-def upsample(name: str, other: str, apply: Callable, bytes_a_pixel: Callable, operations: int, **more) -> Operation:
-    """An entry, from the bytes of a pixel beside its logits, and the operations of a pixel and class."""
+def upsample(
+    name: str,
+    other: str,
+    apply: Callable,
+    bytes_a_pixel: Callable,
+    operations: int,
+    directions: Sequence[str] = ("",),
+    **more: Any,
+) -> Operation:
+    """Makes an entry from the bytes of a pixel beside its logits, and the operations for each pixel and class."""
 
     def draw(case: UpsampleCase, layout: Callable) -> Tensors:
         t = draw_upsample(case, layout, DTYPE, DEVICE)
@@ -36,7 +45,7 @@ def upsample(name: str, other: str, apply: Callable, bytes_a_pixel: Callable, op
         return moved, (operations + 9 * backward) * case.classes * pixels
 
     def telling(case: UpsampleCase, layout: str, direction: str) -> bool:
-        """Of the first case everything, of the others what goals name."""
+        """Selects all rows of the first case, and of the others those that goals name."""
         named = not ON_GPU and (direction == BOTH or name == "upsample_argmax")
         return usual_layout(case, layout, direction) and (case is LOGITS[0] or named)
 
@@ -51,7 +60,8 @@ def upsample(name: str, other: str, apply: Callable, bytes_a_pixel: Callable, op
         counts=counts,
         kernel=name,
         telling=telling,
-        **{"directions": ("",)} | more,
+        directions=directions,
+        **more,
     )
 
 

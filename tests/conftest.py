@@ -1,4 +1,4 @@
-"""What every test runs with: no GPU means Triton's interpreter, and memory that nobody has written holds NaN."""
+"""Sets up every test: Triton's interpreter if there is no GPU, and NaN in unwritten memory."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ FLAGS = ["-O1", "-fPIC", "-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas
 
 
 def pytest_configure(config) -> None:
-    """Before workers are started (-n): each has one core and a thread, and so has what it starts.
+    """Gives each worker (-n), and the processes it starts, one core and one thread.
 
     They read it when they import PyTorch, which is before this file: for a filter of warnings in pyproject.toml.
     """
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch):
-    """torch.empty and its kin, called from the package, return NaN: a result that a kernel did not write shows."""
+    """Makes torch.empty and its kin return NaN inside the package, so that an unwritten result shows."""
 
     def poisoned(allocate):
         def wrapper(*args, **kwargs):
@@ -64,7 +64,7 @@ def unwritten_memory_is_nan(monkeypatch):
 
 @pytest.fixture
 def threads():
-    """torch.set_num_threads for one test."""
+    """Sets torch.set_num_threads for one test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -72,7 +72,7 @@ def threads():
 
 @pytest.fixture(scope="session")
 def cuda_emulation():
-    """The CUDA kernels, compiled to run on the CPU (tests/emulation)."""
+    """Compiles the CUDA kernels to run on the CPU (tests/emulation)."""
     import fcntl
 
     import pybind11
@@ -105,7 +105,7 @@ def cuda_emulation():
 
 @pytest.fixture
 def forbid_copies(monkeypatch):
-    """A function: from its call on, copying a tensor fails the test."""
+    """Returns a function after whose call copying a tensor fails the test."""
 
     def refuse(self, *args, **kwargs):
         raise AssertionError(f"a copy was made of a tensor of {tuple(self.shape)} with strides {self.stride()}")

@@ -1,4 +1,8 @@
-"""Images and masks: the data sets, one file each, and what is done to a sample on its way into a network."""
+"""Opens data sets of images and masks, and prepares their samples for a network.
+
+Every data set has a file of its own. `augment` holds the steps of training and test pipelines, `stream` the order in
+which training sees the samples, and `doctor` the checks of `apcnet check`.
+"""
 
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from apcnet.data.voc2012 import list_voc2012
 
 __all__ = ["IGNORE", "NAMES", "Sample", "augment", "open"]
 
-ON_DISK = {  # what lists the files of each
+ON_DISK = {  # the function that lists the files of each data set
     "cityscapes": list_cityscapes,
     "ade20k": list_ade20k,
     "voc2012": list_voc2012,
@@ -26,19 +30,28 @@ NAMES = ("synthetic", *ON_DISK)
 
 
 def open(name: str, root: str | Path | None = None, split: str = "val", **options) -> Files | Synthetic:
-    """A data set: `len(data)`, `data[i] -> Sample`, `data.names`, `data.classes`, `data.palette`.
+    """Opens a split of a data set.
 
     Args:
         name: cityscapes, ade20k, voc2012, pascal_context, folder or synthetic.
-        root: the folder that holds leftImg8bit, images or JPEGImages, or one with the official folder in it; None for
+        root: The folder that holds leftImg8bit, images or JPEGImages, or its parent under the official name; None for
             synthetic.
-        split: train or val; of voc2012 trainaug too, of folder any.
-        options: of pascal_context classes=59; of folder and synthetic all that `folder.list_folder` and
-            `synthetic.Synthetic` take.
+        split: train or val; voc2012 also has trainaug, synthetic has test, and folder takes any name.
+        options: More arguments of the data set: `classes=59` for pascal_context, those of `folder.list_folder` for
+            folder, and those of `synthetic.Synthetic` for synthetic.
+
+    Returns:
+        The data set, with `len(data)`, `data[i]` (a Sample), `data.names`, `data.classes` and `data.palette`.
+
+    Example:
+        >>> data = apcnet.data.open("synthetic", split="val")
+        >>> image, mask, name = data[0]
+        >>> image.shape, mask.shape, name
+        (torch.Size([3, 96, 96]), torch.Size([96, 96]), 'whole-val-000000')
     """
     check_choice(name, "name", NAMES)
     if name != "synthetic":
         return ON_DISK[name](root, split, **options).open()
     if root is not None:
-        raise ValueError(f"root: expected None, synthetic scenes are generated, got {str(root)!r}")
+        raise ValueError(f"root: expected None, because synthetic scenes are generated, got {str(root)!r}")
     return Synthetic(split, **options)

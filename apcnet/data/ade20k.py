@@ -1,7 +1,7 @@
-"""ADE20K as in the scene parsing challenge of 2016: 20210 + 2000 scenes, 150 classes.
+"""Reads ADE20K as in the scene parsing challenge of 2016: 20210 + 2000 scenes, 150 classes.
 
 ROOT/images/{training,validation}/*.jpg
-ROOT/annotations/{training,validation}/*.png       0: none of the classes; class i as i + 1
+ROOT/annotations/{training,validation}/*.png       0 where there is no class, i + 1 for class i
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ CLASSES, PALETTE = read_classes(LISTS / "ade20k.txt")
 
 
 def list_ade20k(root: str | Path | None, split: str = "val") -> Listing:
-    """The train or val split; what no class covers is ignored."""
+    """Lists the train or val split; pixels without a class are ignored."""
     check_choice(split, "split", FOLDERS)
     root = find_root(root, "images", PLACES)
     image_folder, mask_folder = root / "images" / FOLDERS[split], root / "annotations" / FOLDERS[split]

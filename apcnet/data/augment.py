@@ -1,11 +1,10 @@
-"""What is done to images and masks before a network sees them: mmsegmentation's pipelines, to the pixel.
+"""Augments and resizes images and masks as mmsegmentation's pipelines do, equal to the pixel.
 
-Training: a random scale, a crop that no class fills, a flip, photometric distortion, normalisation, padding. Only the
-crop is ever resized: of the resized image, whatever its size, the crop's window alone is computed, and equals the
-crop of the whole, bit for bit. The distortion is of brightness, contrast, saturation and hue, each cut to 8 bits;
-saturation and hue pass through OpenCV's 8-bit HSV, whose hue counts steps of two degrees. What is drawn are integers of
-the generator that is given, always as many, and everything before the normalisation is exact arithmetic, so that a seed
-means the same on every machine.
+Training takes a random scale, a crop that no class fills, a flip, photometric distortion, normalisation and padding.
+Only the crop's window of the resized image is computed, and equals the crop of the whole image bit for bit. The
+distortion changes brightness, contrast, saturation and hue, each rounded to 8 bits; saturation and hue pass through
+OpenCV's 8-bit HSV, whose hue counts steps of two degrees. A sample draws a fixed number of integers from the given
+generator, and all arithmetic before the normalisation is exact, so that a seed gives the same pixels on every machine.
 """
 
 import math
@@ -20,27 +19,33 @@ from torch import Tensor
 import apc_kernels
 from apcnet.data.sample import IGNORE, MEAN, STD, Sample
 
-Window = tuple[int, int, int, int]  # of a resized image: top, left, height, width
+Window = tuple[int, int, int, int]  # top, left, height and width in the resized image
 
-UNIT = 1 << 30  # draws are integers below it
-DRAWS = 9  # that distortion takes
-BRIGHTNESS, HUE = 32, 18  # turned up or down by as much
-FACTORS = 0.5, 1.5  # of contrast and of saturation
-CROPS = 11  # drawn at most until one is varied enough; the last is taken as it is
-TEST_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of every published multi-scale result
+UNIT = 1 << 30  # random integers are below it
+DISTORTION_DRAWS = 9  # the random integers that distortion takes
+BRIGHTNESS, HUE = 32, 18  # the largest changes, up or down
+FACTORS = 0.5, 1.5  # the range of the factors of contrast and saturation
+CROPS = 11  # the most crops to try; the last one is taken whatever it holds
+TEST_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # the scales of every published multi-scale result
 
 
 def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[int, int]:
-    """The largest (h, w) of a size's proportions whose long and short side fit into those of a scale.
+    """Computes the largest (h, w) that keeps the proportions of `size` and fits into `scale`.
 
-    A scale is two bounds, of the long and of the short side in either order; or the factor itself.
+    Args:
+        size: The (h, w) of an image.
+        scale: Two bounds, for the long and the short side in either order; or the factor itself.
+
+    Example:
+        >>> apcnet.data.augment.keep_ratio_size((375, 500), (2048, 512))
+        (512, 683)
     """
     height, width = checked_pair(size, "size")
     if not isinstance(scale, (int, float)):
         bounds = checked_pair(scale, "scale")
         scale = min(max(bounds) / max(height, width), min(bounds) / min(height, width))
     elif not 0 < scale < math.inf:
-        raise ValueError(f"scale: expected a positive factor, or two bounds, got {scale}")
+        raise ValueError(f"scale: expected a positive factor or two bounds, got {scale}")
     resized = _times((height, width), scale)
     if 0 in resized:
         raise ValueError(f"scale: nothing is left of an image of {(height, width)} at {scale:.3g} of its size")
@@ -50,14 +55,15 @@ def keep_ratio_size(size: Sequence[int], scale: Sequence[int] | float) -> tuple[
 def view_sizes(
     original: Sequence[int], ratios: Sequence[float] = TEST_RATIOS, test_scale: Sequence[int] | None = None
 ) -> list[tuple[int, int]]:
-    """The sizes (h, w) of an image at every scale of a multi-scale test.
+    """Computes the size (h, w) of an image at every scale of a multi-scale test.
 
-    The published results come from mmsegmentation 0.x, which multiplies the test scale that the image is fitted into;
-    1.x multiplies the image's own size. On Cityscapes that is the same, on smaller images it is not.
+    The published results come from mmsegmentation 0.x, which multiplies the bounds of the test scale; 1.x multiplies
+    the image's own size. The two agree on Cityscapes, and differ on smaller images.
 
     Args:
-        ratios: of the scales; 1 is the single-scale test.
-        test_scale: two bounds, as in keep_ratio_size: 0.x, (2048, 512) for ADE20K say; None: 1.x.
+        original: The (h, w) of the image.
+        ratios: The scales of the test; 1 is the single-scale test.
+        test_scale: The two bounds of 0.x, as in keep_ratio_size: (2048, 512) for ADE20K. None for 1.x.
     """
     if test_scale is None:
         return [keep_ratio_size(original, _times(original, ratio)) for ratio in ratios]
@@ -66,11 +72,16 @@ def view_sizes(
 
 
 def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
-    """An image, (3, H, W) uint8, resized bilinearly to (h, w), or a mask, (H, W) uint8, to its nearest labels.
+    """Resizes an image, (3, H, W) uint8, bilinearly to (h, w), or a mask, (H, W) uint8, to the nearest labels.
 
-    As OpenCV: half-pixel centres, and a shrinking image is not smoothed, unless `antialias` says so (Pillow's and
-    PyTorch's way, up to dozens of grey levels away). Bilinear weights have 8 binary places, so that nothing is rounded
-    but the result: within 1 of OpenCV's. Nearest is OpenCV's INTER_NEAREST, which rounds down.
+    Images are within one level of OpenCV's INTER_LINEAR: half-pixel centres, and no smoothing of an image that shrinks.
+    Bilinear weights have 8 binary places, so that only the result is rounded. Masks equal OpenCV's INTER_NEAREST, which
+    rounds down.
+
+    Args:
+        image: An image or a mask, on the CPU.
+        size: The (h, w) of the result.
+        antialias: Smooth an image that shrinks, as Pillow and PyTorch do; it differs by up to dozens of levels.
     """
     size = checked_pair(size, "size")
     if isinstance(image, Tensor) and image.ndim == 2:
@@ -83,27 +94,27 @@ def resize(image: Tensor, size: Sequence[int], *, antialias: bool = False) -> Te
 
 
 def normalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """An image, (3, H, W) uint8 RGB, as the float32 that networks are fed: (image − mean) / std in each channel."""
+    """Normalises an image, (3, H, W) uint8 RGB, for a network: (image − mean) / std in each channel, in float32."""
     return apc_kernels.augment(image, mean=mean, std=std)
 
 
 def brightness(image: Tensor, delta: float) -> Tensor:
-    """The image, (3, H, W) uint8 RGB, with delta added to every level."""
+    """Adds delta to every level of an image, (3, H, W) uint8 RGB; results are cut to 0–255."""
     return apc_kernels.augment(image, steps=[("brightness", delta)])
 
 
 def contrast(image: Tensor, factor: float) -> Tensor:
-    """The image, (3, H, W) uint8 RGB, with every level multiplied by the factor."""
+    """Multiplies every level of an image, (3, H, W) uint8 RGB, by the factor; results are cut to 0–255."""
     return apc_kernels.augment(image, steps=[("contrast", factor)])
 
 
 def saturation(image: Tensor, factor: float) -> Tensor:
-    """The image, (3, H, W) uint8 RGB, with every pixel's saturation multiplied by the factor."""
+    """Multiplies the saturation of every pixel of an image, (3, H, W) uint8 RGB, by the factor."""
     return apc_kernels.augment(image, steps=[("saturation", factor)])
 
 
 def hue(image: Tensor, delta: int) -> Tensor:
-    """The image, (3, H, W) uint8 RGB, with every pixel's hue turned by delta steps of two degrees."""
+    """Turns the hue of every pixel of an image, (3, H, W) uint8 RGB, by delta steps of two degrees."""
     return apc_kernels.augment(image, steps=[("hue", delta)])
 
 
@@ -119,35 +130,37 @@ def train(
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> tuple[Tensor, Tensor]:
-    """A sample as it is trained on.
+    """Augments a sample for training: random scale, crop, flip and distortion, then normalisation and padding.
 
-    Draws from the generator, whatever becomes of them: the ratio, the flip, distortion's, and (row, column)
-    of up to 11 crops.
+    Every call draws the same number of integers from the generator: the ratio, the flip, those of the distortion, and
+    (row, column) of 11 crops.
 
     Args:
-        generator: the only source of chance.
-        crop_size: (h, w) of the result; less is padded at the right and the bottom, after the normalisation.
-        scale: two bounds, as in keep_ratio_size, that the image is fitted into at ratio 1.
-        ratio_range: of the factors on both bounds.
-        cat_max_ratio: a crop is drawn again, 10 times at most, unless it holds two classes or more and none has this
-            share or more of the pixels that count; 1: any crop will do.
-        antialias: smooth images that shrink, which mmsegmentation does not, for about 4 ms more.
-        mean, std: of the RGB levels, 0–255.
+        sample: The sample, with image and mask of one size.
+        generator: The only source of randomness.
+        crop_size: The (h, w) of the result; a smaller image is padded at the right and the bottom.
+        scale: Two bounds, as in keep_ratio_size, that the image is fitted into at ratio 1.
+        ratio_range: The range of the factors that multiply both bounds.
+        cat_max_ratio: Draw the crop again, up to 10 times, unless it holds at least two classes and each covers less
+            than this share of the pixels that count; 1 takes the first crop.
+        antialias: Smooth images that shrink, which mmsegmentation does not do; it takes about 4 ms more.
+        mean: The mean of the RGB levels, 0–255.
+        std: The standard deviation of the RGB levels.
 
     Returns:
-        the image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
+        The image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
     """
     check_sample(sample)
     height, width = checked_pair(crop_size, "crop_size")
     scale = checked_pair(scale, "scale")
-    ratio, flip, *draws = torch.randint(UNIT, (2 + DRAWS + 2 * CROPS,), generator=generator).tolist()
+    ratio, flip, *draws = torch.randint(UNIT, (2 + DISTORTION_DRAWS + 2 * CROPS,), generator=generator).tolist()
     ratio = ratio_range[0] + (ratio_range[1] - ratio_range[0]) * (ratio / UNIT)
     flip = 2 * flip >= UNIT
     size = keep_ratio_size(sample.image.shape[1:], (int(scale[0] * ratio), int(scale[1] * ratio)))
-    window, labels = _varied_crop(sample.mask, size, (height, width), draws[DRAWS:], cat_max_ratio, flip)
+    window, labels = _varied_crop(sample.mask, size, (height, width), draws[DISTORTION_DRAWS:], cat_max_ratio, flip)
 
     source = resize(sample.image, size, antialias=True) if antialias else sample.image
-    steps = distortion(draws[:DRAWS])
+    steps = distortion(draws[:DISTORTION_DRAWS])
     image = apc_kernels.augment(source, size, window, flip=flip, steps=steps, mean=mean, std=std)
     outside = (0, width - labels.shape[1], 0, height - labels.shape[0])
     if any(outside):
@@ -156,10 +169,11 @@ def train(
 
 
 def distortion(draws: Sequence[int]) -> list[tuple[str, float]]:
-    """mmsegmentation's steps, each of the four with probability ½, contrast before or after the colours.
+    """Chooses mmsegmentation's distortion steps, each of the four with probability ½, contrast first or last.
 
-    The draws, DRAWS integers below UNIT, decide: whether brightness, by how much; contrast early or late, whether,
-    by how much; whether saturation, by how much; whether hue, by how much.
+    The draws are DISTORTION_DRAWS integers below UNIT. They decide, in this order: brightness or not, its change;
+    contrast before or after the colours, contrast or not, its factor; saturation or not, its factor; hue or not, its
+    change.
     """
     chance = [2 * draw >= UNIT for draw in draws]
     share = [draw / UNIT for draw in draws]
@@ -167,7 +181,7 @@ def distortion(draws: Sequence[int]) -> list[tuple[str, float]]:
     brighter = [("brightness", BRIGHTNESS * (2 * share[1] - 1))] if chance[0] else []
     contrasted = [("contrast", low + (high - low) * share[4])] if chance[3] else []
     saturated = [("saturation", low + (high - low) * share[6])] if chance[5] else []
-    turned = [("hue", 2 * HUE * draws[8] // UNIT - HUE)] if chance[7] else []  # never by +HUE, as numpy's randint
+    turned = [("hue", 2 * HUE * draws[8] // UNIT - HUE)] if chance[7] else []  # never +HUE, like numpy's randint
     if chance[2]:
         return brighter + contrasted + saturated + turned
     return brighter + saturated + turned + contrasted
@@ -176,7 +190,7 @@ def distortion(draws: Sequence[int]) -> list[tuple[str, float]]:
 def _varied_crop(
     mask: Tensor, size: tuple[int, int], crop_size: tuple[int, int], draws: list[int], max_ratio: float, flip: bool
 ) -> tuple[Window, Tensor]:
-    """The first window whose classes are varied, or the last, and its labels."""
+    """Returns the first crop window whose classes vary enough, or the last one, and its labels."""
     height, width = min(size[0], crop_size[0]), min(size[1], crop_size[1])
     for row, column in zip(draws[::2], draws[1::2], strict=True):
         top = row * (size[0] - height + 1) // UNIT
@@ -193,18 +207,18 @@ def _varied_crop(
 
 
 def _nearest(mask: Tensor, size: tuple[int, int], window: Window, flip: bool = False) -> Tensor:
-    """A window of a resized mask."""
+    """Computes a window of a resized mask."""
     top, left, height, width = window
-    rows = _nearest_places(mask.shape[0], size[0], top, height)
-    columns = _nearest_places(mask.shape[1], size[1], left, width)
+    rows = _nearest_indices(mask.shape[0], size[0], top, height)
+    columns = _nearest_indices(mask.shape[1], size[1], left, width)
     if flip:
         columns = columns[::-1]
     return torch.from_numpy(mask.numpy()[rows].take(columns, axis=1))
 
 
-def _nearest_places(length: int, resized: int, start: int, count: int) -> np.ndarray:
-    places = np.arange(start, start + count) * (1 / (resized / length))  # OpenCV's two divisions, rounded as there
-    return np.minimum(places.astype(np.int64), length - 1)
+def _nearest_indices(length: int, resized: int, start: int, count: int) -> np.ndarray:
+    indices = np.arange(start, start + count) * (1 / (resized / length))  # two divisions, rounded as OpenCV's are
+    return np.minimum(indices.astype(np.int64), length - 1)
 
 
 def _times(size: Sequence[int], factor: float) -> tuple[int, int]:
@@ -212,7 +226,7 @@ def _times(size: Sequence[int], factor: float) -> tuple[int, int]:
 
 
 def checked_pair(given: Sequence[int], name: str) -> tuple[int, int]:
-    """Two positive integers: heights and widths."""
+    """Returns a height and width as two positive integers, or raises an error that names the argument."""
     try:
         first, second = map(operator.index, given)
     except (TypeError, ValueError):
@@ -223,18 +237,19 @@ def checked_pair(given: Sequence[int], name: str) -> tuple[int, int]:
 
 
 def _check(tensor: Tensor, name: str) -> None:
-    """Whether it is fit to be an image or a mask."""
+    """Checks that a tensor has the type and shape of an image or a mask."""
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.device.type != "cpu":
         given = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name}: expected a uint8 tensor on the CPU, got {given}")
     planes, shape = ((3,), "(3, H, W)") if name == "image" else ((), "(H, W)")
     if tensor.ndim < 2 or tensor.shape[:-2] != planes or not tensor.numel():
-        raise ValueError(f"{name}: expected the shape {shape}, none of them 0, got {tuple(tensor.shape)}")
+        raise ValueError(f"{name}: expected the shape {shape} without zeros, got {tuple(tensor.shape)}")
 
 
 def check_sample(sample: Sample) -> None:
+    """Checks that image and mask have the right types and one size."""
     _check(sample.image, "image")
     _check(sample.mask, "mask")
     if sample.image.shape[1:] != sample.mask.shape:
         sizes = f"{tuple(sample.image.shape[1:])} and {tuple(sample.mask.shape)}"
-        raise ValueError(f"image and mask differ in size: {sizes}")
+        raise ValueError(f"image, mask: expected one size for both, got {sizes}")

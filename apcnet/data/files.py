@@ -1,12 +1,11 @@
-"""Data sets that lie in files: images and masks are decoded as they are asked for, each file or a clear error.
+"""Reads data sets that consist of files: every image and mask is decoded on access, or raises an error that names it.
 
-Images become RGB of 8 bits as OpenCV makes them for mmsegmentation: turned upright where EXIF says so, alpha dropped,
-the upper 8 of 16 bits kept. Masks are never turned or converted: what is stored in them is what counts.
+Images become 8-bit RGB as OpenCV decodes them for mmsegmentation: turned upright by their EXIF tag, without alpha, the
+upper 8 of 16 bits kept. Masks are never turned or converted: the stored values count.
 """
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,31 +17,37 @@ from torch import Tensor
 from apcnet.data.classes import UNKNOWN, Color, label_table
 from apcnet.data.sample import Sample
 
-_EXACT = ("L", "P")  # modes of Pillow whose pixels are one byte, as it is stored
+_EXACT = ("L", "P")  # the modes of Pillow that keep each pixel as one stored byte
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 class Pair(NamedTuple):
+    """Holds the name of a sample and the paths of its image and mask."""
+
     name: str
     image: Path
     mask: Path
 
 
-@dataclass(eq=False)
 class Files:
-    """A data set of pairs of files, in the order of the samples."""
+    """Reads each sample of a data set from an image file and a mask file.
 
-    pairs: Sequence[Pair]
-    classes: Sequence[str]
-    palette: Sequence[Color]
-    labels: np.ndarray | None = None  # what stored values stand for, a `classes.label_table`; None: indices of classes
+    Args:
+        pairs: The files of each sample, in order.
+        classes: The names of the classes.
+        palette: A colour for each class.
+        labels: The `classes.label_table` that maps stored values to labels; None if masks store class indices.
+    """
 
-    def __post_init__(self):
-        if self.labels is None:
-            self.labels = label_table(len(self.classes))
+    def __init__(
+        self, pairs: Sequence[Pair], classes: Sequence[str], palette: Sequence[Color], labels: np.ndarray | None = None
+    ):
+        self.pairs, self.classes, self.palette = pairs, classes, palette
+        self.labels = label_table(len(classes)) if labels is None else labels
 
     @property
     def names(self) -> list[str]:
+        """Returns the names of all samples, in order."""
         return [pair.name for pair in self.pairs]
 
     def __len__(self) -> int:
@@ -67,18 +72,19 @@ class Files:
             values = stored[unknown].unique().tolist()
             raise ValueError(
                 f"{pair.mask}: holds {', '.join(map(str, values[:5]))}{' …' if len(values) > 5 else ''} at "
-                f"{int(unknown.sum())} pixels, expected {_ranges(self.labels != UNKNOWN)}; `apcnet check` finds out why"
+                f"{int(unknown.sum())} pixels, expected {_ranges(self.labels != UNKNOWN)}; "
+                "run `apcnet check` to find the cause"
             )
         return mask
 
 
 def read_image(path: str | Path) -> Tensor:
-    """The image as (3, H, W) uint8, RGB."""
+    """Reads an image file as an RGB tensor, (3, H, W) uint8."""
     return _load(path, levels_of)
 
 
 def levels_of(image: Image.Image) -> Tensor:
-    """The levels of an image, which is turned upright, as (3, H, W) uint8, RGB."""
+    """Turns a Pillow image upright, in place, and returns its RGB levels, (3, H, W) uint8."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F"):
         raise ValueError(f"expected 8 or 16 bits for each channel, got 32 (Pillow's mode {image.mode})")
@@ -89,34 +95,34 @@ def levels_of(image: Image.Image) -> Tensor:
 
 
 def read_mask(path: str | Path) -> Tensor:
-    """The values that a mask holds as (H, W) uint8; of a palette image its indices."""
+    """Reads the values that a mask file stores, (H, W) uint8: the grey levels, or the indices into its palette."""
     image = _load(path)
     if image.format == "JPEG":
-        raise ValueError(f"{path}: is a JPEG, which does not keep labels as they were; expected a PNG")
+        raise ValueError(f"{path}: expected a PNG, got a JPEG, which changes the labels that it stores")
     if image.mode in _EXACT:
         return torch.from_numpy(np.array(image))
     if image.mode in _WIDE:
         values = np.asarray(image)
         if values.max() > 255:
-            raise ValueError(f"{path}: holds the value {values.max()}, expected labels of 0 to 255")
+            raise ValueError(f"{path}: expected labels from 0 to 255, got the value {values.max()}")
         return torch.from_numpy(values.astype(np.uint8))
     found = {"1": "one bit", "RGB": "colours", "RGBA": "colours"}.get(image.mode, "other values")
     raise ValueError(
-        f"{path}: holds {found} (Pillow's mode {image.mode}), expected the index of a class at each pixel, "
-        "as grey or palette PNGs hold it; `apcnet check` says more"
+        f"{path}: expected a grey or palette PNG with a class index at each pixel, got {found} "
+        f"(Pillow's mode {image.mode}); run `apcnet check` to find the cause"
     )
 
 
 def _load(path: str | Path, convert: Callable = lambda image: image):
-    with open(path, "rb") as file:  # a file that is not there is an error of its own
+    with open(path, "rb") as file:  # outside the try: a missing file stays a FileNotFoundError
         try:
             image = Image.open(file)
             image.load()
             return convert(image)
         except UnidentifiedImageError as error:
-            raise ValueError(f"{path}: is no image, or of a format that Pillow does not know") from error
-        except Exception as error:  # of a dozen kinds: Pillow raises what its decoders happen to run into
-            raise ValueError(f"{path}: cannot be decoded, {error}") from error
+            raise ValueError(f"{path}: expected an image in a format that Pillow reads, got something else") from error
+        except Exception as error:  # Pillow's decoders raise a dozen kinds of errors
+            raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
 
 def _check_sizes(pair: Pair, image: Tensor, mask: Tensor) -> None:
@@ -126,12 +132,12 @@ def _check_sizes(pair: Pair, image: Tensor, mask: Tensor) -> None:
     turned = (height, width) == (mask_width, mask_height)
     raise ValueError(
         f"{pair.image} is {width}x{height}, but its mask {pair.mask} is {mask_width}x{mask_height}"
-        + ("; images are turned upright as their EXIF says, masks have to be so already" if turned else "")
+        + ("; images are turned upright by their EXIF tag, so masks must be stored upright" if turned else "")
     )
 
 
 def _ranges(allowed: np.ndarray) -> str:
-    """0 to 18, 255."""
+    """Writes the allowed values as ranges: "0 to 18, 255"."""
     values, parts = np.flatnonzero(allowed), []
     for run in np.split(values, np.flatnonzero(np.diff(values) > 1) + 1):
         parts.append(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]))

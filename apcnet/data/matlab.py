@@ -1,9 +1,9 @@
 """Reads one field of one structure from a .mat file of MATLAB 5 to 7, which is how SBD stores its masks.
 
 Such a file is a header of 128 bytes and then elements, each a tag (type, size) and that many bytes, padded to a
-multiple of 8. Up to 4 bytes may sit in the tag itself. A variable is an element of type 14, or one of type 15 that is
-such an element compressed. It consists of elements again: flags, shape and name, then of a structure the length of
-its fields' names, the names, and a variable for each field, of an array the numbers, column by column.
+multiple of 8. Up to 4 bytes may be stored in the tag itself. A variable is an element of type 14, or of type 15 if
+compressed. It consists of elements again: flags, shape and name, and then, for a structure, the length of its fields'
+names, the names, and one variable for each field; for an array, the numbers, column by column.
 """
 
 import struct
@@ -20,6 +20,8 @@ STORED_AS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4",
 
 
 class Variable(NamedTuple):
+    """Holds a decoded variable, its content still as elements (type, bytes)."""
+
     kind: int
     shape: list[int]
     name: str
@@ -27,9 +29,10 @@ class Variable(NamedTuple):
 
 
 def read_field(path: Path, variable: str, field: str) -> np.ndarray:
+    """Reads the array `variable.field` from a .mat file."""
     data = path.read_bytes()
     if not data.startswith(b"MATLAB 5.0 MAT-file") or data[126:128] != b"IM":
-        raise ValueError(f"{path}: expected a little-endian MAT-file of version 5 to 7")
+        raise ValueError(f"{path}: expected a little-endian MAT-file of version 5 to 7, got something else")
     try:
         for kind, element in _elements(memoryview(data)[128:]):
             if kind == COMPRESSED:
@@ -38,7 +41,7 @@ def read_field(path: Path, variable: str, field: str) -> np.ndarray:
                 return _numbers(_variable(_fields(found)[field]))
     except (struct.error, zlib.error, ValueError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {variable}.{field} cannot be read, {type(error).__name__}: {error}") from error
-    raise ValueError(f"{path}: holds no variable {variable}")
+    raise ValueError(f"{path}: expected the variable {variable}, but there is none")
 
 
 def _elements(data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -61,7 +64,7 @@ def _variable(data: memoryview) -> Variable:
 
 def _fields(variable: Variable) -> dict[str, memoryview]:
     if variable.kind != STRUCTURE:
-        raise ValueError("it is no structure")
+        raise ValueError("expected a structure, got another kind of variable")
     (_, length), (_, names), *values = variable.content
     length, names = int.from_bytes(length, "little"), bytes(names)
     fields = [names[i : i + length].rstrip(b"\0").decode() for i in range(0, len(names), length)]
@@ -70,6 +73,6 @@ def _fields(variable: Variable) -> dict[str, memoryview]:
 
 def _numbers(variable: Variable) -> np.ndarray:
     if variable.kind not in NUMBERS:
-        raise ValueError("it is no array of numbers")
+        raise ValueError("expected an array of numbers, got another kind of variable")
     stored, numbers = variable.content[0]
     return np.frombuffer(numbers, STORED_AS[stored]).reshape(variable.shape, order="F")

@@ -1,14 +1,14 @@
-"""Pascal Context: 4998 + 5105 photographs of VOC 2010 labelled to the last corner, 59 classes and background.
+"""Reads Pascal Context: 4998 + 5105 photographs of VOC 2010 with every pixel labelled, 59 classes and background.
 
     ROOT/JPEGImages/*.jpg
-    ROOT/SegmentationClassContext/*.png      0: background, the classes in alphabetical order from 1
+    ROOT/SegmentationClassContext/*.png      0 for the background, classes in alphabetical order from 1
     ROOT/ImageSets/SegmentationContext/{train,val}.txt
 
 `apcnet prepare pascal_context ROOT` makes the masks and the lists from the annotations of PASCAL in Detail,
 trainval_merged.json. The file lists images (image_id, file_name, height, width, phase) and regions (image_id,
-category_id and a mask), the later of which lie above the earlier. A mask is a run-length code in COCO's compressed
-form: lengths of zeros and ones in turn, column by column. The result is that of the `detail` package and
-mmsegmentation's converter, without either.
+category_id and a mask), later ones above earlier ones. A mask is a run-length code in COCO's compressed form: lengths
+of zeros and ones in turn, column by column. The result equals that of mmsegmentation's converter, which needs the
+`detail` package.
 """
 
 import json
@@ -25,41 +25,44 @@ from apcnet.data.layout import Job, Listing, find_root, images_in, names_in
 
 PLACES = ("VOC2010", "VOCdevkit/VOC2010")
 CLASSES, PALETTE = read_classes(LISTS / "pascal_context.txt")
-# Of the 459 categories those that are classes, in the order of the classes: that of the alphabet.
+# The 59 of the 459 categories that are classes, in the alphabetical order of the classes.
 CATEGORIES = (
     *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159),
     *(162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368),
     *(397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
 )
-CLASS_OF = {0: 0} | {category: i + 1 for i, category in enumerate(CATEGORIES)}  # 0: what no region covers
+CLASS_OF = {0: 0} | {category: i + 1 for i, category in enumerate(CATEGORIES)}  # 0: pixels without a region
 
 
 def list_pascal_context(root: str | Path | None, split: str = "val", classes: int = 60) -> Listing:
-    """The train or val split.
+    """Lists the train or val split, with 60 or 59 classes.
 
-    Of 60 classes the background is one, as in the paper's comparison and mmsegmentation's pascal_context; of 59 it is
-    none, and is ignored (pascal_context_59).
+    60 classes include the background, as in the paper's comparison and mmsegmentation's pascal_context; with 59 the
+    background is ignored, as in pascal_context_59.
     """
     check_choice(split, "split", ("train", "val"))
     if classes not in (60, 59):
-        raise ValueError(f"classes: expected 60, with background, or 59, without, got {classes!r}")
+        raise ValueError(f"classes: expected 60 (with background) or 59 (without), got {classes!r}")
     root = find_root(root, "JPEGImages", PLACES)
     image_folder, mask_folder = root / "JPEGImages", root / "SegmentationClassContext"
     listed = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
-    hint = f"; `apcnet prepare pascal_context {root}` makes it"
+    hint = f"; run `apcnet prepare pascal_context {root}` to make it"
     for place in (listed, mask_folder):
         if not place.exists():
-            raise FileNotFoundError(f"there is no {place}{hint}")
+            raise FileNotFoundError(f"expected {place}, but there is none{hint}")
     labels = None if classes == 60 else reduced_labels(59)
     files = names_in(listed), images_in(image_folder), images_in(mask_folder), image_folder, mask_folder
     return Listing(*files, CLASSES[-classes:], PALETTE[-classes:], labels, hint)
 
 
 def plan_pascal_context(root: str | Path, source: Path | None = None) -> Iterator[Job]:
+    """Yields the masks and lists to write."""
     root = find_root(root, "JPEGImages", PLACES)
     source = source or root / "trainval_merged.json"
     if not source.is_file():
-        raise FileNotFoundError(f"source: there is no {source}; it is part of the download of PASCAL in Detail")
+        raise FileNotFoundError(
+            f"source: expected {source}, from the download of PASCAL in Detail, but there is no such file"
+        )
     try:
         annotations = json.loads(source.read_bytes())
         images, regions = annotations["images"], defaultdict(list)
@@ -68,7 +71,9 @@ def plan_pascal_context(root: str | Path, source: Path | None = None) -> Iterato
         phases = {phase: [image for image in images if image["phase"] == phase] for phase in ("train", "val")}
         names = {phase: sorted(Path(image["file_name"]).stem for image in phases[phase]) for phase in phases}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{source}: is not what PASCAL in Detail calls trainval_merged.json, {error!r}") from error
+        raise ValueError(
+            f"{source}: expected the format of PASCAL in Detail's trainval_merged.json, got {error!r}"
+        ) from error
     for image in (*phases["train"], *phases["val"]):
         out = root / "SegmentationClassContext" / f"{Path(image['file_name']).stem}.png"
         yield out, partial(paint, image, regions[image["image_id"]], source)
@@ -77,35 +82,37 @@ def plan_pascal_context(root: str | Path, source: Path | None = None) -> Iterato
 
 
 def paint(image: dict, regions: list[dict], source: Path) -> np.ndarray:
-    """The mask of an image: its regions one above the other."""
+    """Draws the mask of an image from its regions, later ones above earlier ones."""
     height, width = image["height"], image["width"]
     categories = np.zeros(width * height, dtype=np.int64)  # column by column, as the regions are stored
     for region in regions:
         try:
             code = region["segmentation"]
             if code["size"] != [height, width]:
-                raise ValueError(f"its size is {code['size']}, that of the image {[height, width]}")
+                raise ValueError(f"expected the size of the image, {[height, width]}, got {code['size']}")
             categories[decode(code["counts"], width * height)] = region["category_id"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{source}: region {region.get('id')} of {image['file_name']}: {error}") from error
     unknown = sorted(set(np.unique(categories).tolist()) - CLASS_OF.keys())
     if unknown:
-        raise ValueError(f"{source}: {image['file_name']} has regions of category {unknown[0]}, none of the 59")
+        raise ValueError(
+            f"{source}: expected categories of the 59 classes, got category {unknown[0]} in {image['file_name']}"
+        )
     table = np.zeros(max(CLASS_OF) + 1, dtype=np.uint8)
     table[list(CLASS_OF)] = list(CLASS_OF.values())
     return np.ascontiguousarray(table[categories].reshape(width, height).T)
 
 
 def decode(counts: str, pixels: int) -> np.ndarray:
-    """Which pixels a run-length code covers.
+    """Decodes a run-length code to a boolean for every pixel.
 
-    A length takes a few characters, 48 + 5 bits of it, the lowest first, + 32 if more follow; the sign bit is the
-    highest there is. From the fourth on, what is stored is the difference to the last but one.
+    A length takes a few characters, each 48 + its next 5 bits, lowest first, + 32 if more follow; the highest bit is
+    the sign. From the fourth length on, the difference to the length two before it is stored.
     """
     digits = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(digits & 32 == 0)
     if len(last) == 0 or last[-1] != len(digits) - 1 or digits.min() < 0 or digits.max() > 63:
-        raise ValueError("its code is no run-length code")
+        raise ValueError("expected a run-length code, got other characters")
     first = np.concatenate([[0], last[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
     lengths = np.add.reduceat((digits & 31) << 5 * place, first)
@@ -113,5 +120,5 @@ def decode(counts: str, pixels: int) -> np.ndarray:
     lengths[1::2] = lengths[1::2].cumsum()
     lengths[2::2] = lengths[2::2].cumsum()
     if lengths.min() < 0 or lengths.sum() != pixels:
-        raise ValueError(f"its code covers {lengths.sum()} pixels of {pixels}")
+        raise ValueError(f"expected a run-length code of {pixels} pixels, got one of {lengths.sum()}")
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)

@@ -1,11 +1,11 @@
-"""What some downloads need before they can be read: masks in other formats, and lists of names.
+"""Writes the masks and lists of names that some downloads lack.
 
-    Cityscapes        labelIds to labelTrainIds
-    PASCAL VOC 2012   the masks of SBD, in MATLAB's format, to SegmentationClassAug, and aug.txt and trainaug.txt
-    Pascal Context    trainval_merged.json to SegmentationClassContext, and train.txt and val.txt
+    Cityscapes        *_labelTrainIds.png, from *_labelIds.png
+    PASCAL VOC 2012   SegmentationClassAug, aug.txt and trainaug.txt, from the masks of SBD in MATLAB's format
+    Pascal Context    SegmentationClassContext, train.txt and val.txt, from trainval_merged.json
 
-What is there already is kept and never overwritten, and every file is written whole or not at all: preparation that was
-interrupted is simply run again.
+Existing files are kept and never overwritten, and each file is written whole or not at all: run an interrupted
+preparation again, and it goes on.
 """
 
 import os
@@ -29,12 +29,17 @@ Progress = Callable[[int, int], None]
 def prepare(
     name: str, root: str | Path, source: str | Path | None = None, progress: Progress | None = None
 ) -> tuple[int, int]:
-    """Writes the files of a benchmark that its download lacks. Lists come last: a name that is listed has its mask.
+    """Writes the files of a benchmark that its download lacks; masks first, so that every listed name has its mask.
 
-    Arguments are the command's; `progress` is called with how many files are there and how many there will be.
+    Args:
+        name: cityscapes, voc2012 or pascal_context.
+        root: The folder that holds leftImg8bit or JPEGImages.
+        source: For voc2012 the folder of SBD that holds cls, for pascal_context the JSON file; None to look in the
+            usual places.
+        progress: Is called with the number of files that exist, and of all files.
 
     Returns:
-        How many files were written, and how many were there already.
+        The number of files written, and the number that existed before.
     """
     check_choice(name, "name", PLANS)
     jobs = list(PLANS[name](root, None if source is None else Path(source)))
@@ -48,8 +53,8 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and encodes without holding the interpreter's lock
     try:
-        for together in (masks, lists):
-            for future in as_completed([pool.submit(_write, *job) for job in together]):
+        for group in (masks, lists):
+            for future in as_completed([pool.submit(_write, *job) for job in group]):
                 future.result()
                 done += 1
                 report(done, len(jobs))

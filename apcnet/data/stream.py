@@ -1,10 +1,10 @@
-"""The order of training: an endless stream in which everything about a sample follows from the seed and its position.
+"""Orders the samples of training in an endless stream, in which the seed and the position decide everything.
 
-Position p of the stream is sample permutation(p mod n) of epoch p div n, and transforms draw from a generator of its
-own. The global batch of step t is the positions t·B to t·B + B − 1, whatever the number of processes; rank r of w
-takes those that leave r when divided by w. A batch is thus a function of (seed, step, rank), computed wherever a
-worker is free: any number of workers gives the same batches, and to resume at step t is to ask for step t, nothing is
-replayed. No global random state is read or written, here or in PyTorch's loader, which gets a generator of its own.
+Position p of the stream is sample permutation(p mod n) of epoch p div n, and its transform draws from a generator of
+its own. The global batch of step t holds the positions t·B to t·B + B − 1, for any number of processes; rank r of w
+takes every w-th of them, from the r-th on. So a batch is a function of (seed, step, rank): any number of workers gives
+the same batches, and a run resumes at step t by asking for step t, without replaying the steps before it. Global random
+state is neither read nor written; PyTorch's loader, too, gets a generator of its own.
 """
 
 import atexit
@@ -20,34 +20,34 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from apcnet.data.sample import Sample, SampleError
+from apcnet.data.sample import Dataset, Sample, SampleError
 from apcnet.keys import DRAWS, ORDER, hashes, keyed
 
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
 
 
-@functools.lru_cache(maxsize=4)  # a batch may lie across the border of two epochs
+@functools.lru_cache(maxsize=4)  # a batch may span two epochs
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of n samples in an epoch."""
+    """Returns the order of n samples in an epoch, as a permutation of their indices."""
     return np.argsort(hashes(keyed(seed, ORDER, epoch), n))
 
 
 def sample_index(seed: int, position: int, n: int) -> int:
-    """Which of n samples stands at a position of the stream."""
+    """Returns the index, among n samples, of the one at a position of the stream."""
     epoch, offset = divmod(position, n)
     return int(permutation(seed, epoch, n)[offset])
 
 
 def generator_at(seed: int, position: int) -> torch.Generator:
-    """What the sample at a position is transformed with.
+    """Makes the generator that the transform of the sample at a position draws from.
 
-    PyTorch's generator keeps the lower 32 bits of its seed: among a million positions about a hundred pairs draw alike.
+    PyTorch's generator keeps the lower 32 bits of its seed: among a million positions, about a hundred pairs share one.
     """
     return torch.Generator().manual_seed(keyed(seed, DRAWS, position))
 
 
 class Batch(NamedTuple):
-    """What one rank gets for one step: images and masks as the transform gives them, stacked."""
+    """Holds what one rank trains on in one step: the transformed images and masks, stacked."""
 
     images: Tensor
     masks: Tensor
@@ -57,14 +57,14 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """The stream of one rank: batches[step], for every step there may ever be; `loader` takes them from any step on."""
+    """Makes the batches of one rank: `batches[step]`, for any step; `loader` reads them ahead from any step on."""
 
-    dataset: Sequence[Sample]
-    transform: Transform  # of a Sample and a torch.Generator makes image and mask, in one batch all of one size
-    seed: int  # of order and transforms
-    batch_size: int  # of the global batch, all ranks together
-    rank: int = 0  # which process this is, of how many
-    world: int = 1
+    dataset: Dataset
+    transform: Transform  # makes image and mask from a Sample and a torch.Generator; one size in all of a batch
+    seed: int  # decides the order and the transforms
+    batch_size: int  # the size of the global batch, all ranks together
+    rank: int = 0
+    world: int = 1  # the number of ranks
 
     def __getitem__(self, step: int) -> Batch:
         start = step * self.batch_size
@@ -74,7 +74,7 @@ class Batches:
         return Batch(default_collate(images), default_collate(masks), list(names), positions)
 
     def sample(self, position: int) -> tuple[Tensor, Tensor, str]:
-        """Image, mask and name of the sample at a position."""
+        """Returns the transformed image, the mask and the name of the sample at a position."""
         index = sample_index(self.seed, position, len(self.dataset))
         try:
             sample = self.dataset[index]
@@ -86,46 +86,49 @@ class Batches:
 
 
 def loader(items, keys: Sequence[int], workers: int = 0, pin_memory: bool = False) -> Iterator:
-    """items[key] for every one of the keys, in their order.
+    """Yields items[key] for every key, in order, computed ahead by worker processes.
 
-    PyTorch's loader with a generator of its own, nothing collated and nothing drawn. A SampleError arrives as it is.
+    Uses PyTorch's loader with a generator of its own; nothing is collated, and a SampleError arrives unchanged.
 
     Args:
-        items: batches of a stream, or samples.
-        keys: steps of a stream, or indices of samples.
-        workers: processes that make items ahead, of keys as many at most; 0 makes each when it is asked for.
-        pin_memory: hand out items in page-locked memory, for asynchronous copies to a GPU.
+        items: The batches of a stream, or a data set.
+        keys: Steps of a stream, or indices of samples.
+        workers: The number of processes that compute items ahead, at most one for each key; 0 computes each item on
+            demand, in this process.
+        pin_memory: Return items in page-locked memory, for asynchronous copies to a GPU.
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
     iterator = iter(
         DataLoader(
-            Caught(items),
+            _ErrorsAsItems(items),
             batch_size=None,
             sampler=keys,
             num_workers=min(workers, len(keys)),
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             generator=torch.Generator(),
             pin_memory=pin_memory,
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            worker_init_fn=_ignore_interrupts,
         )
     )
     if workers:
-        atexit.register(_kill, iterator._workers)  # they are deaf to the signals that Python would end them by
+        atexit.register(_kill, iterator._workers)  # they ignore the signals by which Python would end them
     try:
         for item in iterator:
             if isinstance(item, SampleError):
-                iterator = None  # the workers end now, and not when the traceback goes
+                iterator = None  # ends the workers now, and not when the traceback is freed
                 raise item
             yield item
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise SampleError(f"a process that makes samples was ended from outside; was memory short? {error}") from None
+        raise SampleError(
+            f"a worker process was killed, perhaps because memory ran out; try fewer workers: {error}"
+        ) from None
 
 
-class Caught:
-    """items[key], or its SampleError: raised in a worker it would arrive wrapped in the worker's traceback."""
+class _ErrorsAsItems:
+    """Returns a SampleError as an item, because PyTorch would wrap a raised one in the worker's traceback."""
 
     def __init__(self, items):
         self.items = items
@@ -137,18 +140,18 @@ class Caught:
             return error
 
 
-def _as_it_is(item):
+def _identity(item):
     return item
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C, and a scheduler's SIGTERM, reach all processes; the parent may want one batch more before it stops."""
+def _ignore_interrupts(worker: int) -> None:
+    """Ignores Ctrl-C and a scheduler's SIGTERM, which reach all processes: the parent may need one more batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _kill(workers: list[multiprocessing.Process]) -> None:
-    """What is left of them when the parent exits; they end by themselves when it is killed."""
+    """Kills the workers that still run when the parent exits; they end by themselves when the parent is killed."""
     for worker in workers:
         if worker.is_alive():
             worker.kill()

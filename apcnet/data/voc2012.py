@@ -1,16 +1,16 @@
-"""PASCAL VOC 2012: photographs, 20 kinds of objects and background; 1464 + 1449, and 9118 more from SBD.
+"""Reads PASCAL VOC 2012: photographs with 20 kinds of objects and background; 1464 + 1449, and 9118 more from SBD.
 
     ROOT/JPEGImages/*.jpg
-    ROOT/SegmentationClass/*.png        of VOC, borders of objects 255
-    ROOT/SegmentationClassAug/*.png     of SBD, as `apcnet prepare voc2012 ROOT` writes them
+    ROOT/SegmentationClass/*.png        VOC's masks, 255 at the borders of objects
+    ROOT/SegmentationClassAug/*.png     SBD's masks, which `apcnet prepare voc2012 ROOT` writes
     ROOT/ImageSets/Segmentation/{train,val,aug,trainaug}.txt
 
-`trainaug` is what networks are trained on: train.txt with VOC's masks and all further names with SBD's. The further
-names are those of trainaug.txt where there is one, else those of aug.txt. Where there is no folder SegmentationClassAug
-all masks are taken from SegmentationClass, since downloads go around that have both sorts there.
+Networks are trained on `trainaug`: the names of train.txt with VOC's masks, and all other names with SBD's. The other
+names are those of trainaug.txt, or of aug.txt if there is no trainaug.txt. Without a folder SegmentationClassAug, all
+masks are read from SegmentationClass, because some downloads hold both kinds there.
 
-SBD's own download unpacks to benchmark_RELEASE/dataset, with cls/*.mat, train.txt and val.txt. Its own splits do not
-matter here: VOC's val stays what is tested on, everything else is there to train on.
+SBD's download unpacks to benchmark_RELEASE/dataset, with cls/*.mat, train.txt and val.txt. Its own splits do not matter
+here: VOC's val is the test set, and all other images are for training.
 """
 
 from collections.abc import Iterator
@@ -26,18 +26,18 @@ from apcnet.data.matlab import read_field
 
 PLACES = ("VOC2012", "VOCdevkit/VOC2012")
 CLASSES, PALETTE = read_classes(LISTS / "voc2012.txt")
-USUAL = ("benchmark_RELEASE/dataset", "VOCaug/dataset")  # where SBD lies: beside the root, or up to two folders above
+SBD_PLACES = ("benchmark_RELEASE/dataset", "VOCaug/dataset")  # in the root, or in up to three folders above it
 
 
 def list_voc2012(root: str | Path | None, split: str = "val") -> Listing:
-    """The train, trainaug or val split; masks hold 0 to 20, and 255 at borders."""
+    """Lists the train, trainaug or val split; masks hold 0 to 20, and 255 at borders."""
     check_choice(split, "split", ("train", "trainaug", "val"))
     root = find_root(root, "JPEGImages", PLACES)
     image_folder, mask_folder, more = root / "JPEGImages", root / "SegmentationClass", root / "SegmentationClassAug"
     lists, masks, wanted, hint = root / "ImageSets" / "Segmentation", images_in(mask_folder), f"{mask_folder}", ""
     if split == "trainaug":
         train = set(names_in(lists / "train.txt"))
-        hint = f"; `apcnet prepare voc2012 {root}` makes what SBD has"
+        hint = f"; run `apcnet prepare voc2012 {root}` to make the files of SBD"
         names = _trainaug_names(lists, train, hint)
         if more.is_dir():
             masks = {name: masks[name] for name in train & masks.keys()}
@@ -53,10 +53,11 @@ def _trainaug_names(lists: Path, train: set[str], hint: str) -> list[str]:
         return names_in(lists / "trainaug.txt")
     if (lists / "aug.txt").is_file():
         return [*train, *set(names_in(lists / "aug.txt")) - train]
-    raise FileNotFoundError(f"there is neither trainaug.txt nor aug.txt in {lists}{hint}")
+    raise FileNotFoundError(f"expected trainaug.txt or aug.txt in {lists}, found neither{hint}")
 
 
 def plan_voc2012(root: str | Path, source: Path | None = None) -> Iterator[Job]:
+    """Yields the masks and lists to write for SBD's images."""
     root = find_root(root, "JPEGImages", PLACES)
     source = source or _find_sbd(root)
     lists = root / "ImageSets" / "Segmentation"
@@ -64,7 +65,10 @@ def plan_voc2012(root: str | Path, source: Path | None = None) -> Iterator[Job]:
     sbd = set(names_in(source / "train.txt")) | set(names_in(source / "val.txt"))
     missing = sorted(name for name in sbd if not (source / "cls" / f"{name}.mat").is_file())
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(sbd)} masks are not in {source / 'cls'}: {missing[0]}.mat, …")
+        raise FileNotFoundError(
+            f"source: expected {len(sbd)} masks in {source / 'cls'}, "
+            f"but {len(missing)} of them are missing: {missing[0]}.mat, …"
+        )
     for name in sorted(sbd):
         path = source / "cls" / f"{name}.mat"
         yield root / "SegmentationClassAug" / f"{name}.png", partial(convert, path)
@@ -73,20 +77,23 @@ def plan_voc2012(root: str | Path, source: Path | None = None) -> Iterator[Job]:
 
 
 def convert(path: Path) -> np.ndarray:
+    """Reads a mask of SBD as labels, (H, W) uint8."""
     labels = read_field(path, "GTcls", "Segmentation")
     if labels.ndim != 2 or labels.min() < 0 or labels.max() >= len(CLASSES):
         raise ValueError(
-            f"{path}: expected a mask of labels 0 to {len(CLASSES) - 1}, got {labels.shape}, {labels.max()}"
+            f"{path}: expected a mask of labels from 0 to {len(CLASSES) - 1}, "
+            f"got the shape {labels.shape} and labels up to {labels.max()}"
         )
     return np.ascontiguousarray(labels, dtype=np.uint8)
 
 
 def _find_sbd(root: Path) -> Path:
     root = root.resolve()
-    folders = [above / place for above in (root, *root.parents[:3]) for place in USUAL]
+    folders = [above / place for above in (root, *root.parents[:3]) for place in SBD_PLACES]
     for folder in folders:
         if (folder / "cls").is_dir():
             return folder
     raise FileNotFoundError(
-        f"source: the masks of SBD were looked for in {folders[0]} and above, in vain; name the folder that holds cls"
+        f"source: expected SBD's masks in {folders[0]} or a folder above, found none; "
+        f"run `apcnet prepare voc2012 {root} --source FOLDER` with the folder that holds cls"
     )

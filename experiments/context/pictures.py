@@ -1,4 +1,4 @@
-"""The pictures: bars, what each head sees, APCNet's affinities."""
+"""Draws the pictures of the report: bars, the predictions of each head, and APCNet's affinities."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,24 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-import apcnet
 from apcnet import draw
 from apcnet.data.augment import normalise
 from apcnet.data.sample import IGNORE, Sample
 from apcnet.data.synthetic import Synthetic
 from apcnet.files import replacing
+from apcnet.inference.prediction import predict
 from apcnet.models.apc import APCHead
+from apcnet.zoo import load
 from experiments.context.estimates import Estimate
 
 CONTEXT, OTHERS, INK = "#3b6fb6", "#c9ced6", "#262a32"
-SCENES = 4  # of each family in the grid
+SCENES = 4  # in the grid, for each family
 
 
 def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> None:
-    """Context classes and the others, a panel for each family: families[family][head][measure] is the estimate.
+    """Draws the mIoU of context classes and of the others, with one panel for each family.
 
-    Bars are means; whiskers are standard deviations over seeds.
+    Bars are means, whiskers are standard deviations over seeds; families[family][head][measure] is the estimate.
     """
     heads = list(next(iter(families.values())))
     kinds = (("context_miou", CONTEXT, "context decides the class", -0.2), ("other_miou", OTHERS, "it does not", 0.2))
@@ -51,23 +52,23 @@ def bars(path: Path, families: Mapping[str, Mapping[str, Mapping[str, Estimate]]
 
 
 def scenes(path: Path, models: Mapping[str, Mapping[str, Path]], samples: Mapping[str, Sequence[Sample]]) -> None:
-    """Image, truth and what each head makes of it: a column for each scene, models[family][head] are files."""
+    """Draws a column for each scene: image, truth and each head's labels; models[family][head] are files."""
     heads = list(next(iter(models.values())))
     columns, present = [], set()
     for family, of_family in samples.items():
         rows = [[_photo(sample.image) for sample in of_family]]
         labels = [[sample.mask for sample in of_family]]
         for head in heads:
-            model = apcnet.load(models[family][head])
-            labels.append([seen.labels for seen in apcnet.predict(model, [sample.image for sample in of_family])])
+            model = load(models[family][head])
+            labels.append([seen.labels for seen in predict(model, [sample.image for sample in of_family])])
         present |= {int(label) for row in labels for found in row for label in found.unique()}
-        rows += [[draw.colourise(found, model.palette) for found in row] for row in labels]
+        rows += [[draw.colourise(found, Synthetic.palette) for found in row] for row in labels]
         columns += [(family, column) for column in zip(*rows, strict=True)]
     names, font = ["image", "truth", *heads], ImageFont.load_default(14)
     cell = columns[0][1][0].width
     left, top, step = round(max(map(font.getlength, names))) + 20, 28, cell + 6
     width, height = left + step * len(columns), top + step * len(names)
-    below = draw.legend(present, model.classes, model.palette, width)
+    below = draw.legend(present, Synthetic.classes, Synthetic.palette, width)
     page = Image.new("RGB", (max(width, below.width), height + below.height), draw.PAPER)
     pen = ImageDraw.Draw(page)
     for y, name in enumerate(names):
@@ -82,12 +83,13 @@ def scenes(path: Path, models: Mapping[str, Mapping[str, Path]], samples: Mappin
 
 
 def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
-    """What the affinities of an APCNet are in a scene of each family.
+    """Draws the affinities of an APCNet in a scene of each family.
 
-    Above: one pixel's, to the regions of every scale. Below: every pixel's to one region of each scale, the one to
-    which that pixel's is the largest. Thin lines are the borders between classes.
+    The upper row shows the affinities of one pixel to the regions of every scale. The lower row shows the affinities of
+    every pixel to one region of each scale, the one with that pixel's largest affinity. Thin lines are the borders
+    between classes.
     """
-    models = {family: apcnet.load(file) for family, (file, _) in families.items()}
+    models = {family: load(file) for family, (file, _) in families.items()}
     scales = next(iter(models.values())).head.scales
     shape = 2 * len(families), 1 + len(scales)
     figure = Figure(figsize=(2.1 * shape[1], 2.25 * shape[0]), layout="constrained")
@@ -98,10 +100,10 @@ def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
         pixel = marked_pixel(sample)
         photo, (above, below) = _photo(sample.image), panels[2 * row : 2 * row + 2]
         extent = (0, photo.width, photo.height, 0)
-        borders = np.where((sample.mask == IGNORE)[..., None], np.uint8([255, 255, 255, 90]), np.uint8([0, 0, 0, 0]))
+        borders = np.where((sample.mask == IGNORE)[..., None], *np.array([[255, 255, 255, 90], [0, 0, 0, 0]], np.uint8))
         above[0].imshow(photo, extent=extent)
         above[0].set_title(f"{family}: a pixel ×", fontsize=9)
-        below[0].imshow(draw.colourise(sample.mask, model.palette), extent=extent)
+        below[0].imshow(draw.colourise(sample.mask, Synthetic.palette), extent=extent)
         below[0].set_title("truth", fontsize=9)
         for scale, affinity, upper, lower in zip(scales, of_scales, above[1:], below[1:], strict=True):
             s, h, w = scale, *affinity.shape[2:]
@@ -124,7 +126,7 @@ def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
 
 @torch.no_grad()
 def affinities_of(model: torch.nn.Module, image: Tensor) -> list[Tensor]:
-    """σ(w·(x + g) + b) of an image, (s, s, h, w) for every scale s: of every position to every region."""
+    """Computes the affinities σ(w·(x + g) + b) of every position to every region, (s, s, h, w) for every scale s."""
     head: APCHead = model.head
     x = head.reduction(model.backbone(normalise(image, model.mean, model.std)[None])[head.index])
     if head.guide is not None:
@@ -136,7 +138,7 @@ def affinities_of(model: torch.nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def marked_pixel(sample: Sample) -> tuple[int, int]:
-    """The pixel in the middle of those whose class depends on context, as they are read."""
+    """Returns the middle one, in reading order, of the pixels whose class depends on context."""
     rows, columns = torch.isin(sample.mask.long(), torch.tensor(Synthetic.context_classes)).nonzero(as_tuple=True)
     return int(rows[len(rows) // 2]), int(columns[len(rows) // 2])
 

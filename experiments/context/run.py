@@ -1,15 +1,15 @@
-"""The paper's claims in miniature: every head, on generated scenes whose labels depend on their surroundings.
+"""Tests the paper's claims in miniature: trains every head on scenes whose labels depend on their surroundings.
 
-python -m experiments.context.run --quick      3 seeds, 800 steps: a quarter of an hour on two cores
-python -m experiments.context.run --full       5 seeds, 2,500 steps: hours; stop it and start it again as you like
-python -m experiments.context.run --probes     some runs of --full once more, with one change (probes.py)
-python -m experiments.context.report           what came of it, as tables and pictures
+    python -m experiments.context.run --quick      3 seeds, 800 steps: a quarter of an hour on two cores
+    python -m experiments.context.run --full       5 seeds, 2,500 steps: hours; stop and restart it at any time
+    python -m experiments.context.run --probes     some runs of --full again, with one change (probes.py)
+    python -m experiments.context.report           makes tables and pictures of the results
 
 All heads are trained by one recipe, from the same seeds, and see the same scenes in the same order under the same
-augmentation. The recipe was settled by the time that it takes, before heads were compared under it; no seed is dropped
-and nothing is tuned for a head. Runs go seed by seed, so that one that is stopped is complete for the seeds it has
-come to. Each is `apcnet train` in a process of one thread with a folder of its own: a finished one is not repeated, a
-killed one goes on from its last checkpoint to the same bits.
+augmentation. The recipe was chosen by its duration before heads were compared; no seed is dropped and nothing is tuned
+for a head. Runs go seed by seed, so that an interrupted experiment is complete for its first seeds. Each run is
+`apcnet train` in a process of one thread with a folder of its own: a finished run is not repeated, and a killed one
+resumes from its last checkpoint to the same bits.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from typing import NamedTuple
 import torch
 
 import apc_kernels
-import apcnet
 from apc_kernels.dispatch import SlowPathWarning
+from apcnet import training
 from apcnet.config import Config
 from apcnet.data.synthetic import Synthetic
 from apcnet.files import read_json, write_json
@@ -44,7 +44,7 @@ from experiments.context import probes
 RUNS, RESULTS = ROOT / "build" / "context", Path(__file__).parent / "results"
 TINY = preset("tiny")
 FAMILIES = ("whole", "regional")
-HEADS = {  # what belongs to a head alone
+HEADS = {  # the options of each head
     "FCN": {"model": "fcn"},
     "PSPNet": {"model": "pspnet"},
     "EncNet": {"model": "encnet"},
@@ -61,7 +61,7 @@ LONG = "four times as long"
 
 
 class Recipe(NamedTuple):
-    """What all runs have in common beside the preset `tiny`."""
+    """Holds what all runs share, in addition to the preset `tiny`."""
 
     name: str
     steps: int
@@ -70,7 +70,7 @@ class Recipe(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training, and what is changed about it."""
+    """Describes one training run, and its change if it is a probe."""
 
     head: str
     family: str
@@ -82,7 +82,7 @@ class Run(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Of its folder, in that of its recipe."""
+        """Returns the path of its folder, relative to the recipe's."""
         name = re.sub(r"[^a-z0-9]+", "-", f"{self.head} {self.change}".lower()).strip("-")
         return Path(f"seed{self.seed}", self.family, name)
 
@@ -108,7 +108,7 @@ PROBES += [Run(head, "regional", seed, LONG) for seed in range(3) for head in ("
 
 
 def plan(size: str) -> list[Run]:
-    """All runs in their order."""
+    """Lists all runs in their order."""
     if size == "probes":
         return PROBES
     runs = [Run(h, f, s) for s, f, h in itertools.product(range(RECIPES[size].seeds), FAMILIES, HEADS)]
@@ -119,17 +119,17 @@ def plan(size: str) -> list[Run]:
 def train(run: Run, config: Config, folder: Path) -> None:
     """Trains a run in this process."""
     torch.set_num_threads(1)
-    warnings.simplefilter("error", SlowPathWarning)  # half a table from one backend, half from another: rather none
+    warnings.simplefilter("error", SlowPathWarning)  # a table must not mix backends
     if run.change in (probes.HALF, probes.PLACED):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "metrics.json", probes.train(config, run.change))
         return
     with apc_kernels.backend("reference") if run == REFERENCE else nullcontext():
-        apcnet.train(config, folder, device="cpu")
+        training.train(config, folder, device="cpu")
 
 
 def train_all(chosen: Sequence[Run], recipe: Recipe, out: Path, ended: Callable[[Run], None]) -> list[Run]:
-    """Trains what is not finished yet, a run on each core; gives those that failed, whose errors are printed."""
+    """Trains the unfinished runs, one on each core, and returns those that failed; their errors are printed."""
 
     def in_a_process(run: Run) -> int | None:
         given = run, run.config(recipe), out / run.path
@@ -150,7 +150,7 @@ def train_all(chosen: Sequence[Run], recipe: Recipe, out: Path, ended: Callable[
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
-                process.terminate()  # it saves the step that it has come to
+                process.terminate()  # it saves a checkpoint first
             raise
     return failed
 
@@ -160,7 +160,7 @@ def finished(run: Run, out: Path) -> bool:
 
 
 def result(run: Run, out: Path) -> dict:
-    """A finished run as it stands in the results."""
+    """Returns the entry of a finished run in the results."""
     metrics = read_json(out / run.path / "metrics.json")
     scores = {"steps": metrics["step"], "context_miou": metrics["context_miou"]}
     if run in PROBES:
@@ -172,12 +172,12 @@ def result(run: Run, out: Path) -> dict:
 
 
 def write_results(size: str, out: Path, file: Path) -> None:
-    """All that is finished, and all that the file has already: folders of runs are cleared away, results stay."""
+    """Writes all finished runs, and keeps those that the file has already, because folders of runs may be deleted."""
     begun = {"machine": machine() | {"threads": 1}, "recipe": RECIPES[size]._asdict()}
     content = read_json(file) if file.exists() else begun
     for what, given in begun.items():
         if content[what] | given != content[what]:
-            raise ValueError(f"out: {file} has results of another {what}, {content[what]}, here it is {given}")
+            raise ValueError(f"out: {file} has results of another {what}, {content[what]}, got {given}")
     key, done = "rows" if size == "probes" else "runs", [run for run in plan(size) if finished(run, out)]
     kept = {Run(r["head"], r.get("family", "regional"), r["seed"], r.get("probe", "")): r for r in content.get(key, ())}
     found = kept | {run: result(run, out) for run in done}
@@ -189,12 +189,13 @@ def write_results(size: str, out: Path, file: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.context.run", description=__doc__.split("\n")[0])
+    about = "Train every head on generated scenes whose labels depend on their surroundings."
+    parser = argparse.ArgumentParser(prog="python -m experiments.context.run", description=about)
     sizes = parser.add_mutually_exclusive_group()
     for name, recipe in RECIPES.items():
-        about = f"{len(plan(name))} runs, {recipe.steps} steps"
+        about = f"Train {len(plan(name))} runs of {recipe.steps} steps."
         sizes.add_argument(f"--{name}", dest="size", action="store_const", const=name, default="quick", help=about)
-    parser.add_argument("--out", type=Path, help="runs and results go here, not into build/ and results/")
+    parser.add_argument("--out", type=Path, help="Write runs and results here, not into build/ and results/.")
     given = parser.parse_args()
     recipe, chosen = RECIPES[given.size], plan(given.size)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -207,7 +208,7 @@ def main() -> int:
         print(f"{done} of {len(chosen)}  {run}: mIoU of context classes {score:.4f}", flush=True)
 
     try:
-        write_results(given.size, out, file)  # if it cannot be done, that is said now
+        write_results(given.size, out, file)  # fails now, not after hours of training
     except ValueError as error:
         parser.error(str(error))
     failed = train_all(chosen, recipe, out, ended)

@@ -79,7 +79,7 @@ def test_check_says_what_is_wrong(run, tmp_path):
     """Nothing: 0, something that would break training: 1; the report is also a file where one is asked for."""
     fake_trees.folder(tmp_path / "data")
     status, out, err = run("check", "folder", tmp_path / "data", "--workers", "0")
-    assert (status, err) == (0, "") and out.endswith("\nNothing is wrong.\n")
+    assert (status, err) == (0, "") and out.endswith("\nNo problems found.\n")
     (tmp_path / "data" / "masks" / "val" / "d.png").write_bytes(b"")
     status, out, err = run("check", "folder", tmp_path / "data", "--json", tmp_path / "report.json", "--splits", "val")
     assert (status, err) == (1, "") and "\nerror: unreadable mask, 1 in val\n  the file is empty\n    d: " in out
@@ -107,12 +107,12 @@ def test_prepare_and_check(run, tmp_path):
     ("arguments", "message"),
     [
         (("check", "folders", "."), "name: expected one of cityscapes, "),
-        (("check", "folder", "nowhere"), "root: there is no folder nowhere"),
+        (("check", "folder", "nowhere"), "root: expected an existing folder, got nowhere"),
         (("check", "cityscapes", ".", "--labels", "0", "1"), "labels: those of cityscapes are fixed"),
         (("check", "folder", ".", "--json", "nowhere/a.json"), "json: there is no folder nowhere"),
         (("check", "cityscapes", ".", "--worker", "0"), "--workers"),
         (("prepare", "ade20k", "."), "name: expected one of cityscapes, voc2012, pascal_context, got 'ade20k'"),
-        (("prepare", "cityscapes", "nowhere"), "root: there is no folder nowhere"),
+        (("prepare", "cityscapes", "nowhere"), "root: expected an existing folder, got nowhere"),
     ],
 )
 def test_wrong_use_of_check_and_prepare(run, arguments, message):

@@ -1,4 +1,4 @@
-"""What the README claims of memory and speed, as far as it is stable from machine to machine: with generous slack.
+"""Tests the README's claims of memory and speed that hold on any machine, with generous slack.
 
 Figures are those of benchmarks/results; here stands what has to hold anywhere that the CPU library runs, on one thread.
 """
@@ -47,7 +47,7 @@ needs_library = pytest.mark.skipif(
 
 
 def clears_peaks() -> bool:
-    """Whether this system lets a process begin anew with the peak of its memory."""
+    """Returns True if this system can reset a process's peak of memory."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

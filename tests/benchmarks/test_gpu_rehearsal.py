@@ -1,4 +1,4 @@
-"""make gpu, rehearsed without a GPU: every part runs, writes its rows, goes on where it ended, in few lines."""
+"""Rehearses `make gpu` without a GPU: every part runs, writes its rows, resumes, and prints few lines."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def rehearse(out: Path, *arguments: str, path: str = "") -> subprocess.Completed
 
 @pytest.mark.slow
 def test_every_part(tmp_path):
-    """Where there are none of the command line's packages: in their place lie modules that cannot be imported."""
+    """Tests every part without the command line's packages, which are replaced by modules that fail to import."""
     for name in ("tyro", "rich"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not to be imported')\n")
     out = tmp_path / "out"
@@ -43,7 +43,7 @@ def test_every_part(tmp_path):
 
 
 def test_everything_is_measured():
-    """All of the table that a GPU has anything to do with, the heads, and whole models."""
+    """Tests that all operations for a GPU, the heads and whole models are measured."""
     named = {name for groups in gpu.NAMES.values() for group in groups for name in group}
     wanted = {name for name, operation in OPERATIONS.items() if operation.on_gpu}
     assert named == wanted

@@ -1,4 +1,4 @@
-"""The table of operations: every entry is checked, timed and counted as run.py does it, on a small case."""
+"""Tests that every entry of the table of operations is checked, timed and counted, on a small case."""
 
 import itertools
 from dataclasses import replace
@@ -12,7 +12,7 @@ from benchmarks.setting import LAYOUTS
 
 @pytest.fixture
 def small(monkeypatch, threads):
-    """Networks, the machine's own rates and repetitions that are soon through; memory is made up."""
+    """Reduces networks, the machine's rates and repetitions, and invents the memory."""
     threads(1)
     for name, value in (("CHANNELS", 16), ("WIDTH", 8)):
         monkeypatch.setattr(heads, name, value)

@@ -1,4 +1,4 @@
-"""Files of results: written row by row and resumed, compared, and made into reports."""
+"""Tests files of results: writing row by row, resuming, comparing, and making reports."""
 
 import copy
 import importlib.util
@@ -237,7 +237,7 @@ def test_a_gpu_has_goals_of_its_own():
 
 @pytest.fixture
 def reported(tmp_path, monkeypatch):
-    """A function: the README's section and the report that rows make."""
+    """Returns a function that makes the README's section and the report from rows."""
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()

@@ -1,4 +1,4 @@
-"""The models in stock PyTorch modules, which whole models are timed beside, compute what ours do."""
+"""Tests that the models in stock PyTorch modules, which benchmarks time beside ours, compute the same."""
 
 import mmseg_peer as peer
 import pytest
@@ -19,7 +19,7 @@ def one_thread(threads):
 
 
 def drawn(model):
-    """A model with weights that all matter, images, labels."""
+    """Draws a model in which all weights matter, images and labels."""
     torch.manual_seed(0)
     config = stock_models.config(model, 7, **SMALL)
     modules = stock_models.EncoderDecoder(config)
@@ -55,7 +55,7 @@ def test_ours(model):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model", stock_models.MODELS)
 def test_mmsegmentation(model):
-    """To the bit: the same calls of PyTorch in the same order."""
+    """Tests that the same calls of PyTorch in the same order give the same bits."""
     config, modules, images, target = drawn(model)
     theirs = peer.model(config, modules.state_dict())
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_mmsegmentation(model):
 
 @pytest.mark.parametrize(("name", "share"), [("apc", 0.6), ("psp", 0.8), ("enc", 0.35), ("fcn", 1)])
 def test_heads_keep_less_for_backward(name, share):
-    """Channels in the proportion of the real heads: four times as many go in as are inside."""
+    """Tests heads with the real proportion of channels: four times as many outside as inside."""
     config = peer.head_config(name, channels=256, width=64, classes=19, **{"num_codes": 32} if name == "enc" else {})
     torch.manual_seed(0)
     modules = stock_models.head(config)

@@ -1,4 +1,4 @@
-"""Experiments lie in the checkout alone. It comes last, so that the packages are those that are installed."""
+"""Puts the checkout last on the path, so that experiments are found and the packages are the installed ones."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The experiment's probes: what they change is what they say, and nothing else."""
+"""Tests that the experiment's probes change what they say, and nothing else."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ MICRO = Recipe("micro", steps=2, seeds=1)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A network and scenes that are soon through."""
+    """Reduces the network and the scenes, so that runs are quick."""
     sides, tiny = (48, 48), context.TINY
     data = replace(tiny.data, size=sides, crop=sides, scale=sides)
     monkeypatch.setattr(context, "TINY", replace(tiny, model=replace(tiny.model, width=8, channels=8), data=data))
@@ -25,7 +25,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("index", range(8))
 def test_halves_are_told_by_the_side_on_which_fabric_lies(index):
-    """A cut lies within a twenty-fourth of the middle, and fabric as far from the cut as that."""
+    """Tests fabric at least a twenty-fourth from the cut, which lies as close to the middle."""
     mask = Synthetic("val", "regional")[index].mask
     found = probes.halves(mask)
     fabric = (mask >= FABRIC) & (mask != IGNORE)

@@ -1,4 +1,4 @@
-"""What is made of the experiment's numbers: statistics by hand, sentences that follow from them, pictures of models."""
+"""Tests the experiment's report: statistics by hand, the sentences that follow from them, pictures of models."""
 
 import json
 
@@ -13,7 +13,7 @@ from experiments.context.run import FAMILIES, HEADS, LONG, PUBLISHED, RECIPES, R
 
 
 def test_student():
-    """From printed tables; enough for as many seeds as a recipe has."""
+    """Compares with printed tables, for as many seeds as a recipe has."""
     printed = {2: 4.3027, 3: 3.1824, 4: 2.7764}
     assert {freedom: pytest.approx(t, abs=5e-5) for freedom, t in printed.items()} == STUDENT
     assert set(STUDENT) >= {recipe.seeds - 1 for recipe in RECIPES.values()}
@@ -35,7 +35,7 @@ def test_both_sides_have_the_same_seeds():
 
 
 def made_up(seeds: int, levels: dict[str, float], recipe: str = "full") -> dict:
-    """Results in which a head's context classes have its level, half of it in regional scenes, and some noise."""
+    """Invents results: a head's context classes have its level, half of it in regional scenes, and some noise."""
     rows = []
     for seed in range(seeds):
         for family, factor in zip(FAMILIES, (1, 0.5), strict=True):
@@ -84,7 +84,7 @@ def test_a_seed_counts_when_every_head_has_come_to_its_end():
     assert estimates.complete_seeds(results) == [0, 1, 2]
     assert "3 seeds of the 5 that are planned" in report.introduction(results)
     assert "planned" not in report.introduction({**results, "runs": whole})
-    with pytest.raises(ValueError, match="expected 3 seeds that every head has come to the end of, found 2"):
+    with pytest.raises(ValueError, match="expected 3 seeds that every head has finished, found 2"):
         estimates.estimates({**results, "runs": whole[: 6 * len(HEADS) - 1]})
 
 
@@ -110,7 +110,7 @@ def test_the_page_and_the_section(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"plain": True}, {"guide": False}, {"scales": (1, 2)}], ids=str)
 def test_the_affinities_are_those_that_the_head_works_with(options):
-    """σ(w·(x + g) + b), times the regions, through the rest of the module, is what the module gives."""
+    """Tests that σ(w·(x + g) + b) times the regions, through the rest of the module, gives the module's output."""
     torch.manual_seed(0)
     model = apcnet.create("apcnet", "tiny", 9, width=8, channels=8, auxiliary_channels=0, **options).eval()
     for norm in model.modules():

@@ -1,4 +1,4 @@
-"""The experiment's runs: every head gets the same, and a run ends with the same numbers however it got there."""
+"""Tests that every head gets the same data, and that interrupted runs end with the same numbers."""
 
 import json
 import os
@@ -26,7 +26,7 @@ MICRO = Recipe("micro", steps=12, seeds=1, batch_size=4)
 
 @pytest.fixture
 def small(monkeypatch):
-    """A network and scenes that are soon through."""
+    """Reduces the network and the scenes, so that runs are quick."""
     sides, tiny = (48, 48), context.TINY
     monkeypatch.setattr(
         context,
@@ -44,7 +44,7 @@ def read(path: Path) -> dict:
 
 
 def finish(run: Run, out: Path, miou: float = 0.5) -> None:
-    """Puts what a finished run leaves into its folder."""
+    """Writes the files of a finished run into its folder."""
     (out / run.path).mkdir(parents=True)
     iou = dict.fromkeys(Synthetic.classes, miou)
     scores = {"step": 12, "miou": miou, "context_miou": miou, "iou": iou}
@@ -52,7 +52,7 @@ def finish(run: Run, out: Path, miou: float = 0.5) -> None:
 
 
 def test_every_head_gets_the_same(small):
-    """Scenes, their order, augmentation, the backbone's first weights: functions of the seed and the family."""
+    """Tests that scenes, order, augmentation and first weights depend on the seed and the family alone."""
     different = set()
     for seed, family in ((0, "whole"), (1, "whole"), (1, "regional")):
         given = set()
@@ -138,7 +138,7 @@ def test_a_killed_run_ends_as_one_that_was_not(small, tmp_path, threads):
 
 
 class Process:
-    """In the place of a process: PSPNet's fails."""
+    """Replaces a process; PSPNet's fails."""
 
     def __init__(self, target, args):
         self.run, _, self.folder = args
@@ -190,7 +190,7 @@ def test_probes_have_results_of_their_own(tmp_path):
 
 
 def test_the_committed_results_are_gone_on_with(tmp_path, monkeypatch):
-    """What a file of results has beside is kept, and its recipe is today's."""
+    """Tests that other entries of a file of results are kept, and that its recipe is the current one."""
     for size in ("full", "probes"):
         committed = read(context.RESULTS / f"{size}.json")
         monkeypatch.setattr(context, "machine", lambda committed=committed: committed["machine"])
@@ -204,7 +204,7 @@ def test_the_reference_run_alone_is_on_the_reference(tmp_path, monkeypatch, thre
     threads(1)
     forced, trained = [], []
     monkeypatch.setattr(context.apc_kernels, "backend", lambda name: forced.append(name) or nullcontext())
-    monkeypatch.setattr(apcnet, "train", lambda config, *_, **__: trained.append(config), raising=False)
+    monkeypatch.setattr(context.training, "train", lambda config, *_, **__: trained.append(config))
     monkeypatch.setattr(context.warnings, "simplefilter", lambda *_: None)
     for run in (REFERENCE, Run(*REFERENCE[:3])):
         context.train(run, run.config(MICRO), tmp_path)

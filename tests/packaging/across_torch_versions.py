@@ -1,4 +1,4 @@
-"""Loads one and the same compiled library under several versions of torch, and checks what it computes there.
+"""Loads one compiled library under several versions of torch, and checks its results there.
 
     python tests/packaging/across_torch_versions.py 2.11.0 2.15.0
     python tests/packaging/across_torch_versions.py --python old/bin/python --python new/bin/python
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def install(version: str, folder: Path) -> str:
-    """A virtual environment with that torch; returns its Python."""
+    """Makes a virtual environment with a version of torch, and returns its Python."""
     print(f"installing torch {version}: a download of gigabytes where pip's index holds CUDA builds", flush=True)
     target = folder / f"torch-{version}"
     venv.create(target, with_pip=True)
@@ -75,7 +75,7 @@ def build_library(python: str, folder: Path) -> Path:
 
 
 def package_with(library: Path, folder: Path) -> Path:
-    """The package as it would be installed, with that library in it."""
+    """Makes the package as it would be installed, with the given library in it."""
     ignored = shutil.ignore_patterns("__pycache__", "native")
     native = shutil.copytree(ROOT / "apc_kernels", folder / "apc_kernels", ignore=ignored) / "native"
     native.mkdir()
@@ -90,7 +90,7 @@ def run(python: str, *arguments: str, package: Path) -> subprocess.CompletedProc
 
 
 def check(results: Path) -> int:
-    """Inside one version: compares with the reference, and with the results of the first version if they are there."""
+    """Compares, inside one version, with the reference and with the first version's results if they exist."""
     import torch
 
     import apc_kernels
@@ -102,7 +102,7 @@ def check(results: Path) -> int:
             return out.detach(), torch.autograd.grad(out, x, numbers(out.shape).to(out.dtype))[0]
 
     def numbers(shape: torch.Size) -> torch.Tensor:
-        """The same in every version, whatever its generator of random numbers does."""
+        """Returns numbers that are the same in every version, whatever its random generator does."""
         return ((torch.arange(shape.numel()) * 40503 % 65537).double() / 32768 - 1).reshape(shape)
 
     def difference(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Wheels built for real, from copies of this checkout, in subprocesses and without network.
+"""Builds real wheels from copies of this checkout, in subprocesses and without network.
 
 Each is built once for all the tests here: compiling the native library takes most of their time.
 """
@@ -20,7 +20,7 @@ ABOUT_BUILDS = {"TORCH_CUDA_ARCH_LIST", "CXX", "NVCC", "CUDA_HOME", "CUDA_PATH",
 
 @pytest.fixture(scope="session")
 def python():
-    """Runs this Python in an environment that says no more about builds than what is given."""
+    """Runs this Python in an environment with no other settings for builds than the given ones."""
 
     def run(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess:
         inherited = {k: v for k, v in os.environ.items() if k not in ABOUT_BUILDS and not k.startswith("APC_KERNELS")}
@@ -46,7 +46,7 @@ def make_wheel(python):
 
 @pytest.fixture(scope="session")
 def pure_wheel(make_wheel, tmp_path_factory) -> Path:
-    """Built where there is no torch."""
+    """Builds a wheel without torch."""
     folder = tmp_path_factory.mktemp("pure")
     (folder / "hide").mkdir()
     (folder / "hide" / "torch.py").write_text('raise ImportError("hidden by the tests")\n')
@@ -55,7 +55,7 @@ def pure_wheel(make_wheel, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def native_checkout(tmp_path_factory) -> Path:
-    """A copy of the checkout on a machine that has what the CPU library needs."""
+    """Copies the checkout to a machine that can build the CPU library."""
     world = build.observe({})
     if not (world.compiler and world.ninja):
         pytest.skip(f"needs a C++ compiler and ninja; compiler: {world.compiler}, ninja: {world.ninja}")
@@ -64,7 +64,7 @@ def native_checkout(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def native_wheel(make_wheel, native_checkout) -> Path:
-    """Built beside the torch that runs the tests."""
+    """Builds a wheel with the torch that runs the tests."""
     return make_wheel(native_checkout, native_checkout.parent / "dist")
 
 

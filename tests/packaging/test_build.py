@@ -1,4 +1,4 @@
-"""What apc_kernels/build.py decides to build, for which GPUs, and where later builds go. Nothing is compiled here."""
+"""Tests what apc_kernels/build.py builds, for which GPUs, and where later builds go, without compiling."""
 
 import json
 import sys
@@ -91,7 +91,7 @@ def test_other_systems(monkeypatch):
 
 
 def test_no_gpu_is_ever_asked_for(monkeypatch):
-    """A machine that has nvcc and a CUDA torch but no GPU (a container's build, a login node) builds both libraries."""
+    """Tests that nvcc and a CUDA torch suffice to build both libraries, as in containers and on login nodes."""
 
     def asked(*_):
         raise AssertionError("the build asked for a GPU")
@@ -187,7 +187,7 @@ def test_installing_takes_away_what_is_no_longer_built(tmp_path):
 
 
 def stand_in(path: Path, output: str) -> str:
-    """A program that prints one line."""
+    """Makes a program that prints one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\necho '{output}'\n")
     path.chmod(0o755)

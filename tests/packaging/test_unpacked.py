@@ -1,4 +1,4 @@
-"""Unpacked wheels in use, far from the checkout: what serves, what is said where nothing does, and building later."""
+"""Tests unpacked wheels far from the checkout: backends, messages without a library, and building later."""
 
 import re
 import shutil
@@ -68,7 +68,7 @@ def assert_served_by_cpp(python):
 
 @pytest.fixture(scope="module")
 def without_library(pure_wheel, python, tmp_path_factory) -> list[str]:
-    """What is said where nothing was built: the warning, and the refusal of a forced backend."""
+    """Checks the warning and the refusal of a forced backend where nothing was built."""
     folder = tmp_path_factory.mktemp("without_library")
     environ = {"PYTHONPATH": str(unpack(pure_wheel, folder / "site")), "XDG_CACHE_HOME": str(folder / "cache")}
     result = python("-c", SERVED_BY_REFERENCE, cwd=folder, **environ)
@@ -80,7 +80,7 @@ def without_library(pure_wheel, python, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def built_later(pure_wheel, native_checkout, python, tmp_path_factory):
-    """The wheel without libraries, unpacked, and `python -m apc_kernels.build` run there: (folder, environ, result)."""
+    """Unpacks the wheel without libraries and runs `python -m apc_kernels.build`; returns (folder, environ, result)."""
     folder = tmp_path_factory.mktemp("built_later")
     environ = {"PYTHONPATH": str(unpack(pure_wheel, folder / "site")), "XDG_CACHE_HOME": str(folder / "cache")}
     return folder / "site", environ, python("-m", "apc_kernels.build", cwd=folder, **environ)
@@ -119,7 +119,7 @@ def test_building_later(built_later, assert_served_by_cpp):
 
 @pytest.mark.slow
 def test_building_later_without_the_right_to_write(built_later, assert_served_by_cpp, python, tmp_path):
-    """The user's cache then takes the library."""
+    """Tests that the library then goes into the user's cache."""
     folder, environ, _ = built_later
     result = python("-c", BUILT_WITHOUT_WRITE_ACCESS, cwd=tmp_path, **environ)
     assert result.returncode == 0, result.stdout + result.stderr

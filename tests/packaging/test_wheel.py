@@ -1,4 +1,4 @@
-"""What is in a wheel built without torch, with torch, without a working nvcc; what the installed library needs."""
+"""Tests wheels built without torch, with torch and without a working nvcc, and the needs of the installed library."""
 
 import json
 import re
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="native code is 
 
 
 def contents(wheel: Path) -> tuple[set[str], dict]:
-    """The names of a wheel's files, and the build's record in it."""
+    """Returns the names of a wheel's files, and its record of the build."""
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist()), json.loads(archive.read(RECORD))
 
@@ -66,7 +66,7 @@ def test_with_torch(native_wheel):
 
 
 def test_with_a_torch_that_does_not_import(native_checkout, make_wheel, tmp_path):
-    """As a CUDA torch whose libraries are missing: no reason for an installation to fail."""
+    """Tests that a CUDA torch without its libraries does not make an installation fail."""
     (tmp_path / "torch.py").write_text('raise OSError("libcudart.so.13: cannot open shared object file")\n')
     wheel = make_wheel(native_checkout, tmp_path / "dist", PYTHONPATH=str(tmp_path))
     assert wheel.name.endswith("-py3-none-any.whl")
@@ -125,7 +125,7 @@ def test_demanding_cuda_of_a_torch_without_it(native_checkout, python, pose):
 
 
 def inspect(tool: str, *arguments: str) -> list[str]:
-    """What a tool of binutils says of it."""
+    """Returns the output of a tool of binutils for a library."""
     path = library.cpu().path
     if path is None or shutil.which(tool) is None:
         pytest.skip(f"needs a CPU library, and {tool} of binutils")
@@ -133,7 +133,7 @@ def inspect(tool: str, *arguments: str) -> list[str]:
 
 
 def test_undefined_symbols():
-    """Only torch's C shims, which it keeps stable, and the C and C++ runtimes: so one binary serves every torch."""
+    """Tests for torch's stable C shims and the C and C++ runtimes alone, so that one binary serves every torch."""
     lines = inspect("nm", "-D", "--undefined-only")
     undefined = {line.split()[-1]: line.split()[-2] for line in lines}  # name@version: U, or w for weak
     shims = {name for name in undefined if re.match(r"(aoti_torch|torch)_", name)}

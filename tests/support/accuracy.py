@@ -1,4 +1,4 @@
-"""The rule that every result is held to: at most twice PyTorch's own error, plus four units in the last place.
+"""Checks results by one rule: at most twice PyTorch's own error, plus four units in the last place.
 
 Errors are taken against float64. PyTorch's own is that of the stock composition in the same dtype on the same input;
 the unit is that of the tensor's largest magnitude. Scalars, which have no larger neighbour to hide behind, get eight.
@@ -15,7 +15,7 @@ def max_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def unit(exact: Tensor, dtype: torch.dtype) -> float:
-    """One unit in the last place of the largest magnitude, as dtype counts them."""
+    """Returns one unit in the last place of the largest magnitude, in a dtype."""
     largest = exact.abs().max().item() if exact.numel() else 0.0
     return torch.finfo(dtype).eps * 2.0 ** torch.tensor(largest).frexp().exponent.item() / 2
 

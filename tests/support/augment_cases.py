@@ -1,4 +1,4 @@
-"""What augmentation is timed by: samples, and the same in mmsegmentation's order with OpenCV where that is there."""
+"""Defines the samples to time augmentation with, and mmsegmentation's order of steps in OpenCV, if it is installed."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from apcnet.data import augment
-from apcnet.data.augment import DRAWS, UNIT, distortion
+from apcnet.data.augment import DISTORTION_DRAWS, UNIT, distortion
 from apcnet.data.sample import Sample
 
 try:
@@ -21,7 +21,7 @@ except ImportError:
 
 
 class SampleCase(NamedTuple):
-    """The size of an image, that of its crop, the bounds that it is fitted into before, whether it is decoded too."""
+    """Holds the sizes of an image and its crop, the bounds that it is fitted into, and if it is decoded from JPEG."""
 
     size: tuple[int, int]
     crop: tuple[int, int]
@@ -34,7 +34,7 @@ class SampleCase(NamedTuple):
 
 
 def draw_sample(case: SampleCase, folder: Path) -> Sample:
-    """Something like a photograph, smooth with a little noise, and its JPEG in the folder."""
+    """Draws something like a photograph, smooth with a little noise, and saves its JPEG in the folder."""
     (height, width), random = case.size, torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, height // 32, width // 32, generator=random) * 255
     smooth = torch.nn.functional.interpolate(coarse, case.size, mode="bicubic")[0]
@@ -47,14 +47,14 @@ def draw_sample(case: SampleCase, folder: Path) -> Sample:
 
 
 def in_opencv(sample: Sample, generator: torch.Generator, crop_size, scale) -> tuple[Tensor, Tensor]:
-    """The same as apcnet.data.augment.train on the same draws: the whole image resized, then cropped, in (H, W, 3)."""
-    ratio, flip, *draws = torch.randint(UNIT, (2 + DRAWS + 22,), generator=generator).tolist()
+    """Computes augment.train on the same draws in OpenCV: whole images resized, then cropped, in (H, W, 3)."""
+    ratio, flip, *draws = torch.randint(UNIT, (2 + DISTORTION_DRAWS + 22,), generator=generator).tolist()
     bounds = [int(bound * (0.5 + 1.5 * ratio / UNIT)) for bound in scale]
     size = augment.keep_ratio_size(sample.mask.shape, bounds)
     image = sample.image.permute(1, 2, 0).contiguous().numpy()
     image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     mask = cv2.resize(sample.mask.numpy(), size[::-1], interpolation=cv2.INTER_NEAREST)
-    for row, column in zip(draws[DRAWS::2], draws[DRAWS + 1 :: 2], strict=True):
+    for row, column in zip(draws[DISTORTION_DRAWS::2], draws[DISTORTION_DRAWS + 1 :: 2], strict=True):
         top = row * (max(size[0] - crop_size[0], 0) + 1) // UNIT
         left = column * (max(size[1] - crop_size[1], 0) + 1) // UNIT
         crop = slice(top, top + crop_size[0]), slice(left, left + crop_size[1])
@@ -64,7 +64,7 @@ def in_opencv(sample: Sample, generator: torch.Generator, crop_size, scale) -> t
     image, mask = image[crop], mask[crop]
     if 2 * flip >= UNIT:
         image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
-    for step in distortion(draws[:DRAWS]):
+    for step in distortion(draws[:DISTORTION_DRAWS]):
         image = _opencv_step(image, *step)
     image = (image.astype(np.float32) - np.float32(augment.MEAN)) * np.float32(1 / np.array(augment.STD))
     below, right = crop_size[0] - mask.shape[0], crop_size[1] - mask.shape[1]

@@ -1,4 +1,4 @@
-"""The hard cases, written once: tests run all of them, benchmarks the large ones.
+"""Lists the hard cases once: tests run all of them, benchmarks the large ones.
 
 Sizes: 1; odd; around the blocks of 64 columns and channels; not divisible by 2, 3 and 6; smaller than a scale.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MapCase:
-    """A feature map and the scales to pool it at."""
+    """Describes a feature map and the scales to pool it at."""
 
     shape: tuple[int, int, int, int]
     scales: tuple[int, ...] = (1, 2, 3, 6)
@@ -54,7 +54,7 @@ LARGE_MAPS = [
 def draw(
     case: MapCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """A map and a gradient of its pooled result: the same values for every layout."""
+    """Draws a map and a gradient of its pooled result, with the same values for every layout."""
     generator = torch.Generator().manual_seed(sum(case.shape))
     x = torch.randn(case.shape, generator=generator).to(device, dtype)
     grad = torch.randn(*case.shape[:2], sum(s * s for s in case.scales), generator=generator).to(device, dtype)
@@ -76,7 +76,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def sliced(x: Tensor) -> Tensor:
-    """A window of a larger map: rows, columns and channels all have neighbours, and nothing is aligned."""
+    """Copies a map into a window of a larger one: all axes have neighbours, and nothing is aligned."""
     return _window(torch.full([n + 2 for n in x.shape], float("nan"), dtype=x.dtype, device=x.device), x)
 
 
@@ -86,12 +86,12 @@ def sliced_channels_last(x: Tensor) -> Tensor:
 
 
 def transposed(x: Tensor) -> Tensor:
-    """Rows side by side: no kernel reads it where it lies."""
+    """Stores rows and columns exchanged, so that every kernel needs a copy."""
     return x.mT.contiguous().mT
 
 
 def even_window(x: Tensor) -> Tensor:
-    """A window whose strides and start are multiples of 16 bytes; its sizes need not be."""
+    """Copies a map into a window whose strides and start are multiples of 16 bytes; its sizes need not be."""
     larger = torch.full([n + 16 - n % 8 for n in x.shape], float("nan"), dtype=x.dtype, device=x.device)
     return larger[tuple(slice(8 if i == 3 else 0, (8 if i == 3 else 0) + n) for i, n in enumerate(x.shape))].copy_(x)
 
@@ -113,7 +113,7 @@ def _window(larger: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ContextCase:
-    """A map with `channels` for each scale, and the scales whose regions it is compared with."""
+    """Describes a map with `channels` for each scale, and the scales of the regions it is compared with."""
 
     batch: int
     channels: int
@@ -145,7 +145,7 @@ WIDE_CONTEXTS = [ContextCase(1, 5, (6, 7), (9, 1)), ContextCase(1, 3, (5, 5), (3
 def draw_context(
     case: ContextCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """All arguments of adaptive_context, and a gradient of its result: the same values for every layout.
+    """Draws all arguments of adaptive_context and a gradient of its result, with the same values for every layout.
 
     The map is what a ReLU leaves, as in the models; affinities spread over (0, 1).
     """
@@ -172,7 +172,7 @@ def draw_context(
 def draw_norm(
     case: ContextCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """The tensors of adaptive_context_norm, and a gradient of its result.
+    """Draws the tensors of adaptive_context_norm and a gradient of its result.
 
     The map is positive throughout: where it is 0, the module's last ReLU and the fused one differ in the gradient.
     """

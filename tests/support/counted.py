@@ -1,4 +1,4 @@
-"""A data set of numbered pictures and an augmentation of them, where spawned workers find them by name."""
+"""Defines a data set of numbered pictures and an augmentation, in a module that spawned workers can import."""
 
 import torch
 
@@ -6,7 +6,7 @@ from apcnet.data.sample import Sample
 
 
 class Counted:
-    """Sample i is a picture full of i, the one of `broken` unreadable."""
+    """Holds pictures whose pixels all equal their index; the picture `broken` is unreadable."""
 
     def __init__(self, n=10, broken=None):
         self.n, self.broken = n, broken
@@ -22,5 +22,5 @@ class Counted:
 
 
 def shifted(sample, generator):
-    """An augmentation: random, but the generator's alone."""
+    """Augments at random, from the generator alone."""
     return sample.image + 100, sample.mask + torch.randint(0, 100, sample.mask.shape, generator=generator).byte()

@@ -1,4 +1,4 @@
-"""A small model and a small data set to evaluate, and a process that does it: spawned processes import them by name."""
+"""Defines a small model, a data set and a process that evaluates, in a module that spawned processes can import."""
 
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ SIZES = ((40, 61), (32, 32), (57, 33), (61, 40), (24, 70))
 
 
 class Network(torch.nn.Module):
-    """Logits at a quarter of the resolution that depend on what is around a pixel; it notes what it was called with."""
+    """Computes logits at a quarter of the resolution from the surroundings of a pixel, and notes its inputs."""
 
     mean, std = (120.0, 110.0, 100.0), (60.0, 58.0, 56.0)
 
@@ -35,7 +35,7 @@ class Network(torch.nn.Module):
 
 
 class Pictures:
-    """Smooth noise of several sizes, each with blocks of labels, some of them ignored; the one of `broken` unreadable.
+    """Makes smooth noise of several sizes with blocks of labels, some ignored; the picture `broken` is unreadable.
 
     A picture is made when it is asked for, and is the same each time.
     """
@@ -70,7 +70,7 @@ TESTS = (
 
 
 def evaluate_rank(rank: int, folder: str, worlds: tuple[int, ...]) -> None:
-    """One of the processes that evaluate in groups of several sizes, one after the other, and write "0 of 2.pt", ….
+    """Evaluates as one process of groups of several sizes, one after the other, and writes "0 of 2.pt", ….
 
     All tests on five pictures, and the first one on two, which is less than there may be processes.
     """

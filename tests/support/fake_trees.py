@@ -1,4 +1,4 @@
-"""Small trees of files laid out as the benchmarks' downloads are, drawn from their names: for tests, made in a moment.
+"""Makes small trees of files laid out as the benchmarks' downloads are, drawn from their names.
 
 Each function makes one below a folder and returns what the masks hold, as they are stored, by split and name:
 {"train": {"aachen/aachen_000000_000019": array, …}, …}. Names, suffixes and links are as unpleasant as real ones.
@@ -19,7 +19,7 @@ CITYSCAPES_IDS = (0, 4, 7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27
 
 
 def draw(name: str, values: Iterable[int], size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) and a mask of blocks (H, W) that no other name has."""
+    """Draws an image (H, W, 3) and a mask of blocks (H, W) that depend on the name."""
     rng, (height, width) = np.random.default_rng(zlib.crc32(name.encode())), size
     blocks = rng.choice(np.array(list(values)), (-(-height // 5), -(-width // 5))).astype(np.uint8)
     mask = np.kron(blocks, np.ones((5, 5), np.uint8))[:height, :width]
@@ -33,7 +33,7 @@ def save(array: np.ndarray, path: Path, **options) -> None:
 
 
 def save_palette(mask: np.ndarray, path: Path) -> None:
-    """A mask as VOC stores it: indices into colours."""
+    """Saves a mask as VOC stores it, as indices into colours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(mask)
     image.putpalette([part for i in range(256) for part in (i, 255 - i, 7 * i % 256)])  # makes it a palette image
@@ -46,7 +46,7 @@ def save_lines(lines: Iterable[str], path: Path) -> None:
 
 
 def cityscapes(root: Path, prepared: bool = True) -> Stored:
-    """labelIds, and where prepared labelTrainIds; what is returned is labelTrainIds where prepared, else labelIds."""
+    """Makes labelIds, and labelTrainIds if prepared; returns the labelTrainIds if prepared, otherwise the labelIds."""
     stored: Stored = {}
     names = {
         "train": ("zurich/zurich_000001_000019", "aachen/aachen_000000_000019", "aachen/aachen_000002_000019"),
@@ -67,7 +67,7 @@ def cityscapes(root: Path, prepared: bool = True) -> Stored:
 
 
 def ade20k(root: Path) -> Stored:
-    """Names with capitals in their suffixes, and hidden files beside them."""
+    """Makes ADE20K with capitals in some suffixes, and with hidden files."""
     stored: Stored = {}
     names = {"training": ("ADE_train_00000010", "ADE_train_00000002"), "validation": ("ADE_val_00000001",)}
     for folder, split in (("training", "train"), ("validation", "val")):
@@ -83,7 +83,7 @@ def ade20k(root: Path) -> Stored:
 
 
 def voc2012(root: Path, prepared: bool = True) -> Stored:
-    """With further names of SBD in `trainaug` where prepared."""
+    """Makes PASCAL VOC 2012, with more names of SBD in `trainaug` if prepared."""
     names = {"train": ("2007_000042", "2007_000032"), "val": ("2007_000033", "2007_000123")}
     stored: Stored = {}
     for split, split_names in names.items():
@@ -108,7 +108,7 @@ def voc2012(root: Path, prepared: bool = True) -> Stored:
 
 
 def sbd(folder: Path) -> dict[str, np.ndarray]:
-    """SBD's part of voc2012(…, prepared=False): some names of VOC's train and val among them, whose masks differ."""
+    """Makes SBD for voc2012(…, prepared=False), with some names of VOC's train and val, whose masks differ."""
     names = {"train": ("2008_000002", "2007_000033"), "val": ("2011_003271", "2007_000042")}
     masks = {}
     for split, split_names in names.items():
@@ -121,7 +121,7 @@ def sbd(folder: Path) -> dict[str, np.ndarray]:
 
 
 def pascal_context(root: Path) -> Stored:
-    """As it is once prepared."""
+    """Makes Pascal Context as it is after preparation."""
     names = {"train": ("2008_000008", "2008_000002"), "val": ("2010_000001",)}
     stored: Stored = {}
     for split, split_names in names.items():
@@ -137,7 +137,7 @@ def pascal_context(root: Path) -> Stored:
 
 
 def pascal_in_detail(root: Path, categories: Iterable[int]) -> Stored:
-    """VOC 2010 with trainval_merged.json; masks of categories, 0 where no region is. A region lies under all of it."""
+    """Makes VOC 2010 with trainval_merged.json; one region lies under all. Returns masks of categories, 0 for none."""
     stored: Stored = {"train": {}, "val": {}}
     images, regions = [], []
     for number, name in enumerate(("2008_000008", "2010_000001", "2008_000002")):
@@ -166,7 +166,7 @@ def pascal_in_detail(root: Path, categories: Iterable[int]) -> Stored:
 
 
 def folder(root: Path, listed: bool = False) -> Stored:
-    """A user's own: spaces, a folder in a folder, a link, images of several formats; splits as folders or as lists."""
+    """Makes a user's folder with spaces, a subfolder, a link and several formats; splits are folders or lists."""
     names = {"train": {"a photo": "JPG", "b/ünder": "png", "c.1": "jpeg"}, "val": {"d": "tif", "ee": "PNG"}}
     stored: Stored = {}
     for split, split_names in names.items():
@@ -188,7 +188,7 @@ def folder(root: Path, listed: bool = False) -> Stored:
 
 
 def mat_file(mask: np.ndarray) -> bytes:
-    """GTcls.Segmentation in MATLAB's format 5, uncompressed."""
+    """Encodes GTcls.Segmentation in MATLAB's format 5, uncompressed."""
 
     def element(kind: int, data: bytes) -> bytes:
         return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
@@ -204,7 +204,7 @@ def mat_file(mask: np.ndarray) -> bytes:
 
 
 def run_lengths(mask: np.ndarray) -> str:
-    """COCO's compressed run-length code of a mask."""
+    """Encodes a mask in COCO's compressed run-length code."""
     flat = np.concatenate([[0], mask.T.reshape(-1).astype(int)])
     edges = np.flatnonzero(np.diff(flat))
     lengths = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()

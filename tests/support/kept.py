@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward one: tests hold heads to it, benchmarks show it."""
+"""Measures what a forward pass keeps for the backward one, for tests of heads and for benchmarks."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def kept_bytes(call: Callable, given: Iterable[Tensor]) -> int:
-    """Of the storages that a call's graph keeps, apart from those of the tensors that are given."""
+    """Counts the bytes of the storages that a call's graph keeps, without those of the given tensors."""
     own, storages = {tensor.untyped_storage().data_ptr() for tensor in given}, {}
 
     def note(tensor: Tensor) -> Tensor:

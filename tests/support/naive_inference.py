@@ -1,4 +1,4 @@
-"""mmsegmentation's rules of inference without care for memory: every tensor is formed, pass by pass."""
+"""Applies mmsegmentation's rules of inference without regard to memory: every tensor is formed, pass by pass."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ def resized(logits, size, align_corners):
 
 
 def slid(model, images, crop, stride):
-    """The window rule, window by window over a whole image of sums."""
+    """Applies the window rule, window by window over a whole image of sums."""
     (height, width), total, hits = images.shape[2:], 0, torch.zeros(1, 1, *images.shape[2:])
     for i in range(max(height - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
         for j in range(max(width - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
@@ -24,14 +24,14 @@ def slid(model, images, crop, stride):
 
 
 def at_the_input(model, images, window=None):
-    """Logits at the size of the images, after the first resize."""
+    """Computes logits at the size of the images, after the first resize."""
     if window:
         return slid(model, images, *window)
     return resized(model(images), images.shape[2:], model.align_corners)
 
 
 def averaged(model, views, size, flip, window=None):
-    """The mean of the softmax of every view and its mirror image, each resized twice."""
+    """Averages the softmax of every view and its mirror image, each resized twice."""
     scores = []
     for view in views:
         for mirrored in (False, True)[: 1 + flip]:

@@ -1,4 +1,4 @@
-"""What mmsegmentation computes, as data: small cases lie in tests/data/parity, large ones beside the project."""
+"""Loads results of mmsegmentation: small cases lie in tests/data/parity, large ones beside the project."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ class Case(NamedTuple):
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
     def listed(self, prefix: str) -> list[Tensor]:
-        """The tensors prefix0, prefix1, …"""
+        """Returns the tensors prefix0, prefix1, … as a list."""
         found = self.under(prefix)
         return [found[str(i)] for i in range(len(found))]
 
 
 def load(name: str) -> Case:
-    """A case by its name; skips the test where there is none."""
+    """Loads a case by its name, or skips the test if there is none."""
     for folder in FOLDERS:
         if (folder / f"{name}.safetensors").exists():
             with safe_open(folder / f"{name}.safetensors", "pt") as file:
@@ -35,10 +35,10 @@ def load(name: str) -> Case:
 
 
 def names(prefix: str) -> list[str]:
-    """All cases whose names begin like this."""
+    """Lists all cases whose names begin with a prefix."""
     return sorted({path.stem for folder in FOLDERS for path in folder.glob(f"{prefix}*.safetensors")})
 
 
 def distance(given: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest magnitude of what was expected."""
+    """Returns the largest difference relative to the largest expected magnitude."""
     return ((given.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-30)).item()

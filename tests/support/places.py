@@ -1,4 +1,4 @@
-"""Where tests run: every device with every backend that serves it, every layout, every dtype."""
+"""Lists where tests run: every device with each of its backends, every layout, every dtype."""
 
 import pytest
 from accuracy import DTYPES

@@ -1,4 +1,4 @@
-"""What a process of a group runs in tests. A module of its own: a process that was spawned imports it by name."""
+"""Defines the work of a process of a group, in a module that spawned processes can import."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from apc_kernels import BatchNorm
 
 
 def norm_rank(rank: int, file: str, t: dict[str, Tensor], names: tuple, scales: tuple, results: dict) -> None:
-    """adaptive_context_norm on every second image, statistics over both ranks: z, gradients, running statistics."""
+    """Runs adaptive_context_norm on every second image with shared statistics; saves z, gradients and statistics."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     t = {name: tensor[rank::2] if name in ("x", "regions", "grad") else tensor for name, tensor in t.items()}

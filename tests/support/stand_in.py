@@ -1,4 +1,4 @@
-"""What stands in for a model and for photographs in the tests of prediction: small, and the same every time."""
+"""Replaces a model and photographs in the tests of prediction: small, and the same every time."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ CLASSES = ("sky", "road", "car", "tree", "wall")
 
 
 class Network(torch.nn.Module):
-    """Stands in for a model: logits at a quarter of the resolution; remembers the shapes it was given."""
+    """Replaces a model: logits at a quarter of the resolution; remembers the shapes of its inputs."""
 
     classes, palette = CLASSES, tuple((50 * i, 255 - 40 * i, 9) for i in range(5))
     mean, std = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
@@ -31,19 +31,19 @@ class Network(torch.nn.Module):
 
 
 def draw_image(height, width):
-    """Levels (3, H, W) of blotches a few pixels wide."""
+    """Draws levels (3, H, W) of blotches a few pixels wide."""
     generator = torch.Generator().manual_seed(height * 10000 + width)
     coarse = torch.rand(1, 3, height // 6 + 2, width // 6 + 2, generator=generator) * 255
     return F.interpolate(coarse, (height, width), mode="bilinear")[0].to(torch.uint8)
 
 
 def picture(image):
-    """Levels as Pillow has them."""
+    """Converts levels to a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 def view(image, size=None):
-    """What the network is fed: levels, resized or as they are, normalised."""
+    """Resizes levels if a size is given, and normalises them as the network's input."""
     return normalise(image if size is None else resize(image, size), Network.mean, Network.std)[None]
 
 

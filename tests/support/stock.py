@@ -1,4 +1,4 @@
-"""What one writes in PyTorch today: what tests measure errors by, and benchmarks speed."""
+"""Writes the operations in plain PyTorch as people do today: the baseline of the tests' errors and of the speeds."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def pyramid_pool(x: Tensor, scales: Sequence[int]) -> Tensor:
 
 
 def affinities(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> list[Tensor]:
-    """(B, N, s*s) for each scale, in x's dtype."""
+    """Computes the affinities of each scale, (B, N, s*s) in x's dtype."""
     result, row, channels = [], 0, x.shape[1] // len(scales)
     for i, s in enumerate(scales):
         rows, row = slice(row, row + s * s), row + s * s
@@ -46,7 +46,7 @@ def adaptive_context(
 
 
 def affinity_moments(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """In float32 at least: nobody takes moments in less."""
+    """Computes the moments in float32 at least, because nobody takes them in less."""
     means, covariances = [], []
     for affinity in affinities(x, weight, bias, scales):
         affinity = affinity if affinity.dtype == torch.float64 else affinity.float()
@@ -68,7 +68,7 @@ def adaptive_context_norm(
     guide_norm: tuple | None = None,
     training: bool = True,
 ) -> list[Tensor]:
-    """mmsegmentation's module of every scale, from its reduced features on, op by op; xs and the result by scale."""
+    """Runs mmsegmentation's module of every scale, from its reduced features on; xs and the result are by scale."""
     result = []
     for i, (x, rows) in enumerate(zip(xs, _split(regions, 1, scales), strict=True)):
         here = slice(i * x.shape[1], (i + 1) * x.shape[1])
@@ -97,7 +97,7 @@ def adaptive_context_norm_by_identities(
     guide: Tensor,
     guide_norm: tuple,
 ) -> list[Tensor]:
-    """The same in training, by DESIGN's identities 1 to 3 in plain PyTorch: what is left for a kernel to gain."""
+    """Computes the same in training by DESIGN's identities 1 to 3, to show what is left for a kernel to gain."""
     result = []
     for i, (x, rows) in enumerate(zip(xs, _split(regions, 1, scales), strict=True)):
         here = slice(i * x.shape[1], (i + 1) * x.shape[1])
@@ -141,7 +141,7 @@ def upsample_cross_entropy(
     reduction: str = "mean",
     align_corners: bool = False,
 ) -> Tensor:
-    """In the dtype of the logits, then widened to float32: losses are compared there."""
+    """Computes in the dtype of the logits, then widens to float32, in which losses are compared."""
     scores = upsampled(logits, target.shape[1:], align_corners)
     loss = F.cross_entropy(
         scores,
@@ -198,12 +198,12 @@ def conv3x3(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
 
 
 def pyramid_bottleneck(features: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
-    """PSPNet's: a convolution of features beside their upsampled pyramid."""
+    """Computes PSPNet's bottleneck: a convolution of features beside their upsampled pyramid."""
     return conv3x3([features, upsampled_pyramid(regions, features.shape[2:], scales)], weight)
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
-    """EncNet's encoding as its peers have it: every residual of every position and codeword, in the widest dtype."""
+    """Computes EncNet's encoding as its peers do: residuals of every position and codeword, in the widest dtype."""
     residuals = x.flatten(2).mT.contiguous()[:, :, None].to(codewords.dtype) - codewords  # (B, N, K, C)
     weights = (scale * residuals.square().sum(3)).softmax(2)
     return (weights[..., None] * residuals).sum(1)

@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for a GPU that is not there, and prints what each needs: triton_gate.py sm_90 FAMILY ...
+"""Compiles Triton kernels for a GPU that is not present, and prints their needs: triton_gate.py sm_90 FAMILY ...
 
 A process of its own: kernels that were decorated for the interpreter cannot be compiled. A family's launches are
 taken as they are, on meta tensors, so that what is compiled here is what runs there.
@@ -69,7 +69,7 @@ def contexts() -> Iterator[tuple[str, torch.Tensor, tuple[int, ...], dict[str, t
 
 
 def affinities() -> Iterator[tuple[str, list]]:
-    """With everything there is, as in training; the gradient of the moments alone; the moments."""
+    """Yields the launches of everything as in training, of the gradient of the moments alone, and of the moments."""
     for name, x, scales, small in contexts():
         regions, weight, bias, shift, pairs = small.values()
         center = linear = bias
@@ -94,7 +94,7 @@ UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, clas
 
 
 def upsample() -> Iterator[tuple[str, list]]:
-    """The gradient of every pixel's loss beside smoothing, else of their sum; probabilities are added and flipped."""
+    """Yields the launches: gradients of each pixel's loss with smoothing, or of the sum; flipped probabilities."""
     for shape, size, align_corners, dtype, channels_last, labels, weighted, smoothing in UPSAMPLES:
         name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
         name += f" to {'x'.join(map(str, size))}"
@@ -121,7 +121,7 @@ FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": 
 
 
 def source(kernel, arguments: dict) -> ASTSource:
-    """The kernel with its arguments' types, and the facts about them that Triton's launcher would specialise on."""
+    """Returns the kernel with its arguments' types and the facts that Triton's launcher would specialise on."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
@@ -134,7 +134,7 @@ def source(kernel, arguments: dict) -> ASTSource:
 
 
 def _kind(value, path: tuple[int, ...], is_constexpr: bool, constants: dict, attributes: dict) -> str:
-    """The type of an argument, or of a part of one that is a tuple; its path is where it stands."""
+    """Returns the type of an argument, or of the part of a tuple at `path`."""
     if is_constexpr or value is None or (isinstance(value, int) and value == 1):
         constants[path] = value
         return "constexpr"
@@ -144,7 +144,7 @@ def _kind(value, path: tuple[int, ...], is_constexpr: bool, constants: dict, att
 
 
 def usage(cubin: bytes) -> dict[str, int]:
-    """Registers and stack (where spilled registers go) of a compiled kernel."""
+    """Returns the registers and the stack (where spilled registers go) of a compiled kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

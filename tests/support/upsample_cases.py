@@ -1,4 +1,4 @@
-"""The hard cases of the upsample_* operations, written once: tests run all of them, benchmarks the large ones."""
+"""Lists the hard cases of the upsample_* operations once: tests run all of them, benchmarks the large ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class UpsampleCase:
-    """Logits of so many classes on a source grid, and the size they are brought to."""
+    """Describes logits on a source grid, and the size they are upsampled to."""
 
     batch: int
     classes: int
@@ -64,7 +64,7 @@ def draw_upsample(
     device: str = "cpu",
     labels: torch.dtype = torch.int64,
 ) -> dict[str, Tensor]:
-    """Logits, labels of which a fifth is 255, weights of the classes, a gradient of every pixel's loss.
+    """Draws logits, labels of which a fifth is 255, class weights, and a gradient of every pixel's loss.
 
     The same values for every layout. No weight is far from 1, so that every class shows.
     """
@@ -83,7 +83,7 @@ def draw_upsample(
 
 
 def tied_logits(case: UpsampleCase, layout: Callable = lambda x: x, device: str = "cpu") -> Tensor:
-    """Small integers, which ratios of 2 to any power interpolate exactly: most pixels have several largest logits."""
+    """Draws small integers, which power-of-two ratios interpolate exactly: most pixels have several largest logits."""
     generator = torch.Generator().manual_seed(case.classes)
     values = torch.randint(-1, 2, (case.batch, case.classes, *case.source), generator=generator)
     return layout(values.float().to(device))
@@ -92,7 +92,7 @@ def tied_logits(case: UpsampleCase, layout: Callable = lambda x: x, device: str 
 def loss_and_gradient(
     function: Callable, tensors: dict[str, Tensor], case: UpsampleCase, **options
 ) -> tuple[Tensor, Tensor]:
-    """The loss (weighted by `weight` if the options say so), and the gradient of the logits."""
+    """Computes the loss (weighted by `weight` if the options say so) and the gradient of the logits."""
     logits = tensors["logits"].detach().requires_grad_()
     options["weight"] = tensors["weight"] if options.get("weight") else None
     loss = function(logits, tensors["target"], align_corners=case.align_corners, **options)
@@ -101,7 +101,7 @@ def loss_and_gradient(
 
 
 def assert_labels(labels: Tensor, logits: Tensor, case: UpsampleCase) -> None:
-    """That every label is the argmax of scores within the accuracy rule of the exact ones."""
+    """Checks that every label is the argmax of scores within the accuracy rule of the exact ones."""
     exact = stock.upsampled(logits.cpu().double(), case.size, case.align_corners)
     pytorch = stock.upsampled(logits.cpu().float(), case.size, case.align_corners)
     error = 2 * max_error(pytorch, exact) + 4 * unit(exact, torch.float32)

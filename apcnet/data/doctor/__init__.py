@@ -1,1 +1,1 @@
-"""`apcnet check`: every file of a data set is read once (check), looked at (diagnosis), and reported on (report)."""
+"""Checks a data set: `check` reads every file once, `diagnosis` finds causes, `report` lists the findings."""

@@ -1,6 +1,6 @@
-"""`apcnet check`: the doctor. It decodes every file of a data set once and says what is wrong, and why it probably is.
+"""Checks a data set for `apcnet check`: decodes every file once and reports defects with their probable causes.
 
-A file that cannot be read is a finding and no exception: the report is about all files, whatever the first one is like.
+A file that cannot be read becomes a finding, not an exception, so that the report covers all files.
 """
 
 import os
@@ -13,14 +13,14 @@ from apcnet import data
 from apcnet.choices import check_choice
 from apcnet.data import layout, voc2012
 from apcnet.data.classes import UNKNOWN
-from apcnet.data.doctor.diagnosis import Look, Looks, Problem, label_of, problem_of_values
+from apcnet.data.doctor.diagnosis import Inspection, Inspector, Problem, label_of, problem_of_values
 from apcnet.data.doctor.report import SEVERITY, Finding, Report, Split, is_training
 from apcnet.data.files import Files, Pair
 from apcnet.data.sample import IGNORE
 from apcnet.data.stream import loader
 
-ALL = "all"  # what the split None is called, all images of a folder
-SAME = "equal pixels once decoded"
+ALL = "all"  # the name of the split None, all images of a folder
+SAME = "the decoded pixels are equal"
 
 
 def check(
@@ -33,17 +33,26 @@ def check(
     progress: Callable[[int, int], None] | None = None,
     **options,
 ) -> Report:
-    """Looks at every file of a data set; the report is the same for any number of workers.
+    """Reads every file of a data set and reports what is wrong; the report is the same for any number of workers.
 
-    Two images are the same if their decoded pixels are, whatever the files are called and how they were compressed.
+    Two images count as the same if their decoded pixels are equal, whatever their names and compression.
 
     Args:
-        name, root, options: of the data set, as for `apcnet.data.open`.
-        splits: which to look at; None: train and val, of voc2012 trainaug in place of train where it is there, of
-            folder those of the two that are there, or all images where none is.
-        workers: processes that decode; 0: decode in this one, None: a process for each core.
-        examples: how many files each finding names; its count is of all.
-        progress: is called with how many pairs of files were looked at, and how many there are.
+        name: The data set, as for `apcnet.data.open`.
+        root: Its folder, as for `apcnet.data.open`.
+        splits: The splits to check. None for train and val; for voc2012 trainaug replaces train if it exists; for
+            folder train and val if they exist, otherwise all images.
+        workers: The number of processes that decode; 0 decodes in this process, None takes one for each core.
+        examples: The number of files that each finding names; its count includes all.
+        progress: Is called with the number of checked pairs of files, and of all pairs.
+        options: More arguments of the data set, as for `apcnet.data.open`.
+
+    Returns:
+        The report: `report.ok`, `report.text()`, `report.json()`, `report.findings` and `report.class_weights()`.
+
+    Example:
+        >>> report = check("folder", "my data")
+        >>> print(report.text())
     """
     check_choice(name, "name", data.ON_DISK)
     if examples < 1:
@@ -54,22 +63,22 @@ def check(
             opened[split] = files
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    looks = _look_at_all(opened.values(), workers, progress)
+    inspections = _inspect_all(opened.values(), workers, progress)
     statistics = {}
     for split, files in opened.items():
         for pair in files.pairs:
-            for problem in looks[pair].problems:
+            for problem in inspections[pair].problems:
                 notes.add(split, problem, pair.name)
-        seen = {pair.name: looks[pair].values for pair in files.pairs if looks[pair].values is not None}
-        statistics[split] = _count(files, seen)
-        _note_labels(name, split, files, seen, statistics[split], notes)
-    _note_duplicates(opened, looks, notes)
-    classes = next((files.classes for files in opened.values()), ())
+        masks = {pair.name: values for pair in files.pairs if (values := inspections[pair].values) is not None}
+        statistics[split] = _count(files, masks)
+        _note_labels(name, split, files, masks, statistics[split], notes)
+    _note_duplicates(opened, inspections, notes)
+    classes = next((tuple(files.classes) for files in opened.values()), ())
     return Report(name, str(root), classes, statistics, notes.findings())
 
 
 class _Notes:
-    """Problems as they come, counted by split, kind and cause, and named until there are enough examples."""
+    """Collects problems, counts them by split, kind and cause, and keeps the first few as examples."""
 
     def __init__(self, examples: int):
         self.examples, self.found = examples, {}
@@ -80,10 +89,10 @@ class _Notes:
         finding.count += 1
         if len(finding.examples) < self.examples:
             example = f"{name}: {problem.detail}" if problem.detail else name
-            finding.examples.append(example.encode(errors="backslashreplace").decode())  # names may be no UTF-8
+            finding.examples.append(example.encode(errors="backslashreplace").decode())  # names may not be UTF-8
 
     def findings(self) -> tuple[Finding, ...]:
-        """In the order of the kinds, and those of one kind as they came."""
+        """Returns the findings in the order of SEVERITY; those of one kind in the order they were added."""
         kinds = list(SEVERITY)
         return tuple(sorted(self.found.values(), key=lambda finding: kinds.index(finding.kind)))
 
@@ -101,46 +110,46 @@ def _default_splits(name: str, root: str | Path) -> Sequence[str]:
 
 
 def _open(name: str, root: str | Path, split: str, options: dict, notes: _Notes, unused: set[Path]) -> Files | None:
-    """What is complete of a split; what is not is noted."""
+    """Opens the samples of a split that are complete, and notes the files that are missing."""
     try:
         listing = data.ON_DISK[name](root, None if split == ALL else split, **options)
     except (OSError, ValueError) as error:
         if str(error).partition(":")[0] in ("root", "split", *options):
-            raise  # an argument is wrong, and not the data
-        notes.add(split, Problem("split not opened", "none of its files were looked at"), str(error))
+            raise  # an argument is wrong, not the data
+        notes.add(split, Problem("split not opened", "none of its files were checked"), str(error))
         return None
     for kind, samples, folder in listing.missing():
         for sample in samples:
             hint = listing.hint if kind == "mask" else ""
-            notes.add(split, Problem(f"{kind} missing", f"there is none in {folder}{hint}"), sample)
+            notes.add(split, Problem(f"{kind} missing", f"not found in {folder}{hint}"), sample)
     for sample in sorted(listing.masks.keys() - listing.images.keys() - set(listing.names)):
         if listing.masks[sample] not in unused:  # several splits may share a folder of masks
             unused.add(listing.masks[sample])
-            problem = Problem("mask of no image", f"not used, there is none in {listing.image_folder}")
+            problem = Problem("mask of no image", f"not used, because {listing.image_folder} has no image of its name")
             notes.add(split, problem, sample)
     return listing.complete()
 
 
-def _look_at_all(
+def _inspect_all(
     opened: Iterable[Files], workers: int, progress: Callable[[int, int], None] | None
-) -> dict[Pair, Look]:
-    """Once at each pair, also at those that several splits have."""
+) -> dict[Pair, Inspection]:
+    """Inspects each pair of files once, even if it belongs to several splits."""
     opened, report = list(opened), progress or (lambda done, total: None)
     pairs = list(dict.fromkeys(pair for files in opened for pair in files.pairs))
-    looks = {}
+    inspections = {}
     report(0, len(pairs))
     if pairs:
-        source = Looks(pairs, opened[0].palette, opened[0].labels)
-        for pair, look in zip(pairs, loader(source, range(len(pairs)), workers), strict=True):
-            looks[pair] = look
-            report(len(looks), len(pairs))
-    return looks
+        inspector = Inspector(pairs, opened[0].palette, opened[0].labels)
+        for pair, inspection in zip(pairs, loader(inspector, range(len(pairs)), workers), strict=True):
+            inspections[pair] = inspection
+            report(len(inspections), len(pairs))
+    return inspections
 
 
-def _count(files: Files, seen: Mapping[str, Mapping[int, int]]) -> Split:
-    """What the values of a split's masks add up to, by value and by class."""
+def _count(files: Files, masks: Mapping[str, Mapping[int, int]]) -> Split:
+    """Adds up the values of a split's masks, by value and by class."""
     values, images = Counter(), Counter()
-    for mask in seen.values():
+    for mask in masks.values():
         values.update(mask)
         images.update(_labels_in(mask, files))
     pixels = Counter()
@@ -149,7 +158,7 @@ def _count(files: Files, seen: Mapping[str, Mapping[int, int]]) -> Split:
     count = range(len(files.classes))
     return Split(
         samples=len(files),
-        masks_read=len(seen),
+        masks_read=len(masks),
         pixels=tuple(pixels[label] for label in count),
         images=tuple(images[label] for label in count),
         ignored_pixels=pixels[IGNORE],
@@ -162,36 +171,39 @@ def _labels_in(mask: Mapping[int, int], files: Files) -> set[int]:
 
 
 def _note_labels(
-    name: str, split: str, files: Files, seen: Mapping[str, Mapping[int, int]], counted: Split, notes: _Notes
+    name: str, split: str, files: Files, masks: Mapping[str, Mapping[int, int]], counted: Split, notes: _Notes
 ) -> None:
-    """What is wrong with the values in masks that could be read."""
+    """Notes the problems of the values in masks that could be read."""
     problem = problem_of_values(counted.stored_values, name, files)
-    for sample, mask in seen.items():
+    for sample, mask in masks.items():
         unknown = [value for value in mask if label_of(value, files.labels) == UNKNOWN]
-        if unknown:
-            where = ", ".join(f"{value} at {mask[value]} pixels" for value in unknown[:3])
-            detail = where + (f", and {len(unknown) - 3} more values" if len(unknown) > 3 else "")
-            notes.add(split, problem._replace(detail=detail), sample, counted.stored_values)
-        elif problem and problem.kind != "labels out of range":
+        if problem and problem.kind == "labels out of range":
+            if unknown:
+                where = ", ".join(f"{value} at {mask[value]} pixels" for value in unknown[:3])
+                detail = where + (f", and {len(unknown) - 3} more values" if len(unknown) > 3 else "")
+                notes.add(split, problem._replace(detail=detail), sample, counted.stored_values)
+                continue
+        elif problem:
             notes.add(split, problem, sample, counted.stored_values)
-        elif _labels_in(mask, files) == {IGNORE}:
-            notes.add(split, Problem("mask ignored as a whole", "nothing in it is of a class"), sample)
+            continue
+        if _labels_in(mask, files) == {IGNORE}:
+            notes.add(split, Problem("mask ignored as a whole", "no pixel has a class"), sample)
     kind, cause = (
-        ("class never trained", "no pixel of these classes: networks do not learn them")
+        ("class never trained", "no pixel has these classes, so a network cannot learn them")
         if is_training(split)
-        else ("class never tested", "no pixel of these classes: they have no IoU, and the mean is over the others")
+        else ("class never tested", "no pixel has these classes: they have no IoU, the mean is over the others")
     )
-    if seen:
+    if masks:
         for label, pixels in enumerate(counted.pixels):
             if not pixels:
                 notes.add(split, Problem(kind, cause), files.classes[label])
 
 
-def _note_duplicates(opened: Mapping[str, Files], looks: Mapping[Pair, Look], notes: _Notes) -> None:
-    places = defaultdict(lambda: defaultdict(list))  # of each image: the names it has, by split
+def _note_duplicates(opened: Mapping[str, Files], inspections: Mapping[Pair, Inspection], notes: _Notes) -> None:
+    places = defaultdict(lambda: defaultdict(list))  # the names of each image, by split
     for split, files in opened.items():
         for pair in files.pairs:
-            if digest := looks[pair].digest:
+            if digest := inspections[pair].digest:
                 places[digest][split].append(pair.name)
     for splits in places.values():
         for split, names in splits.items():
@@ -199,7 +211,7 @@ def _note_duplicates(opened: Mapping[str, Files], looks: Mapping[Pair, Look], no
                 notes.add(split, Problem("image twice in a split", SAME, f"the same as {names[0]}"), name)
         for first, second in combinations(splits, 2):
             if is_training(first) and is_training(second):
-                continue  # trainaug has all that is in train
-            seen = ": what is tested was seen in training" if is_training(first) or is_training(second) else ""
-            problem = Problem("image in two splits", SAME + seen, f"the same as {splits[second][0]} of {second}")
+                continue  # trainaug contains train
+            leak = ": a test image was seen in training" if is_training(first) or is_training(second) else ""
+            problem = Problem("image in two splits", SAME + leak, f"the same as {splits[second][0]} of {second}")
             notes.add(f"{first} and {second}", problem, f"{splits[first][0]} of {first}")

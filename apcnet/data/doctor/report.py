@@ -1,4 +1,4 @@
-"""What `check` has found in a data set: for people, as text, and for programs, as a dictionary that JSON can hold."""
+"""Reports the findings of `check`: as text for people, and as a dictionary for JSON."""
 
 import math
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
-SEVERITY = {  # of every kind of finding, in the order of the report; an error stops training or makes it worthless
+SEVERITY = {  # every kind of finding, in the order of the report; an error stops training or makes it worthless
     "split not opened": ERROR,
     "image missing": ERROR,
     "mask missing": ERROR,
@@ -28,39 +28,44 @@ SEVERITY = {  # of every kind of finding, in the order of the report; an error s
     "warning of the decoder": NOTE,
 }
 RULE = (
-    "1 / ln(1.02 + share of the class's pixels), ENet's, times a constant that makes the mean over all pixels 1: "
-    "it is bounded, so that no rare class outweighs the others, and the size of the loss stays what it is"
+    "ENet's 1 / ln(1.02 + share of the class's pixels), scaled so that the mean over all pixels is 1. "
+    "The weights are bounded, so that no rare class outweighs the others, and the loss keeps its magnitude"
 )
 
 
 @dataclass
 class Finding:
+    """Describes one kind of defect in a split, with its cause, its number and some examples."""
+
     kind: str
     split: str
-    count: int  # of files, pairs, classes: of what the examples are
+    count: int  # the number of files, pairs or classes, whichever the examples are
     cause: str
     examples: list[str]
-    stored_values: dict[int, int]  # where they matter: how many pixels hold each
+    stored_values: dict[int, int]  # the pixels of each value, if they matter to the finding
 
     @property
     def severity(self) -> str:
+        """Returns error, warning or note."""
         return SEVERITY[self.kind]
 
 
 @dataclass(frozen=True)
 class Split:
-    """What the masks of a split hold; those that could not be read are not among it."""
+    """Counts the contents of a split's masks; masks that could not be read are left out."""
 
-    samples: int  # pairs of files
-    masks_read: int  # of them
-    pixels: tuple[int, ...]  # of each class
-    images: tuple[int, ...]  # in which each class occurs
+    samples: int  # the pairs of files
+    masks_read: int
+    pixels: tuple[int, ...]  # for each class
+    images: tuple[int, ...]  # for each class, the images that contain it
     ignored_pixels: int
-    stored_values: dict[int, int]  # how many pixels hold each
+    stored_values: dict[int, int]  # the pixels of each value
 
 
 @dataclass(frozen=True)
 class Report:
+    """Holds the result of a check: the counts of every split, and the findings from the most to the least severe."""
+
     dataset: str
     root: str
     classes: tuple[str, ...]
@@ -69,17 +74,18 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing that would break training; there may still be warnings."""
+        """Returns True if no finding is an error; there may still be warnings."""
         return not any(finding.severity == ERROR for finding in self.findings)
 
     def class_weights(self) -> tuple[str, list[float]] | None:
-        """A weight for each class by the RULE, and the split it is made from: the first that is trained on."""
+        """Returns the first training split, and a weight for each class computed from it by RULE."""
         for name, split in self.splits.items():
             if is_training(name) and sum(split.pixels):
                 return name, weights_of(split.pixels)
         return None
 
     def json(self) -> dict:
+        """Returns the report as a dictionary that JSON can hold."""
         report = {
             "dataset": self.dataset,
             "root": self.root,
@@ -93,6 +99,7 @@ class Report:
         return report
 
     def text(self) -> str:
+        """Returns the report as text for a terminal."""
         lines = [f"{self.dataset} in {self.root}"]
         lines += [f"  {name}: {_extent(split)}" for name, split in self.splits.items()]
         for finding in self.findings:
@@ -101,10 +108,10 @@ class Report:
             lines += ["", *self._table()]
         counts = [sum(finding.severity == severity for finding in self.findings) for severity in (ERROR, WARNING, NOTE)]
         counted = [f"{n} {what}{'s' * (n > 1)}" for n, what in zip(counts, (ERROR, WARNING, NOTE), strict=True) if n]
-        return "\n".join([*lines, "", ", ".join(counted) or "Nothing is wrong.", ""])
+        return "\n".join([*lines, "", ", ".join(counted) or "No problems found.", ""])
 
     def _table(self) -> list[str]:
-        """Pixels and images of each class, and its weight."""
+        """Formats a table with the pixels, the images and the weight of each class."""
         weights = self.class_weights()
         columns = [["class", *self.classes]]
         for name, split in self.splits.items():
@@ -121,11 +128,12 @@ class Report:
 
 
 def is_training(split: str) -> bool:
+    """Returns True if a split is used for training."""
     return split.startswith("train") or split == "all"
 
 
 def weights_of(pixels: Sequence[int]) -> list[float]:
-    """Class weights by the RULE, from each class's number of pixels."""
+    """Computes class weights by RULE from the number of pixels of each class."""
     shares = [count / sum(pixels) for count in pixels]
     weights = [1 / math.log(1.02 + share) for share in shares]
     mean = sum(share * weight for share, weight in zip(shares, weights, strict=True))
@@ -135,7 +143,7 @@ def weights_of(pixels: Sequence[int]) -> list[float]:
 def _extent(split: Split) -> str:
     parts = [f"{split.samples} samples"]
     if split.masks_read < split.samples:
-        parts.append(f"{split.samples - split.masks_read} masks could not be counted")
+        parts.append(f"{split.samples - split.masks_read} masks could not be read")
     if split.ignored_pixels:
         parts.append(f"{_share(split.ignored_pixels, sum(split.stored_values.values()))} of the pixels ignored")
     return ", ".join(parts)

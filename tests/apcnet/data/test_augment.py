@@ -1,4 +1,4 @@
-"""Sizes, resizes and the pipelines of training and evaluation, beside mmsegmentation's definitions of them."""
+"""Tests sizes, resizes and the pipelines of training and evaluation against mmsegmentation's definitions."""
 
 import math
 
@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from apcnet.data import augment
-from apcnet.data.augment import DRAWS, TEST_RATIOS, UNIT, keep_ratio_size, normalise, resize, train, view_sizes
+from apcnet.data.augment import (
+    DISTORTION_DRAWS,
+    TEST_RATIOS,
+    UNIT,
+    keep_ratio_size,
+    normalise,
+    resize,
+    train,
+    view_sizes,
+)
 from apcnet.data.sample import Sample
 
 
@@ -16,7 +25,7 @@ def generator(seed):
 
 
 def sample(height, width, seed=0, classes=4, block=8):
-    """A picture of blocks, a color for every class and a little noise; with a few pixels that do not count."""
+    """Makes a picture of blocks with a color for every class, a little noise and a few ignored pixels."""
     random = generator(seed)
     grid = torch.randint(classes, (-(-height // block), -(-width // block)), generator=random)
     mask = grid.repeat_interleave(block, 0).repeat_interleave(block, 1)[:height, :width]
@@ -49,7 +58,7 @@ def test_keep_ratio_size(size, scale, expected):
 
 
 def test_views_of_the_test_scale():
-    """mmsegmentation 0.x: (2048, 512)·ratio, rounded down, holds the view."""
+    """Tests mmsegmentation 0.x: the view fits into (2048, 512)·ratio, rounded down."""
     assert view_sizes((375, 500), test_scale=(2048, 512)) == [
         (256, 341),
         (384, 512),
@@ -61,7 +70,7 @@ def test_views_of_the_test_scale():
 
 
 def test_views_of_the_image():
-    """mmsegmentation 1.x: the view fits into the image's size·ratio, rounded: not always that size itself."""
+    """Tests mmsegmentation 1.x: the view fits into the rounded size·ratio, and may differ from that size."""
     assert view_sizes((375, 500), (0.5, 1.0, 1.75)) == [(188, 250), (375, 500), (656, 875)]
     assert view_sizes((334, 501), (1.25,)) == [(417, 626)]  # (418, 626) is what its sides give, each rounded
 
@@ -77,7 +86,7 @@ def test_the_bases_agree_on_cityscapes():
         (lambda: keep_ratio_size((0, 4), (4, 4)), ValueError, r"size: expected two positive integers, got \(0, 4\)"),
         (lambda: keep_ratio_size(4, (4, 4)), TypeError, "size: expected two integers, got 4"),
         (lambda: keep_ratio_size((4, 4), (4.5, 4)), TypeError, r"scale: expected two integers, got \(4.5, 4\)"),
-        (lambda: keep_ratio_size((4, 4), -1.0), ValueError, "scale: expected a positive factor, or two bounds, got -1"),
+        (lambda: keep_ratio_size((4, 4), -1.0), ValueError, "scale: expected a positive factor or two bounds, got -1"),
         (lambda: keep_ratio_size((4, 4), math.nan), ValueError, "scale: expected a positive factor"),
         (lambda: keep_ratio_size((1, 900), (90, 90)), ValueError, r"scale: nothing is left of an image of \(1, 900\)"),
     ],
@@ -101,7 +110,7 @@ def test_resize_as_opencv(index):
 
 @pytest.mark.parametrize("size", [(2, 60), (7, 90), (13, 40), (40, 13), (26, 38), (57, 91)], ids=str)
 def test_resize_is_bilinear_between_pixel_centres(size):
-    """PyTorch's float64 interpolation, rounded; weights of 8 binary places are away by half of 1/256, on each axis."""
+    """Compares with PyTorch in float64: rounding, and weights of 8 binary places, off by half of 1/256 on each axis."""
     image = sample(26, 38).image
     exact = torch.nn.functional.interpolate(image[None].double(), size, mode="bilinear")[0]
     assert (resize(image, size).double() - exact).abs().max() <= 0.5 + 2 * 255 / 512
@@ -122,8 +131,8 @@ def test_antialias_smooths_what_shrinks_and_nothing_else():
 
 
 def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
-    """Its pipeline in its order, whole images at every step, on the numbers that `train` draws."""
-    numbers = torch.randint(UNIT, (2 + DRAWS + 22,), generator=generator(seed)).tolist()
+    """Runs mmsegmentation's steps in their order, on whole images, with the numbers that `train` draws."""
+    numbers = torch.randint(UNIT, (2 + DISTORTION_DRAWS + 22,), generator=generator(seed)).tolist()
     share = [number / UNIT for number in numbers]
 
     # one ratio multiplies both bounds, which are cut off; the image keeps its proportions
@@ -132,7 +141,7 @@ def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
     image, mask = resize(given.image, size), resize(given.mask, size)
 
     # a crop is taken if two classes are in it and the larger has less than its share of what counts, ten redraws
-    corners = zip(numbers[2 + DRAWS :: 2], numbers[3 + DRAWS :: 2], strict=True)
+    corners = zip(numbers[2 + DISTORTION_DRAWS :: 2], numbers[3 + DISTORTION_DRAWS :: 2], strict=True)
     for row, column in corners:
         top = row * (max(size[0] - crop_size[0], 0) + 1) // UNIT
         left = column * (max(size[1] - crop_size[1], 0) + 1) // UNIT
@@ -146,7 +155,7 @@ def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
     if share[1] >= 0.5:
         image, mask = image.flip(-1), mask.flip(-1)
 
-    brighter, by, early, contrasted, times, saturated, factor, turned, turn = share[2 : 2 + DRAWS]
+    brighter, by, early, contrasted, times, saturated, factor, turned, turn = share[2 : 2 + DISTORTION_DRAWS]
     if brighter >= 0.5:
         image = augment.brightness(image, -32 + 64 * by)
     if early >= 0.5 and contrasted >= 0.5:
@@ -171,7 +180,7 @@ def as_mmsegmentation(given, seed, crop_size, scale, max_ratio):
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_train_is_mmsegmentation_bit_for_bit(size, crop_size, scale, channels_last):
-    """Though it resizes nothing but the crop's window, and all in one pass."""
+    """Tests that computing the crop's window alone, in one pass, changes no bit."""
     for seed in range(25):
         given = sample(*size, seed=seed, classes=2, block=16)
         if channels_last:
@@ -184,7 +193,7 @@ def test_train_is_mmsegmentation_bit_for_bit(size, crop_size, scale, channels_la
 
 
 def test_image_and_mask_move_together():
-    """A checkerboard, dark and light, of two classes: two pixels from its edges each still looks like its label."""
+    """Tests that pixels of a checkerboard of two classes, away from its edges, still look like their labels."""
     board = (torch.arange(96)[:, None] // 12 + torch.arange(160) // 12) % 2
     given = Sample((board * 180 + 30).to(torch.uint8).expand(3, -1, -1), board.to(torch.uint8), "checkerboard")
     for seed in range(20):
@@ -208,7 +217,7 @@ def test_padding():
 
 
 def test_crops_avoid_what_one_class_fills():
-    """Half of the picture is one class: with the rule far fewer crops are, without it a good part."""
+    """Tests that the rule avoids crops of the half that one class fills, and that they are frequent without it."""
     mask = torch.zeros(64, 256, dtype=torch.uint8)
     mask[:, 160:] = sample(64, 96, block=4).mask
     given = Sample(torch.zeros(3, 64, 256, dtype=torch.uint8), mask, "half empty")
@@ -281,7 +290,7 @@ def test_normalise():
         (
             lambda s: train(s._replace(mask=s.mask[1:]), generator(0), (4, 4), (9, 9)),
             ValueError,
-            r"image and mask differ in size: \(8, 9\) and \(7, 9\)",
+            r"image, mask: expected one size for both, got \(8, 9\) and \(7, 9\)",
         ),
         (lambda s: train(s, generator(0), (4, 0), (9, 9)), ValueError, r"crop_size: .* got \(4, 0\)"),
         (lambda s: train(s, generator(0), (4, 4), (4,)), TypeError, r"scale: expected two integers, got \(4,\)"),

@@ -1,4 +1,4 @@
-"""Every data set is read from its official layout, with the labels that its benchmark counts."""
+"""Tests that every data set is read from its official layout, with the labels that its benchmark counts."""
 
 import os
 import shutil
@@ -111,12 +111,15 @@ def test_classes_of_a_folder_can_be_given(tmp_path):
     data = apcnet.data.open("folder", tmp_path, classes=["x", "y", "z"])
     assert (data.classes, data.palette[1]) == (("x", "y", "z"), (128, 0, 0))
     assert apcnet.data.open("folder", tmp_path, palette=[(9, 9, 9)] * 3).palette[2] == (9, 9, 9)
-    with pytest.raises(ValueError, match="3 classes, but 1 colours"):
+    with pytest.raises(ValueError, match="palette: expected a colour for each of 3 classes, got 1"):
         apcnet.data.open("folder", tmp_path, palette=[(9, 9, 9)])
     with pytest.raises(TypeError, match="classes: expected a sequence of names, got 'road'"):
         apcnet.data.open("folder", tmp_path, classes="road")
     (tmp_path / "classes.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no classes\.txt in .* or give classes="):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"classes: expected names in .*classes\.txt, but there is no such file; .* or give classes=",
+    ):
         apcnet.data.open("folder", tmp_path)
 
 
@@ -129,7 +132,7 @@ def test_masks_of_a_folder_may_hold_other_values(tmp_path):
 
 def test_splits_of_a_folder(tmp_path):
     fake_trees.folder(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"split: .*images/test nor a list test\.txt .*it has train, val"):
+    with pytest.raises(FileNotFoundError, match=r"split: .*images/test or a list test\.txt .*which has train, val"):
         apcnet.data.open("folder", tmp_path, "test")
     fake_trees.save_lines(["d"], tmp_path / "val.txt")
     with pytest.raises(ValueError, match=r"both a folder images/val and a list val\.txt"):
@@ -157,9 +160,12 @@ def test_names_are_helped_with(tmp_path):
 def test_roots_that_are_wrong(tmp_path, name):
     with pytest.raises(TypeError, match=r"root: expected the folder that holds .*, got None"):
         apcnet.data.open(name)
-    with pytest.raises(FileNotFoundError, match=r"root: there is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"root: expected an existing folder, got .*nowhere"):
         apcnet.data.open(name, tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=rf"root: there is no folder \w+ in {tmp_path} nor in its \w+"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"root: expected the folder that holds \w+, but there is none in {tmp_path} nor in its \w+",
+    ):
         apcnet.data.open(name, tmp_path)
 
 
@@ -182,9 +188,9 @@ def test_empty_splits_are_errors(tmp_path):
     for folder in ("leftImg8bit/val", "gtFine/val", "images/validation", "annotations/validation"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("cityscapes", "ade20k"):
-        with pytest.raises(FileNotFoundError, match=f"there are no images in {tmp_path}"):
+        with pytest.raises(FileNotFoundError, match=f"expected images in {tmp_path}.*, found none"):
             apcnet.data.open(name, tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"there is no folder .*train"):
+        with pytest.raises(FileNotFoundError, match=r"expected the folder .*train"):
             apcnet.data.open(name, tmp_path, "train")
 
 
@@ -194,10 +200,12 @@ def test_what_is_not_prepared_says_how(tmp_path):
         apcnet.data.open("cityscapes", tmp_path / "c")
     fake_trees.voc2012(tmp_path / "v", prepared=False)
     assert len(apcnet.data.open("voc2012", tmp_path / "v", "train")) == 2
-    with pytest.raises(FileNotFoundError, match=r"neither trainaug\.txt nor aug\.txt .*apcnet prepare voc2012 .*/v`"):
+    with pytest.raises(FileNotFoundError, match=r"expected trainaug\.txt or aug\.txt .*apcnet prepare voc2012 .*/v`"):
         apcnet.data.open("voc2012", tmp_path / "v", "trainaug")
     (tmp_path / "p" / "JPEGImages").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"there is no .*val\.txt; `apcnet prepare pascal_context .*/p`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected .*val\.txt, but there is none; run `apcnet prepare pascal_context .*/p`"
+    ):
         apcnet.data.open("pascal_context", tmp_path / "p")
 
 
@@ -211,7 +219,7 @@ def test_the_order_is_that_of_the_names(tmp_path, monkeypatch):
 
 
 def test_a_tree_of_links(tmp_path):
-    """Data sets are often linked together from several disks."""
+    """Tests links, because data sets are often linked together from several disks."""
     stored = fake_trees.cityscapes(tmp_path / "disk")
     (tmp_path / "data").mkdir()
     for folder in ("leftImg8bit", "gtFine"):

@@ -1,4 +1,4 @@
-"""Images and masks of every format are read as what they are, or refused by name."""
+"""Tests that images and masks of every format are read as they are, or refused by name."""
 
 import io
 import pickle
@@ -27,7 +27,7 @@ ROTATIONS |= {8: np.rot90}
 
 @pytest.fixture
 def photo():
-    """Smooth, so that JPEG keeps it; with no symmetry."""
+    """Makes a smooth image, which JPEG keeps, without any symmetry."""
     y, x = np.mgrid[:24, :40]
     return np.stack([x * 6, y * 10, 255 - x * 3 - y * 5], -1).astype(np.uint8)
 
@@ -37,7 +37,7 @@ def planes(array):
 
 
 def png(values, depth, colors):
-    """A PNG file of 16 bits, which Pillow does not write in colour."""
+    """Encodes a 16-bit PNG file, which Pillow does not write in colour."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in values)
 
@@ -64,7 +64,7 @@ def test_colours_are_read_exactly(tmp_path, photo, suffix):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(tmp_path, photo, mode):
-    """Of transparent pixels the colour counts, of palettes the colours they stand for."""
+    """Tests that transparent pixels keep their colour, and that palette indices become their colours."""
     image = Image.fromarray(photo)
     if mode in ("LA", "RGBA"):
         image = image.convert("LA" if mode == "LA" else "RGBA")
@@ -113,12 +113,12 @@ def test_masks_hold_what_is_stored(tmp_path):
 @pytest.mark.parametrize(
     ("image", "suffix", "message"),
     [
-        (Image.new("1", (4, 3)), "png", "one bit .* expected the index of a class"),
+        (Image.new("1", (4, 3)), "png", "expected .* a class index at each pixel, got one bit"),
         (Image.new("RGB", (4, 3)), "png", "colours .*`apcnet check`"),
         (Image.new("RGBA", (4, 3)), "png", "colours"),
         (Image.new("F", (4, 3)), "tif", "mode F"),
         (Image.new("L", (4, 3)), "jpg", "JPEG"),
-        (Image.fromarray(np.full((3, 4), 256, np.uint16)), "png", "the value 256, expected labels of 0 to 255"),
+        (Image.fromarray(np.full((3, 4), 256, np.uint16)), "png", "expected labels from 0 to 255, got the value 256"),
     ],
     ids=["1", "RGB", "RGBA", "F", "JPEG", "wide"],
 )
@@ -131,7 +131,7 @@ def test_masks_that_cannot_be_labels_are_refused(tmp_path, image, suffix, messag
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_images_of_32_bits_are_refused(tmp_path, mode):
     Image.new(mode, (4, 3)).save(tmp_path / "i.tif")
-    with pytest.raises(ValueError, match=r"i\.tif: cannot be decoded, expected 8 or 16 bits .* got 32"):
+    with pytest.raises(ValueError, match=r"i\.tif: cannot be decoded: expected 8 or 16 bits .* got 32"):
         read_image(tmp_path / "i.tif")
 
 
@@ -211,7 +211,7 @@ def test_label_tables():
     assert reduced_labels(2).tolist() == [255, 0, 1, *[UNKNOWN] * 252, 255]
     assert label_table(2, {0: 0, 255: 1}).tolist() == [0, *[UNKNOWN] * 254, 1]
     for wrong in ({256: 0}, {0: 2}, {-1: 0}):
-        with pytest.raises(ValueError, match="labels: expected values of 0 to 255"):
+        with pytest.raises(ValueError, match="labels: expected values from 0 to 255"):
             label_table(2, wrong)
 
 
@@ -230,9 +230,9 @@ def test_class_lists(tmp_path):
     ("text", "message"),
     [
         ("", "expected 1 to 254 classes, got 0"),
-        ("a\n" * 2, "'a' is there twice"),
+        ("a\n" * 2, "expected different names, but lists the class 'a' twice"),
         ("a 1 2 3\nb\n", "'b' has none"),
-        ("a 1 2 256", "three numbers of 0 to 255"),
+        ("a 1 2 256", "three numbers from 0 to 255"),
         ("\n".join(map(str, range(255))), "got 255"),
     ],
 )
@@ -260,15 +260,15 @@ def test_files_are_found_by_name(tmp_path):
 
 
 def test_folders_that_are_wrong(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"expected the folder .*nowhere"):
         images_in(tmp_path / "nowhere")
     (tmp_path / "a.png").touch()
     (tmp_path / "a.JPG").touch()
-    with pytest.raises(ValueError, match=r"two images of one name, a\.(png|JPG) and a\.(JPG|png)"):
+    with pytest.raises(ValueError, match=r"expected one image of each name, got a\.(png|JPG) and a\.(JPG|png)"):
         images_in(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "up").symlink_to(tmp_path / "in")
-    with pytest.raises(ValueError, match="up: is a link to a folder that it is in"):
+    with pytest.raises(ValueError, match="up: links to a folder that contains it"):
         images_in(tmp_path / "in")
 
 
@@ -280,7 +280,7 @@ def test_pairs_that_are_not_there_are_counted_and_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"1 of 8 samples have no image in .*: h; 5 of 8"):
         listing(images.keys() | masks.keys(), images, masks).open()
     assert listing(images, images, masks).complete().names == ["a", "g"]
-    with pytest.raises(FileNotFoundError, match="no images in images"):
+    with pytest.raises(FileNotFoundError, match="expected images in images, found none"):
         listing([], {}, {})
 
 
@@ -291,7 +291,7 @@ def test_lists_of_names(tmp_path):
     for content, message in (
         (b"\n\n", "lists no names"),
         (b"a\nb\na\n", "lists a more than once"),
-        (b"\xff\x00", "no text"),
+        (b"\xff\x00", "expected text .*, got other bytes"),
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=rf"train\.txt.*{message}"):

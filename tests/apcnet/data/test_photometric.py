@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and hue, beside what mmsegmentation computes and beside OpenCV's 8-bit HSV."""
+"""Tests brightness, contrast, saturation and hue against mmsegmentation and against OpenCV's 8-bit HSV."""
 
 import colorsys
 import itertools
@@ -9,7 +9,7 @@ import torch
 
 import apc_kernels
 from apcnet.data import augment
-from apcnet.data.augment import BRIGHTNESS, DRAWS, HUE, UNIT, distortion
+from apcnet.data.augment import BRIGHTNESS, DISTORTION_DRAWS, HUE, UNIT, distortion
 
 STEPS = ("brightness", "contrast", "saturation", "hue")
 NEVER, ALWAYS = 0, UNIT - 1
@@ -46,7 +46,7 @@ def test_levels_are_clamped_and_cut_off(factor, delta):
 
 @pytest.mark.parametrize("turn", [-180, -77, -30, -18, -1, 0, 17, 31, 90, 180])
 def test_hue_of_the_color_circle(turn):
-    """The definition, color by color: hue rounded to two degrees, saturation to 1/255; levels cut off."""
+    """Tests the definition color by color: hue rounded to two degrees, saturation to 1/255, levels cut off."""
     image = colors(200)
     turned = augment.hue(image, turn)
     for given, found in zip(image.flatten(1).T.tolist(), turned.flatten(1).T.tolist(), strict=True):
@@ -82,7 +82,7 @@ def test_the_image_stays_as_it_is(step):
 
 
 def test_distortion_is_the_steps_in_order():
-    """Each of the four or not, contrast before or after the colors: what the draws say, as the public functions do."""
+    """Tests that the draws choose the steps and their order, and that each step equals the public function."""
     image = colors(300)
     for chosen in itertools.product((NEVER, ALWAYS), repeat=5):
         bright, early, contrasted, saturated, turned = chosen
@@ -104,11 +104,11 @@ def test_distortion_is_the_steps_in_order():
 
 @pytest.mark.parametrize(("draw", "turn", "delta"), [(0, -HUE, -BRIGHTNESS), (UNIT - 1, HUE - 1, BRIGHTNESS)])
 def test_ends_of_the_draws(draw, turn, delta):
-    """Hue is drawn as NumPy's randint(-18, 18): its upper end is never reached."""
-    draws = [NEVER] * DRAWS
+    """Tests that hue never reaches its upper end, like NumPy's randint(-18, 18)."""
+    draws = [NEVER] * DISTORTION_DRAWS
     draws[7:] = ALWAYS, draw
     assert distortion(draws) == [("hue", turn)]
-    draws = [ALWAYS, draw] + [NEVER] * (DRAWS - 2)
+    draws = [ALWAYS, draw] + [NEVER] * (DISTORTION_DRAWS - 2)
     assert distortion(draws) == [("brightness", pytest.approx(delta, abs=1e-6))]
 
 

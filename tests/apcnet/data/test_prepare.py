@@ -1,4 +1,4 @@
-"""What downloads lack is made from what they have, to the bit, once, and nothing that is there is touched."""
+"""Tests that missing files are made from the downloads, to the bit and only once, and that existing files stay."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def test_cityscapes(tmp_path):
 
 
 def test_voc2012(tmp_path):
-    """All of SBD is converted; its names of val are not trained on, its masks of VOC's train not used."""
+    """Tests that all of SBD is converted, but that its names of val and its masks of VOC's train are not used."""
     root = tmp_path / "VOCdevkit" / "VOC2012"
     stored, masks = fake_trees.voc2012(root, prepared=False), fake_trees.sbd(tmp_path / "benchmark_RELEASE" / "dataset")
     assert prepare("voc2012", tmp_path) == (6, 0)
@@ -79,7 +79,7 @@ def test_pascal_context(tmp_path):
 
 
 def test_categories_stand_for_the_classes_of_their_names():
-    """The numbers that PASCAL in Detail gives to some of them."""
+    """Tests some categories by the numbers that PASCAL in Detail gives them."""
     classes = apcnet.data.pascal_context.CLASSES
     known = {"aeroplane": 2, "bag": 9, "bedclothes": 19, "bicycle": 23, "curtain": 105, "person": 284, "table": 397}
     known |= {"tvmonitor": 427, "window": 454, "wood": 458, "background": 0}
@@ -155,13 +155,13 @@ def test_nothing_half_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeyp
 
 
 def test_cityscapes_that_is_wrong(tmp_path):
-    with pytest.raises(FileNotFoundError, match="root: there is no folder gtFine"):
+    with pytest.raises(FileNotFoundError, match="root: expected the folder that holds gtFine, but there is none"):
         prepare("cityscapes", tmp_path)
     (tmp_path / "gtFine").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"there is no \*_gtFine_labelIds\.png in .*gtFine"):
+    with pytest.raises(FileNotFoundError, match=r"root: expected \*_gtFine_labelIds\.png in .*gtFine, found none"):
         prepare("cityscapes", tmp_path)
     fake_trees.save(np.full((4, 4), 34, np.uint8), tmp_path / "gtFine" / "val" / "c" / "c_0_0_gtFine_labelIds.png")
-    with pytest.raises(ValueError, match=r"c_0_0_gtFine_labelIds\.png: expected labels of 0 to 33"):
+    with pytest.raises(ValueError, match=r"c_0_0_gtFine_labelIds\.png: expected labels from 0 to 33"):
         prepare("cityscapes", tmp_path)
     with pytest.raises(ValueError, match="source: expected None"):
         prepare("cityscapes", tmp_path, source=tmp_path)
@@ -169,35 +169,51 @@ def test_cityscapes_that_is_wrong(tmp_path):
 
 def test_sbd_that_is_wrong(tmp_path):
     fake_trees.voc2012(tmp_path / "VOC2012", prepared=False)
-    with pytest.raises(FileNotFoundError, match="source: the masks of SBD were looked for"):
+    with pytest.raises(
+        FileNotFoundError, match=r"source: expected SBD's masks in .*, found none; run `apcnet prepare voc2012 "
+    ):
         prepare("voc2012", tmp_path)
     fake_trees.sbd(tmp_path / "sbd")
     file = tmp_path / "sbd" / "cls" / "2008_000002.mat"
     good = file.read_bytes()
     file.write_bytes(fake_trees.mat_file(np.full((4, 4), 21, np.uint8)))
-    with pytest.raises(ValueError, match=r"2008_000002\.mat: expected a mask of labels 0 to 20"):
+    with pytest.raises(ValueError, match=r"2008_000002\.mat: expected a mask of labels from 0 to 20"):
         prepare("voc2012", tmp_path, tmp_path / "sbd")
     for damaged in (good[:150], good[:200], b"MATLAB 7.3 MAT-file", b""):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"2008_000002\.mat: "):
             prepare("voc2012", tmp_path, tmp_path / "sbd")
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 masks are not in .*cls: 2008_000002\.mat"):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected 4 masks in .*cls, but 1 of them are missing: 2008_000002\.mat"
+    ):
         prepare("voc2012", tmp_path, tmp_path / "sbd")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.pop("images"), "is not what PASCAL in Detail calls"),
-        (lambda data: data["annos_segmentation"][0].update(category_id=3), "category 3, none of the 59"),
-        (lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="0"), "covers 0 pixels of 560"),
-        (lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="Q"), "no run-length code"),
+        (lambda data: data.pop("images"), "expected the format of PASCAL in Detail's"),
+        (
+            lambda data: data["annos_segmentation"][0].update(category_id=3),
+            "expected categories of the 59 classes, got category 3",
+        ),
+        (
+            lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="0"),
+            "code of 560 pixels, got one of 0",
+        ),
+        (
+            lambda data: data["annos_segmentation"][0]["segmentation"].update(counts="Q"),
+            "expected a run-length code, got other characters",
+        ),
         (
             lambda data: data["annos_segmentation"][0].update(segmentation=[[0, 0, 5, 5, 5, 0]]),
             "region 0 of 2008_000008",
         ),
-        (lambda data: data["annos_segmentation"][0]["segmentation"].update(size=[28, 20]), r"size is \[28, 20\]"),
+        (
+            lambda data: data["annos_segmentation"][0]["segmentation"].update(size=[28, 20]),
+            r"expected the size .*, got \[28, 20\]",
+        ),
     ],
 )
 def test_annotations_that_are_wrong(tmp_path, change, message):
@@ -209,7 +225,7 @@ def test_annotations_that_are_wrong(tmp_path, change, message):
     with pytest.raises(ValueError, match=rf"trainval_merged\.json.*{message}"):
         prepare("pascal_context", tmp_path)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"source: there is no .*trainval_merged\.json"):
+    with pytest.raises(FileNotFoundError, match=r"source: expected .*trainval_merged\.json, .* there is no such file"):
         prepare("pascal_context", tmp_path)
 
 
@@ -220,7 +236,7 @@ def test_a_name_is_helped_with(tmp_path):
 
 @pytest.mark.parametrize("name", ["compressed", "plain"])
 def test_files_of_matlab(name):
-    """Written by scipy.io.savemat as SBD's are: with sparse boundaries in cells before what is wanted."""
+    """Reads files that scipy.io.savemat wrote like SBD's, with sparse boundaries in cells before the masks."""
     mask = np.zeros((13, 9), np.uint8)
     mask[2:9, 3:8], mask[5:, 1:4], mask[0, 0] = 5, 20, 15
     labels = read_field(DATA / f"{name}.mat", "GTcls", "Segmentation")
@@ -235,7 +251,7 @@ def test_files_of_matlab(name):
     "case", json.loads((DATA / "run_lengths.json").read_text()), ids=lambda case: str(case["area"])
 )
 def test_run_length_codes(case):
-    """Written by pycocotools."""
+    """Decodes codes that pycocotools wrote."""
     height, width = case["size"]
     mask = decode(case["counts"], height * width).reshape(width, height).T
     assert mask.sum() == case["area"]

@@ -1,4 +1,4 @@
-"""The stream of training: a function of (seed, position), whatever workers, processes and interruptions there are."""
+"""Tests that the stream of training depends on seed and position alone, for any workers, ranks and interruptions."""
 
 import itertools
 import multiprocessing
@@ -27,7 +27,7 @@ def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, rank=0, 
 
 
 def first(steps, batches):
-    """So many batches, as plain lists, which compare."""
+    """Returns the first batches as plain lists, which can be compared."""
     taken = [(b.images.tolist(), b.masks.tolist(), b.names, b.positions) for b in itertools.islice(batches, steps)]
     assert len(taken) == steps
     return taken
@@ -41,7 +41,7 @@ def indices(batches, steps):
 
 
 def test_keys_are_splitmix64():
-    """The published generator's first numbers from seed 1234567, as scalars and as arrays."""
+    """Compares with the published generator's first numbers from seed 1234567, as scalars and as arrays."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     assert hashes(1234567, 4).tolist() == published
     assert mix(np.array([7, 2**64 - 1], np.uint64)).tolist() == [mix(7), mix(2**64 - 1)]
@@ -53,7 +53,7 @@ def test_keys_depend_on_every_number():
 
 
 def test_the_order_is_the_same_everywhere():
-    """Written down: it must not change with a version of PyTorch or numpy, or runs could not be resumed."""
+    """Compares with a written order, which must not change with PyTorch or numpy, or runs could not be resumed."""
     assert [sample_index(5, position, 10) for position in range(20)] == [
         *(1, 2, 9, 6, 8, 5, 3, 4, 7, 0),
         *(7, 9, 5, 0, 1, 8, 6, 3, 2, 4),
@@ -118,7 +118,7 @@ def test_seeds_decide_order_and_transforms():
 
 @pytest.mark.parametrize("step", [1, 7, 10**9])
 def test_a_resumed_stream_is_the_tail(step):
-    """A run asks for the step it has not done; nothing before it is read."""
+    """Tests that a resumed run reads from its next step on, and nothing before it."""
     read = []
     far = first(3, stream(start_step=step, transform=lambda s, g: (read.append(s.name), shifted(s, g))[1]))
     assert len(read) == 12 and far[0][3] == list(range(4 * step, 4 * step + 4))
@@ -128,7 +128,7 @@ def test_a_resumed_stream_is_the_tail(step):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_ranks(world):
-    """Laid beside one another, rank by rank within each step, they are the one process's stream in its order."""
+    """Tests that the batches of all ranks, step by step, form the stream of a single process in its order."""
     ranks = [first(6, stream(rank=rank, world=world)) for rank in range(world)]
     for step, whole in enumerate(first(6, stream())):
         parts = [rank[step] for rank in ranks]
@@ -160,7 +160,7 @@ def test_spawned_workers():
 
 
 def test_workers_work_ahead(tmp_path):
-    """One batch is asked for, and one more is begun before it comes."""
+    """Tests that the next batch is begun before the current one arrives."""
     batches = stream(transform=Recorded(tmp_path), workers=1)
     next(batches)
     for _ in range(500):
@@ -181,7 +181,7 @@ class Recorded:
 
 
 def test_workers_share_the_keys():
-    """The loader of an evaluation: items in the order of the keys, of both workers."""
+    """Tests that two workers return the items of an evaluation in the order of the keys."""
     items = list(loader(Identified(), range(1, 7, 2), workers=2))
     assert [key for key, _ in items] == [1, 3, 5] and {worker for _, worker in items} == {0, 1}
 
@@ -192,7 +192,7 @@ class Identified:
 
 
 def test_interrupts_are_the_parents_to_handle():
-    """Ctrl-C at a terminal reaches the workers too; they go on."""
+    """Tests that workers continue after Ctrl-C, which reaches them too."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it from the start
     try:
         handlers = list(loader(Handlers(), range(1), workers=1))
@@ -208,7 +208,7 @@ class Handlers:
 
 
 def test_workers_end_with_the_process_that_uses_them():
-    """Also where something keeps the stream alive to the last, an error's traceback say."""
+    """Tests that workers end even if a traceback keeps the stream alive until the end."""
     program = (
         "from apcnet.data.stream import loader\n"
         "items = loader(list(range(9)), range(9), workers=1)\n"
@@ -223,7 +223,7 @@ def test_workers_end_with_the_process_that_uses_them():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_global_random_state_is_left_alone(workers):
-    """Neither read nor written: the batches do not follow it, and it is afterwards what it was."""
+    """Tests that batches do not depend on global random state, and leave it unchanged."""
     taken = []
     for seed in (1, 2):
         torch.manual_seed(seed)

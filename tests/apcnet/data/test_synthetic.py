@@ -1,4 +1,4 @@
-"""Generated scenes: the same bits everywhere, and labels that only their surroundings decide."""
+"""Tests that generated scenes are the same bits everywhere, and that only the surroundings decide the labels."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ SCENES = [("train", (96, 96), 0), ("val", (97, 65), 1), ("test", (49, 130), -1),
 
 
 def test_digest():
-    """Eight scenes, to the bit, on every machine: if this fails, trained models and published figures are void."""
+    """Tests eight scenes to the bit: if this fails, trained models and published figures are void."""
     digest = hashlib.sha256()
     for family, (split, size, seed) in itertools.product(COUNT, SCENES):
         image, mask, name = Synthetic(split, family, size, seed)[17]
@@ -42,7 +42,7 @@ def test_samples(family, size):
 
 
 def test_scenes_depend_on_nothing_but_their_key():
-    """Not on other scenes, not on threads or random state, not on how many there are."""
+    """Tests that other scenes, threads, random state and the number of scenes change nothing."""
     dataset = Synthetic("val", "regional", seed=3)
     first = dataset[5]
     dataset[200]
@@ -53,7 +53,7 @@ def test_scenes_depend_on_nothing_but_their_key():
 
 
 def test_scenes_differ():
-    """Between splits, families, seeds and from one to the next."""
+    """Tests that scenes differ between splits, families, seeds and indices."""
     parts = itertools.product(("train", "val", "test"), COUNT, [(48, 48)], (0, 1, -1), [20])
     images = {sample.image.numpy().tobytes() for part in parts for sample in Synthetic(*part)}
     assert len(images) == 3 * 2 * 3 * 20
@@ -72,7 +72,7 @@ def test_it_ends_as_a_list_does():
 @FAMILIES
 @pytest.mark.parametrize("size", [(96, 96), (61, 130), (130, 61)], ids=str)
 def test_nothing_outside_the_band_knows_the_cues(family, size):
-    """No local field tells: with other cues, no pixel changes but the band's, no label but the band's and fabric's."""
+    """Tests that other cues change only the pixels of the band, and the labels of band and fabric."""
     for key in range(30):
         image, mask = draw(key, size, range(COUNT[family]))
         changed = np.zeros(size, bool)
@@ -101,7 +101,7 @@ def is_fabric(mask):
 
 @pytest.mark.parametrize(("family", "gap"), [("whole", 32), ("regional", 24)])
 def test_fabric_is_far_from_every_cue(family, gap):
-    """Whichever side or sides the band is on."""
+    """Tests the distance for bands on every side."""
     for key in range(60):
         mask, bands = upright(*draw(key, (96, 96), range(COUNT[family])))[1:]
         fabric = is_fabric(mask).any(1).nonzero()[0]
@@ -109,7 +109,7 @@ def test_fabric_is_far_from_every_cue(family, gap):
 
 
 def upright(image, mask):
-    """The scene turned so that its bands lie across, and which rows they lie in."""
+    """Turns a scene so that its bands lie across, and returns their rows."""
     band = is_band(mask)
     if band.any(1).sum() > band.any(0).sum():
         image, mask = image.swapaxes(1, 2), mask.T
@@ -129,7 +129,7 @@ def test_bands_are_on_every_side(family):
 
 @FAMILIES
 def test_the_cue_decides(family):
-    """The class of fabric is that of the cue on its side of the cut, told by how much of the band is bright."""
+    """Tests that fabric has the class of the cue on its side of the cut, read from the brightness of the band."""
     for sample in Synthetic("val", family, length=60):
         image, mask, bands = upright(sample.image.numpy(), sample.mask.numpy())
         for half in {"whole": [slice(0, 96)], "regional": [slice(0, 44), slice(52, 96)]}[family]:
@@ -141,7 +141,7 @@ def test_the_cue_decides(family):
 
 @FAMILIES
 def test_cues_are_equally_frequent(family):
-    """All of them, and in a picture of two all pairs of different ones."""
+    """Tests single cues, and all pairs of different ones in images with two."""
     drawn = [tuple(cues_of(key, COUNT[family])) for key in range(6000)]
     kinds = list(itertools.permutations(range(len(CUES)), COUNT[family]))
     counts = np.array([drawn.count(kind) for kind in kinds])
@@ -160,7 +160,7 @@ def test_every_scene_has_fabric_and_its_cue(family):
 
 
 def test_speed():
-    """Measured 1,200 a second on one quiet core; the promise is 150."""
+    """Tests for 150 scenes a second; a quiet core was measured to make 1,200."""
     dataset = Synthetic(family="regional")
     best = min(timed(dataset, range(start, start + 20)) for start in range(0, 200, 20))
     assert best / 20 < 1 / 150
@@ -181,7 +181,7 @@ def timed(dataset, indices):
     [
         ({"split": "vall"}, ValueError, "split: expected one of train, val, test, got 'vall'; did you mean 'val'"),
         ({"family": "region"}, ValueError, "family: .*did you mean 'regional'"),
-        ({"size": (96, 47)}, ValueError, r"size: expected 48 pixels a side at least, got \(96, 47\)"),
+        ({"size": (96, 47)}, ValueError, r"size: expected at least 48 pixels a side, got \(96, 47\)"),
         ({"size": 96}, TypeError, r"size: expected two integers \(height, width\), got 96"),
         ({"seed": 0.5}, TypeError, "seed: expected an integer, got 0.5"),
         ({"length": 0}, ValueError, r"length: expected 1 to 2\*\*32 scenes, got 0"),

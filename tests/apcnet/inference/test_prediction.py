@@ -138,7 +138,7 @@ def test_what_is_no_image(network, image, error, message):
 
 def test_broken_and_missing_files(tmp_path, network):
     (tmp_path / "i.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"i\.png: is no image"):
+    with pytest.raises(ValueError, match=r"i\.png: expected an image in a format that Pillow reads"):
         predict(network, tmp_path / "i.png")
     with pytest.raises(FileNotFoundError, match=r"away\.png"):
         predict(network, tmp_path / "away.png")

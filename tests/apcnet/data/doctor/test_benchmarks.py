@@ -1,4 +1,4 @@
-"""The doctor on trees laid out as the benchmarks are: what goes wrong with each of them."""
+"""Tests the doctor on trees laid out as the benchmarks are, with the defects that each of them has in practice."""
 
 import fake_trees
 import numpy as np
@@ -35,7 +35,7 @@ def test_trainaug_has_the_images_of_train(tmp_path):
 
 
 def test_a_list_that_names_an_image_twice(tmp_path):
-    """The split does not open, and the other is looked at."""
+    """Tests that this split does not open, and that the other one is still checked."""
     fake_trees.folder(tmp_path, listed=True)
     lines = (tmp_path / "train.txt").read_text()
     (tmp_path / "train.txt").write_text(lines + "a photo\n")
@@ -59,7 +59,7 @@ def test_cityscapes_with_label_ids_under_the_name_of_train_ids(tmp_path):
         path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
     finding = check("cityscapes", tmp_path, workers=0).findings[0]
     assert finding.kind == "labels out of range" and finding.count == 3
-    assert finding.cause.startswith("labelIds in place of labelTrainIds")
+    assert finding.cause.startswith("labelIds instead of labelTrainIds")
     assert set(finding.stored_values) <= {*fake_trees.CITYSCAPES_IDS, 1}
 
 
@@ -80,7 +80,7 @@ def test_a_mask_of_no_image_is_told_once(tmp_path):
 
 
 def test_ade20k_that_was_reduced_already(tmp_path):
-    """Every class index and never 150: with reduce_zero_label all labels would be one too low."""
+    """Tests masks with every class index and never 150, whose labels reduce_zero_label would shift by one."""
     for folder, split in (("training", "train"), ("validation", "val")):
         image, mask = draw(split, range(150))
         mask.flat[:150] = range(150)

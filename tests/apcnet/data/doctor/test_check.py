@@ -1,4 +1,4 @@
-"""The doctor finds every defect that is planted, names it and says where it comes from; what is whole it lets be."""
+"""Tests that the doctor finds, names and explains every planted defect, and finds none in intact data."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def mask_of(root: Path, split: str = "train", name: str = "b") -> Path:
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with nothing wrong: every class in every mask."""
+    """Makes a folder without defects, with every class in every mask."""
     for split, names in NAMES.items():
         for name in names:
             image, mask = draw(name, (0, 1, 2, 255))
@@ -49,7 +49,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def redo(path: Path, change, **options) -> None:
-    """A file with its pixels changed."""
+    """Rewrites a file with changed pixels."""
     save(change(read(path)), path, **options)
 
 
@@ -73,21 +73,21 @@ def link_to_nowhere(path: Path) -> None:
 
 
 def table(*values: int) -> np.ndarray:
-    """From 0, 1, 2 to other values; everything else stays 255, which is stored as the last of them."""
+    """Maps 0, 1 and 2 to other values, and all others to 255, which is stored as the last of them."""
     change = np.full(256, values[-1], dtype=np.uint8)
     change[: len(values) - 1] = values[:-1]
     return change
 
 
 def save_colored(mask: np.ndarray, path: Path, palette) -> None:
-    """A palette image, which gives each value a colour."""
+    """Saves a palette image, which gives each value a colour."""
     image = Image.fromarray(mask)
     image.putpalette([part for color in palette for part in color] + [0] * (768 - 3 * len(palette)))
     image.save(path)
 
 
 def turned_by_exif(root: Path, orientation: int, mask_too: bool) -> None:
-    """A photograph as cameras store it, with the tag that says how it was held."""
+    """Saves a photograph as cameras do, with the tag that says how the camera was held."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     image, mask = draw("upright", (0, 1, 2))
@@ -105,11 +105,11 @@ DEFECTS = {  # what is done; the kind of the finding, how many there are, what i
     "web page": (lambda r: overwrite(image_of(r), b"\n<!DOCTYPE html>"), "unreadable image", 1, "web page", "b: "),
     "Git LFS": (lambda r: overwrite(mask_of(r), LFS_POINTER), "unreadable mask", 1, "git lfs pull", "b: "),
     "cut mask": (lambda r: cut(mask_of(r)), "unreadable mask", 1, "ends too early", "b: "),
-    "link": (lambda r: link_to_nowhere(mask_of(r)), "unreadable mask", 1, "leads nowhere", "b: "),
+    "link": (lambda r: link_to_nowhere(mask_of(r)), "unreadable mask", 1, "a link to a missing file", "b: "),
     "half a mask": (lambda r: redo(mask_of(r), lambda m: m[:5, :7]), "sizes differ", 1, "resized", "28×20, mask 7×5"),
     "cropped": (lambda r: redo(mask_of(r), lambda m: m[:-1]), "sizes differ", 1, "cropped", "image 28×20, mask 28×19"),
     "turned mask": (lambda r: redo(mask_of(r), np.rot90), "sizes differ", 1, "by 90°", "mask 20×28"),
-    "EXIF": (lambda r: turned_by_exif(r, 6, False), "sizes differ", 1, "EXIF says, its mask is not", "mask 20×28"),
+    "EXIF": (lambda r: turned_by_exif(r, 6, False), "sizes differ", 1, "EXIF tag, its mask is not", "mask 20×28"),
     "colours": (
         lambda r: redo_masks(r, lambda m: np.array(PALETTE, np.uint8)[m % 3]),
         "mask without indices",
@@ -128,14 +128,14 @@ DEFECTS = {  # what is done; the kind of the finding, how many there are, what i
         lambda r: redo(mask_of(r), lambda m: np.stack([m, m * 9, m * 5], -1)),
         "mask without indices",
         1,
-        "of no class",
+        "belong to no class",
         "b: 4 colours",
     ),
     "picture": (
         lambda r: save(np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8), mask_of(r)),
         "mask without indices",
         1,
-        "more than masks have",
+        "more colours than a mask has",
         "b: more than 256",
     ),
     "JPEG": (lambda r: redo(mask_of(r), np.copy, format="JPEG"), "mask without indices", 1, "a JPEG", "b"),
@@ -179,7 +179,7 @@ DEFECTS = {  # what is done; the kind of the finding, how many there are, what i
         lambda r: redo(mask_of(r), table(0, 1, 77, 255).take),
         "labels out of range",
         1,
-        "values of 0 to 77 for 3 classes",
+        "values from 0 to 77 for 3 classes",
         "b: 77 at ",
     ),
     "16 bits": (
@@ -197,7 +197,13 @@ DEFECTS = {  # what is done; the kind of the finding, how many there are, what i
         "a photo",
     ),
     "all ignored": (lambda r: redo_masks(r, table(255).take), "nothing to learn", 3, "every pixel of every", "a photo"),
-    "one ignored": (lambda r: redo(mask_of(r), table(255).take), "mask ignored as a whole", 1, "of a class", "b"),
+    "one ignored": (
+        lambda r: redo(mask_of(r), table(255).take),
+        "mask ignored as a whole",
+        1,
+        "no pixel has a class",
+        "b",
+    ),
     "palette": (
         lambda r: save_colored(read(mask_of(r)), mask_of(r), PALETTE[::-1]),
         "palette disagrees",
@@ -205,8 +211,8 @@ DEFECTS = {  # what is done; the kind of the finding, how many there are, what i
         "with other indices",
         "b: 0 has the colour of class 2",
     ),
-    "rare class": (lambda r: redo_masks(r, table(0, 1, 0, 255).take), "class never trained", 1, "do not learn", "sky"),
-    "upside down": (lambda r: turned_by_exif(r, 3, False), "turned image", 1, "sizes do not tell", "b: orientation 3"),
+    "rare class": (lambda r: redo_masks(r, table(0, 1, 0, 255).take), "class never trained", 1, "cannot learn", "sky"),
+    "upside down": (lambda r: turned_by_exif(r, 3, False), "turned image", 1, "sizes do not show", "b: orientation 3"),
 }
 
 
@@ -249,7 +255,7 @@ def test_a_whole_folder_has_no_findings(root):
     fake_trees.save_palette(read(mask_of(root, "val", "d")), mask_of(root, "val", "d"))  # in colours of its own
     done = []
     report = check("folder", root, workers=0, progress=lambda *counts: done.append(counts))
-    assert report.findings == () and report.ok and report.text().endswith("\nNothing is wrong.\n")
+    assert report.findings == () and report.ok and report.text().endswith("\nNo problems found.\n")
     assert done == [(i, 5) for i in range(6)]
 
 
@@ -295,7 +301,7 @@ def test_weights_are_bounded_and_have_a_mean_of_one():
 
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
 def test_images_that_are_in_two_splits(root, suffix):
-    """By their pixels: another name and another format do not hide them."""
+    """Tests that images are compared by their pixels: another name or format does not hide them."""
     image_of(root, "val", "e").unlink()
     save(read(image_of(root)), root / "images" / "val" / f"e.{suffix}")
     (finding,) = check("folder", root, workers=0).findings
@@ -325,7 +331,7 @@ def test_a_turned_square_cannot_be_judged(root):
     [(500, "warning of the decoder", "DecompressionBombWarning"), (200, "unreadable image", "cut it into tiles")],
 )
 def test_images_that_pillow_finds_too_large(root, monkeypatch, limit, kind, cause):
-    """What it only warns of is a note and does not appear anywhere else."""
+    """Tests that a warning of Pillow becomes a note and appears nowhere else."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     finding = check("folder", root, workers=0).findings[0]
     assert (finding.kind, finding.count) == (kind, 3) and cause in finding.cause
@@ -378,9 +384,9 @@ def test_examples_are_few_and_counts_are_whole(root):
     [
         ({"name": "cityscape"}, "name: expected one of .*did you mean 'cityscapes'"),
         ({"name": "synthetic"}, "name: expected one of "),
-        ({"root": "nowhere"}, "root: there is no folder nowhere"),
-        ({"name": "cityscapes"}, "root: there is no folder leftImg8bit"),
-        ({"splits": ("tran",)}, "split: there is neither a folder images/tran nor a list"),
+        ({"root": "nowhere"}, "root: expected an existing folder, got nowhere"),
+        ({"name": "cityscapes"}, "root: expected the folder that holds leftImg8bit"),
+        ({"splits": ("tran",)}, "split: expected a folder images/tran or a list"),
         ({"labels": {0: 7}}, "labels: expected"),
         ({"examples": 0}, "examples: expected 1 or more, got 0"),
         ({"workers": -1}, "workers: expected 0 or more, got -1"),
