@@ -245,7 +245,7 @@ def test_presets_are_listed(run):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train", "tinny"], "preset: none is called 'tinny'; did you mean tiny?"),
+        (["train", "tinny"], "preset: expected a name that `apcnet presets` lists, got 'tinny'; did you mean tiny?"),
         (["train", "--lrr", "3"], "Perhaps you meant: --lr"),
         (["train", "--lr", "-3"], "lr: expected a positive number"),
         (["train", "apcnet-r50-ade20k"], "backbone_weights: resnet50 is trained from ImageNet's weights"),
@@ -255,7 +255,7 @@ def test_presets_are_listed(run):
         (["evaluate", "no.safetensors"], "it is in no run's folder; name the preset"),
         (["evaluate", "."], "it is in no run's folder"),
         (["predict", "no.safetensors", "a.jpg", "--out", "b"], "no.safetensors: there is no such file"),
-        (["presets", "unet"], "presets: no name contains 'unet'"),
+        (["presets", "unet"], "presets: expected a part of a name that `apcnet presets` lists, got 'unet'"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_a_line(run, tmp_path, monkeypatch, arguments, message):

@@ -162,9 +162,9 @@ LABELS = torch.tensor([0, 1, 2])
 @pytest.mark.parametrize(
     ("prediction", "target", "error", "message"),
     [
-        ([0, 1, 9], [0, 1, 2], ValueError, "prediction: expected labels of 0 to 2, got 9"),
-        ([0, 1, 2], [7, 5, 7], ValueError, "target: expected labels of 0 to 2, or 255 for pixels to ignore, got 5, 7"),
-        ([0, -1, 1], [0, 1, 2], ValueError, "prediction: expected labels of 0 to 2, got -1"),
+        ([0, 1, 9], [0, 1, 2], ValueError, "prediction: expected 0 to 2, got 9"),
+        ([0, 1, 2], [7, 5, 7], ValueError, "target: expected 0 to 2, or 255 for pixels to ignore, got 5, 7"),
+        ([0, -1, 1], [0, 1, 2], ValueError, "prediction: expected 0 to 2, got -1"),
         ([0, 1], [0, 1, 2], ValueError, r"prediction: expected the shape of target, \(3,\), got \(2,\)"),
         ([[0, 1, 2]], [0, 1, 2], ValueError, r"prediction: expected the shape of target, \(3,\), got \(1, 3\)"),
         ([0.0, 1.0, 2.0], [0, 1, 2], TypeError, "prediction: expected integers, got float32"),
@@ -180,7 +180,7 @@ def test_wrong_labels(prediction, target, error, message):
 def test_an_error_in_a_later_piece_leaves_the_counts_alone(monkeypatch):
     monkeypatch.setattr(confusion, "PIECE", 2)
     matrix = ConfusionMatrix(3)
-    with pytest.raises(ValueError, match="prediction: expected labels of 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="prediction: expected 0 to 2, got 3"):
         matrix.update(torch.tensor([0, 1, 2, 2, 3]), torch.tensor([0, 1, 2, 2, 2]))
     assert not matrix.matrix.any()
 
@@ -188,7 +188,7 @@ def test_an_error_in_a_later_piece_leaves_the_counts_alone(monkeypatch):
 def test_wrong_kinds():
     with pytest.raises(TypeError, match="target: expected a tensor of integers, got list"):
         ConfusionMatrix(3).update(LABELS, [0, 1, 2])
-    with pytest.raises(ValueError, match="num_classes: expected one at least, got 0"):
+    with pytest.raises(ValueError, match="num_classes: expected 1 or more, got 0"):
         ConfusionMatrix(0)
     with pytest.raises(ValueError, match=r"matrix: expected torch.int64 \(3, 3\), got torch.float32 \(3, 3\)"):
         ConfusionMatrix(3).add(torch.zeros(3, 3))

@@ -44,7 +44,7 @@ def test_palette_is_distinct_and_grows_at_its_end(count):
 
 
 def test_palette_of_more_colours_than_there_are():
-    with pytest.raises(ValueError, match=r"num_classes: there are colours for 1 to \d+, got 99999"):
+    with pytest.raises(ValueError, match=r"num_classes: expected 1 to \d+, got 99999"):
         draw.palette(99999)
 
 
@@ -86,7 +86,7 @@ def test_overlay_mixes_colours_into_the_image():
         ),
         ((photo(2, 2), torch.zeros(2, 2), PALETTE), TypeError, "labels: expected integers, got float32"),
         ((photo(2, 2), torch.zeros(1, 2, 2).long(), PALETTE), ValueError, r"labels: expected the shape \(H, W\)"),
-        ((photo(2, 2).float(), torch.zeros(2, 2).long(), PALETTE), TypeError, r"image: expected a tensor \(3, H, W\)"),
+        ((photo(2, 2).float(), torch.zeros(2, 2).long(), PALETTE), TypeError, r"image: expected a \(3, H, W\) tensor"),
         ((photo(2, 2), torch.zeros(2, 2).long(), PALETTE, 1.5), ValueError, "opacity: expected 0 to 1, got 1.5"),
     ],
 )
@@ -254,7 +254,7 @@ def test_preview_of_several_sizes():
 
 
 def test_preview_of_nothing_and_of_what_does_not_fit():
-    with pytest.raises(ValueError, match="rows: expected one at least"):
+    with pytest.raises(ValueError, match="rows: expected one or more, got none"):
         draw.preview([], CLASSES, PALETTE)
     labels = torch.zeros(4, 4).byte()
     with pytest.raises(ValueError, match=r"prediction: expected \(4, 4\), the image's size, got \(4, 5\)"):
@@ -298,7 +298,7 @@ def test_confusion_fades_the_names_of_classes_that_are_not_there():
     "matrix", [torch.zeros(2, 2), torch.zeros(3), torch.zeros(3, 4)], ids=lambda m: str(tuple(m.shape))
 )
 def test_confusion_of_another_shape(matrix):
-    with pytest.raises(ValueError, match=r"matrix: expected \(3, 3\), a row a class"):
+    with pytest.raises(ValueError, match=r"matrix: expected \(3, 3\), a row for each class"):
         draw.confusion(matrix, CLASSES)
 
 

@@ -173,11 +173,11 @@ def test_a_folder_of_ones_own():
         ("Tiny", "did you mean tiny?"),
         ("encnet", "did you mean encnet-r50-cityscapes-40k or "),
         ("pspnet-r101-cityscapes-fp16", "did you mean pspnet-r101-cityscapes-80k-fp16 or "),
-        ("?", "none is called '?' (`apcnet presets` lists them)"),
+        ("?", "expected a name that `apcnet presets` lists, got '?'"),
     ],
 )
 def test_a_name_that_is_none(name, near):
-    with pytest.raises(ValueError, match="preset: none is called ") as caught:
+    with pytest.raises(ValueError, match="preset: expected a name that `apcnet presets` lists, got ") as caught:
         preset(name)
     assert near in str(caught.value) and len(str(caught.value)) < 250
 
@@ -259,7 +259,9 @@ def test_the_table_can_be_cut_down():
         "semantic-fpn-r50-ade20k-160k  37.49    39.09  4.9  55.77  mmsegmentation, configs/sem_fpn",
     ]
     assert table("tiny").splitlines()[1].split() == ["tiny", "–", "–", "–", "–", "–"]
-    with pytest.raises(ValueError, match="presets: no name contains 'deeplab'"):
+    with pytest.raises(
+        ValueError, match="presets: expected a part of a name that `apcnet presets` lists, got 'deeplab'"
+    ):
         table("deeplab")
 
 

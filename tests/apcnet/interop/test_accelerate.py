@@ -389,7 +389,7 @@ def test_heads_of_other_types_are_left_alone():
     head = OwnHead(**{key: value for key, value in peer.head_config("apc").items() if key != "type"})
     report = accelerate(head)
     assert type(head) is OwnHead
-    assert not report.swapped and report.left == {"model": "a OwnHead has no fused counterpart"}
+    assert not report.swapped and report.left == {"model": "OwnHead has no fused version"}
 
 
 @needs_mmseg

@@ -141,7 +141,7 @@ def test_models_and_heads(kind):
 def test_a_checkpoint_is_converted(tmp_path):
     model = small("FCN")
     torch.save({"cur_epoch": 3, "cur_iter": 9, "model": theirs("FCN", model)}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="align_corners: neither the weights nor"):
+    with pytest.raises(ValueError, match="align_corners: expected True or False, got none"):
         convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
     convert(tmp_path / "a.pth", tmp_path / "a.safetensors", align_corners=False, output_stride=8)
     images = torch.randn(1, 3, 64, 64)
