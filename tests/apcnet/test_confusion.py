@@ -1,4 +1,4 @@
-"""Confusion matrices beside counting one pixel after the other, and scores beside mmsegmentation's."""
+"""Tests confusion matrices against pixel-by-pixel counts, and scores against mmsegmentation's."""
 
 import os
 
@@ -78,7 +78,7 @@ def test_updates_add_up():
 
 
 def test_a_label_that_is_ignored_may_be_a_class():
-    """And predictions may be it; what is predicted at ignored pixels is of no account."""
+    """Tests that predictions may be the ignored label, and that ignored pixels do not count."""
     prediction, target = torch.tensor([0, 1, 1, 2, 99]), torch.tensor([0, 2, 0, 1, 1])
     expected = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0]])
     assert torch.equal(ConfusionMatrix(3, ignore_index=1).update(prediction, target).matrix, expected)
@@ -93,7 +93,7 @@ def test_alone_there_is_nothing_to_reduce():
 
 
 def test_scores_are_those_of_mmsegmentation():
-    """It divides in float32, so ours, rounded to that, are its own to the bit."""
+    """Tests scores, rounded to float32 as mmsegmentation's, for equal bits."""
     case = parity.load("metric_iou")
     matrix = ConfusionMatrix(case.about["num_classes"], case.about["ignore_index"])
     for prediction, target in zip(case.listed("prediction."), case.listed("target."), strict=True):
@@ -108,7 +108,7 @@ def test_scores_are_those_of_mmsegmentation():
 
 
 def test_which_classes_count():
-    """Absent from both: in no mean. Predicted alone: an IoU of 0, no accuracy. Labelled and never found: 0 and 0."""
+    """Tests absent classes (in no mean), predicted-only (IoU 0) and never-found ones (0 and 0)."""
     prediction = torch.tensor([0, 0, 0, 1, 1, 3])
     target = torch.tensor([0, 0, 1, 1, 4, 255])
     scores = ConfusionMatrix(5).update(prediction, target).scores()
@@ -123,7 +123,7 @@ def test_which_classes_count():
 
 
 def test_counts_stay_exact():
-    """Beyond what float32 can count, in which mmsegmentation adds up."""
+    """Tests counts beyond float32, in which mmsegmentation sums."""
     matrix = ConfusionMatrix(2).add(torch.tensor([[2**24 + 1, 0], [1, 2**40 + 1]]))
     scores = matrix.scores()
     assert scores.iou.tolist() == [(2**24 + 1) / (2**24 + 2), (2**40 + 1) / (2**40 + 2)] and scores.iou.max() < 1

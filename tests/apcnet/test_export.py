@@ -1,4 +1,4 @@
-"""Exported models: what the file computes is what the model computes, at every size, without this package."""
+"""Tests that an exported file computes what the model computes, at every size, without this package."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ onnx = pytest.mark.skipif(
 
 
 def small(name, **options):
-    """A model whose weights and statistics are none of those it starts with; fcn on a ResNet, which takes longer."""
+    """Builds a model with random weights and statistics."""
     torch.manual_seed(0)
     backbone = {"backbone": "resnet18", "stem_width": 8} if name == "fcn" else {"backbone": "tiny"}
     model = apcnet.create(name, num_classes=7, width=8, channels=16, **backbone, **options).eval()

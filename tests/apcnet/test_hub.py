@@ -1,4 +1,4 @@
-"""Published files are found by name, and a download is whole and has the hash of its name, or it is not there."""
+"""Tests that published files are found by name, and that a download is whole and matches its hash or is absent."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""The models themselves: what their options compute, what create, save and load keep, and what wrong input is told."""
+"""Tests the models: options, create, save, load, and errors for wrong input."""
 
 import json
 import warnings
@@ -80,7 +80,7 @@ def test_presence_counts_classes_and_nothing_else():
 
 
 def context_in_the_papers_words(head, x, pooled_from):
-    """The module of each scale by itself, its affinities in memory: (B, S·C, h, w)."""
+    """Computes the module of each scale separately, with affinities in memory: (B, S·C, h, w)."""
     scales, channels = head.scales, x.shape[1] // len(head.scales)
     maps, first = [], 0
     for i, (s, own) in enumerate(zip(scales, x.split(channels, 1), strict=True)):
@@ -262,7 +262,7 @@ def test_files_that_are_no_model_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_low_precision(name):
-    """Autocast in training, a model in bfloat16 in evaluation; training one is refused where statistics would round."""
+    """Tests autocast in training and bfloat16 in evaluation; training a bfloat16 model is refused."""
     model, x, target = small(name), images(), torch.zeros(2, 65, 72, dtype=torch.long)
     exact = model(x, target)
     with torch.autocast("cpu", torch.bfloat16):
@@ -281,7 +281,7 @@ def test_low_precision(name):
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "semantic_fpn")) for name in MODELS]
 )
 def test_compiled_whole_with_any_size(name):
-    """One graph for every size, of all but the convolutions of the backbone, which cost most of the time to trace."""
+    """Compiles one graph for all sizes, without the backbone's convolutions, which are slow to trace."""
     model = small(name).eval()
     rest = model.head if model.neck is None else torch.nn.Sequential(model.neck, model.head)
     torch._dynamo.reset()
@@ -299,7 +299,7 @@ def test_compiled_whole_with_any_size(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_last_and_repetition(name):
-    """The same bits from call to call, and nearly the same numbers in the other layout."""
+    """Tests for the same bits at every call, and close numbers in the other layout."""
     model, x, target = small(name, dropout=0.0), images(), torch.zeros(2, 65, 72, dtype=torch.long)
 
     def step(x):

@@ -1,4 +1,4 @@
-"""accelerate() of whole models: reports, predictions of labels alone, and what it says where there is no model."""
+"""Tests accelerate() on whole models: reports, label-only predictions, errors for other objects."""
 
 import copy
 import sys
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(autouse=True)
 def one_thread(threads):
-    """Maps this small are done sooner without a second one."""
+    """Uses one thread, which is faster for maps this small."""
     threads(1)
 
 
@@ -37,7 +37,7 @@ WHOLE, SLIDE = {"mode": "whole"}, {"mode": "slide", "crop_size": (40, 56), "stri
 
 
 def segmentor(test_cfg=WHOLE, decode_head=MAIN):
-    """And its accelerated copy."""
+    """Builds a model and its accelerated copy."""
     config = {"type": "EncoderDecoder", "backbone": BACKBONE, "decode_head": decode_head, "auxiliary_head": AUXILIARY}
     theirs = peer.build(config | {"train_cfg": {}, "test_cfg": _attributes(test_cfg)})
     return theirs.eval(), copy.deepcopy(theirs)

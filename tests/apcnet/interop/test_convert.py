@@ -1,4 +1,4 @@
-"""Checkpoints of mmsegmentation 0.x and 1.x become files whose models compute what the checkpoints' do."""
+"""Tests that converted checkpoints of mmsegmentation 0.x and 1.x compute what the originals do."""
 
 import functools
 import hashlib
@@ -32,7 +32,7 @@ MODELS = {
 
 @functools.cache
 def small(name):
-    """A small model with weights that are no defaults, and its images and logits."""
+    """Builds a small model with random weights, its images and logits."""
     torch.manual_seed(0)
     model = build(name, "resnet18", num_classes=3, **SMALL, **MODELS[name])
     with torch.no_grad():
@@ -62,7 +62,7 @@ class HistoryBuffer:
 
 
 def save(checkpoint, path, zipped=True):
-    """As in a process that has mmengine."""
+    """Saves a checkpoint as a process with mmengine does."""
     HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
     names = ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer")
     sys.modules.update({name: types.ModuleType(name) for name in names})
@@ -76,14 +76,14 @@ def save(checkpoint, path, zipped=True):
 
 
 def old(model, **text):
-    """What mmsegmentation 0.x writes."""
+    """Writes a checkpoint as mmsegmentation 0.x does."""
     meta = {"mmcv_version": "1.3.0", "CLASSES": CLASSES, "PALETTE": PALETTE, "config": config_text(**text), "iter": 9}
     weights = OrderedDict((f"module.{name}", tensor) for name, tensor in mmseg.state_dict(model).items())
     return {"meta": meta, "state_dict": weights, "optimizer": {"param_groups": [{"lr": 0.01}]}}
 
 
 def new(model, **text):
-    """What mmsegmentation 1.x writes while it trains."""
+    """Writes a checkpoint as mmsegmentation 1.x does in training."""
     meta = {"cfg": config_text(**text), "dataset_meta": {"classes": CLASSES, "palette": PALETTE}, "seed": np.int64(1)}
     scalars = OrderedDict({"train/loss": HistoryBuffer()})
     weights = OrderedDict(mmseg.state_dict(model))

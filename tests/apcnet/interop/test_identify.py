@@ -1,4 +1,4 @@
-"""A state dict's names and shapes, and the config text beside it, give the config that it was trained with."""
+"""Tests that names, shapes and the config text of a checkpoint give the config that it was trained with."""
 
 import json
 import re
@@ -33,7 +33,7 @@ work_dir = os.path.join('a', 'b')
 
 
 def shapes_of(name, **options):
-    """The weights that mmsegmentation has for a model, without values."""
+    """Returns mmsegmentation's weights of a model, without values."""
     with torch.device("meta"):
         return in_place(build(name, num_classes=7, **options))
 
@@ -125,7 +125,7 @@ def test_what_nobody_says_is_asked_for():
     state = shapes_of("apcnet", **WIDTHS)
     with pytest.raises(ValueError, match="align_corners: expected True or False, got none"):
         config_of(state)
-    with pytest.warns(UserWarning, match="output_stride: taken as 8"):
+    with pytest.warns(UserWarning, match="output_stride: assumed 8"):
         config = config_of(state, align_corners=False)
     assert config["backbone"].items() >= D8.items()
     with pytest.raises(ValueError, match="output_stride: expected 8, 16 or 32, got 4"):
@@ -228,7 +228,7 @@ def test_a_text_that_cannot_be_read_is_left_out_and_said(text):
 
 
 def test_the_published_names_are_identified():
-    """The state dicts of real models, whose names and shapes were written down from mmsegmentation."""
+    """Tests state dicts of real models, whose names and shapes were recorded from mmsegmentation."""
     folder = MODELS.parent / "reference" / "mmseg_keys"
     if not folder.is_dir():
         pytest.skip("needs ../shared/reference")

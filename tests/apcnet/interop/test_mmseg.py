@@ -1,4 +1,4 @@
-"""mmsegmentation's configs and weights: what our models cannot do, and what does not fit them, is refused by name."""
+"""Tests that unsupported options and weights that do not fit are refused by name."""
 
 import copy
 from pathlib import Path

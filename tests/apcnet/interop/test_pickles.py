@@ -21,7 +21,7 @@ FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"]
 
 @contextmanager
 def modules(**classes):
-    """Modules that hold these classes, by their dotted names with __ for each dot, while a file is written."""
+    """Provides modules with these classes while a file is written; __ in a name stands for a dot."""
     made = {}
     for name, members in classes.items():
         parts = name.split("__")
@@ -51,7 +51,7 @@ def state():
 
 
 class HistoryBuffer:
-    """As mmengine's: arrays, and the functions that summarise them, which are pickled through getattr."""
+    """Imitates mmengine's: arrays, and the functions that summarise them, pickled through getattr."""
 
     def __init__(self):
         self._log_history, self._count_history = np.arange(5.0), np.ones(5, dtype=np.int64)
@@ -62,7 +62,7 @@ class HistoryBuffer:
 
 
 class ConfigDict(dict):
-    """As mmcv's: a dict that is its own state."""
+    """Imitates mmcv's: a dict that is its own state."""
 
     def __getstate__(self):
         return self
@@ -166,7 +166,7 @@ def pickled(*instructions):
 
 
 def zip_of(path, data):
-    """A checkpoint in torch's zip format whose pickle is replaced by `data`."""
+    """Writes a checkpoint in torch's zip format with `data` as its pickle."""
     torch.save({}, path)
     with zipfile.ZipFile(path) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
@@ -181,7 +181,7 @@ def text(value):
 
 
 def test_getattr_is_never_the_real_one(tmp_path):
-    """getattr(mmengine.runner, "system") called with a command: what getattr gives cannot be called."""
+    """Tests getattr(mmengine.runner, "system") called with a command: the result cannot be called."""
     get = pickled(b"c__builtin__\ngetattr\n", b"cmmengine.runner\nos\n", text("system"), b"\x86R", text("ls"), b"\x85R")
     with pytest.raises(ValueError, match="unrecognized function"):
         pickles.read(zip_of(tmp_path / "a.pth", get))
@@ -209,7 +209,7 @@ def test_arrays_of_objects_stay_closed(tmp_path, zipped):
 
 
 def test_state_reaches_nothing(tmp_path):
-    """BUILD with a state on an inert object, as `__setstate__` or as `__dict__`."""
+    """Tests BUILD with a state on an inert object, as `__setstate__` and as `__dict__`."""
     build = pickled(b"}", text("a"), b"cmmcv.runner\nHook\n", b")\x81", b"}", text("__class__"), b"Nsb", b"s")
     assert vars(pickles.read(zip_of(tmp_path / "a.pth", build))["a"]) == {}
 
@@ -236,13 +236,13 @@ def test_other_archives_pickles_and_objects_are_named(tmp_path):
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/readme.txt", "no weights")
-    with pytest.raises(ValueError, match="is a zip archive"):
+    with pytest.raises(ValueError, match="expected a checkpoint that torch.save wrote, got another zip archive"):
         pickles.read(path)
     path.write_bytes(pickle.dumps({"a": 1}, 2))
-    with pytest.raises(ValueError, match="is a pickle, but not a checkpoint"):
+    with pytest.raises(ValueError, match="expected a checkpoint that torch.save wrote, got another pickle"):
         pickles.read(path)
     torch.save(torch.ones(3), path)
-    with pytest.raises(ValueError, match="holds Tensor, expected a dictionary"):
+    with pytest.raises(ValueError, match="expected a dictionary of weights, got Tensor"):
         pickles.read(path)
     path.write_bytes((1000).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="damaged"):

@@ -1,4 +1,4 @@
-"""sssegmentation's weights compute here what they compute there."""
+"""Tests that sssegmentation's weights compute the same here as there."""
 
 import re
 
@@ -63,7 +63,7 @@ OF_KIND = {
 
 
 def theirs(kind, model):
-    """A model's weights by sssegmentation's names."""
+    """Returns a model's weights by sssegmentation's names."""
     head = [(rf"^decode_head\.{re.escape(a)}\.", f"{b}.") for a, b in [*OF_KIND[kind], ("conv_seg", "decoder.1")]]
     state = {}
     for name, tensor in mmseg.state_dict(model).items():
@@ -87,13 +87,13 @@ def small(kind):
 
 
 def loaded(state, **told):
-    """As convert does it."""
+    """Loads weights as convert does."""
     weights = sssegmentation.rename(state)
     return mmseg.load_model(config_of(weights, sssegmentation.CONFIG, **told), weights)
 
 
 def segmentor(kind):
-    """Its config, without a backbone that anybody would build."""
+    """Returns a config without a real backbone."""
     selected = {"ENCNet": (2, 3), "SemanticFPN": (0, 1, 2, 3)}.get(kind, (2, 3))
     return {
         "type": kind,
