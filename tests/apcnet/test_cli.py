@@ -56,7 +56,7 @@ def test_convert_and_export(run, checkpoint, tmp_path):
 
 def test_what_is_assumed_is_said(run, checkpoint, tmp_path):
     status, _, err = run("convert", checkpoint, tmp_path / "a.safetensors", "--align-corners", "False")
-    assert status == 0 and err.startswith("apcnet: output_stride: taken as 8") and err.count("\n") == 1
+    assert status == 0 and err.startswith("apcnet: output_stride: assumed 8") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -236,10 +236,10 @@ def test_other_archives_pickles_and_objects_are_named(tmp_path):
     path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/readme.txt", "no weights")
-    with pytest.raises(ValueError, match="expected a checkpoint that torch.save wrote, got another zip archive"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint that torch\.save wrote, got another zip archive"):
         pickles.read(path)
     path.write_bytes(pickle.dumps({"a": 1}, 2))
-    with pytest.raises(ValueError, match="expected a checkpoint that torch.save wrote, got another pickle"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint that torch\.save wrote, got another pickle"):
         pickles.read(path)
     torch.save(torch.ones(3), path)
     with pytest.raises(ValueError, match="expected a dictionary of weights, got Tensor"):
