@@ -62,11 +62,14 @@ def test_what_is_assumed_is_said(run, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convert", "a.pth", "a.safetensors"), "apcnet: align_corners: neither the weights nor a config text"),
-        (("convert", "a.pth", "a.onnx"), "apcnet: out: expected NAME.safetensors in a folder that exists, got "),
-        (("convert", "b.pth", "a.safetensors"), "apcnet: source: there is no file "),
+        (("convert", "a.pth", "a.safetensors"), "apcnet: align_corners: expected True or False, got none"),
+        (("convert", "a.pth", "a.onnx"), "apcnet: out: expected NAME.safetensors in an existing folder, got "),
+        (
+            ("convert", "b.pth", "a.safetensors"),
+            "apcnet: source: expected a file, a URL or the name of published weights, got ",
+        ),
         (("export", "b.safetensors", "a.pt2"), "b.safetensors: there is no such file"),
-        (("export", "a.pth", "a.pt2"), "a.pth: not a whole safetensors file"),
+        (("export", "a.pth", "a.pt2"), "a.pth: expected a whole safetensors file"),
     ],
 )
 def test_wrong_input_is_one_line(run, checkpoint, tmp_path, arguments, message):
