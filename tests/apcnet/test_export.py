@@ -83,8 +83,8 @@ torch.save(results, "results.pt")
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """Of each model without options: how far the file was off when it was written, the namespaces of its operators, and
-    what it computes in a process without this package."""
+    """Returns the difference when each file was written, its operators' namespaces, and its results in a process
+    without this package."""
     folder = tmp_path_factory.mktemp("exported")
     differences = {name: export(small(name), folder / f"{name}.pt2", size=TRACED) for name in MODELS}
     torch.save([images_of(*shape) for shape in OTHERS], folder / "images.pt")
@@ -177,13 +177,15 @@ def test_wrong_arguments(tmp_path, monkeypatch):
         ValueError, match="format: expected one of exportedprogram, onnx, got 'onx'; did you mean 'onnx'"
     ):
         export(model, path, format="onx")
-    with pytest.raises(ValueError, match=r"path: expected a name that ends in \.pt2 or \.onnx, or a format; got"):
+    with pytest.raises(
+        ValueError, match=r"path: expected a name that ends in \.pt2 or \.onnx, or a format as well, got"
+    ):
         export(model, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=r"output: .* did you mean 'labels'"):
         export(model, path, output="label")
     with pytest.raises(TypeError, match=r"size: expected two integers \(H, W\), got 64"):
         export(model, path, size=64)
-    with pytest.raises(ValueError, match=r"size: expected 33 pixels or more each way to trace at, got \(32, 64\)"):
+    with pytest.raises(ValueError, match=r"size: expected a height and width of 33 pixels or more, got \(32, 64\)"):
         export(model, path, size=(32, 64))
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         export(model, tmp_path / "nowhere" / "model.pt2")

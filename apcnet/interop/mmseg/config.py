@@ -60,7 +60,11 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
         >>> head = load_head(cfg.model.decode_head.to_dict(), mmseg_model.decode_head.state_dict())
         >>> logits = head(mmseg_model.extract_feat(images))
     """
-    head = HEADS[MODELS[_type(config, "config", MODELS)]](
+    kind = _type(config, "config", MODELS)
+    for name in ("in_channels", "num_classes"):
+        if name not in config:
+            raise ValueError(f"config.{name}: expected the {name} of the {kind}, got none")
+    head = HEADS[MODELS[kind]](
         config["in_channels"],
         config["num_classes"],
         index=config.get("in_index", -1),

@@ -121,7 +121,7 @@ def test_sync_batch_norm_evaluates_on_a_cpu(variant):
 
 @needs_mmseg
 def test_sync_batch_norm_as_mmengine_replaces_it():
-    """A Runner of one process turns SyncBN into a norm of mmengine's own, before or after accelerate()."""
+    """Tests SyncBN that a Runner of one process replaces by mmengine's norm, before or after accelerate()."""
     theirs, ours, _ = pair("apc", **SYNC)
     theirs, ours = revert(theirs), revert(ours)
     assert not accelerate(ours).left
