@@ -245,8 +245,6 @@ def test_onnx_of_pixels_to_labels(tmp_path):
 @onnx
 def test_onnx_without_onnxruntime_says_that_nothing_was_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
-    with pytest.warns(
-        UserWarning, match="onnxruntime is not installed: the ONNX file was written without a comparison"
-    ):
+    with pytest.warns(UserWarning, match="onnxruntime is not installed: the ONNX file was not checked"):
         assert export(small("fcn"), tmp_path / "model.onnx", size=TRACED, dynamic=False) == {}
     assert (tmp_path / "model.onnx").is_file()

@@ -312,7 +312,7 @@ FORWARDS = {
     "method on the instance": "overridden",
     "forward on the instance": "overridden",
     "activation": "ReLU",
-    "frozen norm": "trains and the other does not",
+    "frozen norm": "its two inner norms differ in training mode",
 }
 
 
