@@ -1,11 +1,11 @@
-"""Semantic segmentation with APCNet, PSPNet, EncNet, Semantic FPN and FCN on the fused operations of `apc_kernels`."""
+"""Trains and runs semantic segmentation models: APCNet, PSPNet, EncNet, Semantic FPN and FCN on fused operations."""
 
 __all__ = ["ConfusionMatrix", "create", "evaluate", "load", "predict", "train"]
 __all__ += ["data", "inference", "interop", "models"]
 
 
 def __getattr__(name: str):
-    """PyTorch is imported with the first of these names, so that `apcnet --help` need not wait for it."""
+    """Imports PyTorch at the first use of these names, so that `apcnet --help` does not wait for it."""
     match name:
         case "create" | "load":
             from apcnet import zoo as home

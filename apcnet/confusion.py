@@ -1,11 +1,11 @@
-"""Confusion matrices and the scores of segmentation, by mmsegmentation's definition, from exact counts.
+"""Counts confusion matrices exactly and computes mmsegmentation's scores from them.
 
-Of each class, over all pixels that count, of all images together:
+For each class, over all pixels of all images that are not ignored:
 
     IoU = hits / (labelled + predicted − hits)        acc = hits / labelled
 
-mIoU and mAcc are the means over the classes for which that is no 0 / 0: a class that is neither labelled nor predicted
-has neither, one that is predicted alone has an IoU of 0 and no accuracy. aAcc is the share of all pixels that are hits.
+mIoU and mAcc are the means over the classes where this is not 0 / 0: a class that is neither labelled nor predicted has
+neither score; one that is predicted but never labelled has an IoU of 0 and no accuracy. aAcc is the share of hits.
 """
 
 import math
@@ -21,54 +21,75 @@ from apcnet import distributed
 from apcnet.data.sample import IGNORE
 from apcnet.files import replacing
 
-PIECE = 1 << 18  # pixels that are widened to int64 at a time
+PIECE = 1 << 18  # pixels to convert to int64 at a time
 
 
 class Scores(NamedTuple):
-    """Fractions of 1."""
+    """Holds the scores of a segmentation as fractions of 1.
+
+    Attributes:
+        miou: Mean IoU over the classes.
+        macc: Mean accuracy over the classes.
+        aacc: Share of all pixels that are predicted correctly.
+        iou: (K,) float64 IoU of each class; NaN for a class that does not count.
+        acc: (K,) float64 accuracy of each class; NaN for a class that does not count.
+    """
 
     miou: float
     macc: float
     aacc: float
-    iou: Tensor  # (K,) float64, NaN where a class does not count
+    iou: Tensor
     acc: Tensor
 
     def rows(self, classes: Sequence[str]) -> list[tuple[str, str, str]]:
-        """A table: each class, its IoU and its accuracy in percent, and below them the means."""
+        """Returns the rows of a table: name, IoU and accuracy of each class in percent, and the means last."""
         if len(classes) != len(self.iou):
             raise ValueError(f"classes: expected {len(self.iou)} names, got {len(classes)}")
         scores = zip(classes, self.iou.tolist(), self.acc.tolist(), strict=True)
         return [(name, percent(iou), percent(acc)) for name, iou, acc in (*scores, ("mean", self.miou, self.macc))]
 
     def record(self, dataset) -> dict:
-        """For JSON: fractions, by the names of classes, None where a class does not count."""
+        """Returns the scores as a dict for JSON: fractions, by class name; None for a class that does not count."""
         values = {"miou": self.miou, "macc": self.macc, "aacc": self.aacc}
         context = getattr(dataset, "context_classes", ())
-        if context:  # of generated scenes
+        if context:  # only generated scenes have them
             values["context_miou"] = self.iou[list(context)].nanmean().item()
         iou = zip(dataset.classes, self.iou.tolist(), strict=True)
         return {**values, "iou": {name: None if math.isnan(value) else value for name, value in iou}}
 
 
 class ConfusionMatrix:
-    """Counts pixels by label and prediction; `matrix` is (K, K) int64, rows: target, columns: prediction.
+    """Counts pixels by label and prediction, and computes scores.
 
     Args:
-        num_classes: K.
-        ignore_index: the label of pixels that are not counted.
-        device: where the matrix lies; what lies elsewhere is counted there, and only its counts are moved.
+        num_classes: Number of classes K.
+        ignore_index: Label of pixels that are not counted; the default is 255.
+        device: Device of the matrix. Tensors on another device are counted there, and only the counts are moved.
+
+    Attributes:
+        matrix: (K, K) int64 counts; rows are targets, columns are predictions.
+
+    Example:
+        >>> confusion = ConfusionMatrix(19)
+        >>> for prediction, target in batches:
+        ...     confusion.update(prediction, target)
+        >>> confusion.scores().miou
     """
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE, device: torch.device | str | None = None):
         if num_classes < 1:
-            raise ValueError(f"num_classes: expected one at least, got {num_classes}")
+            raise ValueError(f"num_classes: expected 1 or more, got {num_classes}")
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> "ConfusionMatrix":
-        """Counts some pixels: two tensors of one shape, of integers; what is predicted where none is due is not read.
+        """Counts the pixels of one or more images and returns the matrix object itself.
 
-        Either all of them are counted or, if one is out of range, none.
+        If a label or prediction is out of range, it raises an error and counts nothing.
+
+        Args:
+            prediction: Integers 0…K−1, any shape and integer dtype; values at ignored pixels are not read.
+            target: Integers 0…K−1 or ignore_index, same shape and device as prediction.
         """
         _check_labels(prediction, "prediction")
         _check_labels(target, "target")
@@ -77,7 +98,7 @@ class ConfusionMatrix:
                 f"prediction: expected the shape of target, {tuple(target.shape)}, got {tuple(prediction.shape)}"
             )
         if prediction.device != target.device:
-            raise ValueError(f"prediction: expected on {target.device}, beside target, got on {prediction.device}")
+            raise ValueError(f"prediction: expected target's device {target.device}, got {prediction.device}")
         counts = torch.zeros(self.num_classes**2, dtype=torch.int64, device=target.device)
         pieces = (tensor.reshape(-1).split(PIECE) for tensor in (prediction, target))
         for guess, label in zip(*pieces, strict=True):
@@ -90,7 +111,7 @@ class ConfusionMatrix:
         return self.add(counts.view_as(self.matrix))
 
     def add(self, matrix: Tensor) -> "ConfusionMatrix":
-        """Adds counts, (K, K) int64: another matrix, or what `apc_kernels.upsample_confusion` returns."""
+        """Adds (K, K) int64 counts, such as another matrix or a result of `apc_kernels.upsample_confusion`."""
         if not isinstance(matrix, Tensor) or matrix.shape != self.matrix.shape or matrix.dtype != torch.int64:
             given = f"{matrix.dtype} {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else type(matrix).__name__
             raise ValueError(f"matrix: expected torch.int64 {tuple(self.matrix.shape)}, got {given}")
@@ -98,12 +119,13 @@ class ConfusionMatrix:
         return self
 
     def reduce(self) -> "ConfusionMatrix":
-        """Adds the matrices of all processes; each has the sum then. To be called once, by every one of them."""
+        """Replaces the matrix by the sum over all processes. Every process must call it, once."""
         if distributed.world() > 1:
             torch.distributed.all_reduce(self.matrix)
         return self
 
     def scores(self) -> Scores:
+        """Computes IoU, accuracy and their means from the counts."""
         counts = self.matrix.cpu()
         hits, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
         iou = hits.double() / (labelled + predicted - hits)
@@ -112,15 +134,15 @@ class ConfusionMatrix:
         return Scores(iou.nanmean().item(), acc.nanmean().item(), aacc.item(), iou, acc)
 
     def save(self, path: str | Path) -> None:
-        """Writes the matrix for numpy.load."""
+        """Writes the matrix to a file that `numpy.load` reads."""
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, self.matrix.cpu().numpy())
 
-    def _check_range(self, labels: Tensor, name: str, besides: str = "") -> None:
+    def _check_range(self, labels: Tensor, name: str, more: str = "") -> None:
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):
             values = ", ".join(map(str, wrong.unique()[:5].tolist()))
-            raise ValueError(f"{name}: expected labels of 0 to {self.num_classes - 1}{besides}, got {values}")
+            raise ValueError(f"{name}: expected 0 to {self.num_classes - 1}{more}, got {values}")
 
 
 def _check_labels(labels: Tensor, name: str) -> None:
@@ -131,5 +153,5 @@ def _check_labels(labels: Tensor, name: str) -> None:
 
 
 def percent(share: float | None) -> str:
-    """A share as people read it, and a dash where there is none."""
+    """Formats a fraction as percent with two decimals, and None or NaN as a dash."""
     return "–" if share is None or math.isnan(share) else f"{100 * share:.2f}"

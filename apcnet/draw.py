@@ -1,8 +1,8 @@
-"""Pictures of labels: coloured, laid over their image, with a legend; previews of training; confusion matrices.
+"""Draws labels in colours, overlays, legends, previews of training and confusion matrices.
 
-Labels are (H, W) integers, and one that is no class, 255 among up to 255 classes, is ignored. Images are (3, H, W)
-uint8. All is drawn with Pillow and the font that comes with it, which knows little more than ASCII: names in other
-letters lose their accents, or appear as the number of their class.
+Labels are (H, W) integers; a label outside the classes, usually 255, is ignored. Images are (3, H, W) uint8. Pillow
+draws with its built-in font, which has little more than ASCII: other names lose their accents or become the number of
+their class.
 """
 
 import functools
@@ -19,22 +19,25 @@ from torch import Tensor
 from apcnet.files import replacing
 
 Color = tuple[int, int, int]
-Entry = tuple[Color, str]  # of a legend
+Entry = tuple[Color, str]  # one entry of a legend
 
 PAPER, INK, FAINT = (255, 255, 255), (38, 42, 50), (138, 143, 153)
 IGNORED, WRONG = (56, 58, 62), (232, 28, 52)
-# The darkest colours of a confusion matrix, on its diagonal and off it.
+# The darkest colours of a confusion matrix, on the diagonal and off it.
 RIGHT_SHARE, WRONG_SHARE = (16, 66, 148), (196, 18, 40)
-# A preview's pictures are reduced to the one, and enlarged as far as the other allows.
+# A preview reduces larger pictures to LARGEST pixels, and enlarges smaller ones up to ENLARGED.
 LARGEST, ENLARGED = 480, 288
 PLAIN = str.maketrans(dict(zip("ßæœøØłŁđı–", ("ss", "ae", "oe", "o", "O", "l", "L", "d", "i", "-"), strict=True)))
 
 
 @functools.lru_cache
 def palette(num_classes: int) -> tuple[Color, ...]:
-    """Colours for classes that have none: neither dark, pale nor grey, each as far from those before it as can be.
+    """Returns colours for classes without a palette, each as different from the ones before it as possible.
 
-    The first colours of a longer palette are those of a shorter one.
+    No colour is dark, pale or grey. A longer palette starts with the colours of a shorter one.
+
+    Args:
+        num_classes: Number of colours.
     """
     steps = np.round(np.linspace(0, 255, 17)).astype(np.uint8)
     colors = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
@@ -43,7 +46,7 @@ def palette(num_classes: int) -> tuple[Color, ...]:
     fit = (lightness > 0.42) & (lightness < 0.9) & (chroma > 0.08) & (chroma < 0.2)
     colors, places = colors[fit], places[fit]
     if not 1 <= num_classes <= len(colors):
-        raise ValueError(f"num_classes: there are colours for 1 to {len(colors)}, got {num_classes}")
+        raise ValueError(f"num_classes: expected 1 to {len(colors)}, got {num_classes}")
     nearest = np.min([_distances(places, other) for other in _oklab(np.array([IGNORED, PAPER]))], axis=0)
     chosen = []
     for _ in range(num_classes):
@@ -53,13 +56,28 @@ def palette(num_classes: int) -> tuple[Color, ...]:
 
 
 def colourise(labels: Tensor | np.ndarray, palette: Sequence[Color]) -> Image.Image:
-    """Labels in the colours of their classes; what is ignored is dark grey."""
+    """Draws labels in the colours of their classes; ignored pixels are dark grey.
+
+    Args:
+        labels: (H, W) integers.
+        palette: RGB colour of each class.
+    """
     table = np.array([*palette, IGNORED], np.uint8)
     return Image.fromarray(table[_indices(labels, len(palette))])
 
 
 def overlay(image: Tensor, labels: Tensor | np.ndarray, palette: Sequence[Color], opacity: float = 0.5) -> Image.Image:
-    """An image under its labels' colours, of which `opacity` is the share; as it is where they are ignored."""
+    """Blends an image with the colours of its labels; ignored pixels show the image alone.
+
+    Args:
+        image: (3, H, W) uint8.
+        labels: (H, W) integers.
+        palette: RGB colour of each class.
+        opacity: Share of the labels' colours, 0 to 1.
+
+    Example:
+        >>> save(overlay(image, labels, palette(21)), "overlay.png")
+    """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
     photo, indices = _photo(image), _indices(labels, len(palette))
@@ -72,7 +90,15 @@ def overlay(image: Tensor, labels: Tensor | np.ndarray, palette: Sequence[Color]
 def legend(
     present: Iterable[int], classes: Sequence[str], palette: Sequence[Color], width: int, more: Sequence[Entry] = ()
 ) -> Image.Image:
-    """The colours and names of some classes, in as many columns as fit into a width, or one that is wide enough."""
+    """Draws a legend with the colours and names of classes.
+
+    Args:
+        present: Labels to list; those outside the classes become one entry "ignored".
+        classes: Name of each class.
+        palette: RGB colour of each class.
+        width: Width in pixels, which sets the number of columns; the picture is wider if one column needs it.
+        more: Further (colour, name) entries.
+    """
     entries = [*_entries(present, classes, palette), *more]
     size = _text_size(width)
     font, margin, line, gap = _font(size), round(size * 1.2), round(size * 1.7), round(size * 1.5)
@@ -93,7 +119,7 @@ def legend(
 def with_legend(
     picture: Image.Image, labels: Tensor | np.ndarray, classes: Sequence[str], palette: Sequence[Color]
 ) -> Image.Image:
-    """A picture above the legend of the classes that its labels hold."""
+    """Returns a picture with a legend below it that lists the classes in `labels`."""
     present = _present(_indices(labels, len(palette)))
     below = legend(present, classes, palette, picture.width)
     page = Image.new("RGB", (max(picture.width, below.width), picture.height + below.height), PAPER)
@@ -105,13 +131,18 @@ def with_legend(
 def preview(
     rows: Sequence[tuple[Tensor, Tensor, Tensor]], classes: Sequence[str], palette: Sequence[Color]
 ) -> Image.Image:
-    """How a model does: rows of image, truth, prediction and error, above the legend of the classes in them.
+    """Draws rows of image, truth, prediction and error, with a legend below.
 
-    An error is red on the dimmed image, what is ignored grey; beneath stands the share of wrong pixels among those
-    that count. Large pictures are reduced, small ones enlarged.
+    Errors are red on the dimmed image and ignored pixels grey; the caption is the share of wrong pixels among those
+    that are not ignored. Large pictures are reduced, small ones enlarged.
+
+    Args:
+        rows: (image, truth, prediction) for each row: (3, H, W) uint8, and two times (H, W) integers.
+        classes: Name of each class.
+        palette: RGB colour of each class.
     """
     if not rows:
-        raise ValueError("rows: expected one at least")
+        raise ValueError("rows: expected one or more, got none")
     panels, shares, present = [], [], set()
     for image, truth, prediction in rows:
         pictures, share, found = _panels(image, truth, prediction, palette)
@@ -141,23 +172,27 @@ def preview(
 
 
 def confusion(matrix: Tensor | np.ndarray, classes: Sequence[str]) -> Image.Image:
-    """A confusion matrix, rows the truth, columns the prediction, as shares of what is truly of a class.
+    """Draws a confusion matrix; each row shows how the pixels of one true class were predicted.
 
-    What is right is blue, what is wrong red, and colours grow with the root of a share, so that few per cent show. The
-    shares are written into the cells as per cent where there is room. The name of a class without a pixel is faint.
+    Correct predictions are blue and wrong ones red. The colour grows with the square root of the share, so that a few
+    per cent are visible. Cells show per cent where there is room. Names of classes without pixels are faint.
+
+    Args:
+        matrix: (K, K) counts; rows are targets, columns are predictions, as in `ConfusionMatrix.matrix`.
+        classes: Name of each class.
     """
     counts = torch.as_tensor(matrix).double().cpu().numpy()
     if counts.shape != (len(classes), len(classes)) or not len(classes):
-        raise ValueError(f"matrix: expected ({len(classes)}, {len(classes)}), a row a class, got {counts.shape}")
+        raise ValueError(f"matrix: expected ({len(classes)}, {len(classes)}), a row for each class, got {counts.shape}")
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     cell = min(max(960 // len(classes), 15), 84)
     side, font = cell * len(classes), _font(min(max(cell - 3, 11), 16))
     names = [_shortened(_legible(name, i), font, 220) for i, name in enumerate(classes)]
-    beside = math.ceil(max(font.getlength(name) for name in names)) + 10
+    name_width = math.ceil(max(font.getlength(name) for name in names)) + 10
     big = _font(_text_size(side))
     margin, title, key = 24, 36, _key()
-    left, top = margin + title + beside, margin + title + beside
+    left, top = margin + title + name_width, margin + title + name_width
     page = Image.new("RGB", (left + max(side, key.width) + margin, top + side + key.height + 2 * margin), PAPER)
     page.paste(_heat(shares, cell), (left, top))
     draw = ImageDraw.Draw(page)
@@ -177,7 +212,7 @@ def confusion(matrix: Tensor | np.ndarray, classes: Sequence[str]) -> Image.Imag
 
 
 def save(picture: Image.Image, path: str | Path) -> None:
-    """Writes a picture to NAME.png or NAME.jpg, whole or not at all."""
+    """Writes a picture to NAME.png or NAME.jpg; the file appears whole or not at all."""
     kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
     kind = kinds.get(Path(path).suffix.lower())
     if kind is None:
@@ -189,7 +224,7 @@ def save(picture: Image.Image, path: str | Path) -> None:
 def _panels(
     image: Tensor, truth: Tensor, prediction: Tensor, palette: Sequence[Color]
 ) -> tuple[list[Image.Image], str, set[int]]:
-    """The four pictures of a preview's row, the share of what is wrong, and the labels that there are."""
+    """Returns the four pictures of a row of a preview, the share of wrong pixels and the labels present."""
     photo, true, predicted = _photo(image), _indices(truth, len(palette)), _indices(prediction, len(palette))
     _check_sizes(photo, truth=true, prediction=predicted)
     counts = true < len(palette)
@@ -202,7 +237,7 @@ def _panels(
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    """A picture as large as previews show it: reduced by the mean over boxes, or each pixel enlarged to a square."""
+    """Resizes a picture for a preview: reduces it by the mean over boxes, or enlarges each pixel to a square."""
     longest = max(picture.size)
     if longest > LARGEST:
         size = [max(1, round(side * LARGEST / longest)) for side in picture.size]
@@ -212,17 +247,18 @@ def _fitted(picture: Image.Image) -> Image.Image:
 
 
 def _entries(present: Iterable[int], classes: Sequence[str], palette: Sequence[Color]) -> list[Entry]:
-    """Of a legend, in the order of classes; what is ignored stands for itself at the end."""
+    """Returns the entries of a legend in the order of classes, with "ignored" at the end."""
     if len(classes) != len(palette):
         raise ValueError(f"classes, palette: expected a colour for each name, got {len(classes)} and {len(palette)}")
     labels = sorted({int(label) for label in present})
     classed = [label for label in labels if 0 <= label < len(classes)]
-    entries = [(tuple(palette[i]), _legible(classes[i], i)) for i in classed]
+    colors = ((i, palette[i]) for i in classed)
+    entries: list[Entry] = [((red, green, blue), _legible(classes[i], i)) for i, (red, green, blue) in colors]
     return entries if len(classed) == len(labels) else [*entries, (IGNORED, "ignored")]
 
 
 def _heat(shares: np.ndarray, cell: int) -> Image.Image:
-    """The cells of a confusion matrix with light lines between them."""
+    """Draws the cells of a confusion matrix with light lines between them."""
     darkest = np.where(np.eye(len(shares), dtype=bool)[..., None], RIGHT_SHARE, WRONG_SHARE)
     colors = _shades(shares, darkest).repeat(cell, 0).repeat(cell, 1)
     colors[cell - 1 :: cell] = colors[:, cell - 1 :: cell] = PAPER
@@ -230,13 +266,13 @@ def _heat(shares: np.ndarray, cell: int) -> Image.Image:
 
 
 def _shades(shares: np.ndarray, darkest: Color | np.ndarray) -> np.ndarray:
-    """From nearly white to the darkest with the root of shares, in the last axis."""
+    """Returns colours from nearly white to the darkest, by the square root of the shares; RGB is the last axis."""
     pale = np.array([242, 243, 246])
     return np.round(pale + np.sqrt(shares)[..., None] * (darkest - pale)).astype(np.uint8)
 
 
 def _key() -> Image.Image:
-    """What the colours of a confusion matrix mean."""
+    """Draws the colour scale of a confusion matrix."""
     font, width, height, left = _font(13), 260, 12, 4
     sheet = Image.new("RGB", (width + 64, 76), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -254,7 +290,7 @@ def _key() -> Image.Image:
 
 
 def _upright(page: Image.Image, middle: int, foot: int, text: str, font: ImageFont.FreeTypeFont, ink: Color) -> None:
-    """Writes from the bottom to the top: above `foot`, with the middle of the letters at `middle`."""
+    """Writes text from bottom to top: it starts at the y of `foot` and is centred at the x of `middle`."""
     length, height = math.ceil(font.getlength(text)), 2 * math.ceil(font.size)
     letters = Image.new("L", (length, height))
     ImageDraw.Draw(letters).text((0, height // 2), text, 255, font, anchor="lm")
@@ -263,7 +299,7 @@ def _upright(page: Image.Image, middle: int, foot: int, text: str, font: ImageFo
 
 
 def _text_size(width: int) -> int:
-    """Of letters in or below a picture: they grow with it, or they would be lost."""
+    """Returns the size of letters for a picture of this width."""
     return max(14, width // 70)
 
 
@@ -273,7 +309,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _legible(name: str, index: int) -> str:
-    """A class's name in the font's letters, without accents where it has to be; its number if that does not help."""
+    """Returns a class's name if the font has its letters, else without accents, else "class" and its number."""
     if _known(name):
         return name
     plain = unicodedata.normalize("NFKD", name).translate(PLAIN)
@@ -283,14 +319,14 @@ def _legible(name: str, index: int) -> str:
 
 @functools.lru_cache
 def _known(text: str) -> bool:
-    """Whether the font has more for every letter than the box that it draws for those that it lacks."""
+    """Returns True if the font has every letter; for others it draws a box."""
     font = _font(14)
     box = bytes(font.getmask("\uffff"))
     return bool(text) and all(bytes(font.getmask(letter)) != box for letter in text)
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Text cut off at a width."""
+    """Cuts off a text at a width in pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -299,13 +335,13 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def _indices(labels: Tensor | np.ndarray, count: int) -> np.ndarray:
-    """Labels as int32, those that are none of `count` classes as that count."""
-    labels = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels: expected integers, got {labels.dtype}")
-    if labels.ndim != 2 or not labels.size:
-        raise ValueError(f"labels: expected the shape (H, W), none of them 0, got {labels.shape}")
-    return np.where((labels >= 0) & (labels < count), labels.astype(np.int32), np.int32(count))
+    """Converts labels to int32 and replaces those outside 0…count−1 by count."""
+    array = labels if isinstance(labels, np.ndarray) else torch.as_tensor(labels).cpu().numpy()
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"labels: expected integers, got {array.dtype}")
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"labels: expected the shape (H, W) without a 0, got {array.shape}")
+    return np.where((array >= 0) & (array < count), array.astype(np.int32), np.int32(count))
 
 
 def _present(indices: np.ndarray) -> list[int]:
@@ -315,7 +351,7 @@ def _present(indices: np.ndarray) -> list[int]:
 def _photo(image: Tensor) -> Image.Image:
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
         given = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"image: expected a tensor (3, H, W) of torch.uint8, got {given}")
+        raise TypeError(f"image: expected a (3, H, W) tensor of torch.uint8, got {given}")
     return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
@@ -326,7 +362,7 @@ def _check_sizes(photo: Image.Image, **labels: np.ndarray) -> None:
 
 
 def _oklab(colors: np.ndarray) -> np.ndarray:
-    """sRGB colours, 0–255, in Björn Ottosson's Oklab, where distances are about those that are seen."""
+    """Converts sRGB colours, 0–255, to Oklab, where distances are close to perceived differences."""
     levels = colors / 255
     linear = np.where(levels > 0.04045, ((levels + 0.055) / 1.055) ** 2.4, levels / 12.92)
     to_cones = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
@@ -335,5 +371,5 @@ def _oklab(colors: np.ndarray) -> np.ndarray:
 
 
 def _distances(places: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Rounded, so that which is the largest does not depend on a machine's last bit."""
+    """Returns rounded distances, so that their maximum does not depend on a machine's last bit."""
     return np.round(np.linalg.norm(places - other, axis=1), 6)

@@ -1,7 +1,7 @@
-"""Models as files that run without this package: an ExportedProgram for PyTorch, ONNX for everything else.
+"""Exports models to files that run without this package: an ExportedProgram for PyTorch, ONNX for other runtimes.
 
-While a model is traced, the operations of apc_kernels are what their references say, stock operators only, and height,
-width and batch stay symbols. No file appears before it was read back and gave what the model gives.
+While a model is traced, the operations of apc_kernels use their references, which consist of stock operators; height,
+width and batch size stay symbolic. A file appears only after it was read back and its results matched the model's.
 """
 
 import json
@@ -22,8 +22,8 @@ from apcnet.models import Segmentor
 
 FORMATS = {"exportedprogram": ".pt2", "onnx": ".onnx"}
 OUTPUTS = ("logits", "upsampled", "labels")
-TOLERANCE = 1e-4  # of the largest logit; of labels this share may differ, where two classes are as likely
-SMALLEST = 33  # a traced size that leaves more than one row and column at every stride
+TOLERANCE = 1e-4  # relative to the largest logit; or the share of labels that may differ, where classes tie
+SMALLEST = 33  # pixels; a smaller traced size leaves a single row or column at stride 32
 AXES = {0: "batch", 2: "height", 3: "width"}
 
 
@@ -37,21 +37,29 @@ def export(
     output: str = "logits",
     normalise: bool = False,
 ) -> dict[tuple[int, int], float]:
-    """Writes a model in evaluation to a file, after comparing what the file computes with what the model does.
+    """Exports a model to a file, and checks that the file computes the same as the model.
+
+    The file also holds classes, palette, mean and std as JSON under "apcnet": in extra_files of an ExportedProgram, in
+    metadata_props of an ONNX file.
 
     Args:
-        format: "exportedprogram" (torch.export.load) or "onnx"; where nothing is said as the path ends, .pt2 or .onnx.
-        size: (H, W) that it is traced at.
-        dynamic: take images of every size from 17 pixels on, and any number of them; otherwise one image of `size`.
-        output: "logits" at the model's own resolution, as model(images); "upsampled", these at the size of the images;
-            or "labels" at the size of the images, uint8 for up to 256 classes.
-        normalise: take RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std first; otherwise
-            normalised float32 images.
+        model: A float32 model in evaluation mode.
+        path: Name of the file, NAME.pt2 or NAME.onnx.
+        format: "exportedprogram" (read it by `torch.export.load`) or "onnx". The default follows from the path.
+        size: (H, W) of the images to trace with.
+        dynamic: Accept any number of images of any size from 17 pixels on. Otherwise the file takes one image of
+            `size`.
+        output: "logits" at the model's own resolution, as `model(images)` returns them; "upsampled", logits at the size
+            of the images; or "labels" at the size of the images, uint8 for up to 256 classes.
+        normalise: Accept RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std. Otherwise the
+            file takes normalised float32 images.
 
     Returns:
-        for every size (H, W) compared the largest difference relative to the largest logit, or of labels the share that
-        differs. The file also says classes, palette, mean and std: as JSON under "apcnet", in an ExportedProgram's
-        extra_files or in ONNX's metadata_props.
+        For every compared size (H, W), the largest difference relative to the largest logit, or the share of labels
+        that differ. It is empty if onnxruntime is not installed to run an ONNX file.
+
+    Example:
+        >>> export(apcnet.load("best.safetensors"), "best.onnx", output="labels", normalise=True)
     """
     path = Path(path)
     format = _format(path, format)
@@ -68,13 +76,13 @@ def export(
 
 
 class Deployed(nn.Module):
-    """What goes into the file: the model, and what a user of it would have to do before and after."""
+    """Wraps a model for export, with the normalisation before it and the resizing after it."""
 
     def __init__(self, model: Segmentor, output: str, normalise: bool):
         super().__init__()
         self.model, self.output, self.normalise = model, output, normalise
         device = next(model.parameters()).device
-        for name in ("mean", "std"):  # not by these names: in an ONNX file they would meet those of results
+        for name in ("mean", "std"):  # in ONNX, plain "mean" and "std" would clash with names of results
             values = torch.tensor(getattr(model, name), device=device)[:, None, None]
             self.register_buffer(f"pixel_{name}", values, persistent=False)
 
@@ -86,7 +94,7 @@ class Deployed(nn.Module):
         return (inference.labels if self.output == "labels" else inference.whole_logits)(self.model, images)
 
     def example(self, batch: int, size: Sequence[int]) -> Tensor:
-        """Images as forward takes them, the same ones every time."""
+        """Returns random images in the format of `forward`, the same at every call."""
         pixels = torch.randint(256, (batch, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         pixels = pixels.to(self.pixel_mean.device)
         return pixels if self.normalise else (pixels.float() - self.pixel_mean) / self.pixel_std
@@ -97,7 +105,7 @@ def _format(path: Path, format: str | None) -> str:
         endings = {ending: name for name, ending in FORMATS.items()}
         if path.suffix not in endings:
             raise ValueError(
-                f"path: expected a name that ends in {' or '.join(endings)}, or a format; got {path.name!r}"
+                f"path: expected a name that ends in {' or '.join(endings)}, or a format as well, got {path.name!r}"
             )
         format = endings[path.suffix]
     check_choice(format, "format", FORMATS)
@@ -110,9 +118,9 @@ def _format(path: Path, format: str | None) -> str:
 def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) -> tuple[int, int]:
     if not isinstance(model, Segmentor):
         given = type(model).__name__
-        raise TypeError(f"model: expected one of this package (apcnet.create, apcnet.load), got {given}")
+        raise TypeError(f"model: expected a model of apcnet.create or apcnet.load, got {given}")
     if any(module.training for module in model.modules()):
-        raise ValueError("model: expected a model in evaluation, got one in training: call model.eval() first")
+        raise ValueError("model: expected evaluation mode, got training mode: call model.eval() first")
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32:
             raise ValueError(f"model: expected float32, got {tensor.dtype} ({name}): call model.float() first")
@@ -123,19 +131,19 @@ def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) 
         raise TypeError(f"size: expected two integers (H, W), got {size!r}") from None
     smallest = SMALLEST if dynamic else 1
     if min(height, width) < smallest:
-        raise ValueError(f"size: expected {smallest} pixels or more each way to trace at, got {(height, width)}")
+        raise ValueError(f"size: expected a height and width of {smallest} pixels or more, got {(height, width)}")
     return height, width
 
 
 def _traced(deployed: Deployed, size: tuple[int, int], dynamic: bool) -> ExportedProgram:
     axes = dict.fromkeys(AXES, Dim.DYNAMIC) if dynamic else None
-    example = deployed.example(2 if dynamic else 1, size)  # of a batch of one torch.export makes a constant
+    example = deployed.example(2 if dynamic else 1, size)  # torch.export would make a batch size of 1 constant
     program = torch.export.export(deployed, (example,), dynamic_shapes={"images": axes})
-    program.example_inputs = None  # they would be saved, too
+    program.example_inputs = None  # they would be saved as well
     return program
 
 
-# Both write a program to a file, read it back, and return a function that runs it.
+# The next two functions write a program to a file, read it back, and return a function that runs it.
 
 
 def _exported_program(program: ExportedProgram, path: Path, about: str) -> Callable[[Tensor], Tensor]:
@@ -148,13 +156,13 @@ def _exported_program(program: ExportedProgram, path: Path, about: str) -> Calla
 def _onnx(
     program: ExportedProgram, path: Path, about: str, output: str, dynamic: bool
 ) -> Callable[[Tensor], Tensor] | None:
-    axes = {"images": AXES} if dynamic else None  # their names in the file; dynamic they are already
+    axes = {"images": AXES} if dynamic else None  # names only: the axes are dynamic already
     names = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": axes}
     converted = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     converted.model.metadata_props["apcnet"] = about
     converted.save(path)
     if find_spec("onnxruntime") is None:
-        warnings.warn("onnxruntime is not installed: the ONNX file was written without a comparison", stacklevel=3)
+        warnings.warn("onnxruntime is not installed: the ONNX file was not checked", stacklevel=3)
         return None
     import onnxruntime  # an extra
 
@@ -172,8 +180,8 @@ def _compared(
         differences[size] = _difference(run(images).cpu(), deployed(images).cpu())
         if not differences[size] <= TOLERANCE:  # NaN does not pass either
             raise RuntimeError(
-                f"export: for an image of {size} the {deployed.output} of the file are off by {differences[size]:.3g}, "
-                f"allowed are {TOLERANCE}; nothing was written"
+                f"export: for images of {size} the file's {deployed.output} differ by {differences[size]:.3g}, "
+                f"expected at most {TOLERANCE}; nothing was written"
             )
     return differences
 

@@ -1,10 +1,9 @@
-"""What is published of the five models: figures, by whom; weights, where they lie; and how they get here.
+"""Lists published results and weights of the five models, and downloads weights.
 
-published.csv has a line for each run or file. Figures of mmsegmentation are those of the READMEs beside its configs; a
-page with results of the five models that is often met shows PSPNet's rows under APCNet's name, down to their links, and
-nothing here is from it. Of files there are those that a model here can hold: no ResNetV1b ("r50b", "rsb"), no output
-stride that is none of 8, 16, 32 ("d32"), no dilated FCN head ("d6"). A file's name ends in the first eight digits of
-its SHA-256.
+published.csv has a line for each run or file. mmsegmentation's figures come from the READMEs of its configs; a common
+page of results that shows PSPNet's rows under APCNet's name was not used. Only files that a model here can hold are
+listed: no ResNetV1b ("r50b", "rsb"), no output stride other than 8, 16, 32 ("d32"), no dilated FCN head ("d6"). A
+file's name ends in the first eight digits of its SHA-256.
 """
 
 import csv
@@ -23,29 +22,30 @@ from apcnet.files import replacing
 
 SERVER = "https://download.openmmlab.com"
 CHUNK = 1 << 20  # bytes
-TIMEOUT = 60  # seconds without a byte
+TIMEOUT = 60  # seconds without data
 
 Progress = Callable[[int, int | None], None]
 
 
 class Published(NamedTuple):
-    """Figures of one run; None: not published."""
+    """Holds the published figures of one run; None means not published."""
 
     miou: float | None  # percent on the val split, at a single scale
-    multi_scale: float | None  # the same, averaged over six scales and their mirror images
+    multi_scale: float | None  # the same with six scales and horizontal flips
     memory: float | None  # GB on each of four GPUs in training
-    fps: float | None  # images a second on a V100, one at a time, up to labels of their own size
+    fps: float | None  # images per second on a V100, batch size 1, labels at the image's size
     source: str
 
 
 def _stem(name: str) -> str:
-    """Of a file's or a config's name, what is neither date, hash nor suffix."""
+    """Removes date, hash and suffix from the name of a file or config."""
     return re.sub(r"([_-]\d{8}_\d{6})?(-[0-9a-f]{8})?(\.pth|\.py)?$", "", name)
 
 
 def _figures(row: dict[str, str]) -> Published:
-    figures = (row[name] for name in Published._fields[:-1])
-    return Published(*(float(figure) if figure else None for figure in figures), row["source"])
+    names = ("miou", "multi_scale", "memory", "fps")
+    miou, multi_scale, memory, fps = (float(row[name]) if row[name] else None for name in names)
+    return Published(miou, multi_scale, memory, fps, row["source"])
 
 
 def _url(row: dict[str, str]) -> str:
@@ -59,27 +59,40 @@ URLS = {_stem(row["file"]): _url(row) for row in _ROWS if row["file"]}
 
 
 def locate(name: str) -> str:
-    """The URL of a published file by its name: of the file, or of the config (1.x's order of words will do)."""
+    """Returns the URL of published weights.
+
+    Args:
+        name: Name of the file or of its config, in the spelling of mmsegmentation 0.x or 1.x.
+    """
     stem = _stem(name)
     if stem not in URLS:
         stem = next((known for known in URLS if _words(known) == _words(stem)), stem)
     if stem not in URLS:
         near = get_close_matches(stem, URLS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"they are called like {', '.join(list(URLS)[::24])}"
-        raise ValueError(f"source: there is no file {name}, and no published weights are called {name}; {hint}")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"names look like {', '.join(list(URLS)[::24])}"
+        raise ValueError(f"source: expected a file, a URL or the name of published weights, got {name}; {hint}")
     return URLS[stem]
 
 
 def _words(name: str) -> list[str]:
-    """fcn_r101-d8_4xb2-amp-80k_cityscapes-512x1024 and fcn_r101-d8_fp16_512x1024_80k_cityscapes have the same."""
+    """Splits a name into sorted words, which are the same in both spellings of mmsegmentation.
+
+    fcn_r101-d8_4xb2-amp-80k_cityscapes-512x1024 is fcn_r101-d8_fp16_512x1024_80k_cityscapes.
+    """
     words = re.split("[_-]", name.lower().replace("amp", "fp16"))
     return sorted(word for word in words if not re.fullmatch(r"\d+xb\d+|\dx\d", word))
 
 
 def fetch(source: str | Path, folder: str | Path, progress: Progress | None = None) -> Path:
-    """The file that a path, a URL or the name of published weights stands for; it is downloaded into a folder.
+    """Returns the local path of a checkpoint, and downloads it if it is not a local file.
 
-    `progress` is called with how many bytes have come and how many there are (None if the server does not say).
+    Args:
+        source: Path, URL or name of published weights.
+        folder: Folder for downloads.
+        progress: Function that is called with (bytes received, bytes in total or None) during the download.
+
+    Example:
+        >>> fetch("pspnet_r50-d8_512x512_160k_ade20k", "weights")
     """
     if Path(source).exists():
         return Path(source)
@@ -87,9 +100,14 @@ def fetch(source: str | Path, folder: str | Path, progress: Progress | None = No
 
 
 def download(url: str, folder: str | Path, progress: Progress | None = None) -> Path:
-    """Brings a file, http or https, into a folder, whole or not at all, and returns where it is.
+    """Downloads a file into a folder and returns its path; the file appears whole or not at all.
 
-    Where its name ends in a hash, its content has to have it, and a file that has it already is not fetched again.
+    If the name ends in a hash, the content must match it, and a file in the folder that matches is not fetched again.
+
+    Args:
+        url: http or https URL that ends in the file's name.
+        folder: Folder for the file; it is made if it does not exist.
+        progress: Function that is called with (bytes received, bytes in total or None).
     """
     parts = urlsplit(url)
     name = PurePosixPath(parts.path).name
@@ -103,12 +121,12 @@ def download(url: str, folder: str | Path, progress: Progress | None = None) -> 
     with replacing(target) as temporary:
         _fetch(url, temporary, progress)
         if hashed and not (found := _sha256(temporary)).startswith(hashed[1]):
-            raise ValueError(f"{url}: expected a file whose SHA-256 begins with {hashed[1]}, got {found[:8]}…")
+            raise ValueError(f"{url}: expected a file with SHA-256 {hashed[1]}…, got {found[:8]}…")
     return target
 
 
 def _fetch(url: str, path: Path, progress: Progress | None) -> None:
-    come = 0
+    received = 0
     try:
         request = Request(url, headers={"User-Agent": "apcnet"})
         with urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
@@ -116,13 +134,13 @@ def _fetch(url: str, path: Path, progress: Progress | None) -> None:
             total = int(length) if length else None
             while chunk := response.read(CHUNK):
                 file.write(chunk)
-                come += len(chunk)
+                received += len(chunk)
                 if progress is not None:
-                    progress(come, total)
+                    progress(received, total)
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        raise ValueError(f"{url} cannot be downloaded: {getattr(error, 'reason', error)}") from error
-    if total is not None and come != total:
-        raise ValueError(f"{url} cannot be downloaded: it broke off after {come} of {total} bytes")
+        raise ValueError(f"{url}: the download failed: {getattr(error, 'reason', error)}") from error
+    if total is not None and received != total:
+        raise ValueError(f"{url}: the download broke off after {received} of {total} bytes")
 
 
 def _sha256(path: Path) -> str:

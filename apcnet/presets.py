@@ -1,9 +1,9 @@
-"""The runs that have a name: `preset(name)` is a config, `table()` says what has been published of each.
+"""Defines the named training configs: `preset(name)` returns one, `table()` lists them with published results.
 
-    tiny                            generated scenes, a small network: no download, and a CPU is enough
-    folder                          images and masks of one's own, from a trained model (--init) or a backbone
-    apcnet-r50-ade20k-160k          MODEL-rDEPTH-DATASET-SCHEDULE: mmsegmentation's recipe, whether that run has been
-                                    published or not; without a schedule it is the longest for the data set
+    tiny                            generated scenes and a small network: no download, a CPU is enough
+    folder                          your own images and masks, from a trained model (--init) or a backbone
+    apcnet-r50-ade20k-160k          MODEL-rDEPTH-DATASET-SCHEDULE: mmsegmentation's recipe, published or not; without
+                                    a schedule it is the longest one for the dataset
     paper-apcnet-r101-voc2012       the APCNet paper's own recipe
     ssseg-semantic-fpn-r50-ade20k   sssegmentation's recipe
 
@@ -22,25 +22,25 @@ from apcnet.hub import PUBLISHED, Published
 
 MODELS = ("apcnet", "pspnet", "encnet", "fcn", "semantic-fpn")
 HEADINGS = ("preset", "mIoU", "ms+flip", "GB", "fps", "published by")
-FORMATS = (".2f", ".2f", "g", ".2f", "")  # of all columns but the first
+FORMATS = (".2f", ".2f", "g", ".2f", "")  # for all columns but the first
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and what mmsegmentation's runs on it have in common."""
+    """Holds a dataset and the settings that mmsegmentation's runs on it share."""
 
     data: dict
-    """What it is opened with."""
+    """Fields of the config's data section."""
     images: int
-    """To train with."""
+    """Number of training images."""
     batch_size: int
     crop: Pair
     scale: Pair
-    """Bounds that an image is fitted into, in training (before the random ratio) and in a test."""
+    """Size that images are fitted into, in training (before the random ratio) and in evaluation."""
     schedules: tuple[str, ...]
-    """From the shortest to the longest."""
+    """Schedules, from the shortest to the longest."""
     slides: bool = False
-    """A test looks through a window as large as a crop, that moves on by two thirds of it."""
+    """Evaluate by a sliding window of the crop's size, with a stride of two thirds of it."""
     align_corners: bool | None = None
     lr: float = 0.01
     weight_decay: float = 5e-4
@@ -49,9 +49,10 @@ class Benchmark:
         return math.ceil(epochs * self.images / self.batch_size)
 
     def evaluation(self) -> Protocol:
-        window = self.crop if self.slides else None
-        stride = window and tuple(round(side * 2 / 3) for side in window)
-        return Protocol(test_scale=self.scale, window=window, stride=stride)
+        if not self.slides:
+            return Protocol(test_scale=self.scale)
+        height, width = self.crop
+        return Protocol(test_scale=self.scale, window=self.crop, stride=(round(height * 2 / 3), round(width * 2 / 3)))
 
 
 CITYSCAPES = Benchmark({"dataset": "cityscapes"}, 2975, 8, (512, 1024), (2048, 1024), ("40k", "80k"))
@@ -75,17 +76,17 @@ BENCHMARKS = {
     "context": CONTEXT,
     "context59": replace(CONTEXT, data={"dataset": "pascal_context", "classes": 59}),
 }
-# Epochs, side of a crop and learning rate. What is not stated, such as the batch size, 16, is as in mmsegmentation; but
-# no scale makes images smaller than a crop.
+# Epochs, side of a crop and learning rate. Settings that the paper does not state, such as the batch size of 16, are
+# mmsegmentation's; but images are never scaled below the crop.
 PAPER = {"voc2012": (80, 512, 0.01), "context": (80, 512, 0.001), "ade20k": (120, 576, 0.01)}
 SSSEG_EPOCHS = {"voc2012": 60, "ade20k": 130, "cityscapes": 220}
 MORE = (18, "cityscapes", "80k"), (18, "cityscapes-769", "80k"), (101, "cityscapes", "80k-fp16")
 
 
 def tiny() -> Config:
-    """Generated scenes whose context decides, and 0.11 million parameters that learn it in a minute or two.
+    """Returns a config that trains a model of 0.11 million parameters on generated scenes in a minute or two.
 
-    Scenes, sizes and steps are what a config has where nothing is said.
+    Some classes in these scenes can be told apart by context only. Sizes and steps are the config's defaults.
     """
     return Config(
         Model("apcnet", "tiny", width=32, channels=32, dropout=0.0, auxiliary_channels=0),
@@ -95,7 +96,7 @@ def tiny() -> Config:
 
 
 def folder() -> Config:
-    """Images of one's own, of which there may be few: a short run, of batches that fit on one GPU."""
+    """Returns a config for your own images, also for few of them: a short run with batches that fit on one GPU."""
     return Config(
         Model("apcnet", "resnet50"),
         Data("folder", crop=(512, 512), scale=(2048, 512)),
@@ -108,10 +109,14 @@ def folder() -> Config:
 
 
 def recipe(model: str, depth: int, dataset: str, schedule: str) -> Config:
-    """The run of one of MODELS, on a ResNet of a depth, on one of BENCHMARKS.
+    """Returns the config of a published recipe.
 
-    `schedule` is mmsegmentation's by its thousands of steps, 80k, or 80k-fp16 in half precision; paper, of those in
-    PAPER; or ssseg, of those in SSSEG_EPOCHS.
+    Args:
+        model: One of MODELS.
+        depth: Depth of the ResNet: 18, 50 or 101.
+        dataset: One of BENCHMARKS.
+        schedule: mmsegmentation's number of steps in thousands ("80k"), the same in half precision ("80k-fp16"),
+            "paper" for a dataset in PAPER, or "ssseg" for one in SSSEG_EPOCHS.
     """
     benchmark, paper, ssseg = BENCHMARKS[dataset], schedule == "paper", schedule == "ssseg"
     if paper:
@@ -125,9 +130,10 @@ def recipe(model: str, depth: int, dataset: str, schedule: str) -> Config:
         steps = 1000 * int(schedule.removesuffix("-fp16").removesuffix("k"))
     narrow = {"channels": 128, "auxiliary_channels": 64} if depth == 18 else {}
     return Config(
-        Model(
-            model.replace("-", "_"),
-            f"resnet{depth}",
+        replace(
+            Model(),
+            model=model.replace("-", "_"),
+            backbone=f"resnet{depth}",
             plain=paper or None,
             neck_norm=ssseg or None,
             align_corners=benchmark.align_corners,
@@ -144,17 +150,17 @@ def recipe(model: str, depth: int, dataset: str, schedule: str) -> Config:
         steps=steps,
         batch_size=benchmark.batch_size,
         eval_every=math.ceil(steps / 10),
-        save_every=1000,  # not as published: an interruption would cost hours
+        save_every=1000,  # more often than published: an interruption would cost hours
         precision="float16" if schedule.endswith("fp16") else "float32",
     )
 
 
 def _recipes() -> Iterator[tuple[str, tuple[str, int, str, str]]]:
-    """Names, and what recipe makes them of."""
+    """Yields the names of the published recipes with their arguments for `recipe`."""
     for model, (dataset, benchmark) in itertools.product(MODELS, BENCHMARKS.items()):
         for schedule, depth in itertools.product(benchmark.schedules, (50, 101)):
             yield f"{model}-r{depth}-{dataset}-{schedule}", (model, depth, dataset, schedule)
-    for model in ("pspnet", "fcn"):  # a few more have been published of these
+    for model in ("pspnet", "fcn"):  # these two have more published runs
         for depth, dataset, schedule in MORE:
             yield f"{model}-r{depth}-{dataset}-{schedule}", (model, depth, dataset, schedule)
     for prefix, model, datasets in (("paper", "apcnet", PAPER), ("ssseg", "semantic-fpn", SSSEG_EPOCHS)):
@@ -164,7 +170,7 @@ def _recipes() -> Iterator[tuple[str, tuple[str, int, str, str]]]:
 
 OWN = {"tiny": tiny, "folder": folder}
 RECIPES = dict(_recipes())
-SHORT = {  # of several runs that differ in their schedules alone the last, which is the longest
+SHORT = {  # names without a schedule stand for the last schedule, which is the longest
     f"{model}-r{depth}-{dataset}": (model, depth, dataset, schedule)
     for model, depth, dataset, schedule in RECIPES.values()
     if schedule.endswith("k")
@@ -172,28 +178,35 @@ SHORT = {  # of several runs that differ in their schedules alone the last, whic
 
 
 def names() -> list[str]:
-    """Of all presets; those of benchmarks with their schedules."""
+    """Returns the names of all presets; those of benchmarks include the schedule."""
     return [*OWN, *RECIPES]
 
 
 def preset(name: str) -> Config:
-    """The config of that name."""
+    """Returns the config of a preset.
+
+    Args:
+        name: One of `names()`, or a benchmark's name without the schedule, which stands for the longest one.
+
+    Example:
+        >>> config = preset("apcnet-r50-ade20k-160k")
+    """
     if name in OWN:
         return OWN[name]()
-    made_of = RECIPES | SHORT
-    if name not in made_of:
-        near = get_close_matches(name, [*OWN, *made_of]) or [known for known in made_of if name in known][:3]
+    recipes = RECIPES | SHORT
+    if name not in recipes:
+        near = get_close_matches(name, [*OWN, *recipes]) or [known for known in recipes if name in known][:3]
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"preset: none is called {name!r}{hint} (`apcnet presets` lists them)")
-    return recipe(*made_of[name])
+        raise ValueError(f"preset: expected a name that `apcnet presets` lists, got {name!r}{hint}")
+    return recipe(*recipes[name])
 
 
 def table(containing: str = "") -> str:
-    """A line for each preset whose name contains this, with what has been published of it; the first are headings."""
+    """Returns a table of the presets whose name contains a text, with their published results."""
     chosen = [name for name in names() if containing in name]
     if not chosen:
-        raise ValueError(f"presets: no name contains {containing!r} (`apcnet presets` lists them)")
-    lines = [HEADINGS]
+        raise ValueError(f"presets: expected a part of a name that `apcnet presets` lists, got {containing!r}")
+    lines: list[tuple[str, ...]] = [HEADINGS]
     for name in chosen:
         figures = PUBLISHED.get(name, Published(None, None, None, None, "–"))
         cells = ("–" if figure is None else format(figure, form) for figure, form in zip(figures, FORMATS, strict=True))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from apcnet.data.sample import Dataset, Sample, SampleError
-from apcnet.keys import DRAWS, ORDER, hashes, keyed
+from apcnet.keys import AUGMENTATION, ORDER, hashes, keyed
 
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -43,7 +43,7 @@ def generator_at(seed: int, position: int) -> torch.Generator:
 
     PyTorch's generator keeps the lower 32 bits of its seed: among a million positions, about a hundred pairs share one.
     """
-    return torch.Generator().manual_seed(keyed(seed, DRAWS, position))
+    return torch.Generator().manual_seed(keyed(seed, AUGMENTATION, position))
 
 
 class Batch(NamedTuple):

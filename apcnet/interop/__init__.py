@@ -1,4 +1,4 @@
-"""Weights in from other packages, weights out, and other packages' models made faster in place."""
+"""Loads weights of other packages, writes weights for them, and speeds up their models in place."""
 
 from apcnet.interop import mmseg, sssegmentation
 

@@ -1,6 +1,6 @@
-"""ImageNet weights of ResNetV1c from wherever they are: mmsegmentation's files, timm, models saved here.
+"""Reads ImageNet weights of ResNetV1c from mmsegmentation's files, from timm and from saved models.
 
-timm's resnet50c and resnet101c are ResNetV1c by other names; only the stem differs.
+timm's resnet50c and resnet101c are ResNetV1c; only the names in the stem differ.
 """
 
 import re
@@ -17,31 +17,36 @@ TIMM = ("resnet50c", "resnet101c")
 
 
 def read(source: str | Path) -> dict[str, Tensor]:
-    """A backbone's tensors by our names, from a file or from "timm:resnet50c".
+    """Reads a backbone's weights and returns them by the names of `ResNetV1c`.
 
-    A file may hold a whole model, ours or mmsegmentation's, or a backbone with its ImageNet classifier.
+    Args:
+        source: A file, or "timm:resnet50c" or "timm:resnet101c". A file may hold a whole model, of apcnet or of
+            mmsegmentation, or a backbone with its ImageNet classifier.
     """
     if str(source).startswith("timm:"):
         return _from_timm(str(source).removeprefix("timm:"))
     if not Path(source).is_file():
-        raise FileNotFoundError(f"backbone_weights: there is no file {source}")
+        raise FileNotFoundError(
+            f"backbone_weights: expected a file or one of {', '.join(f'timm:{name}' for name in TIMM)}, "
+            f"got {source}: there is no such file"
+        )
     return _of_backbone(pickles.read(source))
 
 
 def _from_timm(name: str) -> dict[str, Tensor]:
-    check_choice(name, "backbone_weights, timm:", TIMM)
+    check_choice(name, "backbone_weights: timm", TIMM)
     try:
         import timm
     except ImportError:
         raise ImportError(
-            f"backbone_weights: timm:{name} needs timm, which is not installed: pip install timm"
+            f"backbone_weights: timm:{name} needs the package timm; install it: pip install timm"
         ) from None
     with torch.random.fork_rng(devices=[]):  # timm draws weights before it loads them
         return _of_backbone(timm.create_model(name, pretrained=True).state_dict())
 
 
 def _of_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a file's tensors is the backbone's, by our names."""
+    """Selects the backbone's tensors of a file and renames them."""
     tensors = tensors.get("state_dict", tensors)
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     inner = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}

@@ -1,6 +1,6 @@
-"""`apcnet convert`: a checkpoint of mmsegmentation or sssegmentation becomes a file that `apcnet.load` reads."""
+"""Converts a checkpoint of mmsegmentation or sssegmentation to a file that `apcnet.load` reads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,31 @@ def convert(
     folder: str | Path | None = None,
     progress: hub.Progress | None = None,
 ) -> Segmentor:
-    """Writes the model of a checkpoint to a safetensors file, and returns it; arguments are the command's.
+    """Converts a checkpoint of mmsegmentation or sssegmentation to a safetensors file.
 
-    Nothing in the checkpoint is run. Every one of its weights is used, and every weight of the model comes from it.
-    Where a download goes if no folder is given is torch.hub's; its `progress` is told as in `hub.fetch`.
+    No code in the checkpoint is run. All of its weights are used, and all weights of the model come from it.
+
+    Args:
+        source: Path, URL, or name of published weights such as "apcnet_r50-d8_512x512_160k_ade20k".
+        out: Name of the file to write, NAME.safetensors.
+        align_corners: How the model resized its logits in training. Needed only if the checkpoint holds no config.
+        output_stride: 8, 16 or 32. Needed only if the checkpoint holds no config; the default is the published
+            models' (8, or 32 for Semantic FPN).
+        folder: Folder for downloads; by default that of `torch.hub`.
+        progress: Function that is called with (bytes received, bytes in total or None) during a download.
+
+    Returns:
+        The model, as `apcnet.load(out)` returns it but in training mode.
+
+    Example:
+        >>> convert("apcnet_r50-d8_512x512_160k_ade20k", "apcnet.safetensors")
     """
     out = Path(out)
     if out.suffix != ".safetensors" or not out.parent.is_dir():
-        raise ValueError(f"out: expected NAME.safetensors in a folder that exists, got {out}")
+        raise ValueError(f"out: expected NAME.safetensors in an existing folder, got {out}")
     checkpoint = pickles.read(hub.fetch(source, folder or Path(torch.hub.get_dir()) / "checkpoints", progress))
     state_dict, meta = weights_of(checkpoint), _dict(checkpoint.get("meta"))
-    text = meta.get("cfg", meta.get("config"))  # of 1.x and of 0.x
+    text = meta.get("cfg", meta.get("config"))  # in 1.x and in 0.x
     if any(name.startswith("backbone_net.") for name in state_dict):
         state_dict, text = sssegmentation.rename(state_dict), sssegmentation.CONFIG
     text = text if isinstance(text, str) else None
@@ -45,34 +59,37 @@ def convert(
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint, without what DistributedDataParallel puts before their names."""
+    """Returns the weights in a checkpoint, without DistributedDataParallel's prefix of their names."""
     found = [checkpoint[key] for key in ("state_dict", "model") if key in checkpoint]
     state_dict = found[0] if found else checkpoint
     if not isinstance(state_dict, dict) or not state_dict:
-        raise ValueError(
-            f"source: expected weights by name as its state_dict or model, got {type(state_dict).__name__}"
-        )
+        given = "an empty dict" if isinstance(state_dict, dict) else type(state_dict).__name__
+        raise ValueError(f"source: expected a dict of weights, alone or under state_dict or model, got {given}")
     others = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if others:
-        raise ValueError(f"source: expected weights under state_dict or model, or nothing else, got {listed(others)}")
+        raise ValueError(
+            f"source: expected a dict of weights, alone or under state_dict or model, got others: {listed(others)}"
+        )
     return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
 
 
 def classes_of(meta: Mapping[str, Any], count: int) -> tuple[tuple[str, ...] | None, tuple | None]:
-    """Names and colours of the classes, where a checkpoint has them for as many classes as its model."""
+    """Returns names and colours of the classes, or None where a checkpoint lacks them for `count` classes."""
     dataset = _dict(meta.get("dataset_meta"))
     classes = dataset.get("classes", meta.get("CLASSES"))
     palette = dataset.get("palette", meta.get("PALETTE"))
-    if not _are(classes, count, lambda name: isinstance(name, str)):
+    names = _list_of(classes, count, lambda name: isinstance(name, str))
+    colours = _list_of(palette, count, lambda colour: bool(_list_of(colour, 3, lambda part: isinstance(part, int))))
+    if not names:
         return None, None
-    if not _are(palette, count, lambda colour: _are(colour, 3, lambda part: isinstance(part, int))):
-        return tuple(classes), None
-    return tuple(classes), tuple(map(tuple, palette))
+    return tuple(names), tuple(map(tuple, colours)) or None
 
 
-def _are(values, count, right):
-    return isinstance(values, list | tuple) and len(values) == count and all(map(right, values))
+def _list_of(values: Any, count: int, is_valid: Callable[[Any], bool]) -> list[Any]:
+    """Returns `count` valid values as a list, and an empty list if there are others or another number of them."""
+    valid = isinstance(values, list | tuple) and len(values) == count and all(map(is_valid, values))
+    return list(values) if valid else []
 
 
-def _dict(value):
+def _dict(value: Any) -> dict:
     return value if isinstance(value, dict) else {}

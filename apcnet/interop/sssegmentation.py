@@ -1,8 +1,8 @@
-"""sssegmentation's weights and configs into our models, by way of mmsegmentation's names and configs.
+"""Loads sssegmentation's weights and configs; translates them to mmsegmentation's names and configs first.
 
-Its five segmentors compute what mmsegmentation's do, apart from what shapes show: an FCN head without concatenation,
-auxiliary heads of 512 channels, batch norm and ReLU in the feature pyramid neck. Its files hold no config: what shapes
-do not show has to be told. `apcnet convert` takes them, renamed, as it takes mmsegmentation's.
+Its five segmentors compute the same as mmsegmentation's, with three differences that shapes show: an FCN head without
+concatenation, auxiliary heads of 512 channels, batch norm and ReLU in the feature pyramid neck. Its files hold no
+config: the caller gives what shapes do not show. `apcnet convert` takes these files as it takes mmsegmentation's.
 """
 
 import re
@@ -20,10 +20,10 @@ from apcnet.models.weights import assign
 
 SEGMENTORS = {"APCNet": "APCHead", "PSPNet": "PSPHead", "ENCNet": "EncHead", "FCN": "FCNHead", "SemanticFPN": "FPNHead"}
 NORMS = ("BatchNorm2d", "SyncBatchNorm")
-# What its code says, and no file of weights: mmsegmentation's config of it, where shapes do not show it.
+# sssegmentation's code fixes this, and shapes do not show it; written as mmsegmentation's config.
 CONFIG = "model = dict(neck=dict(act_cfg=dict(type='ReLU')))"
 
-PARTS = {"0": "conv", "1": "bn"}  # of these blocks; 2 is their ReLU
+PARTS = {"0": "conv", "1": "bn"}  # parts of a block; 2 is its ReLU
 BLOCKS = {
     r"fpn_neck\.(\w+\.\d+)": r"neck.\1",
     r"(acm_modules\.\d+\.\w+)": r"decode_head.\1",
@@ -41,7 +41,7 @@ DECODERS = {"decoder": "decode_head", "auxiliary_decoder": "auxiliary_head"}
 
 
 class PyramidHead(nn.Module):
-    """The backbone's list of maps in, logits out: the neck, if there is one, and the head."""
+    """Applies the neck, if there is one, and the head to the backbone's list of maps."""
 
     def __init__(self, neck: nn.Module | None, head: nn.Module, selected: Sequence[int]):
         super().__init__()
@@ -54,12 +54,23 @@ class PyramidHead(nn.Module):
 
 
 def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """Our neck and head for sssegmentation's config of a segmentor, with its weights.
+    """Builds the neck and head of an sssegmentation segmentor from its config and weights.
 
-    It takes the backbone's list of maps, selects config["backbone"]["selected_indices"] and returns the logits, in
-    training, too. Weights of a backbone and of an auxiliary decoder, if there are any, are left out.
+    Weights of a backbone and of an auxiliary decoder are ignored.
+
+    Args:
+        config: sssegmentation's config of a segmentor: type "APCNet", "PSPNet", "ENCNet", "FCN" or "SemanticFPN",
+            num_classes, align_corners and head; a backbone is not needed.
+        state_dict: Weights by sssegmentation's names.
+
+    Returns:
+        A module that takes the backbone's list of maps, selects config["backbone"]["selected_indices"] (by default all
+        four) and returns the logits, in training too.
+
+    Raises:
+        ValueError: An option has no counterpart here, or a weight is missing, unexpected or of another shape.
     """
-    check_choice(config.get("type"), "config.type", SEGMENTORS)
+    check_choice(config.get("type", ""), "config.type", SEGMENTORS)
     check_choice(config.get("norm_cfg", {"type": NORMS[0]})["type"], "config.norm_cfg.type", NORMS)
     check_choice(config.get("act_cfg", {"type": "ReLU"})["type"], "config.act_cfg.type", ("ReLU",))
     selected = config.get("backbone", {}).get("selected_indices") or (0, 1, 2, 3)
@@ -77,7 +88,7 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors by mmsegmentation's names. A name that is none of sssegmentation's stays as it is."""
+    """Renames sssegmentation's tensors to mmsegmentation's names; leaves other names unchanged."""
     lasts = {
         decoder: max((int(n) for name in state_dict for n in re.findall(rf"^{decoder}\.(\d+)\.", name)), default=0)
         for decoder in DECODERS
@@ -97,7 +108,7 @@ def _renamed(name, lasts):
     for stem, new in OTHERS.items():
         if match := re.match(rf"{stem}\.", name):
             return f"{match.expand(new)}.{name[match.end() :]}"
-    # A decoder is n blocks of convolution, norm and ReLU, then dropout and the classifier, all of them in a row.
+    # A decoder is one list: n blocks of convolution, norm and ReLU, then dropout and the classifier.
     match = re.fullmatch(r"(decoder|auxiliary_decoder)\.(\d+)\.(\w+)", name)
     if match is None:
         return name
@@ -109,7 +120,7 @@ def _renamed(name, lasts):
 
 
 def _head_config(config, count):
-    """mmsegmentation's dict of the head: the last of `count` selected maps is what most of them take."""
+    """Returns mmsegmentation's config of the head. Most heads take the last of `count` selected maps."""
     given = config["head"]
     head = {"type": SEGMENTORS[config["type"]], "num_classes": config["num_classes"], "in_index": count - 1}
     head |= {"align_corners": config["align_corners"], "dropout_ratio": given["dropout"]}

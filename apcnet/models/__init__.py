@@ -1,4 +1,4 @@
-"""The models: a backbone, five heads, and what joins them. `build` makes one from names and numbers."""
+"""Builds segmentation models: a backbone, one of five heads, and the segmentor that joins them."""
 
 from apcnet.models.build import build
 from apcnet.models.segmentor import Output, Segmentor

@@ -1,4 +1,4 @@
-"""APCNet's head: adaptive context modules of all scales side by side, each of them a slice of every tensor here."""
+"""Implements APCNet's head. The context modules of all scales run together: each is a slice of every tensor here."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import apc_kernels
-from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, batch_norm, beside, check_values, group_of
+from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, batch_norm, check_values, group_of, promoted
 
 # The stages of an adaptive context module, for each scale s of the pyramid, C channels:
 #   regions   pool to s×s, reduce                              (B, C, s²)
@@ -18,15 +18,20 @@ from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, batc
 
 
 class APCHead(nn.Module):
-    """Adaptive Pyramid Context head: the features beside what each of their positions gathers from the pooled regions.
+    """Predicts classes from the features and from what each position gathers from pooled regions (APCNet).
 
     Args:
-        in_channels: of the features, features[index].
-        scales: of the pyramid, (1, 2, 3, 6) as published.
-        fusion: a convolution behind every module.
-        guide: let the affinities see the map's mean (the paper's global-guided local affinity).
-        plain: the module as the paper writes it: no batch norm and ReLU on regions and guide, no residual convolution
-            and no fusion. The other form is the official implementation's.
+        in_channels: Number of channels of the features, `features[index]`.
+        num_classes: Number of classes.
+        channels: Number of channels of each context module and of the bottleneck.
+        scales: Grid sizes of the pyramid; the published model uses (1, 2, 3, 6).
+        fusion: Add a 1×1 convolution after every context module.
+        guide: Add the map's mean to the input of the affinities (the paper's global-guided local affinity).
+        plain: Build the module as the paper writes it: no batch norm and ReLU on regions and guide, no residual
+            convolution, no fusion. By default it is built as in the official implementation.
+        dropout: Probability that the classifier drops a channel.
+        align_corners: How the logits are resized, as in `torch.nn.functional.interpolate`.
+        index: Position of the head's input in the backbone's list of maps.
     """
 
     def __init__(
@@ -49,9 +54,9 @@ class APCHead(nn.Module):
         stacked = count * channels
         self.regions = RegionReduction(in_channels, channels, self.scales, norm=not plain)
         self.reduction = ConvNormReLU(in_channels, stacked, convolutions=count)
-        # Its rows of all scales, each of which sees the channels of its own scale.
+        # One row for each region of each scale. Each scale reads its own channels only.
         self.affinity = nn.Conv2d(channels, rows, kernel_size=1)
-        # In the official form these two hold parameters; adaptive_context_norm computes what they would.
+        # In the official form, guide and residual only hold parameters: adaptive_context_norm computes them.
         side_by_side = {"convolutions": count, "grouped": True}
         self.guide = self.residual = self.fusion = None
         if guide and plain:
@@ -60,7 +65,7 @@ class APCHead(nn.Module):
             self.guide = ConvNormReLU(stacked, stacked, **side_by_side)
         if not plain:
             self.residual = ConvNormReLU(stacked, stacked, **side_by_side)
-            # One by one: a grouped convolution takes twice the time of separate ones.
+            # Separate convolutions take half the time of a grouped one.
             self.fusion = nn.ModuleList(ConvNormReLU(channels, channels) for _ in self.scales) if fusion else None
         self.bottleneck = ConvNormReLU(in_channels + stacked, channels, kernel_size=3)
         self.classifier = Classifier(channels, num_classes, dropout)
@@ -75,22 +80,22 @@ class APCHead(nn.Module):
         return self.classifier(self.bottleneck(features, *context))
 
     def context(self, x: Tensor, regions: Tensor) -> Tensor:
-        """x (B, S·C, h, w), regions (B, J, C) -> (B, S·C, h, w)"""
-        regions, weight = beside(x, regions), beside(x, self.affinity.weight.flatten(1))
+        """Computes the context of all scales: x (B, S·C, h, w), regions (B, J, C) -> (B, S·C, h, w)."""
+        regions, weight = promoted(x, regions), promoted(x, self.affinity.weight.flatten(1))
         if self.residual is None:
             return apc_kernels.adaptive_context(x, regions, weight, self._guided(x), self.scales, residual=True)
         training, guided = self.residual.norm.training, {}
         if self.guide is not None:
             check_values(self.guide.norm, x[:, :, :1, :1])
-            guided["guide"] = beside(x, self.guide.conv.weight.flatten(1))
+            guided["guide"] = promoted(x, self.guide.conv.weight.flatten(1))
             guided["guide_norm"] = batch_norm(self.guide.norm, x)
         z = apc_kernels.adaptive_context_norm(
             x,
             regions,
             weight,
-            beside(x, self.affinity.bias),
+            promoted(x, self.affinity.bias),
             self.scales,
-            beside(x, self.residual.conv.weight.flatten(1)),
+            promoted(x, self.residual.conv.weight.flatten(1)),
             batch_norm(self.residual.norm, x),
             **guided,
             training=training,
@@ -103,10 +108,10 @@ class APCHead(nn.Module):
         return z
 
     def _guided(self, x: Tensor) -> Tensor:
-        """The affinities' bias: (J,), or (B, J) with what the affinities' weights make of the guide."""
+        """Returns the bias of the affinities: (J,), or (B, J) with the guide folded in."""
         weight, bias = self.affinity.weight.flatten(1), self.affinity.bias
         if self.guide is None:
-            return beside(x, bias)
+            return promoted(x, bias)
         guides = self.guide(x.mean((2, 3), keepdim=True)).flatten(1).chunk(len(self.scales), dim=1)
         weights = weight.split([s * s for s in self.scales])
-        return beside(x, torch.cat([g @ w.mT for g, w in zip(guides, weights, strict=True)], dim=1) + bias)
+        return promoted(x, torch.cat([g @ w.mT for g, w in zip(guides, weights, strict=True)], dim=1) + bias)

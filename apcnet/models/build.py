@@ -1,4 +1,4 @@
-"""From the names of a model and a backbone to a segmentor with fresh weights."""
+"""Builds a segmentor with new weights from the names of a model and a backbone."""
 
 import functools
 import inspect
@@ -21,24 +21,28 @@ BACKBONES = {f"resnet{depth}": functools.partial(ResNetV1c, depth) for depth in 
 
 
 def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **options) -> Segmentor:
-    """A segmentor with fresh weights, of one of HEADS on one of BACKBONES; its `architecture` are these arguments.
+    """Builds a segmentor with new weights. Its `architecture` attribute holds these arguments.
 
-    Options are those of the backbone (see ResNetV1c, Tiny), of the neck and the auxiliary head (see assemble), and of
-    the head (see APCHead, PSPHead, EncHead, FPNHead, FCNHead).
+    Args:
+        model: Name of the head: "apcnet", "pspnet", "encnet", "semantic_fpn" or "fcn".
+        backbone: Name of the backbone: "resnet18", "resnet34", "resnet50", "resnet101" or "tiny".
+        num_classes: Number of classes.
+        options: Keyword arguments of the backbone (`ResNetV1c`, `Tiny`), of the head (`APCHead`, `PSPHead`, `EncHead`,
+            `FPNHead`, `FCNHead`), and of the neck, the auxiliary head and the losses (`assemble`).
     """
     check_choice(model, "model", HEADS)
     check_choice(backbone, "backbone", BACKBONES)
     if num_classes < 1:
-        raise ValueError(f"num_classes: expected one at least, got {num_classes}")
+        raise ValueError(f"num_classes: expected 1 or more, got {num_classes}")
     parts = HEADS[model], BACKBONES[backbone]
-    of_head = set(_options(parts[0])) - {"index", "strides"}  # these follow from the backbone
-    of_backbone = set(_options(parts[1]))
-    known = sorted({*_options(assemble), *_options(Segmentor), *of_head, *of_backbone})
+    head_names = set(_options(parts[0])) - {"index", "strides"}  # these two follow from the backbone
+    backbone_names = set(_options(parts[1]))
+    known = sorted({*_options(assemble), *_options(Segmentor), *head_names, *backbone_names})
     for name in options:
         check_choice(name, f"option of {model} on {backbone}", known)
     head_options, backbone_options, others = (
         {name: value for name, value in options.items() if name in names}
-        for names in (of_head, of_backbone, options.keys() - of_head - of_backbone)
+        for names in (head_names, backbone_names, options.keys() - head_names - backbone_names)
     )
     segmentor = assemble(*parts, num_classes, head_options, backbone_options, **others)
     segmentor.architecture = {"model": model, "backbone": backbone, "num_classes": num_classes, **options}
@@ -57,12 +61,19 @@ def assemble(
     auxiliary_channels: int | None = None,
     **losses,
 ) -> Segmentor:
-    """
+    """Joins a head, a backbone, the neck and the auxiliary head to a segmentor.
+
     Args:
-        neck_channels, neck_norm: of Semantic FPN's neck.
-        auxiliary_channels: of the auxiliary head, 0 for none; where nothing is said 256, and none for Semantic FPN.
-        losses: auxiliary_weight and presence_weight of the two beside the main one; and the reduction of the cross
-            entropies where none is asked for, as in Segmentor.forward.
+        head: Class of the head.
+        make_backbone: Function that builds the backbone from `backbone_options`.
+        num_classes: Number of classes.
+        head_options: Keyword arguments of the head.
+        backbone_options: Keyword arguments of the backbone.
+        neck_channels: Number of channels of Semantic FPN's neck.
+        neck_norm: Use batch norm and ReLU in Semantic FPN's neck.
+        auxiliary_channels: Number of channels of the auxiliary head; 0 builds none. The default is 256, or 0 for
+            Semantic FPN.
+        losses: Keyword arguments of `Segmentor`: auxiliary_weight, presence_weight and reduction.
     """
     pyramid = head is FPNHead
     if pyramid:
@@ -74,16 +85,16 @@ def assemble(
         channels = [neck_channels] * len(channels)
         head_options = {"strides": backbone.strides, **head_options}
     elif neck_norm or neck_channels != 256:
-        raise ValueError("neck_channels, neck_norm: expected with semantic_fpn alone, the others have no neck")
+        raise ValueError("neck_channels, neck_norm: expected only with model semantic_fpn; other models have no neck")
     index = inspect.signature(head).parameters["index"].default
     in_channels = channels[index] if isinstance(index, int) else [channels[i] for i in index]
     if auxiliary_channels is None:
         auxiliary_channels = 0 if pyramid else 256
     auxiliary = None
     if auxiliary_channels:
-        like_head = {name: head_options[name] for name in ("dropout", "align_corners") if name in head_options}
+        shared_options = {name: head_options[name] for name in ("dropout", "align_corners") if name in head_options}
         auxiliary = FCNHead(
-            channels[2], num_classes, channels=auxiliary_channels, convs=1, concat=False, index=2, **like_head
+            channels[2], num_classes, channels=auxiliary_channels, convs=1, concat=False, index=2, **shared_options
         )
     return Segmentor(backbone, head(in_channels, num_classes, **head_options), neck, auxiliary, **losses)
 

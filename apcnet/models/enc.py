@@ -1,4 +1,4 @@
-"""EncNet's head: residuals to learned codewords say which channels matter in an image, and which classes it has."""
+"""Implements EncNet's head: an encoding of the whole image weights the channels and predicts the classes present."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apc_kernels
-from apcnet.models.layers import Classifier, ConvNormReLU, beside
+from apcnet.models.layers import Classifier, ConvNormReLU, promoted
 
 
 class EncHead(nn.Module):
-    """Context encoding head.
+    """Weights the features by an encoding of residuals to learned codewords, then predicts classes (EncNet).
 
     Args:
-        in_channels: of features[i] for i in index.
-        codes: how many codewords there are.
-        presence: also predict which classes are in the image (the SE branch); then (logits, presence logits) come out.
-        lateral: let the maps before the last one in, too.
+        in_channels: Numbers of channels of the maps `features[i] for i in index`.
+        num_classes: Number of classes.
+        channels: Number of channels inside the head.
+        codes: Number of codewords.
+        presence: Also predict which classes are in the image (the SE branch); the head then returns
+            (logits, presence logits).
+        lateral: Also use the maps before the last one.
+        dropout: Probability that the classifier drops a channel.
+        align_corners: How the logits are resized, as in `torch.nn.functional.interpolate`.
+        index: Positions of the head's inputs in the backbone's list of maps.
     """
 
     def __init__(
@@ -51,17 +57,13 @@ class EncHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         *others, last = (features[i] for i in self.index)
         x = self.bottleneck(last)
-        if self.fusion is not None:
-            x = self._fused(x, others)
+        if self.laterals is not None and self.fusion is not None:
+            laterals = [lateral(features) for lateral, features in zip(self.laterals, others, strict=True)]
+            resize = {"size": x.shape[2:], "mode": "bilinear", "align_corners": self.align_corners}
+            x = self.fusion(x, *(F.interpolate(y, **resize) for y in laterals))
         projected = self.project(x)
-        codes = apc_kernels.encode(projected, beside(x, self.codewords), beside(x, self.scale))
+        codes = apc_kernels.encode(projected, promoted(x, self.codewords), promoted(x, self.scale))
         encoding = F.relu(self.code_norm(codes.to(self.code_norm.weight.dtype))).mean(dim=1)
         gate = 1 + torch.sigmoid(self.gate(encoding))
-        logits = self.classifier(x * gate[:, :, None, None].to(x.dtype))  # both factors are positive: no ReLU to come
+        logits = self.classifier(x * gate[:, :, None, None].to(x.dtype))  # both factors are positive: no ReLU needed
         return logits if self.presence is None else (logits, self.presence(encoding))
-
-    def _fused(self, x: Tensor, others: Sequence[Tensor]) -> Tensor:
-        laterals = [lateral(features) for lateral, features in zip(self.laterals, others, strict=True)]
-        size, align_corners = x.shape[2:], self.align_corners
-        enlarged = (F.interpolate(y, size, mode="bilinear", align_corners=align_corners) for y in laterals)
-        return self.fusion(x, *enlarged)

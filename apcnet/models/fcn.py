@@ -1,4 +1,4 @@
-"""The FCN head, alone a model's head and beside another one its auxiliary head: a few 3×3 convolutions."""
+"""Implements the FCN head, a few 3×3 convolutions. It is a model's own head, or the auxiliary head of another model."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,13 +9,18 @@ from apcnet.models.layers import Classifier, ConvNormReLU
 
 
 class FCNHead(nn.Module):
-    """Convolutions of one map of features.
+    """Predicts classes from one map of features by a few convolutions (FCN).
 
     Args:
-        in_channels: of the features, features[index].
-        convs: how many convolutions there are.
-        concat: one more convolution, of the features and of what the others made of them.
-        kernel_size: of all of these.
+        in_channels: Number of channels of the features, `features[index]`.
+        num_classes: Number of classes.
+        channels: Number of channels of the convolutions.
+        convs: Number of convolutions.
+        concat: Add a convolution that takes the features and the result of the others.
+        kernel_size: Kernel size of all convolutions but the classifier.
+        dropout: Probability that the classifier drops a channel.
+        align_corners: How the logits are resized, as in `torch.nn.functional.interpolate`.
+        index: Position of the head's input in the backbone's list of maps.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Semantic FPN: a feature pyramid neck, and a head that brings its levels to a quarter of the size and adds them."""
+"""Implements Semantic FPN: a feature pyramid neck, and a head that enlarges its levels to the finest and adds them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,11 +11,13 @@ from apcnet.models.layers import Classifier, ConvNormReLU
 
 
 class FPN(nn.Module):
-    """Feature pyramid: every map takes what the coarser ones know, top down.
+    """Adds every coarser map of a backbone to the next finer one (feature pyramid network).
 
     Args:
-        in_channels: of the backbone's maps.
-        norm: batch norm and ReLU behind every convolution (sssegmentation's); otherwise a bias (mmsegmentation's).
+        in_channels: Numbers of channels of the backbone's maps.
+        channels: Number of channels of every level of the pyramid.
+        norm: Use batch norm and ReLU after every convolution, as sssegmentation does; by default convolutions have a
+            bias, as in mmsegmentation.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int = 256, *, norm: bool = False):
@@ -32,11 +34,16 @@ class FPN(nn.Module):
 
 
 class FPNHead(nn.Module):
-    """Semantic FPN's head: each level is convolved and doubled in size until it has the first level's, then added.
+    """Convolves and doubles each level until it has the first level's size, then adds all levels (Semantic FPN).
 
     Args:
-        in_channels: of features[i] for i in index.
-        strides: of these maps to the image.
+        in_channels: Numbers of channels of the maps `features[i] for i in index`.
+        num_classes: Number of classes.
+        channels: Number of channels inside the head.
+        strides: Strides of these maps, in pixels of the image: the first one times powers of two.
+        dropout: Probability that the classifier drops a channel.
+        align_corners: How maps and logits are resized, as in `torch.nn.functional.interpolate`.
+        index: Positions of the head's inputs in the list of maps.
     """
 
     def __init__(
@@ -56,7 +63,7 @@ class FPNHead(nn.Module):
         for width, stride in zip(in_channels, strides, strict=True):
             doublings = (stride // strides[0]).bit_length() - 1
             if stride != strides[0] << doublings:
-                raise ValueError(f"strides: expected the first one times powers of two, got {tuple(strides)}")
+                raise ValueError(f"strides: expected the first stride times powers of two, got {tuple(strides)}")
             widths = [width, *[channels] * max(doublings, 1)]
             convs = (ConvNormReLU(a, b, 3) for a, b in pairwise(widths))
             self.levels.append(nn.ModuleList(convs))

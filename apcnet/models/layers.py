@@ -1,4 +1,4 @@
-"""What the heads are made of: convolution + batch norm + ReLU, the reduction of pooled regions, the classifier."""
+"""Implements the parts that the heads share: convolution + batch norm + ReLU, region reduction, classifier."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,16 @@ import apc_kernels
 
 
 class ConvNormReLU(nn.Module):
-    """Convolution without bias, batch norm, ReLU; or `convolutions` of them, whose results lie one after the other.
+    """Applies a convolution without bias, batch norm and ReLU.
 
-    With `grouped` each of these has its own share of the input, otherwise all have all of it.
+    Several convolutions of one shape can share a module; their results are concatenated along the channels.
+
+    Args:
+        in_channels: Number of channels of the input.
+        channels: Number of channels of the result, all convolutions together.
+        kernel_size: 1 or 3; the size of the map is kept.
+        convolutions: Number of convolutions that share the module.
+        grouped: Give each convolution its own share of the input's channels; by default each takes all of them.
     """
 
     def __init__(
@@ -26,7 +33,7 @@ class ConvNormReLU(nn.Module):
         nn.init.normal_(self.conv.weight, std=(2 / fan_out) ** 0.5)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Of one map, or of several as if they were concatenated along their channels, which takes a copy of all."""
+        """Takes one map, or several as if they were concatenated along the channels, without that copy."""
         weight = self.conv.weight
         if self.conv.kernel_size == (3, 3):
             return self.activate(apc_kernels.conv3x3(maps, weight))
@@ -41,16 +48,16 @@ class ConvNormReLU(nn.Module):
 
 
 def check_values(norm: nn.Module, x: Tensor) -> None:
-    """PyTorch's error where a batch norm in training has one value per channel to normalise, explained."""
+    """Raises an error if a batch norm in training has one value per channel, for which there is no variance."""
     if norm.training and x.shape[0] == 1 and x.shape[2] * x.shape[3] == 1 and not group_of(norm):
         raise ValueError(
-            f"images: a batch norm in training needs more than one value per channel, and here is one, of one image "
-            f"({tuple(x.shape)}): take two images or more, or model.eval(), or evaluate just the batch norms"
+            f"images: expected two or more in training, got one: a batch norm over {tuple(x.shape)} has one value per "
+            "channel. Use a larger batch, or call model.eval(), or eval() on the batch norms alone"
         )
 
 
 def group_of(norm: nn.Module) -> str:
-    """The name of the process group that a batch norm takes its statistics over; "" for this process alone."""
+    """Returns the name of the process group over which a batch norm takes statistics; "" for this process alone."""
     if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_initialized():
         return ""
     group = norm.process_group or torch.distributed.group.WORLD
@@ -58,9 +65,9 @@ def group_of(norm: nn.Module) -> str:
 
 
 class RegionReduction(nn.Module):
-    """Adaptive average pooling at every scale (pyramid_pool), then a 1×1 convolution, batch norm and ReLU for each.
+    """Pools a map to an s×s grid for every scale s, then applies a 1×1 convolution, batch norm and ReLU to each grid.
 
-    Without `norm` a convolution with bias alone, as the paper has it.
+    With `norm=False` it applies a convolution with bias only, as in APCNet's paper.
     """
 
     def __init__(self, in_channels: int, channels: int, scales: Sequence[int], *, norm: bool = True):
@@ -72,14 +79,14 @@ class RegionReduction(nn.Module):
         self.reductions = nn.ModuleList(reduction(in_channels, channels, kernel_size=1) for _ in self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, in_channels, h, w) -> regions (B, channels, J)"""
+        """Computes the regions of all scales: x (B, in_channels, h, w) -> (B, channels, J)."""
         pooled = apc_kernels.pyramid_pool(x, self.scales).split([s * s for s in self.scales], dim=2)
         reduced = [reduce(p.unsqueeze(3)) for reduce, p in zip(self.reductions, pooled, strict=True)]
         return torch.cat(reduced, dim=2).squeeze(3)
 
 
 class Classifier(nn.Module):
-    """Dropout of whole channels, then a 1×1 convolution to the classes."""
+    """Drops whole channels in training, then applies a 1×1 convolution to the classes."""
 
     def __init__(self, channels: int, num_classes: int, dropout: float):
         super().__init__()
@@ -93,20 +100,22 @@ class Classifier(nn.Module):
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
-    """A batch norm as adaptive_context_norm takes it, which moves the running statistics where they are."""
+    """Returns a batch norm as adaptive_context_norm takes it; the operation updates its running statistics in place."""
     if norm.training and x.dtype != torch.float64 and norm.running_mean.dtype != torch.float32:
         raise ValueError(
-            f"model: expected batch norms in float32 in training, got {norm.running_mean.dtype}: train a float32 model "
-            "under torch.autocast"
+            f"model: expected batch norms in float32 in training, got {norm.running_mean.dtype}: keep the model in "
+            "float32 and train it under torch.autocast"
         )
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return apc_kernels.BatchNorm(*(beside(x, tensor) for tensor in tensors), norm.momentum, norm.eps)
+    weight, bias, mean, variance = (promoted(x, tensor) for tensor in tensors)
+    return apc_kernels.BatchNorm(weight, bias, mean, variance, norm.momentum, norm.eps)
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
+    """Returns channels_last if x has that layout, else contiguous_format."""
     return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
-def beside(x: Tensor, tensor: Tensor) -> Tensor:
-    """A small tensor in the precision that the operations of apc_kernels take beside the map x: float32 at least."""
+def promoted(x: Tensor, tensor: Tensor) -> Tensor:
+    """Converts a small tensor to the dtype that apc_kernels takes with the map x: float64 or float32."""
     return tensor.to(torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""PSPNet's head: the features beside their pooled pyramid, upsampled; here convolved without being upsampled."""
+"""Implements PSPNet's head. Its bottleneck convolves the pooled pyramid without upsampling it."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,19 @@ from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, layo
 
 
 class PSPHead(nn.Module):
-    """Pyramid pooling head.
+    """Predicts classes from the features and their average over grids of several sizes (PSPNet).
 
-    The 3×3 bottleneck takes the features and, of every scale, a map of a few regions enlarged to their size. A
-    convolution of such a map is linear in the regions: pyramid_conv acts on them alone.
+    The 3×3 bottleneck takes the features and, for every scale, the grid upsampled to their size. A convolution of an
+    upsampled grid is linear in the few regions of the grid, so `pyramid_conv` computes it from these.
 
     Args:
-        in_channels: of the features, features[index].
-        scales: of the pyramid, (1, 2, 3, 6) as published.
+        in_channels: Number of channels of the features, `features[index]`.
+        num_classes: Number of classes.
+        channels: Number of channels of each scale and of the bottleneck.
+        scales: Grid sizes of the pyramid; the published model uses (1, 2, 3, 6).
+        dropout: Probability that the classifier drops a channel.
+        align_corners: How grids and logits are resized, as in `torch.nn.functional.interpolate`.
+        index: Position of the head's input in the backbone's list of maps.
     """
 
     def __init__(
@@ -37,15 +42,15 @@ class PSPHead(nn.Module):
         self.classifier = Classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        features = features[self.index]
-        regions = self.regions(features)
-        channels, width = features.shape[1], self.bottleneck.conv.in_channels
+        x = features[self.index]
+        regions = self.regions(x)
+        channels, width = x.shape[1], self.bottleneck.conv.in_channels
         weight, pyramid_weight = self.bottleneck.conv.weight.split([channels, width - channels], dim=1)
-        product = apc_kernels.conv3x3(features, weight)
+        product = apc_kernels.conv3x3(x, weight)
         product = product + apc_kernels.pyramid_conv(
             regions,
             pyramid_weight,
-            features.shape[2:],
+            x.shape[2:],
             self.scales,
             align_corners=self.align_corners,
             memory_format=layout_of(product),

@@ -1,7 +1,7 @@
-"""ResNetV1c: a ResNet with a stem of three 3×3 convolutions, dilated so that its last maps keep an eighth of the size.
+"""Implements ResNetV1c: a ResNet with a stem of three 3×3 convolutions, dilated to keep 1/8 of the image's size.
 
-Layers and parameter names are those that ResNetV1c has everywhere (layer3.0.conv2.weight). Strides sit in a
-bottleneck's 3×3 convolution; the first block of a dilated stage has half its dilation.
+Layers and parameters have ResNetV1c's usual names (layer3.0.conv2.weight). A bottleneck's 3×3 convolution holds its
+stride; the first block of a dilated stage has half the stage's dilation.
 """
 
 import torch.nn.functional as F
@@ -12,15 +12,17 @@ STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2)), 32:
 
 
 class ResNetV1c(nn.Module):
-    """Images to the maps of its four stages.
+    """Computes the feature maps of a ResNet's four stages from images.
 
     Args:
-        depth: 18, 34, 50 or 101.
-        output_stride: of the last stage to the image: 8, 16 or 32.
-        width: channels of the first stage's 3×3 convolutions, 64 in the published models.
-        stem_width: channels that the stem ends with.
+        depth: Number of layers: 18, 34, 50 or 101.
+        output_stride: Stride of the last map, in pixels of the image: 8, 16 or 32.
+        width: Number of channels of the first stage's 3×3 convolutions; 64 in the published models.
+        stem_width: Number of channels of the stem's result.
 
-    `channels` holds how many channels the four maps have, `strides` how many pixels one of their positions stands for.
+    Attributes:
+        channels: Numbers of channels of the four maps.
+        strides: Strides of the four maps, in pixels of the image.
     """
 
     def __init__(self, depth: int = 50, *, output_stride: int = 8, width: int = 64, stem_width: int = 64):
@@ -58,7 +60,7 @@ class ResNetV1c(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around which the input goes unchanged, or through a 1×1 convolution where sizes differ."""
+    """Adds two 3×3 convolutions to the input, which takes a 1×1 convolution first if the shapes differ."""
 
     expansion = 1
 
@@ -80,7 +82,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3×3 convolution between two 1×1 ones, around which the input goes as in BasicBlock."""
+    """Adds a 3×3 convolution between two 1×1 ones to the input, as BasicBlock does."""
 
     expansion = 4
 
@@ -104,7 +106,7 @@ class Bottleneck(nn.Module):
 
 
 def initialise(backbone: nn.Module) -> None:
-    """Its convolutions, for training from nothing."""
+    """Initialises a backbone's convolutions for training from scratch."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

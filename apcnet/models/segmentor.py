@@ -1,4 +1,4 @@
-"""The segmentor: backbone, head and auxiliary head as one model, its losses, and the file it is saved to."""
+"""Joins backbone, head and auxiliary head to one model, computes its losses and saves it to a file."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,13 @@ from apcnet.files import replacing
 
 
 class Output(NamedTuple):
-    """What a model gives in training, at its heads' resolutions; se: the logits of which classes are in the image."""
+    """Holds what a model returns in training.
+
+    Attributes:
+        logits: (B, K, h, w), at the head's resolution.
+        aux: Logits of the auxiliary head, or None if the model has none.
+        se: (B, K) logits of the classes that are present in each image (EncNet only), or None.
+    """
 
     logits: Tensor
     aux: Tensor | None = None
@@ -25,11 +31,22 @@ class Output(NamedTuple):
 
 
 class Segmentor(nn.Module):
-    """A semantic segmentation model; `apcnet.create` makes one.
+    """Predicts the class of every pixel. `apcnet.create` and `apcnet.load` return one.
 
-    Beside its modules it knows what a user of its weights needs: `architecture` (the arguments of `build`),
-    `classes` and `palette` (names and RGB colours, or None), `mean` and `std` (of the RGB pixels, 0–255, that images
-    are normalised by).
+    Args:
+        backbone: Module that maps images to a list of feature maps.
+        head: Module that maps the list of maps to logits, or to (logits, presence logits).
+        neck: Module between backbone and head, or None.
+        auxiliary: Head that only the training loss uses, or None.
+        auxiliary_weight: Weight of the auxiliary head's loss.
+        presence_weight: Weight of the loss on the classes that are present (EncNet only).
+        reduction: Default reduction of the cross entropies: "mean_all" or "mean", see `forward`.
+
+    Attributes:
+        architecture: Arguments of `apcnet.models.build`, or None for a model that was built by hand.
+        classes: Names of the classes, or None.
+        palette: RGB colours of the classes, or None.
+        mean, std: RGB values, 0–255, by which images are normalised.
     """
 
     def __init__(
@@ -49,7 +66,8 @@ class Segmentor(nn.Module):
         self.architecture: dict | None = None
         self.classes: Sequence[str] | None = None
         self.palette: Sequence[tuple[int, int, int]] | None = None
-        self.mean, self.std = MEAN, STD
+        self.mean: tuple[float, ...] = MEAN
+        self.std: tuple[float, ...] = STD
 
     @property
     def num_classes(self) -> int:
@@ -57,7 +75,7 @@ class Segmentor(nn.Module):
 
     @property
     def align_corners(self) -> bool:
-        """How the logits are to be resized."""
+        """Returns how the logits are resized, as in `torch.nn.functional.interpolate`."""
         return self.head.align_corners
 
     def forward(
@@ -71,19 +89,26 @@ class Segmentor(nn.Module):
         ignore_index: int = 255,
         denominator: Tensor | float | None = None,
     ) -> Tensor | Output | dict[str, Tensor]:
-        """Logits of images, or with a target the losses.
+        """Returns the logits of images or, with a target, the training losses.
 
         Args:
-            images: (B, 3, H, W), normalised.
-            target: (B, H, W) labels.
-            reduction, weight, label_smoothing, ignore_index, denominator: of the cross entropies, as in
-                `apc_kernels.upsample_cross_entropy`. "mean_all" is the mean over all pixels, ignored ones too, which
-                mmsegmentation's recipes were tuned with, "mean" that over the valid ones; where none is given, the
-                model's own, mean_all unless `create` was told otherwise.
+            images: (B, 3, H, W) floating point, normalised by `mean` and `std`.
+            target: (B, H, W) integer labels.
+            reduction: Reduction of the cross entropies. "mean_all" divides by all pixels, ignored ones too, as
+                mmsegmentation's recipes do; "mean" divides by the valid pixels. The default is the model's own:
+                "mean_all", unless `create` got another one.
+            weight: (K,) weights of the classes in the cross entropies.
+            label_smoothing: Share of the target that is spread over all classes, 0 to 1.
+            ignore_index: Label of pixels that do not count.
+            denominator: Number to divide the summed cross entropies by, instead of the number of pixels.
 
         Returns:
-            in evaluation (B, K, h, w) logits at the head's resolution, in training an Output; with a target a dict of
-            losses already weighted (decode.loss_ce, decode.loss_se, aux.loss_ce), whose sum is to be minimised.
+            Without a target: in evaluation (B, K, h, w) logits at the head's resolution, in training an `Output`. With
+            a target: a dict of weighted losses (decode.loss_ce, decode.loss_se, aux.loss_ce); minimise their sum.
+
+        Example:
+            >>> loss = sum(model(images, target).values())
+            >>> loss.backward()
         """
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             given = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
@@ -116,18 +141,31 @@ class Segmentor(nn.Module):
         if se is not None:
             present = presence(target, self.num_classes, ignore_index).to(se.dtype)
             losses["decode.loss_se"] = self.presence_weight * F.binary_cross_entropy_with_logits(se, present)
-        if aux is not None:
+        if aux is not None and self.auxiliary is not None:
             losses["aux.loss_ce"] = self.auxiliary_weight * cross_entropy(aux, self.auxiliary.align_corners)
         return losses
 
     def losses(self, images: Tensor, target: Tensor, **options) -> dict[str, Tensor]:
-        """The losses: model(images, target, **options), which is what training calls (DDP and torch.compile see it)."""
+        """Returns `model(images, target, **options)`. Call the model itself under DDP and torch.compile."""
         return self(images, target, **options)
 
     def save(self, path: str | Path) -> None:
-        """Writes weights and architecture, class names, palette, mean and std to a safetensors file."""
+        """Writes weights, architecture, class names, palette, mean and std to a safetensors file.
+
+        The file appears whole or not at all; `apcnet.load` reads it.
+
+        Args:
+            path: Name of the file, usually NAME.safetensors.
+
+        Example:
+            >>> model.save("best.safetensors")
+            >>> model = apcnet.load("best.safetensors")
+        """
         if self.architecture is None:
-            raise ValueError("model: it was not made by apcnet.create; save its state_dict() instead")
+            raise ValueError(
+                "model: expected one of apcnet.create or apcnet.load, got one built by hand; "
+                "save its weights by torch.save(model.state_dict(), path)"
+            )
         about = {name: getattr(self, name) for name in ("architecture", "classes", "palette", "mean", "std")}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         with replacing(path) as temporary:
@@ -138,7 +176,7 @@ class Segmentor(nn.Module):
 
 
 def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Which classes are in each label map: target (B, H, W) -> (B, K) bool. Labels that are no class count nowhere."""
+    """Finds the classes in each label map: target (B, H, W) -> (B, K) bool. Labels outside 0…K−1 are ignored."""
     labels = target.flatten(1).long()
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     found = torch.zeros(target.shape[0], num_classes + 1, dtype=torch.bool, device=target.device)

@@ -1,4 +1,4 @@
-"""A backbone to try things out with on a CPU; it sees so little at once that context is the head's work."""
+"""Implements a small backbone for experiments on a CPU. Its view is so narrow that only a head can add context."""
 
 from torch import Tensor, nn
 
@@ -8,14 +8,17 @@ STRIDES = {4: (1, 1, 1, 1), 8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
 
 
 class Tiny(nn.Module):
-    """Images to the maps of its four stages, each a convolution, batch norm and ReLU. At stride 4 a position sees
-    19 pixels around it, so that a head which looks no further than its neighbours cannot know what is in the picture.
+    """Computes four feature maps from images; each stage is a convolution, batch norm and ReLU.
+
+    At stride 4 a position sees 19 pixels around it, so a head that looks only at neighbours cannot know the scene.
 
     Args:
-        output_stride: of the last stage to the image: 4, 8, 16 or 32.
-        width: channels of every stage; 64 make 0.17 million parameters, 32 a quarter of it.
+        output_stride: Stride of the last map, in pixels of the image: 4, 8, 16 or 32.
+        width: Number of channels of every stage; 64 give 0.17 million parameters, 32 a quarter of that.
 
-    `channels` and `strides` are those of the four maps, as in ResNetV1c.
+    Attributes:
+        channels: Numbers of channels of the four maps.
+        strides: Strides of the four maps, in pixels of the image.
     """
 
     def __init__(self, *, output_stride: int = 4, width: int = 64):

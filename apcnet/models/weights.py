@@ -1,18 +1,22 @@
-"""Tensors by name into a model: all of them and nothing else, or an error that names what does not fit."""
+"""Copies named tensors into a model: all of them and no others, or raises an error that names those that differ."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-LISTED = 8  # names in a message
+LISTED = 8  # names in one message
 
 
 def assign(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copies tensors into a model's own of these names and shapes.
+    """Copies tensors into a model's own tensors of the same names and shapes.
 
-    A missing num_batches_tracked is left as it is: it plays no part where a batch norm has a momentum, and old files
-    lack it.
+    A missing num_batches_tracked keeps its value: a batch norm with a momentum does not use it, and old files lack it.
+
+    Args:
+        own: The model's tensors, for example `model.state_dict()`.
+        tensors: The tensors to copy.
+        source: Where they come from, for the error message.
     """
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
@@ -22,17 +26,18 @@ def assign(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
         if name in own and own[name].shape != tensor.shape
     ]
     problems = [
-        f"{what}: {listed(names)}"
-        for what, names in (("missing", missing), ("not in the model", unexpected), ("of another shape", shapes))
+        f"{problem}: {listed(names)}"
+        for problem, names in (("missing", missing), ("not in the model", unexpected), ("different shape", shapes))
         if names
     ]
     if problems:
-        raise ValueError(f"{source}: does not fit the model; {'; '.join(problems)}")
+        raise ValueError(f"{source}: expected the tensors of the model, got others; {'; '.join(problems)}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
 
 
 def listed(names: list[str]) -> str:
+    """Joins the first names by commas and counts the rest."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

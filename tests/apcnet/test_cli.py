@@ -56,17 +56,20 @@ def test_convert_and_export(run, checkpoint, tmp_path):
 
 def test_what_is_assumed_is_said(run, checkpoint, tmp_path):
     status, _, err = run("convert", checkpoint, tmp_path / "a.safetensors", "--align-corners", "False")
-    assert status == 0 and err.startswith("apcnet: output_stride: taken as 8") and err.count("\n") == 1
+    assert status == 0 and err.startswith("apcnet: output_stride: assumed 8") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convert", "a.pth", "a.safetensors"), "apcnet: align_corners: neither the weights nor a config text"),
-        (("convert", "a.pth", "a.onnx"), "apcnet: out: expected NAME.safetensors in a folder that exists, got "),
-        (("convert", "b.pth", "a.safetensors"), "apcnet: source: there is no file "),
+        (("convert", "a.pth", "a.safetensors"), "apcnet: align_corners: expected True or False, got none"),
+        (("convert", "a.pth", "a.onnx"), "apcnet: out: expected NAME.safetensors in an existing folder, got "),
+        (
+            ("convert", "b.pth", "a.safetensors"),
+            "apcnet: source: expected a file, a URL or the name of published weights, got ",
+        ),
         (("export", "b.safetensors", "a.pt2"), "b.safetensors: there is no such file"),
-        (("export", "a.pth", "a.pt2"), "a.pth: not a whole safetensors file"),
+        (("export", "a.pth", "a.pt2"), "a.pth: expected a whole safetensors file"),
     ],
 )
 def test_wrong_input_is_one_line(run, checkpoint, tmp_path, arguments, message):
@@ -245,7 +248,7 @@ def test_presets_are_listed(run):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train", "tinny"], "preset: none is called 'tinny'; did you mean tiny?"),
+        (["train", "tinny"], "preset: expected a name that `apcnet presets` lists, got 'tinny'; did you mean tiny?"),
         (["train", "--lrr", "3"], "Perhaps you meant: --lr"),
         (["train", "--lr", "-3"], "lr: expected a positive number"),
         (["train", "apcnet-r50-ade20k"], "backbone_weights: resnet50 is trained from ImageNet's weights"),
@@ -255,7 +258,7 @@ def test_presets_are_listed(run):
         (["evaluate", "no.safetensors"], "it is in no run's folder; name the preset"),
         (["evaluate", "."], "it is in no run's folder"),
         (["predict", "no.safetensors", "a.jpg", "--out", "b"], "no.safetensors: there is no such file"),
-        (["presets", "unet"], "presets: no name contains 'unet'"),
+        (["presets", "unet"], "presets: expected a part of a name that `apcnet presets` lists, got 'unet'"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_a_line(run, tmp_path, monkeypatch, arguments, message):

@@ -1,4 +1,4 @@
-"""Confusion matrices beside counting one pixel after the other, and scores beside mmsegmentation's."""
+"""Tests confusion matrices against pixel-by-pixel counts, and scores against mmsegmentation's."""
 
 import os
 
@@ -78,7 +78,7 @@ def test_updates_add_up():
 
 
 def test_a_label_that_is_ignored_may_be_a_class():
-    """And predictions may be it; what is predicted at ignored pixels is of no account."""
+    """Tests that predictions may be the ignored label, and that ignored pixels do not count."""
     prediction, target = torch.tensor([0, 1, 1, 2, 99]), torch.tensor([0, 2, 0, 1, 1])
     expected = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0]])
     assert torch.equal(ConfusionMatrix(3, ignore_index=1).update(prediction, target).matrix, expected)
@@ -93,7 +93,7 @@ def test_alone_there_is_nothing_to_reduce():
 
 
 def test_scores_are_those_of_mmsegmentation():
-    """It divides in float32, so ours, rounded to that, are its own to the bit."""
+    """Tests scores, rounded to float32 as mmsegmentation's, for equal bits."""
     case = parity.load("metric_iou")
     matrix = ConfusionMatrix(case.about["num_classes"], case.about["ignore_index"])
     for prediction, target in zip(case.listed("prediction."), case.listed("target."), strict=True):
@@ -108,7 +108,7 @@ def test_scores_are_those_of_mmsegmentation():
 
 
 def test_which_classes_count():
-    """Absent from both: in no mean. Predicted alone: an IoU of 0, no accuracy. Labelled and never found: 0 and 0."""
+    """Tests absent classes (in no mean), predicted-only (IoU 0) and never-found ones (0 and 0)."""
     prediction = torch.tensor([0, 0, 0, 1, 1, 3])
     target = torch.tensor([0, 0, 1, 1, 4, 255])
     scores = ConfusionMatrix(5).update(prediction, target).scores()
@@ -123,7 +123,7 @@ def test_which_classes_count():
 
 
 def test_counts_stay_exact():
-    """Beyond what float32 can count, in which mmsegmentation adds up."""
+    """Tests counts beyond float32, in which mmsegmentation sums."""
     matrix = ConfusionMatrix(2).add(torch.tensor([[2**24 + 1, 0], [1, 2**40 + 1]]))
     scores = matrix.scores()
     assert scores.iou.tolist() == [(2**24 + 1) / (2**24 + 2), (2**40 + 1) / (2**40 + 2)] and scores.iou.max() < 1
@@ -162,9 +162,9 @@ LABELS = torch.tensor([0, 1, 2])
 @pytest.mark.parametrize(
     ("prediction", "target", "error", "message"),
     [
-        ([0, 1, 9], [0, 1, 2], ValueError, "prediction: expected labels of 0 to 2, got 9"),
-        ([0, 1, 2], [7, 5, 7], ValueError, "target: expected labels of 0 to 2, or 255 for pixels to ignore, got 5, 7"),
-        ([0, -1, 1], [0, 1, 2], ValueError, "prediction: expected labels of 0 to 2, got -1"),
+        ([0, 1, 9], [0, 1, 2], ValueError, "prediction: expected 0 to 2, got 9"),
+        ([0, 1, 2], [7, 5, 7], ValueError, "target: expected 0 to 2, or 255 for pixels to ignore, got 5, 7"),
+        ([0, -1, 1], [0, 1, 2], ValueError, "prediction: expected 0 to 2, got -1"),
         ([0, 1], [0, 1, 2], ValueError, r"prediction: expected the shape of target, \(3,\), got \(2,\)"),
         ([[0, 1, 2]], [0, 1, 2], ValueError, r"prediction: expected the shape of target, \(3,\), got \(1, 3\)"),
         ([0.0, 1.0, 2.0], [0, 1, 2], TypeError, "prediction: expected integers, got float32"),
@@ -180,7 +180,7 @@ def test_wrong_labels(prediction, target, error, message):
 def test_an_error_in_a_later_piece_leaves_the_counts_alone(monkeypatch):
     monkeypatch.setattr(confusion, "PIECE", 2)
     matrix = ConfusionMatrix(3)
-    with pytest.raises(ValueError, match="prediction: expected labels of 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="prediction: expected 0 to 2, got 3"):
         matrix.update(torch.tensor([0, 1, 2, 2, 3]), torch.tensor([0, 1, 2, 2, 2]))
     assert not matrix.matrix.any()
 
@@ -188,7 +188,7 @@ def test_an_error_in_a_later_piece_leaves_the_counts_alone(monkeypatch):
 def test_wrong_kinds():
     with pytest.raises(TypeError, match="target: expected a tensor of integers, got list"):
         ConfusionMatrix(3).update(LABELS, [0, 1, 2])
-    with pytest.raises(ValueError, match="num_classes: expected one at least, got 0"):
+    with pytest.raises(ValueError, match="num_classes: expected 1 or more, got 0"):
         ConfusionMatrix(0)
     with pytest.raises(ValueError, match=r"matrix: expected torch.int64 \(3, 3\), got torch.float32 \(3, 3\)"):
         ConfusionMatrix(3).add(torch.zeros(3, 3))

@@ -1,4 +1,4 @@
-"""Pictures are for people to look at; here: that colours are where they belong, and nothing is cut off or too large."""
+"""Tests that colours are in the right places and that nothing is cut off or too large."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def photo(height, width, color=PHOTO):
 
 
 def where(picture, color):
-    """The box (left, top, right, bottom) of all pixels of a colour, and how many there are."""
+    """Finds the box (left, top, right, bottom) of all pixels of a colour, and counts them."""
     mask = (np.asarray(picture) == color).all(-1)
     return Image.fromarray(mask).getbbox(), int(mask.sum())
 
@@ -44,7 +44,7 @@ def test_palette_is_distinct_and_grows_at_its_end(count):
 
 
 def test_palette_of_more_colours_than_there_are():
-    with pytest.raises(ValueError, match=r"num_classes: there are colours for 1 to \d+, got 99999"):
+    with pytest.raises(ValueError, match=r"num_classes: expected 1 to \d+, got 99999"):
         draw.palette(99999)
 
 
@@ -86,7 +86,7 @@ def test_overlay_mixes_colours_into_the_image():
         ),
         ((photo(2, 2), torch.zeros(2, 2), PALETTE), TypeError, "labels: expected integers, got float32"),
         ((photo(2, 2), torch.zeros(1, 2, 2).long(), PALETTE), ValueError, r"labels: expected the shape \(H, W\)"),
-        ((photo(2, 2).float(), torch.zeros(2, 2).long(), PALETTE), TypeError, r"image: expected a tensor \(3, H, W\)"),
+        ((photo(2, 2).float(), torch.zeros(2, 2).long(), PALETTE), TypeError, r"image: expected a \(3, H, W\) tensor"),
         ((photo(2, 2), torch.zeros(2, 2).long(), PALETTE, 1.5), ValueError, "opacity: expected 0 to 1, got 1.5"),
     ],
 )
@@ -178,7 +178,7 @@ def test_legend_lies_beneath_the_picture(width):
 
 
 def panels(page, row=0):
-    """The four pictures of a row, found by the colour of the image."""
+    """Finds the four pictures of a row by the colour of the image."""
     (left, top, right, bottom), _ = where(page, PHOTO)
     margin = left
     step = (page.width - 2 * margin - (right - left)) // 3
@@ -201,7 +201,7 @@ def test_preview_shows_image_truth_prediction_and_error():
 
 
 def test_preview_says_how_much_is_wrong_of_what_counts():
-    """4 of 16 pixels beside 48 ignored ones as 16 of 64, but not as 15."""
+    """Tests 4 wrong of 16 pixels with 48 ignored ones."""
     lines = []
     for wrong, ignored in ((2, 4), (4, 8), (3, 8)):
         truth, prediction = torch.zeros(2, 8, 8, dtype=torch.uint8)
@@ -241,7 +241,7 @@ def test_preview_has_pictures_of_bounded_size(size, shown):
 
 
 def test_preview_of_several_sizes():
-    """A row is as high as its pictures, a column as wide as its widest, with the others in its middle."""
+    """Tests that a row is as high as its pictures and a column as wide as its widest, others centred."""
     rows = [
         (photo(*size, color), torch.zeros(size).byte(), torch.zeros(size).byte())
         for size, color in (((300, 400), PHOTO), ((480, 200), (7, 8, 9)))
@@ -254,7 +254,7 @@ def test_preview_of_several_sizes():
 
 
 def test_preview_of_nothing_and_of_what_does_not_fit():
-    with pytest.raises(ValueError, match="rows: expected one at least"):
+    with pytest.raises(ValueError, match="rows: expected one or more, got none"):
         draw.preview([], CLASSES, PALETTE)
     labels = torch.zeros(4, 4).byte()
     with pytest.raises(ValueError, match=r"prediction: expected \(4, 4\), the image's size, got \(4, 5\)"):
@@ -275,7 +275,7 @@ def test_confusion_of_any_number_of_classes(count):
 
 
 def test_confusion_has_the_truth_in_rows():
-    """All of the first class is taken for the second."""
+    """Tests a matrix where all of the first class is predicted as the second."""
     page = draw.confusion(torch.tensor([[0, 9, 0], [0, 5, 0], [0, 0, 1]]), CLASSES)
     page = page.crop((0, 0, page.width, page.height - 110))
     wrong, right = where(page, draw.WRONG_SHARE)[0], where(page, draw.RIGHT_SHARE)[0]
@@ -298,7 +298,7 @@ def test_confusion_fades_the_names_of_classes_that_are_not_there():
     "matrix", [torch.zeros(2, 2), torch.zeros(3), torch.zeros(3, 4)], ids=lambda m: str(tuple(m.shape))
 )
 def test_confusion_of_another_shape(matrix):
-    with pytest.raises(ValueError, match=r"matrix: expected \(3, 3\), a row a class"):
+    with pytest.raises(ValueError, match=r"matrix: expected \(3, 3\), a row for each class"):
         draw.confusion(matrix, CLASSES)
 
 

@@ -1,4 +1,4 @@
-"""Exported models: what the file computes is what the model computes, at every size, without this package."""
+"""Tests that an exported file computes what the model computes, at every size, without this package."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ onnx = pytest.mark.skipif(
 
 
 def small(name, **options):
-    """A model whose weights and statistics are none of those it starts with; fcn on a ResNet, which takes longer."""
+    """Builds a model with random weights and statistics."""
     torch.manual_seed(0)
     backbone = {"backbone": "resnet18", "stem_width": 8} if name == "fcn" else {"backbone": "tiny"}
     model = apcnet.create(name, num_classes=7, width=8, channels=16, **backbone, **options).eval()
@@ -83,8 +83,8 @@ torch.save(results, "results.pt")
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """Of each model without options: how far the file was off when it was written, the namespaces of its operators, and
-    what it computes in a process without this package."""
+    """Returns the difference when each file was written, its operators' namespaces, and its results in a process
+    without this package."""
     folder = tmp_path_factory.mktemp("exported")
     differences = {name: export(small(name), folder / f"{name}.pt2", size=TRACED) for name in MODELS}
     torch.save([images_of(*shape) for shape in OTHERS], folder / "images.pt")
@@ -159,7 +159,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     monkeypatch.setattr(exporting, "_traced", wrong)
     path = tmp_path / "model.pt2"
     path.write_text("what was there before")
-    with pytest.raises(RuntimeError, match=r"an image of \(64, 80\) the logits of the file are off by .* nothing was"):
+    with pytest.raises(RuntimeError, match=r"for images of \(64, 80\) the file's logits differ by .* nothing was"):
         export(small("fcn"), path, size=TRACED)
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
     assert path.read_text() == "what was there before"
@@ -171,19 +171,21 @@ def test_wrong_arguments(tmp_path, monkeypatch):
         export(small("fcn").train(), path)
     with pytest.raises(ValueError, match=r"model: expected float32, got torch.bfloat16 .* call model.float\(\) first"):
         export(small("fcn").bfloat16(), path)
-    with pytest.raises(TypeError, match=r"model: expected one of this package .* got Linear"):
+    with pytest.raises(TypeError, match=r"model: expected a model of apcnet\.create or apcnet\.load, got Linear"):
         export(torch.nn.Linear(2, 2).eval(), path)
     with pytest.raises(
         ValueError, match="format: expected one of exportedprogram, onnx, got 'onx'; did you mean 'onnx'"
     ):
         export(model, path, format="onx")
-    with pytest.raises(ValueError, match=r"path: expected a name that ends in \.pt2 or \.onnx, or a format; got"):
+    with pytest.raises(
+        ValueError, match=r"path: expected a name that ends in \.pt2 or \.onnx, or a format as well, got"
+    ):
         export(model, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=r"output: .* did you mean 'labels'"):
         export(model, path, output="label")
     with pytest.raises(TypeError, match=r"size: expected two integers \(H, W\), got 64"):
         export(model, path, size=64)
-    with pytest.raises(ValueError, match=r"size: expected 33 pixels or more each way to trace at, got \(32, 64\)"):
+    with pytest.raises(ValueError, match=r"size: expected a height and width of 33 pixels or more, got \(32, 64\)"):
         export(model, path, size=(32, 64))
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         export(model, tmp_path / "nowhere" / "model.pt2")
@@ -243,8 +245,6 @@ def test_onnx_of_pixels_to_labels(tmp_path):
 @onnx
 def test_onnx_without_onnxruntime_says_that_nothing_was_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
-    with pytest.warns(
-        UserWarning, match="onnxruntime is not installed: the ONNX file was written without a comparison"
-    ):
+    with pytest.warns(UserWarning, match="onnxruntime is not installed: the ONNX file was not checked"):
         assert export(small("fcn"), tmp_path / "model.onnx", size=TRACED, dynamic=False) == {}
     assert (tmp_path / "model.onnx").is_file()

@@ -1,4 +1,4 @@
-"""Published files are found by name, and a download is whole and has the hash of its name, or it is not there."""
+"""Tests that published files are found by name, and that a download is whole and matches its hash or is absent."""
 
 import csv
 import hashlib
@@ -67,10 +67,10 @@ def test_names_of_files_and_of_both_generations_of_configs(name, url):
 
 def test_a_name_that_is_none_gets_the_nearest():
     with pytest.raises(
-        ValueError, match=r"called apcnet_r50-d8_512x1024_40k_city; did you mean apcnet_r50-d8_512x1024"
+        ValueError, match=r"published weights, got apcnet_r50-d8_512x1024_40k_city; did you mean apcnet_r50-d8_512x1024"
     ):
         hub.locate("apcnet_r50-d8_512x1024_40k_city")
-    with pytest.raises(ValueError, match="called x; they are called like apcnet_"):
+    with pytest.raises(ValueError, match="published weights, got x; names look like apcnet_"):
         hub.locate("x")
 
 
@@ -127,9 +127,9 @@ def test_what_is_there_and_right_is_not_fetched_again(tmp_path, server):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("a-00000000.pth", f"expected a file whose SHA-256 begins with 00000000, got {HASH}"),
+        ("a-00000000.pth", f"expected a file with SHA-256 00000000…, got {HASH}"),
         (f"short/a-{HASH}.pth", "broke off after 1152000 of 2304000 bytes|IncompleteRead"),
-        (f"none/a-{HASH}.pth", "cannot be downloaded: Not Found"),
+        (f"none/a-{HASH}.pth", "the download failed: Not Found"),
     ],
 )
 def test_a_download_that_fails_leaves_nothing(tmp_path, server, path, message):
@@ -146,5 +146,5 @@ def test_other_urls_are_refused(tmp_path, url):
 
 def test_a_server_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(ValueError, match=r"cannot be downloaded: .*refused"):
+    with pytest.raises(ValueError, match=r"the download failed: .*refused"):
         hub.download("http://127.0.0.1:1/a.pth", tmp_path)

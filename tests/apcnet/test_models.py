@@ -1,4 +1,4 @@
-"""The models themselves: what their options compute, what create, save and load keep, and what wrong input is told."""
+"""Tests the models: options, create, save, load, and errors for wrong input."""
 
 import json
 import warnings
@@ -80,7 +80,7 @@ def test_presence_counts_classes_and_nothing_else():
 
 
 def context_in_the_papers_words(head, x, pooled_from):
-    """The module of each scale by itself, its affinities in memory: (B, S·C, h, w)."""
+    """Computes the module of each scale separately, with affinities in memory: (B, S·C, h, w)."""
     scales, channels = head.scales, x.shape[1] // len(head.scales)
     maps, first = [], 0
     for i, (s, own) in enumerate(zip(scales, x.split(channels, 1), strict=True)):
@@ -155,7 +155,10 @@ def test_another_number_of_classes_keeps_everything_but_the_classifiers(name, tm
     model = small(name)
     model.classes = tuple("abcde")
     model.save(tmp_path / "model.safetensors")
-    with pytest.warns(UserWarning, match=r"for 3 everything is kept but head\.(classifier|presence)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"trained for 5 classes, not 3: these layers start with new weights: head\.(classifier|presence)",
+    ):
         loaded = apcnet.load(tmp_path / "model.safetensors", num_classes=3)
     assert (loaded.num_classes, loaded.classes) == (3, None)
     fresh = 0
@@ -185,7 +188,9 @@ def test_backbone_weights_from_a_file(tmp_path):
         assert all(
             torch.equal(a, b) for a, b in zip(model.backbone.state_dict().values(), backbone.values(), strict=True)
         )
-    with pytest.raises(ValueError, match=r"backbone_weights: .*does not fit the model; missing: layer1\.2"):
+    with pytest.raises(
+        ValueError, match=r"backbone_weights: .*expected the tensors of the model, got others; missing: layer1\.2"
+    ):
         apcnet.create("fcn", **{**SMALL, "backbone": "resnet34"}, backbone_weights=tmp_path / "timm.pth")
     with pytest.raises(FileNotFoundError, match="backbone_weights"):
         apcnet.create("fcn", **SMALL, backbone_weights=tmp_path / "nothing.pth")
@@ -196,10 +201,10 @@ def test_backbone_weights_from_a_file(tmp_path):
     [
         ({"model": "pspnett"}, "model: .*apcnet, pspnet.*did you mean 'pspnet'"),
         ({"backbone": "resnet51"}, "backbone: .*resnet18.*did you mean 'resnet"),
-        ({"num_classes": 0}, "num_classes: expected one at least, got 0"),
+        ({"num_classes": 0}, "num_classes: expected 1 or more, got 0"),
         ({"fusoin": True}, "option of apcnet on resnet18: .*did you mean 'fusion'"),
         ({"output_stride": 4}, "output_stride: expected 8, 16 or 32, got 4"),
-        ({"neck_norm": True}, "neck_norm: expected with semantic_fpn alone"),
+        ({"neck_norm": True}, "neck_norm: expected only with model semantic_fpn"),
         ({"scales": (0, 1)}, "scales: expected"),
     ],
 )
@@ -219,7 +224,9 @@ def test_wrong_images_are_named(name):
 @pytest.mark.parametrize("name", ["apcnet", "pspnet"])
 def test_one_image_in_training_is_refused_before_a_step(name):
     model = small(name)
-    with pytest.raises(ValueError, match=r"more than one value per channel.*take two images or more"):
+    with pytest.raises(
+        ValueError, match=r"expected two or more in training, got one.*one value per channel.*larger batch"
+    ):
         model(images((1, 3, 64, 64)))
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
@@ -233,7 +240,7 @@ def test_files_that_are_no_model_are_named(tmp_path):
     whole, metadata = path.read_bytes(), {"apcnet": json.dumps({"architecture": model.architecture, "classes": None,
         "palette": None, "mean": [0] * 3, "std": [1] * 3})}  # fmt: skip
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="expected a whole safetensors file"):
         apcnet.load(path)
     torch.save({}, path)
     with pytest.raises(ValueError, match="apcnet convert"):
@@ -243,19 +250,19 @@ def test_files_that_are_no_model_are_named(tmp_path):
     path.write_bytes(whole)
     tensors = load_file(path)
     save_file(tensors, path)
-    with pytest.raises(ValueError, match="found no architecture"):
+    with pytest.raises(ValueError, match="got safetensors without an architecture"):
         apcnet.load(path)
     wrong = {**tensors, "head.classifier.conv.bias": torch.zeros(7), "extra": torch.zeros(1)}
     del wrong["backbone.stem.0.weight"]
     save_file(wrong, path, metadata)
-    with pytest.raises(ValueError, match=r"missing: backbone\.stem\.0\.weight; not in the model: extra; of another "
+    with pytest.raises(ValueError, match=r"missing: backbone\.stem\.0\.weight; not in the model: extra; different "
         r"shape: head\.classifier\.conv\.bias: expected \(5,\), got \(7,\)"):  # fmt: skip
         apcnet.load(path)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_low_precision(name):
-    """Autocast in training, a model in bfloat16 in evaluation; training one is refused where statistics would round."""
+    """Tests autocast in training and bfloat16 in evaluation; training a bfloat16 model is refused."""
     model, x, target = small(name), images(), torch.zeros(2, 65, 72, dtype=torch.long)
     exact = model(x, target)
     with torch.autocast("cpu", torch.bfloat16):
@@ -274,7 +281,7 @@ def test_low_precision(name):
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "semantic_fpn")) for name in MODELS]
 )
 def test_compiled_whole_with_any_size(name):
-    """One graph for every size, of all but the convolutions of the backbone, which cost most of the time to trace."""
+    """Compiles one graph for all sizes, without the backbone's convolutions, which are slow to trace."""
     model = small(name).eval()
     rest = model.head if model.neck is None else torch.nn.Sequential(model.neck, model.head)
     torch._dynamo.reset()
@@ -292,7 +299,7 @@ def test_compiled_whole_with_any_size(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_last_and_repetition(name):
-    """The same bits from call to call, and nearly the same numbers in the other layout."""
+    """Tests for the same bits at every call, and close numbers in the other layout."""
     model, x, target = small(name, dropout=0.0), images(), torch.zeros(2, 65, 72, dtype=torch.long)
 
     def step(x):

@@ -1,4 +1,4 @@
-"""The models beside mmsegmentation 1.2.2: outputs, losses and gradients, on the plain reference and on the fused path.
+"""Tests the models against mmsegmentation 1.2.2: outputs, losses and gradients, by the reference and the fused path.
 
 Tolerances are about ten times the distance between mmsegmentation's own float32 and float64 results.
 """
@@ -21,7 +21,7 @@ PARAMETER_GRADIENT = {"eval": 1e-4, "train": 1e-2}
 
 
 def gradients(module):
-    """Of a head's or a model's parameters, by mmsegmentation's names."""
+    """Returns the gradients of a head's or model's parameters, by mmsegmentation's names."""
     held = {name: parameter.grad for name, parameter in module.named_parameters()}
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -1,4 +1,4 @@
-"""Presets are the published recipes, figure by figure, and the table beside them is what was published."""
+"""Tests that presets are the published recipes and that the table shows the published results."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ EVERY = pytest.mark.parametrize("name", names())
 
 
 def test_every_run_of_the_tables_has_a_name():
-    """And every combination that nobody has published."""
+    """Tests that unpublished combinations have a name as well."""
     runs = {f"{m}-r{depth}-{on}-{s}" for m in MODELS for depth in (50, 101) for on in SCHEDULES for s in SCHEDULES[on]}
     for model, dataset in itertools.product(("pspnet", "fcn"), ("cityscapes", "cityscapes-769")):
         runs.add(f"{model}-r18-{dataset}-80k")
@@ -51,7 +51,7 @@ def test_no_two_are_the_same():
 
 
 def test_every_option_is_one_that_its_model_takes():
-    """Whatever its depth and widths."""
+    """Tests options at every depth and width."""
     models = {preset(name).model for name in names() if name != "tiny"}
     assert {model.backbone for model in models} == {"resnet18", "resnet50", "resnet101"} <= BACKBONES.keys()
     for model in {replace(model, backbone="resnet18") for model in models}:
@@ -100,7 +100,7 @@ def test_mmsegmentations_recipe(model, dataset, opened, batch_size, crop, scale,
 
 @pytest.mark.parametrize("model", ["pspnet", "fcn"])
 def test_what_is_published_of_these_two_alone(model):
-    """Narrower heads on ResNet-18, and half precision."""
+    """Tests narrower heads on ResNet-18, and half precision."""
     assert preset(f"{model}-r18-cityscapes").model.options() == {"channels": 128, "auxiliary_channels": 64}
     full, half = preset(f"{model}-r101-cityscapes-80k"), preset(f"{model}-r101-cityscapes-80k-fp16")
     assert half == replace(full, precision="float16")
@@ -135,7 +135,7 @@ def test_the_papers_recipe(dataset, crop, lr, steps):
     ],
 )
 def test_sssegmentations_recipe(dataset, batch_size, steps):
-    """mmsegmentation's, but for the length, the neck and what the mean of the loss is over."""
+    """Tests that it is mmsegmentation's but for length, neck and loss reduction."""
     config, theirs = preset(f"ssseg-semantic-fpn-r50-{dataset}"), preset(f"semantic-fpn-r50-{dataset}")
     assert (config.batch_size, config.steps, config.optimisation.reduction) == (batch_size, steps, "mean")
     assert config.model == replace(theirs.model, neck_norm=True)
@@ -173,11 +173,11 @@ def test_a_folder_of_ones_own():
         ("Tiny", "did you mean tiny?"),
         ("encnet", "did you mean encnet-r50-cityscapes-40k or "),
         ("pspnet-r101-cityscapes-fp16", "did you mean pspnet-r101-cityscapes-80k-fp16 or "),
-        ("?", "none is called '?' (`apcnet presets` lists them)"),
+        ("?", "expected a name that `apcnet presets` lists, got '?'"),
     ],
 )
 def test_a_name_that_is_none(name, near):
-    with pytest.raises(ValueError, match="preset: none is called ") as caught:
+    with pytest.raises(ValueError, match="preset: expected a name that `apcnet presets` lists, got ") as caught:
         preset(name)
     assert near in str(caught.value) and len(str(caught.value)) < 250
 
@@ -210,7 +210,7 @@ def test_figures_are_such_as_can_be():
 
 
 def test_apcnets_figures_are_not_pspnets():
-    """As on the page that shows one as the other."""
+    """Tests against a known page that confuses the two."""
     for name, row in PUBLISHED.items():
         if name.startswith("apcnet-"):
             assert row[:4] != PUBLISHED[name.replace("apcnet", "pspnet")][:4]
@@ -259,7 +259,9 @@ def test_the_table_can_be_cut_down():
         "semantic-fpn-r50-ade20k-160k  37.49    39.09  4.9  55.77  mmsegmentation, configs/sem_fpn",
     ]
     assert table("tiny").splitlines()[1].split() == ["tiny", "–", "–", "–", "–", "–"]
-    with pytest.raises(ValueError, match="presets: no name contains 'deeplab'"):
+    with pytest.raises(
+        ValueError, match="presets: expected a part of a name that `apcnet presets` lists, got 'deeplab'"
+    ):
         table("deeplab")
 
 

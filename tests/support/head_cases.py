@@ -1,4 +1,4 @@
-"""The hard cases of pyramid_conv, encode and conv3x3, written once: tests run all, benchmarks the large ones."""
+"""Lists the hard cases of pyramid_conv, encode and conv3x3: tests run all, benchmarks the large ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ConvCase:
-    """Regions with so many channels for each scale, convolved to so many channels of a map."""
+    """Describes regions with channels for each scale, convolved to the channels of a map."""
 
     batch: int
     channels: int
@@ -44,7 +44,7 @@ BOTTLENECK = ConvCase(1, 512, 512, (64, 64), 3)  # of PSPNet: beside 2048 channe
 
 
 def draw_conv(case: ConvCase, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Tensor]:
-    """Regions, weight, and a gradient of the result."""
+    """Draws regions, weight, and a gradient of the result."""
     generator = torch.Generator().manual_seed(case.channels + sum(case.size))
     inputs = len(case.scales) * case.channels
     tensors = {
@@ -59,7 +59,7 @@ def draw_conv(case: ConvCase, dtype: torch.dtype = torch.float32, device: str = 
 def draw_bottleneck(
     case: ConvCase, layout: Callable, dtype: torch.dtype, device: str, features: int = 2048
 ) -> dict[str, Tensor]:
-    """Features and regions, the weight of both side by side as initialisation gives it, a gradient of the result."""
+    """Draws features, regions, the weight of both as initialised, and a gradient of the result."""
     t = draw_conv(case, dtype, device)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(case.batch, features, *case.size, generator=generator).relu().to(device, dtype)
@@ -70,7 +70,7 @@ def draw_bottleneck(
 
 @dataclass(frozen=True)
 class MapsCase:
-    """Maps with so many channels each, convolved side by side to so many channels; and where that is done."""
+    """Describes maps with channels each, convolved together to channels of one map, and the device."""
 
     batch: int
     channels: tuple[int, ...]
@@ -93,7 +93,7 @@ SIDE_BY_SIDE = [
 
 
 def draw_maps(case: MapsCase) -> dict[str, Tensor]:
-    """Maps and weight, of the size that initialisation gives them, and a gradient of the result."""
+    """Draws maps, a weight scaled as initialised, and a gradient of the result."""
     generator, total = torch.Generator().manual_seed(0), sum(case.channels)
     maps = [torch.randn(case.batch, c, *case.size, generator=generator).relu() for c in case.channels]
     weight = torch.randn(case.outputs, total, 3, 3, generator=generator) / (9 * total) ** 0.5
@@ -103,7 +103,7 @@ def draw_maps(case: MapsCase) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class CodeCase:
-    """A map with so many channels, and so many codewords."""
+    """Describes a map with channels, and a number of codewords."""
 
     batch: int
     channels: int
@@ -130,7 +130,7 @@ ENCODER = CodeCase(1, 512, (64, 64), 32)  # of EncNet
 def draw_code(
     case: CodeCase, layout: Callable = lambda x: x, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """Features, codewords and scales as EncNet begins with, and a gradient of the result.
+    """Draws features, codewords and scales as EncNet initialises them, and a gradient of the result.
 
     Squared distances are about 2 and scales between −1 and 0, so that every codeword has a share of every position.
     """

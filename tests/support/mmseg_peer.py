@@ -1,4 +1,4 @@
-"""mmsegmentation itself, as the peer that accelerated models are held to: built from configs, with weights to speak of.
+"""Builds mmsegmentation's own models, with random weights, as the peer of accelerated models.
 
 Its compiled operations (mmcv.ops) are not needed by any of our models: mmcv-lite does without them, and mmsegmentation
 imports with a stand-in.
@@ -27,7 +27,7 @@ LOSS = {"type": "CrossEntropyLoss"}
 
 
 def imported() -> ModuleType:
-    """mmseg, with a stand-in for mmcv.ops where mmcv was built without."""
+    """Imports mmseg, with a replacement for mmcv.ops where mmcv was built without it."""
     if importlib.util.find_spec("mmcv._ext") is None and "mmcv.ops" not in sys.modules:
         sys.modules["mmcv.ops"] = _Operations("mmcv.ops")
     import mmseg
@@ -37,7 +37,7 @@ def imported() -> ModuleType:
 
 
 class _Operations(ModuleType):
-    """A module in which every name is a class that does nothing."""
+    """Acts as a module in which every name is a class that does nothing."""
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -46,7 +46,7 @@ class _Operations(ModuleType):
 
 
 def head_config(name: str, channels: int = 16, width: int = 8, classes: int = 5, **changes) -> dict:
-    """A head on maps of `channels` (a pyramid of four for FPN), `width` inside."""
+    """Returns the config of a head on maps of `channels` (four maps for FPN), with `width` channels inside."""
     inputs = {"in_channels": channels, "in_index": 0}
     if name == "enc":
         inputs = {"in_channels": [channels], "in_index": [0]}
@@ -57,7 +57,7 @@ def head_config(name: str, channels: int = 16, width: int = 8, classes: int = 5,
 
 
 def build(config: dict, seed: int = 0) -> nn.Module:
-    """A head or model of this config, with weights, biases and running statistics that are all different."""
+    """Builds a head or model of this config, with random weights, biases and running statistics."""
     imported()
     from mmseg.registry import MODELS
 
@@ -80,7 +80,7 @@ def build(config: dict, seed: int = 0) -> nn.Module:
 
 
 def model(config: dict, weights: dict[str, Tensor]) -> nn.Module:
-    """A whole model of this config (stock_models.config) with these weights."""
+    """Builds a whole model of this config (stock_models.config) with these weights."""
     imported()
     from mmengine.config import ConfigDict
     from mmseg.registry import MODELS
@@ -91,7 +91,7 @@ def model(config: dict, weights: dict[str, Tensor]) -> nn.Module:
 
 
 def samples(target: Tensor, **meta) -> list:
-    """The data samples that hold these labels, (B, H, W)."""
+    """Returns data samples with these labels, (B, H, W)."""
     imported()
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
@@ -102,18 +102,18 @@ def samples(target: Tensor, **meta) -> list:
 
 
 def losses(model: nn.Module, images: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Of a whole model, without the accuracy that stands among them."""
+    """Returns a whole model's losses, without the accuracy."""
     return {name: value for name, value in model.loss(images, samples(target)).items() if "loss" in name}
 
 
 def labels_of(model: nn.Module, images: Tensor) -> Tensor:
-    """A whole model's, (B, H, W)."""
+    """Returns a whole model's labels, (B, H, W)."""
     blank = torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.uint8)
     return torch.cat([found.pred_sem_seg.data for found in model.predict(images, samples(blank))])
 
 
 def head_rank(rank: int, file: str, pickled: bytes, x: Tensor, results: dict) -> None:
-    """What a process of a group of two runs: a head on every second image; output, gradients and buffers."""
+    """Runs a head on every second image in one of two processes; returns output, gradients and buffers."""
     imported()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
@@ -126,7 +126,7 @@ def head_rank(rank: int, file: str, pickled: bytes, x: Tensor, results: dict) ->
 
 
 def inputs(head, batch=2, size=(21, 30)):
-    """Feature maps for a head; FPN's halve from level to level."""
+    """Returns feature maps for a head; FPN's halve from level to level."""
     generator = torch.Generator().manual_seed(batch)
     levels = len(head.in_channels) if isinstance(head.in_channels, list | tuple) else 1
     halving = type(head).__name__.endswith("FPNHead")
@@ -141,7 +141,7 @@ def labels(batch=2, size=(67, 94), classes=5):
 
 
 def saved_bytes(head, maps, target):
-    """What head and loss keep for backward, parameters and buffers aside."""
+    """Counts the bytes that head and loss keep for backward, without parameters and buffers."""
     maps = [x.requires_grad_() for x in maps]
     given = *head.parameters(), *head.buffers()
     return kept_bytes(lambda: head.train().loss_by_feat(head.forward(maps), samples(target)), given)

@@ -1,4 +1,4 @@
-"""The five models as mmsegmentation has them, in stock PyTorch modules under its parameter names, from its configs.
+"""Implements the five models as in mmsegmentation, in stock PyTorch modules with its parameter names.
 
 What whole models and heads are timed beside where mmsegmentation is not installed: its layers in its order, every map
 and every enlarged logit formed, without its framework and without the accuracy that it computes at every step. The
@@ -19,7 +19,7 @@ MODELS = ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn")
 
 
 def config(model: str, num_classes: int, *, depth: int = 50, width: int = 64, channels: int | None = None) -> dict:
-    """mmsegmentation's published config of a model, but without dropout, so that two sides can be compared.
+    """Returns mmsegmentation's published config of a model without dropout, so that two sides can be compared.
 
     Args:
         depth, width: of the backbone; 64 wide as published.
@@ -62,7 +62,7 @@ def config(model: str, num_classes: int, *, depth: int = 50, width: int = 64, ch
 
 
 class Conv(nn.Module):
-    """mmcv's ConvModule: with a norm (convolution, batch norm, ReLU) or a bias and nothing behind it."""
+    """Implements mmcv's ConvModule: a convolution with batch norm and ReLU, or with a bias only."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int = 1, norm: bool = True):
         super().__init__()
@@ -75,7 +75,7 @@ class Conv(nn.Module):
 
 
 class Head(nn.Module):
-    """A convolution to the classes behind what a subclass makes of the backbone's maps, and how its logits are used."""
+    """Applies the classifier to a subclass's features, and computes loss and labels."""
 
     def __init__(self, config: Mapping):
         super().__init__()
@@ -89,13 +89,13 @@ class Head(nn.Module):
         return self.conv_seg(self.dropout(self.context(features)))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """mmsegmentation's mean over all pixels, ignored ones too."""
+        """Computes mmsegmentation's mean over all pixels, ignored ones too."""
         scores = stock.upsampled(logits, target.shape[1:], self.align_corners)
         return F.cross_entropy(scores, target, ignore_index=255, reduction="none").mean()
 
 
 class AdaptiveContext(nn.Module):
-    """The module of one scale."""
+    """Implements the context module of one scale."""
 
     def __init__(self, in_channels: int, channels: int, scale: int, fusion: bool):
         super().__init__()
@@ -165,7 +165,7 @@ class EncModule(nn.Module):
 
 
 class EncHead(Head):
-    """Gives the logits of which classes are there as well, in both modes."""
+    """Also returns the logits of the classes that are present, in both modes."""
 
     def __init__(self, config: Mapping):
         super().__init__(config)
@@ -228,7 +228,7 @@ class FPN(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Logits, or where there is a target losses by mmsegmentation's names."""
+    """Returns logits or, with a target, losses by mmsegmentation's names."""
 
     def __init__(self, config: Mapping):
         super().__init__()
@@ -264,13 +264,13 @@ def head(config: Mapping) -> Head:
 
 
 def _presence(target: Tensor, like: Tensor) -> Tensor:
-    """(B, K), 1 where an image has a class; 255 is beyond the bins."""
+    """Returns (B, K), 1 where an image has a class; 255 is beyond the bins."""
     classes = like.shape[1]
     counts = [labels.float().histc(classes, 0, classes - 1) for labels in target]
     return (torch.stack(counts) > 0).to(like.dtype)
 
 
 def scores(network: nn.Module, images: Tensor) -> Tensor:
-    """Of a whole model, at the images' size."""
+    """Returns a whole model's logits at the images' size."""
     logits = network(images)
     return stock.upsampled(logits[0] if isinstance(logits, tuple) else logits, images.shape[2:])

@@ -1,4 +1,4 @@
-"""mmsegmentation: its weights into our models and back, and its live models made faster in place."""
+"""Loads and writes mmsegmentation's weights, and speeds up its live models in place."""
 
 from apcnet.interop.mmseg.accelerate import accelerate
 from apcnet.interop.mmseg.config import load_head, load_model

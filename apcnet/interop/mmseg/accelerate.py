@@ -1,4 +1,4 @@
-"""A live mmsegmentation model sped up in place."""
+"""Speeds up a live mmsegmentation model in place."""
 
 import sys
 from dataclasses import dataclass, field
@@ -8,10 +8,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Report:
-    """What accelerate() has done, by the names of methods in the model. Printed, one line each."""
+    """Lists the methods that `accelerate` replaced and those that it left; prints as one line each.
 
-    swapped: dict[str, str] = field(default_factory=dict)  # the method: the class it is now of
-    left: dict[str, str] = field(default_factory=dict)  # the method or module: why it is as it was
+    Attributes:
+        swapped: Maps the name of a replaced method in the model to the class that now has it.
+        left: Maps the name of a method or module that was left alone to the reason.
+    """
+
+    swapped: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"swapped  {name}: now {cls}" for name, cls in self.swapped.items()]
@@ -19,27 +24,35 @@ class Report:
 
 
 def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
-    """Speeds up a live mmsegmentation model, in place: same outputs, losses, gradients and running statistics.
+    """Speeds up a live mmsegmentation model in place, with the same outputs, losses, gradients and statistics.
 
-    Modules of the types APCHead, PSPHead, EncHead (and its parts), FCNHead and FPNHead become of a class that runs on
-    apc_kernels, where what they are made of allows it; all else is left alone, and the report says why. Parameters,
-    buffers, their names, the names of losses, deepcopy and pickle are untouched (a pickle needs this package to be
-    read). What is altered afterwards, by a hook or another layer say, takes effect: it is looked for in every call.
+    APCHead, PSPHead, EncHead and its parts, FCNHead and FPNHead get a class that runs on apc_kernels, if their layers
+    allow it. Other modules stay as they are. Parameters, buffers, their names, the names of losses, deepcopy and pickle
+    are unchanged (reading such a pickle needs this package). Later changes to the model, such as a hook or a replaced
+    layer, take effect: every call checks for them.
+
+    The function can be called again; the last call sets labels_only.
 
     Args:
-        model: an EncoderDecoder, a decode head, or what holds them (test-time augmentation, DDP).
-        labels_only: predictions hold pred_sem_seg and no seg_logits, whose upsampling is then left out. Not for
-            test-time augmentation, which averages those logits.
+        model: An mmsegmentation 1.x EncoderDecoder, a decode head, or a module that holds them (test-time augmentation,
+            DDP).
+        labels_only: Predict pred_sem_seg without seg_logits, which saves their upsampling. Not possible with test-time
+            augmentation, which averages the logits. The default is False.
 
-    Accelerating again is harmless; the last call decides about labels_only.
+    Returns:
+        A report of the replaced methods, and of those that were left with the reason.
+
+    Example:
+        >>> model = mmseg.apis.init_model("config.py", "checkpoint.pth")
+        >>> print(apcnet.interop.mmseg.accelerate(model))
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an mmsegmentation model, got {type(model).__name__}")
-    mmseg = sys.modules.get("mmseg")  # a live model has imported it
+    mmseg = sys.modules.get("mmseg")  # building the model imported it
     if mmseg is None:
-        raise ValueError(f"model: expected an mmsegmentation model, got {type(model).__name__}, and no mmseg is loaded")
+        raise ValueError(f"model: expected an mmsegmentation model, got {type(model).__name__}; mmseg is not imported")
     if int(mmseg.__version__.split(".")[0]) < 1:
-        raise ValueError(f"model: expected a model of mmsegmentation 1.x, got one of {mmseg.__version__}")
+        raise ValueError(f"model: expected a model of mmsegmentation 1.x, got {mmseg.__version__}")
 
     from mmengine.model import BaseTTAModel
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -50,12 +63,12 @@ def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
     augmented = any(isinstance(module, BaseTTAModel) for module in model.modules())
     needs_logits = "test-time augmentation reads the logits" if augmented else None
     if not labels_only:
-        needs_logits = "labels_only is not asked for"
+        needs_logits = "labels_only is False"
     report = Report()
     for name, module in model.named_modules():
         plain = fused.PLAIN.get(type(module), type(module))
         if plain in fused.CLASSES:
-            module.__class__ = plain  # the obstacles of today, whatever an earlier call has found
+            module.__class__ = plain  # an earlier call may have found other obstacles
             found = obstacles.of_module(module)
             if needs_logits and isinstance(module, BaseSegmentor):
                 found = dict.fromkeys(found, needs_logits)
@@ -67,7 +80,7 @@ def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
                 else:
                     report.left[_place(name, method)] = obstacle
         elif isinstance(module, BaseDecodeHead | BaseSegmentor):
-            report.left[name or "model"] = f"a {plain.__name__} has no fused counterpart"
+            report.left[name or "model"] = f"{plain.__name__} has no fused version"
         if isinstance(module, BaseSegmentor):
             for part in ("backbone", "neck"):
                 if hasattr(module, part):

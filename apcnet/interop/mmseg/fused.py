@@ -1,8 +1,8 @@
-"""mmsegmentation's heads with the fused operations in them, for accelerate(), which changes a live module's class.
+"""Implements mmsegmentation's heads with fused operations; accelerate() gives these classes to live modules.
 
-Importing this file imports mmsegmentation. Each class adds methods to one of mmsegmentation's and nothing else: no
-attribute, no parameter, no buffer. What a method stands in for is looked at every time it is called: if that has been
-altered (a hook, another norm, a replaced layer), mmsegmentation's own method runs (obstacles.py).
+Importing this file imports mmsegmentation. Each class adds only methods to one of mmsegmentation's: no attribute, no
+parameter, no buffer. Every call checks the modules that the method replaces: if one was altered (a hook, another norm,
+a replaced layer), mmsegmentation's own method runs (obstacles.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,19 @@ from torch import Tensor, nn
 import apc_kernels
 from apcnet.interop.mmseg import obstacles
 from apcnet.interop.mmseg.obstacles import criterion_of, group_of
-from apcnet.models.layers import beside, layout_of
+from apcnet.models.layers import layout_of, promoted
 
-EPS = torch.finfo(torch.float32).eps  # which mmsegmentation adds to what it divides by
+EPS = torch.finfo(torch.float32).eps  # mmsegmentation adds it to denominators
 
 
 class FusedLoss(BaseDecodeHead):
-    """Cross entropy and accuracy in one pass over logits that are never upsampled."""
+    """Computes cross entropy and accuracy in one pass, without upsampled logits."""
 
     def loss_by_feat(self, seg_logits, batch_data_samples):
-        if any(obstacles.of_loss(self)):
+        criterion = criterion_of(self)
+        if criterion is None or any(obstacles.of_loss(self)):
             return super().loss_by_feat(seg_logits, batch_data_samples)
         target = self._stack_batch_gt(batch_data_samples).squeeze(1)
-        criterion = criterion_of(self)
         counted = torch.count_nonzero(target != self.ignore_index).double()
         loss, correct = apc_kernels.upsample_cross_entropy(
             seg_logits,
@@ -52,7 +52,7 @@ class FusedLoss(BaseDecodeHead):
 
 
 class FusedAPCHead(APCHead, FusedLoss):
-    """One pooling for all scales, the adaptive context without its maps, no concatenation."""
+    """Pools once for all scales, and computes the context without its maps and without concatenation."""
 
     def forward(self, inputs):
         if any(obstacles.of_context(self)):
@@ -64,7 +64,7 @@ class FusedAPCHead(APCHead, FusedLoss):
 
 
 class FusedPSPHead(PSPHead, FusedLoss):
-    """One pooling for all scales, and a bottleneck that convolves the pyramid without upsampling it."""
+    """Pools once for all scales, and convolves the pyramid without upsampling it."""
 
     def _forward_feature(self, inputs):
         if any(obstacles.of_pyramid(self)):
@@ -73,11 +73,11 @@ class FusedPSPHead(PSPHead, FusedLoss):
         scales, conv = self.psp_modules.pool_scales, self.bottleneck.conv
         branches = zip(self.psp_modules, _pooled(x, scales), strict=True)
         regions = torch.cat([reduce(rows).flatten(2) for (_, reduce), rows in branches], 2)
-        of_x, of_regions = conv.weight.split([x.shape[1], conv.in_channels - x.shape[1]], 1)
-        features = F.conv2d(x, of_x, padding=conv.padding)
+        weight, pyramid_weight = conv.weight.split([x.shape[1], conv.in_channels - x.shape[1]], 1)
+        features = F.conv2d(x, weight, padding=conv.padding)
         features += apc_kernels.pyramid_conv(
             regions,
-            of_regions,
+            pyramid_weight,
             features.shape[2:],
             scales,
             align_corners=self.psp_modules.align_corners,
@@ -87,7 +87,7 @@ class FusedPSPHead(PSPHead, FusedLoss):
 
 
 class FusedFCNHead(FCNHead, FusedLoss):
-    """No concatenation of the input with what the convolutions made of it."""
+    """Convolves the input and the features without concatenating them."""
 
     def _forward_feature(self, inputs):
         if not self.concat_input or any(obstacles.of_concatenation(self.conv_cat, "conv_cat")):
@@ -97,15 +97,15 @@ class FusedFCNHead(FCNHead, FusedLoss):
 
 
 class FusedEncHead(EncHead, FusedLoss):
-    """EncHead with the fused loss. Of its forward the EncModule and its Encoding are fused."""
+    """Uses the fused loss. FusedEncModule and FusedEncoding speed up the forward pass."""
 
 
 class FusedFPNHead(FPNHead, FusedLoss):
-    """FPNHead with the fused loss."""
+    """Uses the fused loss."""
 
 
 class FusedEncModule(EncModule):
-    """One pass for what the encoding does to the features, x + x·γ."""
+    """Weights the features by the encoding, x + x·γ, in one pass."""
 
     def forward(self, x):
         codes = self.encoding(self.encoding_project(x)).mean(dim=1)
@@ -113,14 +113,14 @@ class FusedEncModule(EncModule):
 
 
 class FusedEncoding(Encoding):
-    """The residual encoding without a tensor of residuals."""
+    """Computes the residual encoding without a tensor of residuals."""
 
     def forward(self, x):
-        return apc_kernels.encode(x, beside(x, self.codewords), beside(x, self.scale)).to(self.codewords.dtype)
+        return apc_kernels.encode(x, promoted(x, self.codewords), promoted(x, self.scale)).to(self.codewords.dtype)
 
 
 class LabelsOnlyEncoderDecoder(EncoderDecoder):
-    """Predicts labels without upsampled logits: data samples hold pred_sem_seg, and no seg_logits."""
+    """Predicts labels without upsampled logits: data samples hold pred_sem_seg but no seg_logits."""
 
     def predict(self, inputs, data_samples=None):
         if any(obstacles.of_labels(self)):
@@ -136,10 +136,10 @@ class LabelsOnlyEncoderDecoder(EncoderDecoder):
             size = logits.shape[2:]
         else:
             logits = self.decode_head.forward(self.extract_feat(inputs))
-            logits = logits[0] if isinstance(logits, tuple) else logits  # beside it, EncHead's presence of classes
+            logits = logits[0] if isinstance(logits, tuple) else logits  # EncHead also returns the presence of classes
             size = self.decode_head.predict_by_feat(logits.to("meta"), metas).shape[2:]
-        for sample, meta, of_image in zip(data_samples, metas, logits.split(1), strict=True):
-            labels = _labels(of_image, size, meta, self.align_corners)
+        for sample, meta, image_logits in zip(data_samples, metas, logits.split(1), strict=True):
+            labels = _labels(image_logits, size, meta, self.align_corners)
             sample.set_data({"pred_sem_seg": PixelData(data=labels.long())})
         return data_samples
 
@@ -157,14 +157,14 @@ CLASSES = {
 PLAIN = {fused: plain for plain, fused in CLASSES.items()}
 
 
-# What the fused methods are made of. Sub-modules are looked up, and called, when they are needed: hooks on those that
-# are called as modules work, and so do layers and weights that were replaced.
+# The fused methods look up sub-modules at every call: replaced layers and weights take effect, and so do hooks on
+# modules that are called.
 
 
 def _pooled(x: Tensor, scales: list[int]) -> list[Tensor]:
-    """What AdaptiveAvgPool2d gives for every scale s, (B, C, s, s)."""
+    """Returns AdaptiveAvgPool2d(s)(x), (B, C, s, s), for every scale s."""
     rows = apc_kernels.pyramid_pool(x, scales).split([s * s for s in scales], 2)
-    return [of_scale.unflatten(2, (s, s)) for of_scale, s in zip(rows, scales, strict=True)]
+    return [grid.unflatten(2, (s, s)) for grid, s in zip(rows, scales, strict=True)]
 
 
 def _adaptive_context(acm: ACM, pooled: Tensor, x: Tensor) -> Tensor:
@@ -173,13 +173,13 @@ def _adaptive_context(acm: ACM, pooled: Tensor, x: Tensor) -> Tensor:
     residual, guide = acm.residual_conv, acm.global_info
     z = apc_kernels.adaptive_context_norm(
         x,
-        beside(x, regions),
-        beside(x, acm.gla.weight).flatten(1),
-        beside(x, acm.gla.bias),
+        promoted(x, regions),
+        promoted(x, acm.gla.weight).flatten(1),
+        promoted(x, acm.gla.bias),
         (acm.pool_scale,),
-        beside(x, residual.conv.weight).flatten(1),
+        promoted(x, residual.conv.weight).flatten(1),
         _batch_norm(residual.norm, x),
-        guide=beside(x, guide.conv.weight).flatten(1),
+        guide=promoted(x, guide.conv.weight).flatten(1),
         guide_norm=_batch_norm(guide.norm, x),
         training=residual.norm.training,
         group=group_of(residual.norm),
@@ -188,27 +188,28 @@ def _adaptive_context(acm: ACM, pooled: Tensor, x: Tensor) -> Tensor:
 
 
 def _batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
-    """Its parameters and running statistics, which are about to be updated if it is training."""
+    """Returns a norm's parameters and running statistics, and counts the batch if it is training."""
     momentum = norm.momentum
     if norm.training:
         norm.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return apc_kernels.BatchNorm(*(beside(x, tensor) for tensor in tensors), momentum or 0.0, norm.eps)
+    weight, bias, mean, variance = (promoted(x, tensor) for tensor in tensors)
+    return apc_kernels.BatchNorm(weight, bias, mean, variance, momentum or 0.0, norm.eps)
 
 
 def _convolved(module: ConvModule, maps: list[Tensor]) -> Tensor:
-    """module(torch.cat(maps, 1)), its convolution taken map by map."""
+    """Computes module(torch.cat(maps, 1)), with one convolution for each map."""
     conv = module.conv
     settings = (conv.stride, conv.padding, conv.dilation)
-    # The node alone would do, but for torch.compile, which without gradients miscounts the arguments of its forward.
+    # Without gradients torch.compile miscounts the arguments of the node's forward, so the function is called directly.
     convolve = _ConvolutionOfParts.apply if torch.is_grad_enabled() else _convolution_of_parts
     return module.activate(module.norm(convolve(conv.weight, settings, *maps)))
 
 
 def _convolution_of_parts(weight: Tensor, settings: tuple, *maps: Tensor) -> Tensor:
-    """F.conv2d(torch.cat(maps, 1), weight, None, *settings)"""
+    """Computes F.conv2d(torch.cat(maps, 1), weight, None, *settings) without the concatenation."""
     (x, w), *others = _parts(weight, maps)
     total = F.conv2d(x, w, None, *settings)
     for x, w in others:
@@ -217,15 +218,15 @@ def _convolution_of_parts(weight: Tensor, settings: tuple, *maps: Tensor) -> Ten
 
 
 def _parts(weight: Tensor, maps: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each map beside its channels of a weight."""
+    """Pairs each map with its channels of the weight."""
     return zip(maps, weight.split([x.shape[1] for x in maps], 1), strict=True)
 
 
 class _ConvolutionOfParts(torch.autograd.Function):
-    """For the gradient of weight, which is written in place.
+    """Writes the gradient of the weight in place, part by part.
 
-    Autograd's own, of a weight that was split, would hold all its parts and their concatenation at once: 150 MiB in an
-    APCHead, at the moment when everything else is still there.
+    Autograd would hold the gradients of all parts of a split weight and their concatenation at once: 150 MiB in an
+    APCHead, at the peak of memory use.
     """
 
     @staticmethod
@@ -238,23 +239,23 @@ class _ConvolutionOfParts(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         weight, *maps = ctx.saved_tensors
-        wanted, _, *of_maps = ctx.needs_input_grad
-        grad_weight, grads = torch.ops.aten.empty_like(weight) if wanted else weight, []
+        weight_needs_grad, _, *maps_need_grad = ctx.needs_input_grad
+        grad_weight, grads = torch.ops.aten.empty_like(weight) if weight_needs_grad else weight, []
         places = (place for _, place in _parts(grad_weight, maps))
-        for (x, w), place, of_x in zip(_parts(weight, maps), places, of_maps, strict=True):
-            same = (grad, x.to(grad.dtype), w.to(grad.dtype))  # autocast may have made the products narrower
-            options = (None, *ctx.settings, False, (0, 0), 1, (of_x, wanted, False))
+        for (x, w), place, needs_grad in zip(_parts(weight, maps), places, maps_need_grad, strict=True):
+            same = (grad, x.to(grad.dtype), w.to(grad.dtype))  # under autocast the products may be in low precision
+            options = (None, *ctx.settings, False, (0, 0), 1, (needs_grad, weight_needs_grad, False))
             grad_x, grad_w, _ = torch.ops.aten.convolution_backward(*same, *options)
-            grads.append(grad_x.to(x.dtype) if of_x else None)
-            if wanted:
+            grads.append(grad_x.to(x.dtype) if needs_grad else None)
+            if weight_needs_grad:
                 place.copy_(grad_w)
-        return grad_weight if wanted else None, None, *grads
+        return grad_weight if weight_needs_grad else None, None, *grads
 
 
 def _labels(logits: Tensor, size: torch.Size, meta: dict, align_corners: bool) -> Tensor:
-    """(1, H, W): the argmax of logits resized to size, freed of padding, flipped back, and resized to ori_shape.
+    """Resizes logits to size, crops the padding, flips back, resizes to ori_shape, takes the argmax: (1, H, W).
 
-    Two resizes, as in mmsegmentation: one alone would change some labels. The last one is never written down.
+    There are two resizes, as in mmsegmentation: a single one changes some labels. The second is fused with the argmax.
     """
     left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", [0] * 4))
     shape, flip = tuple(meta.get("ori_shape", size)), meta.get("flip")

@@ -1,6 +1,6 @@
-"""Which of mmsegmentation's parameters lie where in ours.
+"""Maps the parameters of apcnet's models to mmsegmentation's names.
 
-Names differ, and what is one tensor here may be several there: those of all scales lie one after the other.
+Names differ, and one tensor here may be several there: here the tensors of all scales are concatenated.
 """
 
 import re
@@ -16,9 +16,9 @@ from apcnet.models.fpn import FPN, FPNHead
 from apcnet.models.psp import PSPHead
 from apcnet.models.resnet import ResNetV1c
 
-ROOMS = {"backbone": "backbone", "neck": "neck", "head": "decode_head", "auxiliary": "auxiliary_head"}
+PARTS = {"backbone": "backbone", "neck": "neck", "head": "decode_head", "auxiliary": "auxiliary_head"}
 EVERYWHERE = [(r"\bnorm\b", "bn"), (r"^classifier\.conv", "conv_seg")]
-RULES = {  # a * stands for every scale in turn
+RULES = {  # * is replaced by the number of every scale
     ResNetV1c: [],
     APCHead: [
         (r"^regions\.reductions\.(\d+)", r"acm_modules.\1.pooled_redu_conv"),
@@ -43,19 +43,19 @@ RULES = {  # a * stands for every scale in turn
         (r"^laterals", "lateral_convs"),
         (r"^outputs", "fpn_convs"),
     ],
-    FPNHead: [  # every second one upsamples
+    FPNHead: [  # every second module there upsamples
         (r"^levels\.(\d+)\.(\d+)", lambda m: f"scale_heads.{m[1]}.{2 * int(m[2])}")
     ],
 }
 
 
 def in_place(module: nn.Module) -> dict[str, Tensor]:
-    """A model's or a head's parameters and buffers by mmsegmentation's names: views of them, to be read or written."""
+    """Returns views of a model's or head's parameters and buffers by mmsegmentation's names; write to them to load."""
     if isinstance(module, Segmentor):
-        parts = {theirs: getattr(module, ours) for ours, theirs in ROOMS.items()}
+        parts = {theirs: getattr(module, ours) for ours, theirs in PARTS.items()}
         return {
-            f"{room}.{name}": tensor
-            for room, part in parts.items()
+            f"{prefix}.{name}": tensor
+            for prefix, part in parts.items()
             if part is not None
             for name, tensor in in_place(part).items()
         }
@@ -74,12 +74,19 @@ def in_place(module: nn.Module) -> dict[str, Tensor]:
 
 def _of_scales(tensor: Tensor, scales: tuple[int, ...], squares: bool) -> tuple[Tensor, ...]:
     if not tensor.dim():
-        return (tensor,) * len(scales)  # one count of batches for all
+        return (tensor,) * len(scales)  # all scales share one count of batches
     return tensor.split([s * s for s in scales]) if squares else tensor.chunk(len(scales))
 
 
 def state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A model's (or a head's) state dict with mmsegmentation's names and shapes, a copy."""
+    """Returns a copy of a model's or head's weights with mmsegmentation's names and shapes.
+
+    Args:
+        model: A model of `apcnet.create` or `apcnet.load`, or one of its heads.
+
+    Example:
+        >>> torch.save({"state_dict": state_dict(model)}, "for_mmsegmentation.pth")
+    """
     return {
         name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in in_place(model).items()
     }

@@ -1,7 +1,7 @@
-"""Why a method of a mmsegmentation model cannot be replaced: for the report of accelerate(), and asked in every call.
+"""Finds the reasons why a method of an mmsegmentation model cannot be replaced; accelerate() and every call use it.
 
-Reasons are looked for one after the other, and no further than to the first: what follows one may count on its not
-being there. Importing this file imports mmsegmentation.
+A caller takes only the first reason that a generator yields, so later checks may rely on earlier ones. Importing this
+file imports mmsegmentation.
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from torch import nn
 
 from apcnet.models import layers
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)  # the last: what mmengine makes of SyncBN
-MAX_POOL_SCALE = 32  # of adaptive_context
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)  # mmengine replaces SyncBN by the last one
+MAX_POOL_SCALE = 32  # adaptive_context allows no more
 
 
 def of_module(module: nn.Module) -> dict[str, str | None]:
-    """For each method that the fused class of a module replaces: why it cannot, or None."""
+    """Maps each method that the fused class of a module would replace to the first obstacle, or to None."""
     if isinstance(module, (EncModule, Encoding)):
         methods = {"forward": iter(())}
     elif isinstance(module, EncoderDecoder):
@@ -47,21 +47,23 @@ def of_module(module: nn.Module) -> dict[str, str | None]:
 
 
 def criterion_of(head: BaseDecodeHead) -> nn.Module | None:
-    """The head's one loss, if it has one."""
+    """Returns the head's loss, or None if it has several."""
     if not isinstance(head.loss_decode, nn.ModuleList):
         return head.loss_decode
     return head.loss_decode[0] if len(head.loss_decode) == 1 else None
 
 
 def group_of(norm: nn.Module) -> str:
-    """The process group over which a SyncBN takes its statistics, as it decides that itself."""
+    """Returns the process group over which a norm takes statistics in its present mode; "" for this process alone."""
     return layers.group_of(norm) if norm.training else ""
 
 
 def of_loss(head: BaseDecodeHead) -> Iterator[str]:
+    """Yields the obstacles to a fused loss."""
     criterion = criterion_of(head)
     if criterion is None:
         yield f"there are {len(head.loss_decode)} losses, not one"
+        return
     yield from _altered(criterion, "loss_decode", CrossEntropyLoss)
     if criterion.cls_criterion is not cross_entropy:
         yield "loss_decode is not a softmax cross entropy"
@@ -76,6 +78,7 @@ def of_loss(head: BaseDecodeHead) -> Iterator[str]:
 
 
 def of_context(head: APCHead) -> Iterator[str]:
+    """Yields the obstacles to a fused adaptive context."""
     yield from of_concatenation(head.bottleneck, "bottleneck")
     for i, acm in enumerate(head.acm_modules):
         name = f"acm_modules.{i}"
@@ -83,7 +86,7 @@ def of_context(head: APCHead) -> Iterator[str]:
         for part in ("input_redu_conv", "global_info", "residual_conv"):
             yield from _unusual(getattr(acm, part), f"{name}.{part}")
         yield from _altered(acm.gla, f"{name}.gla", nn.Conv2d)
-        # What stands inside the fused operation is not called as a module.
+        # The fused operation does not call these as modules.
         norms = {part: getattr(acm, part).norm for part in ("global_info", "residual_conv")}
         for part, norm in norms.items():
             yield from _hooked(norm, f"{name}.{part}.norm")
@@ -92,12 +95,13 @@ def of_context(head: APCHead) -> Iterator[str]:
                 yield f"{name}.{part} trains with running statistics in low precision"
         guide, residual = norms.values()
         if guide.training != residual.training or group_of(guide) != group_of(residual):
-            yield f"{name}: one of its two inner norms trains and the other does not, or not with the same processes"
+            yield f"{name}: its two inner norms differ in training mode or in process group"
         if not (isinstance(acm.pool_scale, int) and acm.pool_scale <= MAX_POOL_SCALE):
-            yield f"{name} pools to {acm.pool_scale}, not to a number of up to {MAX_POOL_SCALE}"
+            yield f"{name} pools to {acm.pool_scale}, not to an integer up to {MAX_POOL_SCALE}"
 
 
 def of_pyramid(head: PSPHead) -> Iterator[str]:
+    """Yields the obstacles to a fused pyramid pooling and bottleneck."""
     yield from of_concatenation(head.bottleneck, "bottleneck")
     conv, ppm = head.bottleneck.conv, head.psp_modules
     if conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.padding != tuple(k // 2 for k in conv.kernel_size):
@@ -107,18 +111,19 @@ def of_pyramid(head: PSPHead) -> Iterator[str]:
         yield from _altered(branch, f"psp_modules.{i}", nn.Sequential)
         yield from _altered(branch[0], f"psp_modules.{i}.0", nn.AdaptiveAvgPool2d)
         if len(branch) != 2 or not isinstance(scale, int) or branch[0].output_size != scale:
-            yield f"psp_modules.{i} is not one pooling to a number and one convolution"
+            yield f"psp_modules.{i} is not one pooling to an integer and one convolution"
 
 
 def of_labels(model: EncoderDecoder) -> Iterator[str]:
+    """Yields the obstacles to predicting labels without logits."""
     head = model.decode_head
     if (
         type(head).predict not in (BaseDecodeHead.predict, EncHead.predict)
         or type(head).predict_by_feat is not BaseDecodeHead.predict_by_feat
     ):
-        yield f"a {_type(head)} predicts in a way of its own"
+        yield f"{_type(head)} overrides predict or predict_by_feat"
     if model.out_channels == 1:
-        yield "out_channels is 1: labels come out of a threshold"
+        yield "out_channels is 1: labels come from a threshold"
     for owner, names in (
         (head, ("predict", "predict_by_feat")),
         (model, ("encode_decode", "inference", "whole_inference", "slide_inference", "postprocess_result")),
@@ -129,14 +134,14 @@ def of_labels(model: EncoderDecoder) -> Iterator[str]:
 
 
 def of_concatenation(module: ConvModule, name: str) -> Iterator[str]:
-    """The convolution of a concatenation, which is to be taken apart."""
+    """Yields the obstacles to splitting a convolution of concatenated maps."""
     yield from _unusual(module, name)
     if module.conv.groups != 1:
         yield f"{name}'s convolution has groups"
 
 
 def _unusual(module: ConvModule, name: str) -> Iterator[str]:
-    """What keeps a ConvModule from being a plain convolution, its batch norm and a ReLU, as fused methods take it."""
+    """Yields the reasons why a ConvModule is not a plain convolution, batch norm and ReLU."""
     yield from _altered(module, name, ConvModule)
     yield from _altered(module.conv, f"{name}.conv", nn.Conv2d)
     if not module.with_norm or type(module.norm) not in NORMS:

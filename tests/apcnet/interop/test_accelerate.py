@@ -1,4 +1,4 @@
-"""accelerate() against mmsegmentation itself: a head or model, and its copy that was accelerated."""
+"""Tests accelerate() on heads: mmsegmentation's head against an accelerated copy."""
 
 import copy
 import os
@@ -40,12 +40,12 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 
 @pytest.fixture(autouse=True)
 def one_thread(threads):
-    """Maps this small are done sooner without a second one."""
+    """Uses one thread, which is faster for maps this small."""
     threads(1)
 
 
 def results(head, maps, target, training):
-    """Outputs, losses, gradients of everything, and buffers."""
+    """Returns outputs, losses, all gradients, and buffers."""
     head.train(training).zero_grad()
     dtype = next(head.parameters()).dtype
     maps = [x.to(dtype).requires_grad_() for x in maps]
@@ -61,7 +61,7 @@ def results(head, maps, target, training):
 
 
 def assert_same_results(theirs, ours, maps, target, training):
-    """Held to the accuracy rule: float64 is the truth, mmsegmentation in float32 the measure."""
+    """Applies the accuracy rule: float64 is the truth, mmsegmentation in float32 sets the bound."""
     exact = results(copy.deepcopy(theirs).double(), maps, target, training)
     pytorch, actual = (results(head, maps, target, training) for head in (theirs, ours))
     assert list(actual) == list(exact)
@@ -76,7 +76,7 @@ def assert_same_results(theirs, ours, maps, target, training):
 
 
 def pair(variant, **changes):
-    """A head of mmsegmentation's, its accelerated copy, and the report."""
+    """Builds a head of mmsegmentation, its accelerated copy, and the report."""
     name, options = VARIANTS[variant]
     theirs = peer.build(peer.head_config(name, **(options | changes)))
     ours = copy.deepcopy(theirs)
@@ -84,7 +84,7 @@ def pair(variant, **changes):
 
 
 def revert(head):
-    """As a Runner of one process does with SyncBN."""
+    """Replaces SyncBN as a Runner of one process does."""
     from mmengine.model import revert_sync_batchnorm
 
     return revert_sync_batchnorm(head)
@@ -121,7 +121,7 @@ def test_sync_batch_norm_evaluates_on_a_cpu(variant):
 
 @needs_mmseg
 def test_sync_batch_norm_as_mmengine_replaces_it():
-    """A Runner of one process turns SyncBN into a norm of mmengine's own, before or after accelerate()."""
+    """Tests SyncBN that a Runner of one process replaces by mmengine's norm, before or after accelerate()."""
     theirs, ours, _ = pair("apc", **SYNC)
     theirs, ours = revert(theirs), revert(ours)
     assert not accelerate(ours).left
@@ -130,7 +130,7 @@ def test_sync_batch_norm_as_mmengine_replaces_it():
 
 @needs_mmseg
 def test_sync_batch_norm_of_two_processes_is_one_batch(tmp_path):
-    """Inside the context modules, where the fused operation takes the statistics; SyncBN itself refuses a CPU."""
+    """Tests statistics over two processes inside the fused context modules; SyncBN itself refuses a CPU."""
     theirs, ours, _ = pair("apc", **SYNC)
     theirs = revert(theirs)
     for head in (theirs, ours):
@@ -178,7 +178,7 @@ def test_running_statistics_without_momentum_and_step_after_step():
 @needs_mmseg
 @pytest.mark.parametrize(("variant", "share"), [("apc", 0.6), ("psp", 0.8), ("enc", 0.35), ("fcn", 1), ("fpn", 1)])
 def test_less_is_kept_for_backward(variant, share):
-    """Channels in the proportion of the real heads: four times as many go in as are inside."""
+    """Tests memory with the channel ratio of real heads: the input has four times the inner channels."""
     name, _ = VARIANTS[variant]
     shape = {"channels": 256, "width": 64, "classes": 19} | ({"num_codes": 32} if name == "enc" else {})
     if name == "fpn":
@@ -197,7 +197,7 @@ def test_less_is_kept_for_backward(variant, share):
 )
 @pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn"])
 def test_a_copy_has_weights_of_its_own(variant, copied):
-    """As an exponential moving average makes one: it computes with its weights, and the original keeps its own."""
+    """Tests a deepcopy as an exponential moving average makes it: each copy uses its own weights."""
     theirs, ours, _ = pair(variant)
     name, options = VARIANTS[variant]
     before = copy.deepcopy(ours.state_dict())
@@ -233,7 +233,7 @@ def test_accelerating_twice_changes_nothing(variant):
 @needs_mmseg
 @pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn"])
 def test_autocast(variant):
-    """bfloat16 maps: no further from float64 than mmsegmentation under the same autocast."""
+    """Tests that bfloat16 results are as close to float64 as mmsegmentation's under the same autocast."""
     theirs, ours, _ = pair(variant)
     maps, target = peer.inputs(theirs), peer.labels()
     exact = results(copy.deepcopy(theirs).double(), maps, target, True)
@@ -244,7 +244,7 @@ def test_autocast(variant):
             assert actual[name].dtype == pytorch[name].dtype, name
 
     def error(found):
-        """Over all that was found, each in proportion to its size."""
+        """Returns the largest relative error over all results."""
         names = [name for name in exact if exact[name].is_floating_point() and name != "acc_seg"]
         return sum(float((found[n].double() - exact[n]).norm() / (exact[n].norm() + 1e-6)) for n in names) / len(names)
 
@@ -281,7 +281,7 @@ def test_compiled_as_one_graph(variant, training):
 
 
 def changed(head, change):
-    """The head after one of the changes that keep it from being accelerated."""
+    """Returns the head after a change that prevents its acceleration."""
     torch.manual_seed(0)  # spectral norm draws vectors
     if change == "hook":
         head.acm_modules[1].global_info.register_forward_hook(lambda module, args, result: result * 2)
@@ -312,7 +312,7 @@ FORWARDS = {
     "method on the instance": "overridden",
     "forward on the instance": "overridden",
     "activation": "ReLU",
-    "frozen norm": "trains and the other does not",
+    "frozen norm": "its two inner norms differ in training mode",
 }
 
 
@@ -389,7 +389,7 @@ def test_heads_of_other_types_are_left_alone():
     head = OwnHead(**{key: value for key, value in peer.head_config("apc").items() if key != "type"})
     report = accelerate(head)
     assert type(head) is OwnHead
-    assert not report.swapped and report.left == {"model": "a OwnHead has no fused counterpart"}
+    assert not report.swapped and report.left == {"model": "OwnHead has no fused version"}
 
 
 @needs_mmseg

@@ -1,4 +1,4 @@
-"""Checkpoints of mmsegmentation 0.x and 1.x become files whose models compute what the checkpoints' do."""
+"""Tests that converted checkpoints of mmsegmentation 0.x and 1.x compute what the originals do."""
 
 import functools
 import hashlib
@@ -32,7 +32,7 @@ MODELS = {
 
 @functools.cache
 def small(name):
-    """A small model with weights that are no defaults, and its images and logits."""
+    """Builds a small model with random weights, its images and logits."""
     torch.manual_seed(0)
     model = build(name, "resnet18", num_classes=3, **SMALL, **MODELS[name])
     with torch.no_grad():
@@ -62,7 +62,7 @@ class HistoryBuffer:
 
 
 def save(checkpoint, path, zipped=True):
-    """As in a process that has mmengine."""
+    """Saves a checkpoint as a process with mmengine does."""
     HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
     names = ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer")
     sys.modules.update({name: types.ModuleType(name) for name in names})
@@ -76,14 +76,14 @@ def save(checkpoint, path, zipped=True):
 
 
 def old(model, **text):
-    """What mmsegmentation 0.x writes."""
+    """Writes a checkpoint as mmsegmentation 0.x does."""
     meta = {"mmcv_version": "1.3.0", "CLASSES": CLASSES, "PALETTE": PALETTE, "config": config_text(**text), "iter": 9}
     weights = OrderedDict((f"module.{name}", tensor) for name, tensor in mmseg.state_dict(model).items())
     return {"meta": meta, "state_dict": weights, "optimizer": {"param_groups": [{"lr": 0.01}]}}
 
 
 def new(model, **text):
-    """What mmsegmentation 1.x writes while it trains."""
+    """Writes a checkpoint as mmsegmentation 1.x does in training."""
     meta = {"cfg": config_text(**text), "dataset_meta": {"classes": CLASSES, "palette": PALETTE}, "seed": np.int64(1)}
     scalars = OrderedDict({"train/loss": HistoryBuffer()})
     weights = OrderedDict(mmseg.state_dict(model))
@@ -122,7 +122,7 @@ def test_align_corners_of_the_config_and_of_the_flag(tmp_path):
     path = save(old(model, align_corners=True), tmp_path / "a.pth")
     assert convert(path, out).align_corners is apcnet.load(out).align_corners is True
     torch.save(mmseg.state_dict(model), path)
-    with pytest.raises(ValueError, match="align_corners: neither the weights nor a config text"):
+    with pytest.raises(ValueError, match="align_corners: expected True or False, got none"):
         convert(path, out)
     assert convert(path, out, align_corners=True, output_stride=16).align_corners is True
     assert apcnet.load(out).architecture["output_stride"] == 16
@@ -150,8 +150,11 @@ def test_safetensors_and_bare_weights_are_sources_too(tmp_path):
             lambda w: w.update({"decode_head.aspp.weight": torch.ones(2)}),
             "decode_head holds acm_modules, aspp, bottlen",
         ),
-        (lambda w: w.update(epoch=3), "expected weights under state_dict or model, or nothing else, got epoch"),
-        (lambda w: w.clear(), "expected weights by name"),
+        (
+            lambda w: w.update(epoch=3),
+            "expected a dict of weights, alone or under state_dict or model, got others: epoch",
+        ),
+        (lambda w: w.clear(), "alone or under state_dict or model, got an empty dict"),
     ],
 )
 def test_weights_that_do_not_fit_are_named_and_nothing_is_written(tmp_path, change, message):
@@ -201,10 +204,10 @@ def test_a_url_is_downloaded_and_checked(tmp_path, monkeypatch):
         (
             "apcnet_r50-d8_512x1024_40k_city",
             "a.safetensors",
-            "there is no file .* did you mean apcnet_r50-d8_512x1024_4",
+            "published weights, got .* did you mean apcnet_r50-d8_512x1024_4",
         ),
-        ("none.pth", "a.safetensors", r"there is no file none\.pth, and no published weights are called none\.pth"),
-        ("a.pth", "a.pth", r"out: expected NAME\.safetensors in a folder that exists, got .*a\.pth"),
+        ("none.pth", "a.safetensors", r"expected a file, a URL or the name of published weights, got none\.pth"),
+        ("a.pth", "a.pth", r"out: expected NAME\.safetensors in an existing folder, got .*a\.pth"),
         ("a.pth", "none/a.safetensors", "out: expected"),
     ],
 )

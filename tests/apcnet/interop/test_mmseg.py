@@ -1,4 +1,4 @@
-"""mmsegmentation's configs and weights: what our models cannot do, and what does not fit them, is refused by name."""
+"""Tests that unsupported options and weights that do not fit are refused by name."""
 
 import copy
 from pathlib import Path
@@ -80,10 +80,10 @@ def changed(path, value):
         ("backbone.strides", (1, 2, 2, 2), r"backbone\.strides, dilations: expected"),
         ("backbone.contract_dilation", False, r"contract_dilation: expected True"),
         ("backbone.style", "caffe", r"backbone\.style: expected pytorch, got caffe"),
-        ("neck", {"type": "FPN", "out_channels": 8}, r"config\.neck: expected none beside APCHead"),
+        ("neck", {"type": "FPN", "out_channels": 8}, r"config\.neck: expected None with decode_head APCHead"),
         ("auxiliary_head.num_convs", 2, r"auxiliary_head: expected convs 1, got 2"),
         ("auxiliary_head.align_corners", False, r"auxiliary_head: expected align_corners True, got False"),
-        ("auxiliary_head", [AUXILIARY, AUXILIARY], r"auxiliary_head: expected one head, got 2"),
+        ("auxiliary_head", [AUXILIARY, AUXILIARY], r"auxiliary_head: expected one head, got a list of 2"),
         ("data_preprocessor.bgr_to_rgb", False, r"bgr_to_rgb: expected True, got False"),
     ],
 )
@@ -98,7 +98,7 @@ def test_weights_that_do_not_fit_are_named_as_they_came():
     state["decode_head.extra"] = torch.zeros(1)
     state["decode_head.acm_modules.0.input_redu_conv.conv.weight"] = torch.zeros(8, 63, 1, 1)
     with pytest.raises(ValueError, match=r"missing: decode_head\.acm_modules\.1\.gla\.bias; not in the model: "
-        r"decode_head\.extra; of another shape: decode_head\.acm_modules\.0\.input_redu_conv\.conv\.weight: "
+        r"decode_head\.extra; different shape: decode_head\.acm_modules\.0\.input_redu_conv\.conv\.weight: "
         r"expected \(8, 64, 1, 1\), got \(8, 63, 1, 1\)"):  # fmt: skip
         mmseg.load_model(CONFIG, state)
 
