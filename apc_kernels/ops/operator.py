@@ -13,6 +13,7 @@ empty results and lets the selected backend fill them; its fake kernel only chec
 once, on every path. Under torch.export the call becomes the reference, whose stock operators need no package.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,42 @@ from torch import Tensor
 from apc_kernels.dispatch import Kernels
 
 On = tuple[Tensor, dict[str, str]]  # the tensor that decides on the backend, and reasons against some backends
+
+
+# Plain definitions instead of torch.library.custom_op: its wrapper imports torch._dynamo at the first call, which takes
+# seconds and 70 MiB.
+_LIBRARY = torch.library.Library("apc_kernels", "FRAGMENT")
+
+
+def define(
+    schema: str,
+    body: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    remember: Callable[..., None] | None = None,
+    tags: Sequence[torch.Tag] = (),
+) -> Callable[..., Any]:
+    """Defines torch.ops.apc_kernels.<name> and returns it.
+
+    `body` computes it, `fake` makes its results from fake tensors. Without a `backward`, differentiating it raises; an
+    operator that writes to an argument has none.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+    _LIBRARY.impl(name, body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"apc_kernels::{name}", fake, lib=_LIBRARY)
+    if "!" not in schema:
+        backward = backward or functools.partial(_refuse_to_differentiate, name)
+        torch.library.register_autograd(f"apc_kernels::{name}", backward, setup_context=remember, lib=_LIBRARY)
+    return getattr(torch.ops.apc_kernels, name).default
+
+
+def _refuse_to_differentiate(name: str, *_: Any) -> None:
+    if name.partition("_backward")[1]:
+        raise RuntimeError(
+            f"{name.partition('_backward')[0]}: expected one differentiation, got another one of its gradient"
+        )
+    raise RuntimeError(f"{name}: expected no differentiation, it has no gradient")
 
 
 class Operator:
@@ -35,15 +72,13 @@ class Operator:
         on: Callable[..., On],
         empty: Callable[..., Tensor | Sequence[Tensor]],
         verify: Callable[..., None] | None = None,  # raises if the results reveal wrong arguments
+        backward: Callable[..., Any] | None = None,
+        remember: Callable[..., None] | None = None,
         tags: Sequence[torch.Tag] = (),
     ) -> None:
-        self.name, parameters = schema.split("(", 1)
+        self.name = schema.split("(", 1)[0]
         self.kernels, self.check, self.on, self.empty, self.verify = kernels, check, on, empty, verify
-        self.registered = torch.library.custom_op(
-            f"apc_kernels::{self.name}", self._body, mutates_args=(), schema=f"({parameters}", tags=tags
-        )
-        self.registered.register_fake(lambda *arguments: empty(*check(*arguments)))
-        self.register_autograd = self.registered.register_autograd
+        self.registered = define(schema, self._body, lambda *given: empty(*check(*given)), backward, remember, tags)
 
     def __call__(self, *arguments: Any) -> Any:
         if torch.compiler.is_exporting():

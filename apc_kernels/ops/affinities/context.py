@@ -139,16 +139,6 @@ def _check_grad(grad: Tensor, x: Tensor) -> None:
         raise ValueError(f"grad: expected x's shape, dtype and device, {expected}, got {given}")
 
 
-context = Operator(
-    "adaptive_context(Tensor x, Tensor regions, Tensor weight, Tensor bias, SymInt[] scales, Tensor? shift, "
-    "bool residual, Tensor? center) -> Tensor",
-    KERNELS,
-    _check,
-    on=lambda x, regions, weight, bias, scales, *_: (x, limits(x, scales)),
-    empty=lambda x, *_: torch.empty_like(x),
-)
-
-
 def _on_map(
     grad: Tensor | None, x: Tensor, regions: Tensor | None, weight: Tensor, bias: Tensor, scales: Sequence[int], *_: Any
 ) -> On:
@@ -212,4 +202,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_regions, grad_weight, grad_bias, None, grad_shift, None, grad_center
 
 
-context.register_autograd(_backward, setup_context=_remember)
+context = Operator(
+    "adaptive_context(Tensor x, Tensor regions, Tensor weight, Tensor bias, SymInt[] scales, Tensor? shift, "
+    "bool residual, Tensor? center) -> Tensor",
+    KERNELS,
+    _check,
+    on=lambda x, regions, weight, bias, scales, *_: (x, limits(x, scales)),
+    empty=lambda x, *_: torch.empty_like(x),
+    backward=_backward,
+    remember=_remember,
+)

@@ -63,16 +63,6 @@ def _empty(x: Tensor, weight: Tensor, bias: Tensor, scales: Sequence[int]) -> tu
     return tuple(x.new_empty(x.shape[0], size, dtype=torch.float64) for size in sizes)
 
 
-# Computes the mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
-moments = Operator(
-    "affinity_moments(Tensor x, Tensor weight, Tensor bias, SymInt[] scales) -> (Tensor, Tensor)",
-    KERNELS,
-    _check,
-    on=lambda x, weight, bias, scales: (x, limits(x, scales)),
-    empty=_empty,
-)
-
-
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, weight, bias, ctx.scales = inputs
     ctx.save_for_backward(x, weight, bias, output[0])
@@ -92,7 +82,16 @@ def _backward(ctx: Any, grad_mean: Tensor | None, grad_covariance: Tensor | None
     return grad_x, grad_weight, grad_bias.sum_to_size(bias.shape), None
 
 
-moments.register_autograd(_backward, setup_context=_remember)
+# Computes the mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
+moments = Operator(
+    "affinity_moments(Tensor x, Tensor weight, Tensor bias, SymInt[] scales) -> (Tensor, Tensor)",
+    KERNELS,
+    _check,
+    on=lambda x, weight, bias, scales: (x, limits(x, scales)),
+    empty=_empty,
+    backward=_backward,
+    remember=_remember,
+)
 
 
 def through_moments(

@@ -14,6 +14,7 @@ from apc_kernels.ops.affinities.context import backward_regions, backward_x
 from apc_kernels.ops.affinities.moments import through_moments
 from apc_kernels.ops.affinities.reference import blocks
 from apc_kernels.ops.common import check_small
+from apc_kernels.ops.operator import define
 
 
 def adaptive_context_norm(
@@ -149,14 +150,7 @@ def _one_node(
     return results[0], Statistics(*results[1:4]), Statistics(*results[4:7])
 
 
-@torch.library.custom_op(
-    "apc_kernels::adaptive_context_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor regions, Tensor weight, Tensor bias, SymInt[] scales, Tensor projection, Tensor gamma, "
-    "Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, Tensor? guide_beta, float guide_eps, str group) "
-    "-> Tensor[]",
-)
-def _forward(
+def _compute(
     x: Tensor,
     regions: Tensor,
     weight: Tensor,
@@ -189,8 +183,7 @@ def _norm(gamma: Tensor, beta: Tensor, eps: float) -> BatchNorm:
     return BatchNorm(gamma, beta, None, None, eps=eps)  # pyright: ignore[reportArgumentType]
 
 
-@_forward.register_fake
-def _(
+def _empty(
     x: Tensor,
     regions: Tensor,
     weight: Tensor,
@@ -218,14 +211,7 @@ def _(
     return [torch.empty_like(x), *of_norm, *of_guide, *saved, wide(regions.shape)]
 
 
-@torch.library.custom_op(
-    "apc_kernels::adaptive_context_norm_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor regions, Tensor weight, SymInt[] scales, Tensor projection, Tensor gamma, "
-    "Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, Tensor? guide_beta, float guide_eps, str group, "
-    "Tensor[] saved) -> Tensor[]",
-)
-def _backward(
+def _compute_gradients(
     grad: Tensor,
     x: Tensor,
     regions: Tensor,
@@ -278,8 +264,7 @@ def _backward(
     return [grad_x, *(t.to(weight.dtype) for t in small)]
 
 
-@_backward.register_fake
-def _(
+def _empty_gradients(
     grad: Tensor,
     x: Tensor,
     regions: Tensor,
@@ -312,4 +297,19 @@ def _gradients(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     return *computed[:4], None, *computed[4:7], None, *of_guide, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_remember)
+_forward = define(
+    "adaptive_context_norm(Tensor x, Tensor regions, Tensor weight, Tensor bias, SymInt[] scales, Tensor projection, "
+    "Tensor gamma, Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, Tensor? guide_beta, float guide_eps, "
+    "str group) -> Tensor[]",
+    _compute,
+    _empty,
+    backward=_gradients,
+    remember=_remember,
+)
+_backward = define(
+    "adaptive_context_norm_backward(Tensor grad, Tensor x, Tensor regions, Tensor weight, SymInt[] scales, "
+    "Tensor projection, Tensor gamma, Tensor beta, float eps, Tensor? guide, Tensor? guide_gamma, "
+    "Tensor? guide_beta, float guide_eps, str group, Tensor[] saved) -> Tensor[]",
+    _compute_gradients,
+    _empty_gradients,
+)

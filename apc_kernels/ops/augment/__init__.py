@@ -12,6 +12,7 @@ from torch import Tensor
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.augment import reference
 from apc_kernels.ops.common import name_of
+from apc_kernels.ops.operator import define
 
 KERNELS = Kernels(reference, dtypes=(torch.uint8,))
 
@@ -71,14 +72,7 @@ def augment(
     return _augment(*arguments)
 
 
-# Not an Operator, because the kernel reads an image in any layout.
-@torch.library.custom_op(
-    "apc_kernels::augment",
-    mutates_args=(),
-    schema="(Tensor image, SymInt[] size, SymInt[] window, bool flip, SymInt[] kinds, float[] values, float[] mean, "
-    "float[] std) -> Tensor",
-)
-def _augment(image: Tensor, *others: Any) -> Tensor:
+def _compute(image: Tensor, *others: Any) -> Tensor:
     out = _empty(image, *others)
     backend = KERNELS.select("augment", image)
     function = KERNELS.function(backend, "augment")
@@ -105,7 +99,13 @@ def _empty(
     return torch.empty(3, *window[2:], dtype=torch.float32 if mean else torch.uint8, device=image.device)
 
 
-_augment.register_fake(_empty)
+# Not an Operator, because the kernel reads an image in any layout.
+_augment = define(
+    "augment(Tensor image, SymInt[] size, SymInt[] window, bool flip, SymInt[] kinds, float[] values, float[] mean, "
+    "float[] std) -> Tensor",
+    _compute,
+    _empty,
+)
 
 
 def _check_dtype(image: Tensor) -> None:

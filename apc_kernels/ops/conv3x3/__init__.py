@@ -10,6 +10,7 @@ from torch.nn.grad import conv2d_weight
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.common import check_dtype, check_tensor, name_of, without_autocast
 from apc_kernels.ops.conv3x3 import reference, tiles
+from apc_kernels.ops.operator import define
 
 KERNELS = Kernels(reference)
 
@@ -91,8 +92,7 @@ def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("apc_kernels::conv3x3", mutates_args=())
-def _forward(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+def _convolve(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     _check(maps, weight)
     with without_autocast(weight):
         if KERNELS.select("conv3x3", weight) == "reference":
@@ -100,14 +100,12 @@ def _forward(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
         return tiles.convolve([_lines(x) for x in maps], _dense(weight))
 
 
-@_forward.register_fake
-def _(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+def _empty(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     _check(maps, weight)
     return maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
 
 
-@torch.library.custom_op("apc_kernels::conv3x3_backward_maps", mutates_args=())
-def _backward_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
+def _gradient_of_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
     """Computes the gradients of maps with these numbers of channels."""
     with without_autocast(weight):
         if KERNELS.select("conv3x3", weight) == "reference":
@@ -116,13 +114,11 @@ def _backward_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> lis
         return tiles.gradient_of_maps(_lines(grad), _dense(weight), channels)
 
 
-@_backward_maps.register_fake
-def _(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
+def _empty_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
     return [grad.new_empty(grad.shape[0], count, *grad.shape[2:]) for count in channels]
 
 
-@torch.library.custom_op("apc_kernels::conv3x3_backward_weight", mutates_args=())
-def _backward_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
+def _gradient_of_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
     with without_autocast(grad):
         if KERNELS.select("conv3x3", grad) == "reference":
             shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
@@ -130,8 +126,7 @@ def _backward_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
         return tiles.gradient_of_weight(_lines(grad), [_lines(x) for x in maps])
 
 
-@_backward_weight.register_fake
-def _(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
+def _empty_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
     return grad.new_empty(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
 
 
@@ -164,4 +159,12 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Sequence[Tensor | None], T
     return grads, grad_weight
 
 
-_forward.register_autograd(_backward, setup_context=_remember)
+_forward = define(
+    "conv3x3(Tensor[] maps, Tensor weight) -> Tensor", _convolve, _empty, backward=_backward, remember=_remember
+)
+_backward_maps = define(
+    "conv3x3_backward_maps(Tensor grad, Tensor weight, SymInt[] channels) -> Tensor[]", _gradient_of_maps, _empty_maps
+)
+_backward_weight = define(
+    "conv3x3_backward_weight(Tensor grad, Tensor[] maps) -> Tensor", _gradient_of_weight, _empty_weight
+)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.common import as_scales, check_dtype, check_scales, check_tensor, is_dense
-from apc_kernels.ops.operator import Operator, fill
+from apc_kernels.ops.operator import Operator, define, fill
 from apc_kernels.ops.pyramid_pool import reference
 
 MAX_SCALES, MAX_SCALE = 64, 32768
@@ -82,17 +82,7 @@ def _check_size(size: Sequence[int], name: str) -> None:
         raise ValueError(f"{name}: expected a height and width of 1 to {MAX_SIZE - 1}, got {tuple(size)}")
 
 
-_pool = Operator(
-    "pyramid_pool(Tensor x, SymInt[] scales) -> Tensor",
-    KERNELS,
-    _check,
-    on=lambda x, scales: (x, _limits(x.shape, scales)),
-    empty=lambda x, scales: x.new_empty(*x.shape[:2], sum(s * s for s in scales)),
-)
-
-
-@torch.library.custom_op("apc_kernels::pyramid_pool_backward", mutates_args=())
-def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
+def _gradient(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Computes the gradient of x, a map of the given size and strides, from the gradient of the result."""
     grad_x = _empty_gradient(grad, scales, size, stride)
     if not is_dense(size, stride):
@@ -102,7 +92,6 @@ def _backward(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: 
     return grad_x
 
 
-@_backward.register_fake
 def _empty_gradient(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
     scales = check_scales(scales, MAX_SCALES, MAX_SCALE)
     check_dtype(grad, "grad")
@@ -121,11 +110,21 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.stride = torch.empty_like(x, device="meta").stride()
 
 
-_pool.register_autograd(
-    lambda ctx, grad: (_backward(grad, ctx.scales, ctx.size, ctx.stride), None), setup_context=_remember
+_pool = Operator(
+    "pyramid_pool(Tensor x, SymInt[] scales) -> Tensor",
+    KERNELS,
+    _check,
+    on=lambda x, scales: (x, _limits(x.shape, scales)),
+    empty=lambda x, scales: x.new_empty(*x.shape[:2], sum(s * s for s in scales)),
+    backward=lambda ctx, grad: (_backward(grad, ctx.scales, ctx.size, ctx.stride), None),
+    remember=_remember,
 )
+
 # The pooling is linear: the gradient of its gradient is the pooling again.
-_backward.register_autograd(
-    lambda ctx, grad: (_pool(grad, ctx.scales), None, None, None),
-    setup_context=lambda ctx, inputs, output: setattr(ctx, "scales", inputs[1]),
+_backward = define(
+    "pyramid_pool_backward(Tensor grad, SymInt[] scales, SymInt[] size, SymInt[] stride) -> Tensor",
+    _gradient,
+    _empty_gradient,
+    backward=lambda ctx, grad: (_pool(grad, ctx.scales), None, None, None),
+    remember=lambda ctx, inputs, output: setattr(ctx, "scales", inputs[1]),
 )

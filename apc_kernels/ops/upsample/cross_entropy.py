@@ -162,17 +162,6 @@ def _empty(
     return normalizer, losses, logits.new_empty(4, dtype=torch.float64)
 
 
-_losses = Operator(
-    "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, float label_smoothing, "
-    "bool align_corners, bool per_pixel) -> (Tensor, Tensor, Tensor)",
-    KERNELS,
-    _check,
-    on=lambda logits, target, *_: (logits, limits(logits, target.shape[1:])),
-    empty=_empty,
-    verify=_refuse_wrong,
-)
-
-
 def _check_backward(
     grad: Tensor,
     logits: Tensor,
@@ -209,4 +198,14 @@ def _through(ctx: Any, grad_plain: Tensor, grad_losses: Tensor, grad_sums: Tenso
     return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 6
 
 
-_losses.register_autograd(_through, setup_context=_remember)
+_losses = Operator(
+    "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, float label_smoothing, "
+    "bool align_corners, bool per_pixel) -> (Tensor, Tensor, Tensor)",
+    KERNELS,
+    _check,
+    on=lambda logits, target, *_: (logits, limits(logits, target.shape[1:])),
+    empty=_empty,
+    verify=_refuse_wrong,
+    backward=_through,
+    remember=_remember,
+)

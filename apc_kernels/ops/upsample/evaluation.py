@@ -9,7 +9,7 @@ from torch import Tensor
 from apc_kernels import labels
 from apc_kernels.ops.common import check_tensor, name_of, working_dtype
 from apc_kernels.ops.interpolation import as_size, check_extent
-from apc_kernels.ops.operator import Operator, readable
+from apc_kernels.ops.operator import Operator, define, readable
 from apc_kernels.ops.upsample import reference
 from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
 
@@ -190,9 +190,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
-# Not an Operator, because it writes or adds to its argument.
-@torch.library.custom_op("apc_kernels::upsample_softmax", mutates_args=("out",))
-def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
+def _add_softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
     """Adds the probabilities to `out`, or writes them to it."""
     size = out.shape[2:]
     _check_softmax(logits, size, out)
@@ -208,12 +206,16 @@ def _softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Te
         probabilities = function(logits, size, flip, align_corners)
         _ = out.add_(probabilities) if add else out.copy_(probabilities)
         return
+    torch.autograd.graph.increment_version(out)  # as an operator of PyTorch's that writes to its argument
     written = readable(out)
     function(readable(logits), flip, align_corners, add, written)
     if written is not out:
         out.copy_(written)
 
 
-@_softmax.register_fake
-def _(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
-    _check_softmax(logits, out.shape[2:], out)
+# Not an Operator, because it writes or adds to its argument.
+_softmax = define(
+    "upsample_softmax(Tensor logits, bool flip, bool align_corners, bool add, Tensor(a!) out) -> ()",
+    _add_softmax,
+    lambda logits, flip, align_corners, add, out: _check_softmax(logits, out.shape[2:], out),
+)
