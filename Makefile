@@ -29,6 +29,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/codespell
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --rows build/rows.json $(if $(ALL),--all) $(if $(RESUME),--resume)
