@@ -89,7 +89,7 @@ def find(value, name: str, module: ModuleType) -> tuple[str, ast.AST]:
         if isinstance(node, ast.Assign) and name in {getattr(target, "id", None) for target in node.targets}:
             return module.__name__, node
         if isinstance(node, ast.ImportFrom) and name in {alias.asname or alias.name for alias in node.names}:
-            return find(value, name, importlib.import_module(node.module))
+            return find(value, name, importlib.import_module(node.module or ""))
     raise LookupError(f"{module.__name__} does not define {name}")
 
 
@@ -103,9 +103,9 @@ def parse(module: ModuleType) -> ast.Module:
 
 def entry(title: str, value, home: str, node: ast.AST) -> str:
     """Returns the section on a function, a class or a constant."""
-    lines = inspect.getsource(importlib.import_module(home)).splitlines()
-    file = Path(inspect.getsourcefile(importlib.import_module(home)))
-    path = home.replace(".", "/") + ("/__init__.py" if file.name == "__init__.py" else ".py")
+    module = importlib.import_module(home)
+    lines = inspect.getsource(module).splitlines()
+    path = home.replace(".", "/") + ("/__init__.py" if hasattr(module, "__path__") else ".py")
     parts = [f"### `{title}`", f"[source](../../{path})"]
     if isinstance(node, ast.FunctionDef):
         parts += [fenced(signature(node, lines)), markdown(ast.get_docstring(node))]
