@@ -5,6 +5,7 @@ stands, so that every version of Python makes the same pages.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -93,12 +94,10 @@ def find(value, name: str, module: ModuleType) -> tuple[str, ast.AST]:
     raise LookupError(f"{module.__name__} does not define {name}")
 
 
-_parsed = {}
-
-
+@functools.cache
 def parse(module: ModuleType) -> ast.Module:
     """Returns the syntax tree of a module, the same object each time."""
-    return _parsed.setdefault(module.__name__, ast.parse(inspect.getsource(module)))
+    return ast.parse(inspect.getsource(module))
 
 
 def entry(title: str, value, home: str, node: ast.AST) -> str:
