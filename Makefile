@@ -30,6 +30,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/codespell
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --rows build/rows.json $(if $(ALL),--all) $(if $(RESUME),--resume)
