@@ -1,5 +1,5 @@
-# make run | test | test-all | bench | gpu | format | clean.   PYTHON=python3.12 picks an interpreter, TORCH_INDEX=URL the
-# index that torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
+# make run | test | test-all | bench | gpu | wheel | format | clean.   PYTHON=python3.12 picks an interpreter,
+# TORCH_INDEX=URL the index that torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 SOURCES := $(shell find apc_kernels apcnet csrc -type f -not -name '*.pyc') setup.py pyproject.toml README.md
 
-.PHONY: run test test-all lint bench gpu format clean needs
+.PHONY: run test test-all lint bench gpu wheel format clean needs
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed
@@ -29,6 +29,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/codespell
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.run --rows build/rows.json $(if $(ALL),--all) $(if $(RESUME),--resume)
@@ -38,6 +40,11 @@ bench: $(VENV)/installed
 gpu:
 	@test -n "$(OUT)" || { echo "make gpu OUT=folder: say where the results go"; exit 2; }
 	$(PYTHON) -m benchmarks.gpu "$(OUT)" $(if $(PART),--part "$(PART)") $(if $(REHEARSE),--rehearse)
+
+# With the CUDA library where torch is a CUDA build and there is an nvcc; a GPU is not needed for it.
+wheel: $(VENV)/torch
+	$(PIP) install -q "setuptools>=77" ninja
+	$(PIP) wheel -q --no-deps --no-build-isolation --wheel-dir dist .
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -39,8 +39,9 @@ try:
         package_dir={"apc_kernels.csrc": "csrc"},
         include_package_data=False,  # the list below is the whole of it
         package_data={
+            "apc_kernels": ["py.typed"],
             "apc_kernels.csrc": ["**/*.h", "**/*.cpp", "**/*.cuh", "**/*.cu"],
-            "apcnet": ["published.csv", "data/class_lists/*.txt"],
+            "apcnet": ["py.typed", "published.csv", "data/class_lists/*.txt"],
         },
         cmdclass={"build_py": BuildWithNative},
         distclass=NativeDistribution,

@@ -1,5 +1,20 @@
 """Trains and runs semantic segmentation models: APCNet, PSPNet, EncNet, Semantic FPN and FCN on fused operations."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
+_COMMAND = Path(sys.argv[0]).stem in ("apcnet", "-m")  # `apcnet`, or `python -m apcnet` while Python looks for it
+_NEEDS = ("PIL", "safetensors", *(("rich", "tyro") if _COMMAND else ()))
+if not all(map(importlib.util.find_spec, _NEEDS)):
+    _MISSING = (
+        "apcnet needs pillow, rich, safetensors and tyro: "
+        "pip install 'apc_kernels[apcnet]', or in a clone pip install '.[apcnet]'"
+    )
+    if _COMMAND:
+        sys.exit(_MISSING)
+    raise ModuleNotFoundError(_MISSING)
+
 __all__ = ["ConfusionMatrix", "create", "evaluate", "load", "predict", "train"]
 __all__ += ["data", "inference", "interop", "models"]
 
@@ -15,6 +30,8 @@ def __getattr__(name: str):
             from apcnet.inference import prediction as home
         case "evaluate":
             from apcnet.inference import evaluation as home
+        case "__version__":
+            import apc_kernels as home
         case "ConfusionMatrix":
             from apcnet import confusion as home
         case "data":

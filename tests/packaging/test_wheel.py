@@ -77,6 +77,7 @@ def test_what_every_wheel_holds(kind, request):
     names, _ = contents(request.getfixturevalue(kind))
     for source in (ROOT / "csrc").rglob("*.*"):  # all of them, so that the library can be built later
         assert f"apc_kernels/{source.relative_to(ROOT).as_posix()}" in names
+    assert {"apc_kernels/py.typed", "apcnet/py.typed"} <= names
     for table in (ROOT / "apcnet" / "published.csv", *(ROOT / "apcnet" / "data" / "class_lists").iterdir()):
         assert table.relative_to(ROOT).as_posix() in names
     (metadata,) = {name.split("/")[0] for name in names if ".dist-info/" in name}
