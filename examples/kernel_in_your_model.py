@@ -24,9 +24,10 @@ class PyramidFCN(nn.Module):
 
     def __init__(self, classes: int, channels: int = 64, fused: bool = True):
         super().__init__()
-        strides = zip((3, channels, channels), (channels,) * 3, strict=True)
-        layers = [[nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()] for i, o in strides]
-        self.backbone = nn.Sequential(*sum(layers, []))
+        layers = []
+        for inputs in (3, channels, channels):
+            layers += [nn.Conv2d(inputs, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        self.backbone = nn.Sequential(*layers)
         self.context = nn.Linear(sum(s * s for s in SCALES), channels)
         self.classifier = nn.Conv2d(channels, classes, 1)
         self.fused = fused
