@@ -59,7 +59,7 @@ def train(out: Path) -> None:
 
 
 def page(model: torch.nn.Module, sample: Sample, point: tuple[int, int]) -> Image.Image:
-    """Above: the scene, its segmentation and the legend. Below: the point's affinities to the regions of each scale."""
+    """Draws the scene, its segmentation and the legend above the point's affinities to the regions of each scale."""
     labels = apcnet.predict(model, sample.image).labels
     sheet = Image.new("RGB", (WIDTH, 2 * (TITLE + PANEL) + GAP + MARGIN), draw.PAPER)
     scene = enlarged(Image.fromarray(sample.image.permute(1, 2, 0).numpy()))
@@ -92,7 +92,7 @@ def enlarged(picture: Image.Image) -> Image.Image:
 
 
 def heat(scene: Image.Image, affinity: Tensor) -> Image.Image:
-    """The scene in grey under its s×s regions, each in the colour of its affinity, with its number."""
+    """Lays the s×s regions over the scene in grey, each in the colour of its affinity and with its number."""
     side, step = len(affinity), PANEL // len(affinity)
     above_mean = (affinity - affinity.mean()).numpy() / (2 * SPREAD) + 0.5
     colors = np.uint8(255 * HEAT(0.1 + 0.75 * above_mean.clip(0, 1))[..., :3])
@@ -109,7 +109,7 @@ def heat(scene: Image.Image, affinity: Tensor) -> Image.Image:
 
 
 def marked(picture: Image.Image, point: tuple[int, int]) -> Image.Image:
-    """A ring around a pixel of the scene."""
+    """Draws a ring around a pixel of the scene."""
     picture, scale = picture.copy(), PANEL // 96
     y, x = (round((p + 0.5) * scale) for p in point)
     pen = ImageDraw.Draw(picture)

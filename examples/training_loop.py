@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="apcnet", help="Train apcnet, pspnet, encnet, semantic_fpn or fcn.")
     parser.add_argument("--steps", type=int, default=150, help="Train for this many steps of 8 images.")
-    parser.add_argument("--lr", type=float, default=3e-3, help="Use this learning rate at its highest.")
+    parser.add_argument("--lr", type=float, default=2e-2, help="Use this learning rate at its highest.")
     args = parser.parse_args()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
