@@ -77,7 +77,8 @@ def evaluate(
 
 class Inputs:
     """What loaders make of the samples of a data set: the image at every scale that it is tested at, (3, h, w)
-    normalised, its mask as it is, (H, W), and its name."""
+    normalised, its mask as it is, (H, W), and its name.
+    """
 
     def __init__(self, dataset: Sequence[Sample], protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
         self.dataset, self.protocol, self.mean, self.std = dataset, protocol, mean, std

@@ -94,7 +94,8 @@ def probabilities(
 @contextmanager
 def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterator[None]:
     """The model in evaluation mode, with products in a precision (autocast); afterwards each of its parts is in its
-    own mode again, which need not be that of all."""
+    own mode again, which need not be that of all.
+    """
     check_choice(precision, "precision", get_args(Precision))
     training = [part for part in model.modules() if part.training]
     device, low = next(model.parameters()).device.type, precision != "float32"
@@ -111,7 +112,8 @@ def _last_scores(
     model: Model, images: Images, protocol: Protocol, size: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """From the first image's top to the last one's bottom: which images and rows of the result, and the scores that
-    have to be resized to these, if at all, for their largest to be the label."""
+    have to be resized to these, if at all, for their largest to be the label.
+    """
     if protocol.averages:
         scores = probabilities(model, images, protocol, size=size)
         yield slice(0, scores.shape[0]), slice(0, size[0]), scores
