@@ -104,7 +104,7 @@ def test_the_page_and_the_section(tmp_path):
     page = report.page(results, tmp_path)
     assert "![mIoU of every head" in page and "(full-bars.png)" in page and "full-scenes.png" not in page
     section = report.section(results, tmp_path)
-    there = "(experiments/context/results/full"
+    there = "(../experiments/context/results/full"
     assert f"{there}-bars.png)" in section and f"{there}.md)" in section and "\n\n\n" not in page + section
 
 
