@@ -99,7 +99,7 @@ class ConfusionMatrix:
 
     def reduce(self) -> "ConfusionMatrix":
         """Adds the matrices of all processes; each has the sum then. To be called once, by every one of them."""
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             torch.distributed.all_reduce(self.matrix)
         return self
 
