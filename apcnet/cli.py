@@ -284,7 +284,9 @@ def check(
     from apcnet.data.doctor.check import check as check_dataset
 
     with progress_bar("checking") as progress:
-        report = check_dataset(name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options)
+        report = check_dataset(
+            name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options
+        )
     print(report.text(), end="")
     if json is not None:
         write_json(json, report.json())

@@ -21,7 +21,9 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
             raise ValueError(f"device: expected cpu, since PyTorch finds no GPU, got {device!r}")
         local = int(os.environ.get("LOCAL_RANK", 0))
         if kind.index is None and local >= torch.cuda.device_count():
-            raise ValueError(f"device: expected a GPU for each process, got {torch.cuda.device_count()} for process {local}")
+            raise ValueError(
+                f"device: expected a GPU for each process, got {torch.cuda.device_count()} for process {local}"
+            )
         kind = torch.device("cuda", local if kind.index is None else kind.index)
         torch.cuda.set_device(kind)
     joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized()

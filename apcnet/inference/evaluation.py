@@ -17,7 +17,7 @@ from apcnet.confusion import ConfusionMatrix
 from apcnet.data.augment import check_sample, view_sizes
 from apcnet.data.sample import IGNORE, Sample, SampleError
 from apcnet.data.stream import loader
-from apcnet.distributed import rank, world
+from apcnet.distributed import rank, world_size
 from apcnet.inference.protocol import WHOLE
 
 
@@ -56,7 +56,7 @@ def evaluate(
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    mine = range(rank(), len(dataset), world())
+    mine = range(rank(), len(dataset), world_size())
     inputs = Inputs(dataset, protocol, model.mean, model.std)
     matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
     report = progress or (lambda done, total: None)
