@@ -1,4 +1,4 @@
-"""python -m apcnet: the same as `apcnet`; what torchrun starts."""
+"""Runs the command line: `python -m apcnet` is the same as `apcnet`, and torchrun starts this module."""
 
 from apcnet.cli import main
 

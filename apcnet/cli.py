@@ -1,4 +1,4 @@
-"""The command line of apcnet: train, test, predict, and models and data on their way in and out."""
+"""Trains, evaluates and runs semantic segmentation models, converts and exports them, and checks datasets."""
 
 import dataclasses
 import functools
@@ -15,51 +15,54 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
-from apcnet.console import RunDisplay, bar, show_download, table
+from apcnet.console import RunDisplay, progress_bar, show_download, table
 from apcnet.files import write_json
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
 
-FOUND, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses; 2 is also that of wrong flags
+PROBLEMS_FOUND, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit statuses; wrong flags exit with 2 too
 
-# A command is a function: its parameters are its flags, its docstring is their help. PyTorch takes a second to import:
-# each command imports what it needs itself.
+# A command is a function: its parameters are its flags, its docstring is their help. PyTorch takes a second to import,
+# so each command imports what it needs.
+
+Device = Annotated[Literal["cpu", "cuda"] | None, arg(help_behavior_hint="(default: a GPU if there is one)")]
+Workers = Annotated[int | None, arg(help_behavior_hint="(default: one per core, at most 8)")]
 
 
 def train(
-    config: OmitArgPrefixes[Config],
+    config: OmitArgPrefixes[Annotated[Config, arg(name="")]],
     out: Path,
     new: bool = False,
     gpus: int = 1,
-    device: Literal["cpu", "cuda"] | None = None,
-    workers: int | None = None,
+    device: Device = None,
+    workers: Workers = None,
     log_every: int = 50,
     log: Literal["tensorboard", "wandb"] | None = None,
 ) -> None:
-    """Train a model: apcnet train [PRESET] [flags]. The same command goes on where it was stopped.
+    """Train a model: apcnet train [PRESET] [flags]. The same command resumes a run that was stopped.
 
     Args:
-        config: What the run is.
-        out: The run's folder.
-        new: Start another run, in a folder beside one that is there.
-        gpus: Of this machine, a process each; the exit status is then torchrun's, 1 for whatever stopped it. Of several
-            machines, and on CPUs: torchrun -m apcnet train …
-        device: Where to train; not given, on a GPU if there is one.
-        workers: Processes that read and augment images, for each that trains; not given, up to 8.
-        log_every: Steps from one record of losses to the next.
-        log: Where records go beside the run's log.jsonl.
+        config: Describes the run.
+        out: Write the run to this folder.
+        new: Start another run; if the folder exists, append -2, -3, … to its name.
+        gpus: Train on this many GPUs of this machine, one process each. On CPUs or several machines, type
+            torchrun -m apcnet train … instead.
+        device: Train on this device.
+        workers: Load and augment images with this many processes per training process.
+        log_every: Log the losses every so many steps.
+        log: Log to TensorBoard or wandb too, besides log.jsonl.
     """
-    threads.one_for_a_small(config.model.backbone)
+    threads.use_one_for_tiny(config.model.backbone)
     from apcnet.confusion import percent
     from apcnet.training import train
-    from apcnet.training.folder import unused
+    from apcnet.training.folder import unused_folder
 
-    one_of_several = "WORLD_SIZE" in os.environ
+    under_torchrun = "WORLD_SIZE" in os.environ
     if new:
-        if gpus > 1 or one_of_several:
-            raise ValueError("new: several processes have to be told their folder, by --out")
-        out = unused(out)
-    if gpus != 1 and not one_of_several:
+        if gpus > 1 or under_torchrun:
+            raise ValueError("new: expected a single process; with several, name a new folder with --out")
+        out = unused_folder(out)
+    if gpus != 1 and not under_torchrun:
         _start_processes(gpus, device)
     display = RunDisplay()
     with display.bar:
@@ -67,7 +70,7 @@ def train(
             config,
             out,
             device=device,
-            workers=_workers() if workers is None else workers,
+            workers=_default_workers() if workers is None else workers,
             log_every=log_every,
             log_to=log,
             show=display,
@@ -75,7 +78,7 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
         print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
-        print(f"model    {out / 'final.safetensors'}, the best one {out / 'best.safetensors'}")
+        print(f"model    {out / 'final.safetensors'}, best {out / 'best.safetensors'}")
         print(f"pictures {out / 'preview' / str(scores['step']).zfill(6)}.png")
 
 
@@ -87,30 +90,30 @@ def evaluate(
     precision: Precision = "float32",
     out: Path | None = None,
     predictions: Path | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
-    workers: int | None = None,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
-    """Test a model: apcnet evaluate RUN|MODEL.safetensors [PRESET] [flags].
+    """Evaluate a model on a dataset: apcnet evaluate RUN|MODEL.safetensors [PRESET] [flags].
 
-    Of a run, the data and the way to test are its own; of other models, those of a preset.
+    The dataset and the protocol are those of the run, or of the preset if one is given.
 
     Args:
-        weights: The folder of a run, or a model's file.
-        data: What it is tested on.
-        protocol: How.
-        multi_scale: The published multi-scale test: six scales, each mirrored as well.
-        precision: Of the matrix products (autocast).
-        out: A folder for metrics.json, confusion.npy and confusion.png.
-        predictions: A folder for the labels, as the benchmark's server wants them.
-        device: Where to run; not given, on a GPU if there is one.
-        workers: Processes that read images; not given, up to 8.
+        weights: Evaluate the model in this run folder or file.
+        data: Describes the dataset to evaluate on.
+        protocol: Describes how the model sees an image.
+        multi_scale: Average over six scales and their mirror images, as the published multi-scale test does.
+        precision: Run matrix products in this precision (autocast).
+        out: Write metrics.json, confusion.npy and confusion.png to this folder.
+        predictions: Write the predicted labels to this folder, in the format of the benchmark's server.
+        device: Evaluate on this device.
+        workers: Load images with this many processes.
     """
     from apcnet import draw
     from apcnet.confusion import percent
     from apcnet.data.augment import TEST_RATIOS
-    from apcnet.distributed import processes, rank
+    from apcnet.distributed import process_group, rank
     from apcnet.inference import submission
-    from apcnet.inference.evaluation import evaluate
+    from apcnet.inference.evaluation import evaluate as evaluate_on
     from apcnet.training.folder import model_file
     from apcnet.training.start import open_data
 
@@ -118,12 +121,12 @@ def evaluate(
         protocol = dataclasses.replace(protocol, ratios=TEST_RATIOS, flip=True)
     model = apcnet.load(model_file(weights))
     dataset = open_data(data, data.val_split)
-    with processes(device) as device, bar("evaluating") as progress:
-        matrix = evaluate(
-            model.to(device),
+    with process_group(device) as place, progress_bar("evaluating") as progress:
+        matrix = evaluate_on(
+            model.to(place),
             dataset,
             protocol,
-            workers=_workers() if workers is None else workers,
+            workers=_default_workers() if workers is None else workers,
             precision=precision,
             progress=progress,
             submission=predictions and submission.writer(data.dataset, dataset, predictions),
@@ -142,31 +145,31 @@ def evaluate(
 
 def predict(
     model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
-    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE|FOLDER ...")]],
+    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE|FOLDER ...", help_behavior_hint="")]],
     out: Path,
     protocol: OmitArgPrefixes[Protocol],
     overlay: Literal["jpg", "png", "none"] = "jpg",
     precision: Precision = "float32",
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device = None,
 ) -> None:
-    """Label images of any kind and size. Exit status 1: one of them cannot be read.
+    """Predict the labels of images of any format and size. The exit status is 1 if an image cannot be read.
 
     Args:
-        model: The model's file, or the folder of a run, whose images are then seen as the run's tests saw theirs.
-        sources: Images, and folders with images.
-        out: The folder for label maps and overlays.
-        protocol: How the network sees an image.
-        overlay: The kind of file for pictures of the labels over the image.
-        precision: Of the matrix products (autocast).
-        device: Where to run; not given, on a GPU if there is one.
+        model: Use the model in this file or run folder; with a run, images are treated as in its evaluation.
+        sources: Predict these images, and all images in these folders.
+        out: Write label maps and overlays to this folder.
+        protocol: Describes how the network sees an image.
+        overlay: Save overlays of image and labels in this format.
+        precision: Run matrix products in this precision (autocast).
+        device: Predict on this device.
     """
-    from apcnet.distributed import processes
+    from apcnet.distributed import process_group
     from apcnet.inference.prediction import predict_files
     from apcnet.training.folder import model_file
 
-    with processes(device) as device, bar("predicting") as progress:
+    with process_group(device) as place, progress_bar("predicting") as progress:
         report = predict_files(
-            apcnet.load(model_file(model)).to(device),
+            apcnet.load(model_file(model)).to(place),
             sources,
             out,
             protocol,
@@ -176,22 +179,22 @@ def predict(
         )
     print(f"{out}: {report.done} images")
     for failure in report.failures:
-        _complain(failure)
+        _print_error(failure)
     if report.failures:
-        sys.exit(FOUND)
+        sys.exit(PROBLEMS_FOUND)
 
 
-def presets(containing: Positional[Annotated[str, arg(metavar="TEXT")]] = "") -> None:
-    """List what `apcnet train` knows by name, with the published mIoU, memory and speed, and who published them.
+def presets(containing: Positional[Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]] = "") -> None:
+    """List the presets of `apcnet train`, with published mIoU, memory, speed and their source.
 
     Args:
-        containing: Only names that contain it.
+        containing: List only presets whose names contain this text.
     """
     print(table_of_presets(containing), end="")
 
 
 def info() -> None:
-    """Say what is installed, what is built and why not, and which backend serves each operation."""
+    """Show which versions are installed, which native libraries are built, and which backend runs each operation."""
     from apc_kernels.info import report
 
     print(report())
@@ -204,24 +207,24 @@ def convert(
     output_stride: Literal[8, 16, 32] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Make a model file from a checkpoint of mmsegmentation (0.x, 1.x) or sssegmentation.
+    """Convert a checkpoint of mmsegmentation (0.x, 1.x) or sssegmentation to a model file.
 
-    Its architecture is read off the names and shapes of its weights. Nothing in the checkpoint is run.
+    The names and shapes of the weights determine the architecture. No code in the checkpoint is executed.
 
     Args:
-        source: A file, a URL, or the name of weights that mmsegmentation has published.
-        out: The file to write, NAME.safetensors.
-        align_corners: How the model resized its logits in training, where the checkpoint does not say it.
-        output_stride: Of the backbone, where the checkpoint does not say it.
-        folder: For what is downloaded.
+        source: Convert this file, URL, or published mmsegmentation model.
+        out: Write the model to this file, NAME.safetensors.
+        align_corners: Align corners when resizing logits, as in training; needed if the checkpoint does not store it.
+        output_stride: Set the backbone's output stride; needed if the checkpoint does not store it.
+        folder: Keep downloads in this folder.
     """
-    from apcnet.interop.convert import convert
+    from apcnet.interop.convert import convert as convert_checkpoint
 
-    model = convert(
+    model = convert_checkpoint(
         source, out, align_corners=align_corners, output_stride=output_stride, folder=folder, progress=show_download
     )
     about = ", ".join(f"{name} {value}" for name, value in model.architecture.items())
-    print(f"{out}: {about}, {'with' if model.classes else 'without'} names of classes")
+    print(f"{out}: {about}, {'with' if model.classes else 'without'} class names")
 
 
 def export(
@@ -233,20 +236,20 @@ def export(
     output: Literal["logits", "upsampled", "labels"] = "logits",
     normalise: bool = False,
 ) -> None:
-    """Write a model as a file that runs without this package, and compare the two.
+    """Export a model to a file that runs without this package, and compare the results of the two.
 
     Args:
-        model: The model's file, as `apcnet convert` and model.save write it.
-        out: The file to write.
-        format: An ExportedProgram for PyTorch (.pt2) or ONNX (.onnx); not given as OUT ends.
-        size: Height and width to trace it at.
-        dynamic: Take images of every size and any number of them, otherwise one of that size.
-        output: Logits at the model's resolution, logits at the images' size, or labels at the images' size.
-        normalise: Take RGB pixels, uint8, and normalise them in the model.
+        model: Export this model file, written by `apcnet convert`, `apcnet train` or model.save.
+        out: Write the exported model to this file, NAME.pt2 or NAME.onnx.
+        format: Write an ExportedProgram (.pt2) or ONNX (.onnx); by default the suffix of OUT decides.
+        size: Trace the model with an image of this height and width.
+        dynamic: Accept batches of images of any number and size; otherwise one image of the traced size.
+        output: Return logits at the model's resolution, or logits or labels at the image's size.
+        normalise: Accept uint8 RGB images and normalise them inside the model.
     """
-    from apcnet.export import export
+    from apcnet.export import export as export_model
 
-    differences = export(
+    differences = export_model(
         apcnet.load(model), out, format=format, size=size, dynamic=dynamic, output=output, normalise=normalise
     )
     compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
@@ -260,33 +263,35 @@ def check(
     labels: dict[int, int] | None = None,
     json: Path | None = None,
     examples: int = 5,
-    workers: int | None = None,
+    workers: Annotated[int | None, arg(help_behavior_hint="(default: one per core)")] = None,
 ) -> None:
-    """Read every file of a data set once, and say what is wrong with it and what to do. Exit status 1: it is not fit.
+    """Read every file of a dataset, and report problems and remedies. The exit status is 1 if it cannot be used.
 
     Args:
-        name: cityscapes, ade20k, voc2012, pascal_context, or folder: your own.
-        root: The folder that holds leftImg8bit, images or JPEGImages.
-        splits: Those to look at, where it should not be all that are trained on and tested.
-        labels: Of folder, what the values in masks stand for: 0 0 255 1 for masks of 0 and 255.
-        json: A file to write the report to as well, with more numbers and with class weights for training.
-        examples: How many files each finding names.
-        workers: Processes that decode; not given, one for each core.
+        name: Check this dataset: cityscapes, ade20k, voc2012, pascal_context, or folder for your own.
+        root: Read it from this folder, which holds leftImg8bit, images or JPEGImages.
+        splits: Check only these splits; by default those for training and evaluation.
+        labels: Map values in masks to classes: `0 0 255 1` maps 0 to class 0 and 255 to class 1 (folder only).
+        json: Write the report to this file too, with class weights for training.
+        examples: Name up to this many files per problem.
+        workers: Decode files with this many processes.
     """
     options = {} if labels is None else {"labels": labels}
     if options and name != "folder":
-        raise ValueError(f"labels: those of {name} are fixed, only folder takes them")
-    if json is not None and not json.parent.is_dir():  # said now, and not after an hour of reading
-        raise FileNotFoundError(f"json: there is no folder {json.parent}")
-    from apcnet.data.doctor.check import check
+        raise ValueError(f"labels: expected with folder only, got them with {name}")
+    if json is not None and not json.parent.is_dir():  # before hours of reading, not after them
+        raise FileNotFoundError(f"json: expected a file in an existing folder, got {json}")
+    from apcnet.data.doctor.check import check as check_dataset
 
-    with bar("looking") as progress:
-        report = check(name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options)
+    with progress_bar("checking") as progress:
+        report = check_dataset(
+            name, root, splits=splits, examples=examples, workers=workers, progress=progress, **options
+        )
     print(report.text(), end="")
     if json is not None:
         write_json(json, report.json())
     if not report.ok:
-        sys.exit(FOUND)
+        sys.exit(PROBLEMS_FOUND)
 
 
 def prepare(
@@ -294,97 +299,117 @@ def prepare(
     root: Positional[Annotated[Path, arg(metavar="ROOT")]],
     source: Path | None = None,
 ) -> None:
-    """Make the masks and lists that the download of a benchmark lacks. Nothing is overwritten, what is there is kept.
+    """Create the masks and lists that a benchmark's download lacks. Existing files are kept.
 
     Args:
-        name: cityscapes, voc2012 or pascal_context.
-        root: The folder that holds leftImg8bit or JPEGImages.
-        source: Of voc2012 the folder of SBD that holds cls, of pascal_context the JSON file, if not where usual.
+        name: Prepare this dataset: cityscapes, voc2012 or pascal_context.
+        root: Write to this folder, which holds leftImg8bit or JPEGImages.
+        source: Read annotations from here, if not from the usual place: SBD's folder with cls (voc2012), or the JSON
+            file (pascal_context).
     """
-    from apcnet.data.prepare import prepare
+    from apcnet.data.prepare import prepare as prepare_dataset
 
-    with bar("preparing") as progress:
-        written, kept = prepare(name, root, source, progress)
-    print(f"{root}: {written} files written, {kept} were there already")
+    with progress_bar("preparing") as progress:
+        written, kept = prepare_dataset(name, root, source, progress)
+    print(f"{root}: {written} files written, {kept} already there")
 
 
 COMMANDS = (train, evaluate, predict, presets, convert, export, check, prepare, info)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command. What is wrong with its input is said in one line, without a traceback."""
-    warnings.showwarning = _complain
+    """Runs a command, and reports wrong input in one line, without a traceback."""
+    warnings.showwarning = _print_error
     threads.sleep_while_waiting()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        arguments, defaults = _defaults(list(sys.argv[1:] if arguments is None else arguments))
-        commands = {command.__name__: command for command in COMMANDS}
-        commands |= {name: functools.partial(commands[name], **given) for name, given in defaults.items()}
-        tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
+        try:
+            _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        sys.exit(CLOSED_PIPE)
     except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        _complain(error)
+        _print_error(error)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
-def _defaults(arguments: list[str]) -> tuple[list[str], dict]:
-    """Takes the names of presets and runs out of a command line: they say what the defaults of its other flags are."""
-    command, rest = arguments[:1], arguments[1:]
-    names = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
-    if command == ["train"]:
+def _run(arguments: list[str]) -> None:
+    commands = {command.__name__: command for command in COMMANDS}
+    if arguments and arguments[0] in commands:
+        name, arguments = arguments[0], arguments[1:]
+        arguments, defaults = _defaults(name, arguments)
+        command = functools.partial(commands[name], **defaults)
+        tyro.cli(command, prog=f"apcnet {name}", description=commands[name].__doc__, args=arguments)
+    else:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
+
+
+def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
+    """Removes the name of a preset from a command's arguments; returns the rest, and the defaults of its flags.
+
+    The preset, or the config of the run that is named, determines the defaults.
+    """
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    if command == "train":
         name = names[0] if names else "tiny"
         config = preset(name)
-        for flag, following in itertools.zip_longest(rest, rest[1:]):
+        for flag, following in itertools.zip_longest(arguments, arguments[1:]):
             if flag == "--init" or flag.startswith("--init="):
-                config = dataclasses.replace(config, model=_model_of(flag.partition("=")[2] or following))
-        return command + rest[len(names[:1]) :], {"train": {"config": config, "out": Path("runs") / name}}
-    if command == ["evaluate"] and names:
-        config = preset(names[1]) if len(names) > 1 else _config_of(Path(names[0]))
-        return command + names[:1] + rest[len(names[:2]) :], {
-            "evaluate": {"data": config.data, "protocol": config.evaluation}
-        }
-    if command == ["predict"] and names and Path(names[0]).is_dir():
-        return arguments, {"predict": {"protocol": _config_of(Path(names[0])).evaluation}}
+                config = dataclasses.replace(config, model=_read_model(flag.partition("=")[2] or following))
+        return arguments[len(names[:1]) :], {"config": config, "out": Path("runs") / name}
+    if command == "evaluate" and names:
+        config = preset(names[1]) if len(names) > 1 else _read_run_config(Path(names[0]))
+        return names[:1] + arguments[len(names[:2]) :], {"data": config.data, "protocol": config.evaluation}
+    if command == "predict" and names and Path(names[0]).is_dir():
+        return arguments, {"protocol": _read_run_config(Path(names[0])).evaluation}
     return arguments, {}
 
 
-def _model_of(path: str | None) -> Model:
-    """The model in a file, as a run's config says it."""
+def _read_model(path: str | None) -> Model:
+    """Reads the architecture of a model file, as a config describes it."""
     from apcnet.zoo import read
 
     if path is None:
-        raise ValueError("init: expected a model's file after it")
+        raise ValueError("init: expected the path of a model file, got none")
     return Model.of(read(path)[0]["architecture"], init=Path(path))
 
 
-def _config_of(path: Path) -> Config:
-    """Of the run in a folder, or that a model's file lies in."""
+def _read_run_config(path: Path) -> Config:
+    """Reads the config of a run from its folder or from the folder of its model file."""
     from apcnet.training.folder import read_config
 
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").exists():
-        raise ValueError(f"{path}: it is in no run's folder; name the preset whose data it is to be tested on")
+        raise ValueError(
+            f"{path}: expected a run folder or a model in one, found no config.json; for other models, name the preset "
+            "to evaluate with: apcnet evaluate MODEL.safetensors PRESET --root FOLDER"
+        )
     return read_config(folder)
 
 
 def _start_processes(gpus: int, device: str | None) -> None:
-    """Becomes torchrun, with this command line in a process for each GPU."""
+    """Replaces this process by torchrun, which runs the same command in one process per GPU."""
     import torch
 
-    there = torch.cuda.device_count()
-    if device == "cpu" or not 1 <= gpus <= there:
+    available = torch.cuda.device_count()
+    if device == "cpu" or not 1 <= gpus <= available:
         raise ValueError(
-            f"gpus: expected 1 to {there}, got {gpus}; several processes on CPUs: torchrun -m apcnet train …"
+            f"gpus: expected 1 or more of the {available} GPUs that PyTorch finds, got {gpus}; to train in several processes "
+            "on CPUs, type torchrun --nproc-per-node N -m apcnet train …"
         )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", "apcnet", *sys.argv[1:]])
 
 
-def _workers() -> int:
-    """As many as there are cores for, beside the processes that train."""
+def _default_workers() -> int:
+    """Returns one worker per core, without the cores of the training processes, and at most 8."""
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
 
 
-def _complain(message, *_) -> None:
-    """Says in one line what is wrong; also what a warning says, without where it comes from."""
+def _print_error(message, *_) -> None:
+    """Prints an error or a warning in one line."""
     print("apcnet:", *str(message).split(), file=sys.stderr)

@@ -1,8 +1,8 @@
-"""What a run is: every choice that its result depends on, in frozen dataclasses, and their way to JSON and back.
+"""Describes a training run: frozen dataclasses that hold every choice the result depends on, and convert to JSON.
 
-The fields are the flags of `apcnet train`, so that no two sections have one of the same name; the string under each is
-its help. Where a run is kept, how many processes work on it and what is shown of it is not in here: it changes nothing.
-A config that exists is in order: each field has the type it is declared with, in a range that makes sense.
+Every field is a flag of `apcnet train`, so no two sections share a field name; the string under a field is its help.
+The output folder, the number of workers and the logging are not part of a config: they do not change the result.
+A config is checked when it is made: every field has its declared type and a value in a sensible range.
 """
 
 import dataclasses
@@ -20,133 +20,133 @@ from apcnet.choices import check_choice
 
 Pair = tuple[int, int]
 Precision = Literal["float32", "bfloat16", "float16"]
-# What numbers may be, and how that is said:
+# Conditions on values: the words of the error message, and the test.
 COUNT = "1 or more", lambda count: count >= 1
 SIDES = "two sides of 1 or more", lambda sides: min(sides) >= 1
 POSITIVE = "a positive number", lambda number: 0 < number < math.inf
 NOT_NEGATIVE = "0 or more", lambda number: 0 <= number < math.inf
-PART = "0 up to 1, without 1", lambda part: 0 <= part < 1
+FRACTION = "0 or more, but less than 1", lambda part: 0 <= part < 1
 
 
 @dataclass(frozen=True)
 class Model:
-    """The network and what it starts from. An option that is None is the model's own default."""
+    """Describes the network and its initial weights; None stands for the model's own default."""
 
     model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"] = "apcnet"
-    """The head, and the neck where it has one."""
+    """Use this head, with its neck if it has one."""
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "tiny"] = "resnet50"
-    """What makes features of images."""
+    """Extract features with this backbone."""
     backbone_weights: str | None = None
-    """A backbone trained on ImageNet: a file, or timm:resnet50c."""
+    """Start the backbone from these ImageNet weights: a file, or timm:resnet50c."""
     from_scratch: bool = False
-    """Train a benchmark without backbone weights, on purpose."""
+    """Train without pretrained backbone weights."""
     init: Path | None = None
-    """A model file to start from; with another number of classes its classifiers start afresh."""
+    """Start from this model file; its classifiers are replaced if the number of classes differs."""
     output_stride: int | None = None
-    """Pixels from one position of the backbone's last map to the next."""
+    """Set the backbone's output stride: image pixels per position of its last feature map."""
     width: int | None = None
-    """Channels of the backbone's first stage."""
+    """Give the backbone's first stage this many channels."""
     stem_width: int | None = None
-    """Channels of the backbone's stem."""
+    """Give the backbone's stem this many channels."""
     channels: int | None = None
-    """Of the head."""
+    """Give the head this many channels."""
     scales: tuple[int, ...] | None = None
-    """Of apcnet and pspnet: the sides of the pooled grids."""
+    """Pool to square grids with these side lengths (APCNet and PSPNet only)."""
     guide: bool | None = None
-    """Of apcnet: the global guide of affinities."""
+    """Guide the affinities by the image's global feature (APCNet only)."""
     fusion: bool | None = None
-    """Of apcnet: the convolution after each context module."""
+    """Add a convolution after each context module (APCNet only)."""
     plain: bool | None = None
-    """Of apcnet: the paper's plainer module."""
+    """Use the paper's module, without residual and fusion convolutions (APCNet only)."""
     codes: int | None = None
-    """Of encnet: how many codewords."""
+    """Use this many codewords (EncNet only)."""
     presence: bool | None = None
-    """Of encnet: the branch that says which classes are in an image."""
+    """Add the branch that predicts which classes are present in an image (EncNet only)."""
     lateral: bool | None = None
-    """Of encnet: the backbone's earlier stages too."""
+    """Use the backbone's earlier stages as well (EncNet only)."""
     convs: int | None = None
-    """Of fcn: how many convolutions."""
+    """Use this many convolutions (FCN only)."""
     concat: bool | None = None
-    """Of fcn: its input once more beside their result."""
+    """Concatenate the head's input with the output of its convolutions (FCN only)."""
     kernel_size: int | None = None
-    """Of fcn: of these convolutions."""
+    """Set the kernel size of the head's convolutions (FCN only)."""
     neck_channels: int | None = None
-    """Of semantic_fpn: of the neck."""
+    """Give the neck this many channels (Semantic FPN only)."""
     neck_norm: bool | None = None
-    """Of semantic_fpn: batch norm in the neck, as in sssegmentation."""
+    """Add batch norm to the neck, as sssegmentation does (Semantic FPN only)."""
     align_corners: bool | None = None
-    """How logits are resized."""
+    """Align corners when logits are resized."""
     dropout: float | None = None
-    """Before the classifier."""
+    """Set the dropout probability before the classifier."""
     auxiliary_channels: int | None = None
-    """Of the auxiliary head; 0: none."""
+    """Give the auxiliary head this many channels; 0 removes the head."""
     auxiliary_weight: float | None = None
-    """Of the auxiliary loss."""
+    """Weight the auxiliary loss by this factor."""
     presence_weight: float | None = None
-    """Of encnet: of the loss on which classes are in an image."""
+    """Weight the loss of the class-presence branch by this factor (EncNet only)."""
 
     def __post_init__(self):
-        _settle(self)
+        _convert_fields(self)
         if bool(self.backbone_weights) + bool(self.init) + self.from_scratch > 1:
             raise ValueError("backbone_weights, init, from_scratch: expected one of them at most")
         _check(self, *COUNT, "width", "stem_width", "channels", "codes", "kernel_size", "neck_channels")
         _check(self, *NOT_NEGATIVE, "convs", "auxiliary_channels", "auxiliary_weight", "presence_weight")
-        _check(self, *PART, "dropout")
+        _check(self, *FRACTION, "dropout")
 
     @classmethod
     def of(cls, architecture: dict, **start) -> "Model":
-        """A model's architecture, as its file has it, and what it starts from."""
-        elsewhere = {"num_classes", "reduction"}  # of the data, and of the optimisation
-        return cls(**{name: value for name, value in architecture.items() if name not in elsewhere}, **start)
+        """Makes the section from a model file's architecture and the fields that choose initial weights."""
+        other_sections = {"num_classes", "reduction"}  # the data and the optimisation determine these
+        return cls(**{name: value for name, value in architecture.items() if name not in other_sections}, **start)
 
     def options(self) -> dict:
-        """What `apcnet.create` is to be told beside names and weights."""
+        """Returns the options of `apcnet.create`, without the names of model, backbone and weights."""
         others = {"model", "backbone", "backbone_weights", "from_scratch", "init"}
         return {name: value for name, value in _fields(self) if value is not None and name not in others}
 
 
 @dataclass(frozen=True)
 class Data:
-    """The images and what is done to them. Scales are two bounds, (long, short), that an image is fitted into."""
+    """Describes the dataset, and the augmentation of its training images."""
 
     dataset: Literal["synthetic", "cityscapes", "ade20k", "voc2012", "pascal_context", "folder"] = "synthetic"
-    """Its name; folder: your own."""
+    """Use this dataset; `folder` stands for your own images and masks."""
     root: Path | None = None
-    """The folder that holds it; none for synthetic."""
+    """Read the dataset from this folder; only synthetic needs none."""
     split: str = "train"
-    """What is trained on."""
+    """Train on this split."""
     val_split: str = "val"
-    """What is evaluated on."""
+    """Evaluate on this split."""
     classes: Literal[59, 60] | None = None
-    """Of pascal_context: without or with a class for the background."""
+    """Use 59 classes, or 60 with the background (pascal_context only)."""
     labels: dict[int, int] | None = None
-    """Of folder: what the values in masks stand for, 0 0 255 1 for masks of 0 and 255."""
+    """Map values in masks to classes: `0 0 255 1` maps 0 to class 0 and 255 to class 1 (folder only)."""
     family: Literal["whole", "regional"] = "whole"
-    """Of synthetic: what decides about a texture's class, the picture's border or the region's."""
+    """Let the border of the whole picture or of each region decide the class of a texture (synthetic only)."""
     size: Pair = (96, 96)
-    """Of synthetic: height and width of the scenes."""
+    """Generate scenes of this height and width (synthetic only)."""
     crop: Pair = (96, 96)
-    """Height and width of what is trained on."""
+    """Train on crops of this height and width."""
     scale: Pair = (96, 96)
-    """Bounds for training images before the random ratio."""
+    """Resize training images to fit within this scale (long side, short side), times a random ratio."""
     ratio: tuple[float, float] = (0.5, 2.0)
-    """The random ratio is drawn from here."""
+    """Draw the random ratio from this range."""
     cat_max_ratio: float = 0.75
-    """Share of a crop that no class may fill, if another crop has less."""
+    """Draw another crop if one class fills more than this share of it."""
     antialias: bool = False
-    """Smooth images that shrink; mmsegmentation does not."""
+    """Apply antialiasing when images are reduced, unlike mmsegmentation."""
 
     def __post_init__(self):
-        _settle(self)
+        _convert_fields(self)
         _check(self, *SIDES, "size", "crop", "scale")
         _check(self, "two positive numbers, the smaller first", lambda r: 0 < r[0] <= r[1] < math.inf, "ratio")
         _check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "cat_max_ratio")
         for name, owner in (("classes", "pascal_context"), ("labels", "folder")):
             if getattr(self, name) is not None and self.dataset != owner:
-                raise ValueError(f"{name}: expected with {owner} alone, got {getattr(self, name)} with {self.dataset}")
+                raise ValueError(f"{name}: expected with {owner} only, got {getattr(self, name)} with {self.dataset}")
 
     def open_options(self) -> dict:
-        """What `apcnet.data.open` is to be told beside name, root and split."""
+        """Returns the options of `apcnet.data.open`, without name, root and split."""
         if self.dataset == "synthetic":
             return {"family": self.family, "size": self.size}
         given = {"classes": self.classes, "labels": self.labels}
@@ -155,123 +155,133 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Stochastic gradient descent under a polynomial schedule, and the losses it descends."""
+    """Describes the losses and their minimisation: SGD with a polynomial learning rate schedule."""
 
     lr: float = 0.01
-    """Learning rate at the first step."""
+    """Set the learning rate of the first step."""
     min_lr: float = 1e-4
-    """Learning rate after the last step."""
+    """Set the learning rate of the last step."""
     power: float = 0.9
-    """Of the polynomial between them."""
+    """Set the exponent of the polynomial schedule."""
     momentum: float = 0.9
-    """Of the gradients."""
+    """Set the momentum of SGD."""
     weight_decay: float = 5e-4
-    """Of every parameter, those of batch norms too."""
+    """Set the weight decay of all parameters, including those of batch norms."""
     head_lr: float = 1.0
-    """Factor on the learning rate of everything but the backbone."""
+    """Multiply the learning rate of all parameters outside the backbone by this factor."""
     clip: float | None = None
-    """Largest norm of all gradients together."""
+    """Clip the total norm of the gradients to this value; by default they are not clipped."""
     accumulate: int = 1
-    """Parts a process takes its share of a batch in, one after the other, to save memory."""
+    """Accumulate gradients over this many parts of a batch, which saves memory."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what is evaluated and kept; 0: none."""
+    """Evaluate and save an exponential moving average of the weights with this decay; 0 turns it off."""
     reduction: Literal["mean_all", "mean"] = "mean_all"
-    """Of the cross entropy: over all pixels, as mmsegmentation, or over those that are not ignored."""
+    """Average the cross entropy over all pixels (mean_all, as mmsegmentation) or over labelled pixels (mean)."""
     label_smoothing: float = 0.0
-    """Of the cross entropy."""
+    """Smooth the labels in the cross entropy by this amount."""
     class_weights: Path | None = None
-    """The JSON file that `apcnet check --json` wrote: its class weights are used."""
+    """Use the class weights in this file, written by `apcnet check --json`."""
 
     def __post_init__(self):
-        _settle(self)
+        _convert_fields(self)
         _check(self, *POSITIVE, "lr", "head_lr", "clip")
         _check(self, f"0 up to lr, {self.lr}", lambda rate: 0 <= rate <= self.lr, "min_lr")
         _check(self, *NOT_NEGATIVE, "power", "weight_decay")
-        _check(self, *PART, "momentum", "ema", "label_smoothing")
+        _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
         _check(self, *COUNT, "accumulate")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a model is tested."""
+    """Describes how a model sees an image in evaluation and prediction: its scale, windows and averaging.
+
+    Example:
+        >>> Protocol(window=(769, 769), stride=(513, 513))  # a sliding window
+        >>> Protocol(test_scale=(2048, 512), ratios=(0.75, 1.0, 1.25), flip=True)  # multi-scale testing
+    """
 
     test_scale: Pair | None = None
-    """Bounds (long, short) that a test image is fitted into; none: as large as it is."""
+    """Resize images to fit within this scale (long side, short side); by default they keep their size."""
     window: Pair | None = None
-    """Height and width of a sliding window; none: images as a whole."""
+    """Slide a window of this height and width over the image; by default the network sees whole images."""
     stride: Pair | None = None
-    """From one window to the next."""
+    """Move the window by this many pixels, vertically and horizontally."""
     ratios: tuple[float, ...] = (1.0,)
-    """Of the scales whose probabilities are averaged; 0.5 0.75 1 1.25 1.5 1.75 is the published multi-scale test."""
+    """Average class probabilities over these ratios; the published test takes 0.5 0.75 1 1.25 1.5 1.75."""
     flip: bool = False
-    """Average with the mirrored image."""
+    """Average class probabilities with those of the mirrored image."""
     single_resize: bool = False
-    """Straight from the logits to the image's size: faster, 0.2 % of the labels differ from mmsegmentation's."""
+    """Resize logits once instead of twice: faster, but 0.2 % of the labels differ from mmsegmentation's."""
 
     def __post_init__(self):
-        _settle(self)
+        _convert_fields(self)
         _check(self, *SIDES, "test_scale", "window", "stride")
         _check(self, "positive numbers, at least one", lambda r: r and all(0 < x < math.inf for x in r), "ratios")
         if (self.window is None) != (self.stride is None):
             raise ValueError(f"window, stride: expected both or neither, got {self.window} and {self.stride}")
-        if self.window and (self.stride[0] > self.window[0] or self.stride[1] > self.window[1]):
+        if self.window and self.stride and (self.stride[0] > self.window[0] or self.stride[1] > self.window[1]):
             raise ValueError(f"stride: expected at most the window, {self.window}, got {self.stride}")
         if self.single_resize and (self.window or self.averages):
             raise ValueError(
-                "single_resize: windows, and what is averaged over ratios and flip, are resized twice; leave out one"
+                "single_resize: expected without window, ratios and flip, which need two resizes; remove one of them"
             )
 
     @property
     def averages(self) -> bool:
-        """Whether probabilities of several passes are averaged; of one pass the largest logit is the label."""
+        """Tells whether probabilities of several passes are averaged; with one pass the largest logit wins."""
         return self.flip or len(self.ratios) > 1
 
 
 @dataclass(frozen=True)
 class Config:
-    """A run."""
+    """Describes a training run; `apcnet.presets.preset(name)` returns the config of a published model.
+
+    Example:
+        >>> config = Config(data=Data("folder", root="photos"), steps=20_000, batch_size=16)
+        >>> apcnet.train(config, out="runs/photos")
+    """
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optimisation: Optimisation = field(default_factory=Optimisation)
     evaluation: Protocol = field(default_factory=Protocol)
     steps: int = 1500
-    """Steps of the optimizer."""
+    """Train for this many optimizer steps."""
     batch_size: int = 8
-    """Images a step, all processes together."""
+    """Use this many images per step, over all processes."""
     seed: int = 0
-    """Of weights, order, augmentation and dropout."""
+    """Seed the initial weights, the sample order, the augmentation and dropout."""
     eval_every: int = 150
-    """Steps from one evaluation, with its pictures, to the next; the last step is always evaluated."""
+    """Evaluate and save preview pictures every so many steps, and after the last one."""
     save_every: int = 150
-    """Steps from one checkpoint to the next."""
+    """Save a checkpoint every so many steps."""
     precision: Precision = "float32"
-    """Of the matrix products (autocast)."""
+    """Run matrix products in this precision (autocast)."""
     channels_last: bool = False
-    """Keep maps position by position: faster on GPUs."""
+    """Store feature maps in channels_last layout, which is faster on GPUs."""
     compile: bool = False
-    """Let torch.compile work on the model first."""
+    """Compile the model with torch.compile."""
     deterministic: bool = True
-    """The same bits from run to run on a GPU too, where PyTorch has them."""
+    """Use deterministic algorithms on GPUs too, wherever PyTorch has them."""
 
     def __post_init__(self):
-        _settle(self)
+        _convert_fields(self)
         _check(self, *COUNT, "steps", "batch_size", "eval_every", "save_every")
 
     def to_json(self) -> dict:
-        """As plain lists, strings and numbers."""
+        """Returns the config as nested dicts of lists, strings and numbers."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
     @classmethod
     def from_json(cls, given: dict) -> "Config":
-        """What to_json gave. A field that there is not is an error, one that is missing has its default."""
-        return _read(cls, given, "config")
+        """Makes a config from the result of `to_json`; unknown fields are errors, missing ones take their defaults."""
+        return _convert(cls, given, "config")
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """A line for each field in which two configs differ: 'lr: 0.01 → 0.02'."""
+    """Lists the fields in which two configs differ, as lines such as 'lr: 0.01 → 0.02'."""
     pairs = zip(_fields(one), _fields(other), strict=True)
-    return [f"{name}: {was} → {now}" for (name, was), (_, now) in pairs if was != now]
+    return [f"{name}: {old} → {new}" for (name, old), (_, new) in pairs if old != new]
 
 
 def _fields(section) -> Iterator[tuple[str, object]]:
@@ -279,44 +289,46 @@ def _fields(section) -> Iterator[tuple[str, object]]:
         yield from _fields(value) if dataclasses.is_dataclass(value) else [(name, value)]
 
 
-def _settle(section) -> None:
-    """Gives every field the type that it is declared with: JSON's and a user's own lists, integers and strings, too."""
+def _convert_fields(section) -> None:
+    """Converts every field to its declared type, so that lists become tuples and strings become paths."""
     for name, kind in typing.get_type_hints(type(section)).items():
-        object.__setattr__(section, name, _read(kind, getattr(section, name), name))
+        object.__setattr__(section, name, _convert(kind, getattr(section, name), name))
 
 
 def _check(section, expected: str, is_allowed: Callable, *names: str) -> None:
-    """A ValueError for the first of these fields that is given and is not allowed."""
+    """Raises a ValueError for the first of these fields that is given and not allowed."""
     for name in names:
         value = getattr(section, name)
         if value is not None and not is_allowed(value):
             raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
-def _read(kind, given, name: str):
-    """A value of a type from what stands for it."""
+def _convert(kind: typing.Any, given: typing.Any, name: str) -> typing.Any:
+    """Converts a value to a declared type, or raises an error that names the field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(given, dict):
         for key in given:
             check_choice(key, f"field of {name}", typing.get_type_hints(kind))
         return kind(**given)
-    if origin in (typing.Union, types.UnionType):  # X | None is all there is
-        return None if given is None else _read(next(a for a in arguments if a is not type(None)), given, name)
+    if origin in (typing.Union, types.UnionType):  # always X | None
+        return None if given is None else _convert(next(a for a in arguments if a is not type(None)), given, name)
     if origin is Literal:
-        check_choice(str(_read(type(arguments[0]), given, name)), name, map(str, arguments))
+        check_choice(str(_convert(type(arguments[0]), given, name)), name, map(str, arguments))
         return given
     if origin is tuple and isinstance(given, (list, tuple)):
         if arguments[-1] is not ... and len(given) != len(arguments):
             raise ValueError(f"{name}: expected {len(arguments)} numbers, got {list(given)}")
-        return tuple(_read(arguments[0], item, name) for item in given)  # those of a tuple are all of one type
+        return tuple(_convert(arguments[0], item, name) for item in given)  # the items of a tuple share one type
     if origin is dict and isinstance(given, dict):
-        pairs = ((int(key) if str(key).isdecimal() else key, item) for key, item in given.items())  # JSON's are strings
-        return {_read(arguments[0], key, name): _read(arguments[1], item, name) for key, item in pairs}
+        pairs = (
+            (int(key) if str(key).isdecimal() else key, item) for key, item in given.items()
+        )  # JSON's keys are strings
+        return {_convert(arguments[0], key, name): _convert(arguments[1], item, name) for key, item in pairs}
     if kind is float and type(given) is int:
         return float(given)
     if kind is Path and isinstance(given, (str, Path)):
         return Path(given)
-    if kind is int and not isinstance(given, bool) and hasattr(given, "__index__"):  # NumPy's, too
+    if kind is int and not isinstance(given, bool) and hasattr(given, "__index__"):  # NumPy integers too
         return operator.index(given)
     if type(given) is not kind:
         raise TypeError(f"{name}: expected {kind if origin else kind.__name__}, got {given!r}")

@@ -120,7 +120,7 @@ class ConfusionMatrix:
 
     def reduce(self) -> "ConfusionMatrix":
         """Replaces the matrix by the sum over all processes. Every process must call it, once."""
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             torch.distributed.all_reduce(self.matrix)
         return self
 

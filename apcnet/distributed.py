@@ -1,4 +1,4 @@
-"""Several processes: how they start, which one this is, of how many, and where they share batch statistics."""
+"""Joins the processes of a distributed run, and shares values and batch statistics between them."""
 
 import os
 from collections.abc import Iterator
@@ -9,19 +9,21 @@ from torch import nn
 
 
 @contextmanager
-def processes(device: str | None = None) -> Iterator[torch.device]:
-    """Joins the processes that torchrun has started, if it has, for as long as the block lasts; gives its device.
+def process_group(device: str | None = None) -> Iterator[torch.device]:
+    """Joins the other processes, if torchrun has started several, until the block ends; gives this one's device.
 
     Args:
-        device: cpu or cuda; None: cuda where there is one. Of several GPUs each process takes the one of its number.
+        device: cpu or cuda; by default cuda if there is a GPU. Each process takes the GPU of its local rank.
     """
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device: expected cpu, this machine has no GPU that PyTorch sees; got {device!r}")
+            raise ValueError(f"device: expected cpu, since PyTorch finds no GPU, got {device!r}")
         local = int(os.environ.get("LOCAL_RANK", 0))
         if kind.index is None and local >= torch.cuda.device_count():
-            raise ValueError(f"device: process {local} has none, there are {torch.cuda.device_count()} GPUs")
+            raise ValueError(
+                f"device: expected a GPU for each process, got {torch.cuda.device_count()} for process {local}"
+            )
         kind = torch.device("cuda", local if kind.index is None else kind.index)
         torch.cuda.set_device(kind)
     joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized()
@@ -35,29 +37,29 @@ def processes(device: str | None = None) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """The number of this process, 0 where it is alone."""
+    """Returns the rank of this process; a single process has rank 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def world() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """Returns the number of processes."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def gathered(value: object) -> list:
-    """A value of every process, in their order; any that can be pickled."""
-    values = [value] * world()
-    if world() > 1:
+def gather(value: object) -> list:
+    """Collects a value from every process, in the order of ranks; anything that can be pickled."""
+    values = [value] * world_size()
+    if world_size() > 1:
         torch.distributed.all_gather_object(values, value)
     return values
 
 
-def synchronised(model: nn.Module) -> nn.Module:
-    """The model with its batch norms over all processes where that can run: CUDA, more than one process.
+def with_sync_batch_norm(model: nn.Module) -> nn.Module:
+    """Replaces the batch norms of a model by SyncBatchNorm, if several processes train on GPUs.
 
-    Anywhere else it is given back as it is: PyTorch's SyncBatchNorm takes no CPU tensors, and alone there is nothing
-    to share.
+    Otherwise it returns the model unchanged: PyTorch's SyncBatchNorm takes no CPU tensors, and a single process has
+    nothing to share.
     """
-    if world() == 1 or next(model.parameters()).device.type != "cuda":
+    if world_size() == 1 or next(model.parameters()).device.type != "cuda":
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all, and JSON in such files."""
+"""Writes files completely or not at all, and reads and writes JSON."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from secrets import token_hex
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes its place when the block ends, and is gone if that fails."""
+    """Gives a temporary file to write to, which replaces `path` when the block ends, and is deleted if it fails."""
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        raise FileNotFoundError(f"{path}: expected a file in an existing folder, there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     temporary.touch()
-    rights = temporary.stat().st_mode
+    mode = temporary.stat().st_mode
     try:
         yield temporary
-        temporary.chmod(rights)  # safetensors writes for the owner alone
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -29,29 +29,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes the temporary files of writers that were killed; nobody may be writing there."""
+    """Deletes the temporary files of processes that were killed while writing; none may be running."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:
-    """The fields in a file."""
+    """Reads a JSON file that holds an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: expected JSON, found something else ({error})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected fields and their values, found {type(content).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
 def write_json(path: Path, content) -> None:
+    """Writes a value as indented JSON."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name reaches the disk as well, where folders can be synced."""
+    """Flushes a folder to disk, so that a renamed file keeps its new name after a crash; on POSIX systems only."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

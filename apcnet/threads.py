@@ -1,25 +1,27 @@
-"""How many threads PyTorch has, and how they wait for one another, where the user has not said it.
+"""Sets how many threads PyTorch uses, and how they wait for each other, unless the user has set it.
 
-OpenMP's threads spin at the end of every parallel region until the last of them is there. Where something else runs on
-the machine, the one that spins keeps from the processor the very one that it waits for, and training comes to a few per
-cent of its speed. So they spin for some tens of microseconds, which spares a quiet machine most of the waking, and then
-sleep. A network as small as `tiny` is about as fast on one thread, which waits for none and takes less of a processor.
+OpenMP's threads spin at the end of every parallel region until the last one arrives. If other programs run on the
+machine, a spinning thread can occupy the core that the last thread needs, and training slows down to a few per cent of
+its speed. So threads spin for some tens of microseconds, which avoids most sleeping on a quiet machine, and then sleep.
+A network as small as `tiny` is about as fast on a single thread, which never waits and takes less of the processor.
 
-OpenMP reads its environment once, when it is loaded: all of this is said before PyTorch is imported, or not at all.
+OpenMP reads its environment variables once, when it is loaded, so they have to be set before PyTorch is imported.
 """
 
 import os
 import sys
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # of every OpenMP; of GNU's, the turns before sleep
-SAYS = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
+WAIT_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}  # the second is GNU's: turns before sleep
+USER_SETTINGS = (*WAIT_SETTINGS, "KMP_BLOCKTIME", "KMP_LIBRARY")  # if one is set, the user has chosen
 
 
 def sleep_while_waiting() -> None:
-    if "torch" not in sys.modules and not any(name in os.environ for name in SAYS):
-        os.environ.update(WAITING)
+    """Lets waiting threads sleep after a short spin."""
+    if "torch" not in sys.modules and not any(name in os.environ for name in USER_SETTINGS):
+        os.environ.update(WAIT_SETTINGS)
 
 
-def one_for_a_small(backbone: str) -> None:
+def use_one_for_tiny(backbone: str) -> None:
+    """Limits PyTorch to one thread if the backbone is `tiny`."""
     if "torch" not in sys.modules and backbone == "tiny":
         os.environ.setdefault("OMP_NUM_THREADS", "1")

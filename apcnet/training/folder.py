@@ -22,7 +22,7 @@ from typing import IO
 import torch
 
 from apcnet.config import Config, differences
-from apcnet.distributed import gathered, rank, world
+from apcnet.distributed import gather, rank, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
@@ -40,7 +40,7 @@ def claim(folder: Path, config: Config) -> IO | None:
             lock = _claim(folder, config)
         except (ValueError, OSError) as error:
             trouble = error
-    told = gathered(str(trouble or ""))[0]
+    told = gather(str(trouble or ""))[0]
     if told:
         raise trouble or ValueError(told)
     return lock
@@ -96,7 +96,7 @@ def read_config(folder: Path) -> Config:
         raise ValueError(f"{path}: {error}") from None
 
 
-def unused(folder: Path) -> Path:
+def unused_folder(folder: Path) -> Path:
     """The folder, or the first of folder-2, folder-3, … that is not there yet."""
     others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], others) if not path.exists())
@@ -122,5 +122,5 @@ def environment() -> dict:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} {capability}",
         "threads": torch.get_num_threads(),
-        "processes": world(),
+        "processes": world_size(),
     }

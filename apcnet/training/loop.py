@@ -18,7 +18,7 @@ import torch
 from apcnet import draw
 from apcnet.config import Config
 from apcnet.data.stream import Batch, Batches, loader
-from apcnet.distributed import gathered, processes, rank, world
+from apcnet.distributed import gather, process_group, rank, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
@@ -62,7 +62,7 @@ def train(
             says on what it happened.
         SystemExit: 128 and the signal's number after SIGINT or SIGTERM; the step was finished and saved.
     """
-    with processes(device) as device, _reproducible(config, device), Interrupts() as interrupts:
+    with process_group(device) as device, _reproducible(config, device), Interrupts() as interrupts:
         run = Run(config, Path(out), device, workers, log_every, log_to, show, interrupts)
         if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed while it evaluated
             run.evaluate()
@@ -102,7 +102,7 @@ class Run:
             self.descent.restore(state)
             self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
         self.saved = self.step
-        if len(set(steps := gathered(self.step))) > 1:
+        if len(set(steps := gather(self.step))) > 1:
             raise ValueError(f"out: the processes find different checkpoints in {out}, of steps {steps}")
         self.log = Log(out, self.step, self.evaluated, log_to) if self.chief else None
         self.since, self.logged = time.perf_counter(), self.step
@@ -114,7 +114,7 @@ class Run:
                 "batch_size": config.batch_size,
                 "folder": str(out),
                 "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
-                "processes": world(),
+                "processes": world_size(),
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "images": len(self.data),
                 "val_images": len(self.held_out),
@@ -124,7 +124,7 @@ class Run:
     def batches(self) -> Iterator[Batch]:
         """Those of the steps that are left."""
         transform = augmentation(self.config.data, self.model)
-        batches = Batches(self.data, transform, self.config.seed, self.config.batch_size, rank(), world())
+        batches = Batches(self.data, transform, self.config.seed, self.config.batch_size, rank(), world_size())
         steps = range(self.step, self.config.steps)
         return loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda")
 
@@ -156,13 +156,15 @@ class Run:
         self.saved = self.step
 
     def stop(self) -> None:
-        gathered(None)  # a process that ends sooner would have the others ended while they save
+        gather(None)  # a process that ends sooner would have the others ended while they save
         self.show({"event": "stopped", "step": self.step, "folder": str(self.out)})
         raise SystemExit(self.interrupts.status)
 
     def evaluate(self) -> None:
         """Scores and pictures of the model as it is, and the model's file if it is the best."""
-        if world() > 1:  # batch norms on CPUs have statistics of their own in each process; the first one's are kept
+        if (
+            world_size() > 1
+        ):  # batch norms on CPUs have statistics of their own in each process; the first one's are kept
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
@@ -224,7 +226,7 @@ class Run:
             self.model.save(final)
             write_json(metrics, self.scores)
             self.log.close()
-        gathered(None)  # all is written when train returns, in every process
+        gather(None)  # all is written when train returns, in every process
         return self.scores
 
     def _tell(self, record: dict) -> None:
@@ -241,7 +243,7 @@ class Run:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
     def _explain(self, batch: Batch, error: NotFiniteError) -> str:
-        samples = gathered([{"name": n, "position": p} for n, p in zip(batch.names, batch.positions, strict=True)])
+        samples = gather([{"name": n, "position": p} for n, p in zip(batch.names, batch.positions, strict=True)])
         about = {
             "step": self.step,
             "values": {k: str(v) for k, v in error.values.items()},

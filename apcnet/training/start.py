@@ -11,7 +11,7 @@ import apcnet.data
 from apcnet.config import Config, Data, Model, differences
 from apcnet.data import augment
 from apcnet.data.stream import Transform
-from apcnet.distributed import world
+from apcnet.distributed import world_size
 from apcnet.files import read_json
 from apcnet.keys import WEIGHTS, keyed
 from apcnet.models import Segmentor
@@ -38,9 +38,9 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(f"log_every: expected 1 or more, got {log_every}")
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
-    model, share = config.model, config.batch_size // world()
-    if config.batch_size % world():
-        raise ValueError(f"batch_size: expected a multiple of the {world()} processes, got {config.batch_size}")
+    model, share = config.model, config.batch_size // world_size()
+    if config.batch_size % world_size():
+        raise ValueError(f"batch_size: expected a multiple of the {world_size()} processes, got {config.batch_size}")
     if share % config.optimisation.accumulate:
         raise ValueError(
             f"accumulate: expected a divisor of the {share} images of a process, got {config.optimisation.accumulate}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
-from apcnet.distributed import rank, synchronised, world
+from apcnet.distributed import rank, with_sync_batch_norm, world_size
 from apcnet.keys import DROPOUT, keyed
 
 
@@ -43,7 +43,7 @@ class Descent:
         self.device = next(model.parameters()).device
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        self.model = synchronised(model)
+        self.model = with_sync_batch_norm(model)
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
         self.optimizer = torch.optim.SGD(
@@ -54,7 +54,7 @@ class Descent:
         self.buffers = list(self.model.buffers())
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.call = torch.compile(self.model) if config.compile else self.model
-        if world() > 1:
+        if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
 
@@ -78,9 +78,9 @@ class Descent:
         norm = nn.utils.get_total_norm(gradients)
 
         shared = torch.stack([*losses.values(), torch.tensor(float(stop), device=self.device)]).double()
-        if world() > 1:
+        if world_size() > 1:
             torch.distributed.all_reduce(shared)
-        *means, stops, norm_value = torch.cat([shared / world(), norm.double().reshape(1)]).tolist()
+        *means, stops, norm_value = torch.cat([shared / world_size(), norm.double().reshape(1)]).tolist()
         values = {"loss": sum(means), **dict(zip(losses, means, strict=True)), "gradient_norm": norm_value}
         judged = means if self.scaler.is_enabled() else [*means, norm_value]  # the scaler skips what overflows
         if not all(map(math.isfinite, judged)):
@@ -139,7 +139,7 @@ class Descent:
         dtype = getattr(torch, self.config.precision)
         for part, share in enumerate(zip(images.chunk(parts), masks.chunk(parts), strict=True)):
             torch.manual_seed(keyed(self.config.seed, DROPOUT, number, part, rank()))
-            together = part == parts - 1 or world() == 1
+            together = part == parts - 1 or world_size() == 1
             with nullcontext() if together else self.call.no_sync():
                 with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                     losses = self.call(*share, **options)
@@ -159,6 +159,6 @@ class Descent:
             total = valid.sum().double()
         else:
             total = self.class_weights[masks[valid].long()].double().sum()
-        if world() > 1:
+        if world_size() > 1:
             torch.distributed.all_reduce(total)
-        return torch.where(total > 0, total / world(), 1.0)
+        return torch.where(total > 0, total / world_size(), 1.0)

@@ -1,4 +1,4 @@
-"""A config is in order or it is not there, every field of it counts, and JSON keeps it."""
+"""Tests that configs are checked, that every field matters, and that JSON keeps all of them."""
 
 import ast
 import dataclasses
@@ -14,7 +14,7 @@ from apcnet.config import Config, Data, Model, Optimisation, Protocol, differenc
 from apcnet.models import build
 
 SECTIONS = {"model": Model, "data": Data, "optimisation": Optimisation, "evaluation": Protocol}
-OTHER = {  # another value than the default for every field
+OTHER = {  # for every field a value other than its default
     "model": "pspnet",
     "backbone": "resnet18",
     "backbone_weights": "timm:resnet50c",
@@ -82,11 +82,28 @@ OTHER = {  # another value than the default for every field
     "compile": True,
     "deterministic": False,
 }
-WITH = {  # what a field cannot do without
+REQUIRED = {  # the other fields that a field needs
     "classes": {"dataset": "pascal_context"},
     "labels": {"dataset": "folder"},
     "window": {"window": (513, 513), "stride": (513, 513)},
     "stride": {"window": (513, 513), "stride": (513, 513)},
+}
+VERBS = {  # with which the help of a flag begins
+    *(
+        "Accumulate",
+        "Add",
+        "Align",
+        "Apply",
+        "Average",
+        "Clip",
+        "Compile",
+        "Concatenate",
+        "Draw",
+        "Evaluate",
+        "Extract",
+    ),
+    *("Generate", "Give", "Guide", "Let", "Map", "Move", "Multiply", "Pool", "Read", "Resize", "Run", "Save", "Seed"),
+    *("Set", "Slide", "Smooth", "Start", "Store", "Train", "Use", "Weight"),
 }
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}
@@ -97,30 +114,33 @@ def fields_of(kind):
 
 
 def made(fields):
-    """A config with these fields, whichever section they are in."""
+    """Makes a config from fields of any section."""
     inside = {name: {f: fields[f] for f in fields_of(kind) if f in fields} for name, kind in SECTIONS.items()}
     return Config(**inside, **{f: fields[f] for f in fields_of(Config) if f in fields.keys() - SECTIONS.keys()})
 
 
 def test_every_field_is_a_flag_of_its_own():
-    """Flags do not say which section they are in."""
+    """Tests that no two fields share a name, since flags do not name the section."""
     fields = [name for kind in SECTIONS.values() for name in fields_of(kind)]
     fields += [name for name in fields_of(Config) if name not in SECTIONS]
     assert len(set(fields)) == len(fields)
     assert fields == list(OTHER)
 
 
-def test_every_flag_has_a_help():
+def test_every_flag_has_a_help_that_is_a_sentence():
     tree = ast.parse(inspect.getsource(config))
     for section in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         for field, following in itertools.pairwise(section.body):
             if isinstance(field, ast.AnnAssign) and not (section.name == "Config" and field.target.id in SECTIONS):
-                assert isinstance(following, ast.Expr), f"{section.name}.{field.target.id}"
+                name = f"{section.name}.{field.target.id}"
+                assert isinstance(following, ast.Expr), name
+                text = following.value.value
+                assert text.endswith(".") and text.split()[0] in VERBS, f"{name}: {text}"
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_every_field_counts_and_survives_json(name):
-    needed = WITH.get(name, {})
+    needed = REQUIRED.get(name, {})
     one, other = made(needed), made({**needed, name: OTHER[name]})
     (line,) = differences(one, other)
     assert line.startswith(f"{name}: ") and line.endswith(f" → {OTHER[name]}") and one != other
@@ -134,7 +154,7 @@ def test_differences_are_what_a_user_would_type():
     assert differences(one, other) == ["crop: (96, 96) → (64, 48)", "clip: None → 35.0", "seed: 1 → 2"]
 
 
-def test_fields_take_what_stands_for_their_type():
+def test_fields_are_converted_to_their_type():
     data = Data("folder", root="photographs", crop=[64, 48], ratio=[1, 2], labels={"0": 255})
     assert data == Data("folder", root=Path("photographs"), crop=(64, 48), ratio=(1.0, 2.0), labels={0: 255})
     assert [type(value) for value in (data.crop, data.ratio[0], data.root)] == [tuple, float, type(Path())]
@@ -158,7 +178,7 @@ def test_fields_take_what_stands_for_their_type():
         (Model, {"init": "a", "backbone_weights": "b"}, "backbone_weights, init, from_scratch: expected one"),
         (Model, {"from_scratch": True, "backbone_weights": "b"}, "backbone_weights, init, from_scratch: expected one"),
         (Model, {"channels": 0}, "channels: expected 1 or more, got 0"),
-        (Model, {"dropout": 1}, "dropout: expected 0 up to 1, without 1, got 1.0"),
+        (Model, {"dropout": 1}, "dropout: expected 0 or more, but less than 1, got 1.0"),
         (Model, {"auxiliary_channels": -1}, "auxiliary_channels: expected 0 or more, got -1"),
         (Model, {"scales": (1, 2.5)}, "scales: expected int, got 2.5"),
         (Data, {"crop": (0, 3)}, r"crop: expected two sides of 1 or more, got \(0, 3\)"),
@@ -168,38 +188,42 @@ def test_fields_take_what_stands_for_their_type():
         (Data, {"cat_max_ratio": 0}, "cat_max_ratio: expected a share above 0, up to 1, got 0.0"),
         (Data, {"dataset": "pascal_context", "classes": 58}, "classes: expected one of 59, 60, got '58'"),
         (Data, {"dataset": "pascal_context", "classes": "59"}, "classes: expected int, got '59'"),
-        (Data, {"dataset": "ade20k", "classes": 59}, "classes: expected with pascal_context alone, got 59 with ade20k"),
-        (Data, {"labels": {0: 1}}, "labels: expected with folder alone, got {0: 1} with synthetic"),
+        (Data, {"dataset": "ade20k", "classes": 59}, "classes: expected with pascal_context only, got 59 with ade20k"),
+        (Data, {"labels": {0: 1}}, "labels: expected with folder only, got {0: 1} with synthetic"),
         (Data, {"dataset": "folder", "labels": {"a": 1}}, "labels: expected int, got 'a'"),
         (Data, {"dataset": "folder", "labels": [1, 2]}, r"labels: expected dict\[int, int\], got \[1, 2\]"),
         (Optimisation, {"lr": float("nan")}, "lr: expected a positive number, got nan"),
         (Optimisation, {"clip": 0}, "clip: expected a positive number, got 0.0"),
         (Optimisation, {"lr": 1e-5}, "min_lr: expected 0 up to lr, 1e-05, got 0.0001"),
-        (Optimisation, {"momentum": 1.0}, "momentum: expected 0 up to 1, without 1, got 1.0"),
+        (Optimisation, {"momentum": 1.0}, "momentum: expected 0 or more, but less than 1, got 1.0"),
         (Optimisation, {"weight_decay": float("inf")}, "weight_decay: expected 0 or more, got inf"),
         (Optimisation, {"accumulate": 0}, "accumulate: expected 1 or more, got 0"),
         (Protocol, {"ratios": ()}, r"ratios: expected positive numbers, at least one, got \(\)"),
         (Protocol, {"ratios": (1, -1)}, r"ratios: expected positive numbers, at least one, got \(1.0, -1.0\)"),
         (Protocol, {"window": (3, 3)}, r"window, stride: expected both or neither, got \(3, 3\) and None"),
         (Protocol, {"window": (3, 3), "stride": (3, 4)}, r"stride: expected at most the window, \(3, 3\), got"),
-        (Protocol, {"window": (3, 3), "stride": (3, 3), "single_resize": True}, "single_resize: windows, and what"),
-        (Protocol, {"flip": True, "single_resize": True}, "single_resize: windows, and what"),
+        (
+            Protocol,
+            {"window": (3, 3), "stride": (3, 3), "single_resize": True},
+            "single_resize: expected without window",
+        ),
+        (Protocol, {"flip": True, "single_resize": True}, "single_resize: expected without window"),
         (Protocol, {"window": (3, 3.5), "stride": (3, 3)}, r"window: expected int, got 3.5"),
     ],
 )
-def test_what_is_wrong_is_said_with_the_fields_name(section, fields, message):
+def test_errors_name_the_field(section, fields, message):
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         section(**fields)
 
 
 @pytest.mark.parametrize("given", [None, [1], "config"])
-def test_a_file_that_holds_something_else(given):
+def test_a_config_is_made_from_fields_only(given):
     with pytest.raises(TypeError, match="config: expected Config, got"):
         Config.from_json(given)
 
 
 @pytest.mark.parametrize("name", [name for name in fields_of(Model) if name not in START])
-def test_every_option_is_one_that_a_model_takes(name):
+def test_every_option_is_accepted_by_some_model(name):
     options = Model(**{name: OTHER[name]}).options()
     assert options == {name: OTHER[name]}
 
@@ -212,20 +236,20 @@ def test_every_option_is_one_that_a_model_takes(name):
     assert any(itertools.starmap(is_taken, itertools.product(("apcnet", "encnet", "semantic_fpn", "fcn"), BACKBONES)))
 
 
-def test_options_leave_out_names_and_what_is_not_given():
+def test_options_leave_out_names_and_fields_that_are_none():
     model = Model("fcn", "resnet18", from_scratch=True, channels=8, dropout=0.0, align_corners=False)
     assert model.options() == {"channels": 8, "dropout": 0.0, "align_corners": False}
 
 
-def test_the_config_of_a_model_that_there_is():
-    """As a file of it says, by way of JSON; classes and losses are not the model's matter in a run."""
+def test_the_config_of_a_model_file():
+    """Tests that an architecture read from JSON gives the config; classes and losses are not part of it."""
     model = build("pspnet", "resnet18", 3, **SMALL, scales=(1, 2), reduction="mean")
     architecture = json.loads(json.dumps(model.architecture))
     given = {**SMALL, "scales": (1, 2), "init": Path("a.safetensors")}
     assert Model.of(architecture, init="a.safetensors") == Model("pspnet", "resnet18", **given)
 
 
-def test_what_a_data_set_is_opened_with():
+def test_the_options_of_a_dataset():
     assert Data(family="regional").open_options() == {"family": "regional", "size": (96, 96)}
     assert Data("ade20k").open_options() == {}
     assert Data("pascal_context", classes=59).open_options() == {"classes": 59}

@@ -11,7 +11,9 @@ from apcnet import threads
 
 def openmp(*command: str, **environ: str) -> str:
     """What OpenMP says that it has read: a variable set after PyTorch was imported would be there and do nothing."""
-    clean = {name: value for name, value in os.environ.items() if name not in (*threads.SAYS, "OMP_NUM_THREADS")}
+    clean = {
+        name: value for name, value in os.environ.items() if name not in (*threads.USER_SETTINGS, "OMP_NUM_THREADS")
+    }
     environ = clean | {"OMP_DISPLAY_ENV": "VERBOSE"} | environ
     run = subprocess.run([sys.executable, "-m", "apcnet", *command], env=environ, capture_output=True, text=True)
     if "GOMP_SPINCOUNT" not in run.stderr:
@@ -36,8 +38,8 @@ def test_what_the_user_says_stays(tmp_path):
 
 
 def test_nothing_is_set_where_openmp_has_read_its_environment_already(monkeypatch):
-    for name in (*threads.SAYS, "OMP_NUM_THREADS"):
+    for name in (*threads.USER_SETTINGS, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     threads.sleep_while_waiting()  # PyTorch is here
-    threads.one_for_a_small("tiny")
-    assert not {*threads.SAYS, "OMP_NUM_THREADS"} & {*os.environ}
+    threads.use_one_for_tiny("tiny")
+    assert not {*threads.USER_SETTINGS, "OMP_NUM_THREADS"} & {*os.environ}
