@@ -12,6 +12,7 @@ import apcnet.data
 from apcnet.config import Config, Data, Model, differences
 from apcnet.data import augment
 from apcnet.data.files import Files
+from apcnet.data.sample import Dataset
 from apcnet.data.stream import Transform
 from apcnet.data.synthetic import Synthetic
 from apcnet.distributed import world_size
@@ -55,7 +56,7 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         )
 
 
-def initial_model(config: Config, data: Files | Synthetic) -> Segmentor:
+def initial_model(config: Config, data: Dataset) -> Segmentor:
     """Makes the model before the first step, on the CPU; the seed determines its random weights."""
     settings, classes = config.model, tuple(data.classes)
     with torch.random.fork_rng(devices=[]):
@@ -66,7 +67,8 @@ def initial_model(config: Config, data: Files | Synthetic) -> Segmentor:
         else:
             model = load(settings.init, len(classes))
             start = {name: getattr(settings, name) for name in ("backbone_weights", "from_scratch", "init")}
-            loaded = replace(config, model=Model.of(model.architecture or {}, **start))
+            assert model.architecture is not None  # every loaded model has one
+            loaded = replace(config, model=Model.of(model.architecture, **start))
             if changed := differences(loaded, config):
                 raise ValueError(f"init: {settings.init} holds another model than the config, {'; '.join(changed)}")
             if model.classes and model.classes != classes:
