@@ -1,10 +1,10 @@
-"""From images to labels: the one way that `predict`, `evaluate`, previews and exported models all take.
+"""Turns images into labels: `predict`, `evaluate`, previews and exported models share this code.
 
-protocol    what a test protocol makes of logits: labels, confusion matrices, probabilities
+protocol    labels, confusion matrices and probabilities under a test protocol
 logits      logits at the size of a network's input, of whole images and of sliding windows
-prediction  images of any kind and size, and folders of them: `apcnet.predict`
-evaluation  a data set over any number of processes: `apcnet.evaluate`
-submission  labels as the files that a benchmark's server wants
+prediction  single images, lists and folders: `apcnet.predict`
+evaluation  whole data sets on any number of processes: `apcnet.evaluate`
+submission  label files in the format of a benchmark's server
 """
 
 from apcnet.config import Protocol

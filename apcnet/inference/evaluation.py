@@ -1,29 +1,30 @@
-"""Testing a model on a data set: one image after the other into one confusion matrix, on any number of processes.
+"""Evaluates a model on a data set: counts every image into one confusion matrix, on any number of processes.
 
-Each process takes every world-th image, none twice, and at the end the counts are added up: they are integers, so that
-the result does not depend on how many processes there were. Of the images only those exist that are being worked on
-or that loaders have ready. What is done to one says a protocol (apcnet.inference.protocol).
+Each of N processes takes every N-th image, and the counts are summed at the end. They are integers, so the result does
+not depend on the number of processes. Memory holds only the current image and those that loaders have ready. A protocol
+(apcnet.inference.protocol) defines the scales, windows and flips.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apc_kernels import augment
 from apcnet import inference
 from apcnet.config import Precision, Protocol
 from apcnet.confusion import ConfusionMatrix
 from apcnet.data.augment import check_sample, view_sizes
-from apcnet.data.sample import IGNORE, Sample, SampleError
+from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
 from apcnet.distributed import rank, world_size
 from apcnet.inference.protocol import WHOLE
+from apcnet.models.segmentor import Segmentor
 
 
 def evaluate(
-    model: nn.Module,
-    dataset: Sequence[Sample],
+    model: Segmentor,
+    dataset: Dataset,
     protocol: Protocol = WHOLE,
     *,
     workers: int = 0,
@@ -32,27 +33,31 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     submission: Callable[[str, Tensor], None] | None = None,
 ) -> ConfusionMatrix:
-    """The confusion matrix of a model on all images of a data set; every process of a group has to call this.
-
-    `matrix.scores()` has the figures. Those of some classes alone, the context classes of the generated scenes say, are
-    `scores.iou[list(dataset.context_classes)].nanmean()`.
+    """Computes the confusion matrix of a model on a data set; every process of a group must call it.
 
     Args:
-        model: a Segmentor, or a module like it: logits of normalised images, with `num_classes`, `align_corners`,
-            `mean` and `std`. It is tested in evaluation mode, on the device it is on, and left in the mode it was in.
-        dataset: of Samples, with `classes` and `names`.
-        protocol: scales, windows, flips; not given: every image as large as it is, as a whole.
-        workers: processes that read and resize images, beside this one.
-        precision: of the matrix products: float32, bfloat16 or float16 (autocast).
-        channels_last: hand images to the model in this layout.
-        progress: is called with how many images this process has done, of how many.
-        submission: is given the name and the labels, (H, W) on the CPU, of each image of this process, in their order
-            (apcnet.inference.submission.writer makes one that writes files). The labels exist only then.
+        model: A Segmentor, or a module that maps normalised images to logits and has `num_classes`, `align_corners`,
+            `mean` and `std`. It runs in evaluation mode on its own device; its mode is restored afterwards.
+        dataset: A data set, such as `apcnet.data.open` returns.
+        protocol: Scales, windows and flips; by default the model sees each whole image at its own size.
+        workers: Number of additional processes that read and resize images.
+        precision: Precision of the matrix products: "float32", "bfloat16" or "float16" (autocast).
+        channels_last: Pass images to the model in the channels_last layout.
+        progress: Called with the number of images that this process has finished, and its total.
+        submission: Called with the name and the labels, (H, W) on the CPU, of each image of this process, in order;
+            `apcnet.inference.submission.writer` returns one that writes files.
+
+    Returns:
+        The confusion matrix over all processes; `matrix.scores()` computes IoU and accuracy.
+
+    Example:
+        >>> matrix = evaluate(model, apcnet.data.open("ade20k", "val", root="ADEChallengeData2016"))
+        >>> matrix.scores().miou
     """
     if not len(dataset):
-        raise ValueError("dataset: expected one sample at least, it is empty")
+        raise ValueError("dataset: expected at least one sample, got none")
     if len(dataset.classes) != model.num_classes:
-        raise ValueError(f"dataset: has {len(dataset.classes)} classes, but the model tells {model.num_classes} apart")
+        raise ValueError(f"dataset: expected {model.num_classes} classes, as the model has, got {len(dataset.classes)}")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -76,10 +81,9 @@ def evaluate(
 
 
 class Inputs:
-    """What loaders make of the samples of a data set: the image at every scale that it is tested at, (3, h, w)
-    normalised, its mask as it is, (H, W), and its name."""
+    """Prepares samples for loaders: normalised views (3, h, w) at every ratio, the original mask (H, W), the name."""
 
-    def __init__(self, dataset: Sequence[Sample], protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, dataset: Dataset, protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
         self.dataset, self.protocol, self.mean, self.std = dataset, protocol, mean, std
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor, str]:

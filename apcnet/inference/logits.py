@@ -1,4 +1,4 @@
-"""Logits at the size of the images that go in: of images as a whole, or the mean of a sliding window's.
+"""Computes logits at the size of the input images, from whole images or as the mean over sliding windows.
 
 A model is anything that, called with normalised images (B, 3, H, W), returns logits (B, K, h, w) at a resolution of its
 own, and has `align_corners`, which says how those are resized. The rules are mmsegmentation's.
@@ -16,16 +16,32 @@ Model = Callable[[Tensor], Tensor]
 
 
 def whole_logits(model: Model, images: Tensor) -> Tensor:
-    """Logits (B, K, H, W) at the size of the images, in float32 (float64 for float64 logits); differentiable."""
+    """Computes logits (B, K, H, W) at the size of the images; differentiable.
+
+    Args:
+        model: A callable that maps images to logits (B, K, h, w) and has `align_corners`.
+        images: Normalised images, (B, 3, H, W).
+
+    Returns:
+        Logits in float32, or float64 if the model returns float64.
+
+    Example:
+        >>> logits = whole_logits(model, images)
+    """
     return resized(model, head_logits(model, images), images.shape[2:])
 
 
 def slide_logits(model: Model, images: Tensor, crop_size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Logits (B, K, H, W) at the size of the images: the mean of those of all windows over a pixel; differentiable.
+    """Computes logits (B, K, H, W) as the mean over the sliding windows that cover each pixel; differentiable.
 
     Args:
-        crop_size, stride: (h, w) of a window, and from one to the next. The last row and column of windows are moved
-            back inside; an image smaller than a window is one window, without padding.
+        model: A callable that maps images to logits (B, K, h, w) and has `align_corners`.
+        images: Normalised images, (B, 3, H, W).
+        crop_size: Height and width of a window. An image smaller than a window is one window, without padding.
+        stride: Vertical and horizontal step between windows. The last windows are moved back inside the image.
+
+    Example:
+        >>> logits = slide_logits(model, images, crop_size=(769, 769), stride=(513, 513))
     """
     check_images(images)
     protocol = Protocol(window=crop_size, stride=stride)
@@ -39,10 +55,10 @@ def slide_logits(model: Model, images: Tensor, crop_size: Sequence[int], stride:
 
 
 def slide_bands(model: Model, image: Tensor, protocol: Protocol) -> Iterator[tuple[int, Tensor]]:
-    """The rows of slide_logits from top to bottom, as soon as no window adds to them: pairs of a first row and logits.
+    """Yields rows of slide_logits from top to bottom, once no window adds to them: pairs of a first row and logits.
 
-    Of an image (1, 3, H, W) of any size only one band exists, as high as a window: what is yielded is a part of it,
-    overwritten when the next is asked for.
+    For an image (1, 3, H, W) of any height, memory holds one band as high as a window. The yielded logits are a part of
+    that band, and the next iteration overwrites them.
     """
     places = map(_places, image.shape[2:], protocol.window, protocol.stride)
     (tops, height, row_hits), (lefts, width, column_hits) = places
@@ -60,7 +76,7 @@ def slide_bands(model: Model, image: Tensor, protocol: Protocol) -> Iterator[tup
 
 
 def head_logits(model: Model, images: Tensor) -> Tensor:
-    """What the model returns of normalised images, at its own resolution, after checking both."""
+    """Returns the model's logits at its own resolution, after checking images and logits."""
     check_images(images)
     if isinstance(model, nn.Module) and model.training:
         raise ValueError("model: expected a model in evaluation, got one in training: call model.eval() first")
@@ -72,13 +88,13 @@ def head_logits(model: Model, images: Tensor) -> Tensor:
 
 
 def resized(model: Model, logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits at another size, as the model resizes them, in float32 at least."""
+    """Resizes logits as the model does, in float32 or float64."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=align_corners(model))
 
 
 def align_corners(model: Model) -> bool:
-    """How the model's logits are resized."""
+    """Returns the `align_corners` by which the model's logits are resized."""
     try:
         return model.align_corners
     except AttributeError:
@@ -95,7 +111,7 @@ def check_images(images: Tensor) -> None:
 
 
 def _places(size: int, window: int, step: int) -> tuple[list[int], int, Tensor]:
-    """Along one axis: where windows start, how long they are, and how many of them cover each position."""
+    """Returns the starts of windows along an axis, their length, and the number that covers each position."""
     window = min(window, size)
     count = -(-(size - window) // step) + 1
     starts = [min(i * step, size - window) for i in range(count)]
@@ -106,7 +122,7 @@ def _places(size: int, window: int, step: int) -> tuple[list[int], int, Tensor]:
 
 
 def _move_up(band: Tensor, rows: int) -> None:
-    """Drops the first rows of a band in place and adds empty ones below; pieces as long as the way do not overlap."""
+    """Drops the first rows of a band in place and appends zeros; copies pieces of `rows` rows, which do not overlap."""
     kept = band.shape[2] - rows
     for top in range(0, kept, rows):
         bottom = min(top + rows, kept)

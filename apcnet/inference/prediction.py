@@ -1,7 +1,7 @@
-"""Prediction: what a model sees in images of any kind and size. `predict` for some, `predict_files` for whole folders.
+"""Predicts the labels of images of any kind and size: `predict` takes images, `predict_files` whole folders.
 
-An image goes through the network as it is, or fitted into a scale. One that is too large for that is cut into tiles
-that overlap, whose scores are averaged band by band, so that a larger image takes no more memory than its pixels.
+The network sees an image at its own size, or resized to fit a scale. A larger image is cut into overlapping tiles whose
+scores are averaged band by band, so its memory grows by no more than its pixels.
 """
 
 import math
@@ -37,7 +37,18 @@ Source = str | Path | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model sees in an image: `labels`, (H, W) on the CPU, and the image, (3, H, W) uint8, that they lie on."""
+    """Holds the labels that a model predicts for an image.
+
+    Attributes:
+        labels: Class indices (H, W), on the CPU.
+        image: The image (3, H, W), uint8.
+        classes: Names of the classes.
+        palette: RGB colours of the classes.
+
+    Example:
+        >>> seen = apcnet.predict(model, "photo.jpg")
+        >>> seen.overlay().save("overlay.png")
+    """
 
     labels: Tensor
     image: Tensor
@@ -45,22 +56,22 @@ class Prediction:
     palette: tuple[draw.Color, ...]
 
     def colours(self) -> Image.Image:
-        """The labels in the colours of their classes."""
+        """Draws the labels in the colours of their classes."""
         return draw.colourise(self.labels, self.palette)
 
     def overlay(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
-        """The image under the labels' colours, above the names of the classes in it."""
+        """Draws the labels' colours over the image, with a legend of the classes below it."""
         picture = draw.overlay(self.image, self.labels, self.palette, opacity)
         return draw.with_legend(picture, self.labels, self.classes, self.palette) if legend else picture
 
     def shares(self) -> dict[str, float]:
-        """The share of the pixels that each class has which is there, the largest first."""
+        """Returns the share of pixels of each class that occurs, in descending order."""
         counts = torch.bincount(self.labels.flatten().long()).tolist()
         present = sorted(filter(counts.__getitem__, range(len(counts))), key=lambda label: -counts[label])
         return {self.classes[label]: counts[label] / self.labels.numel() for label in present}
 
     def save(self, path: str | Path) -> None:
-        """Writes the labels to a PNG: indices into the classes' colours; beyond 256 classes grey of 16 bits."""
+        """Writes the labels to a PNG: palette indices, or 16-bit grey levels for more than 256 classes."""
         if Path(path).suffix.lower() != ".png":
             raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
         if self.labels.dtype == torch.uint8:
@@ -72,7 +83,7 @@ class Prediction:
 
 
 class Report(NamedTuple):
-    """What predict_files has done: how many images, and what was wrong with each of the others."""
+    """Holds the number of images that predict_files has finished, and an error for each failed image."""
 
     done: int
     failures: list[str]
@@ -86,21 +97,26 @@ def predict(
     max_pixels: int = MAX_PIXELS,
     precision: Precision = "float32",
 ) -> Prediction | list[Prediction]:
-    """The class of every pixel of an image, at its own size; of a list, a tuple or a batch a list.
+    """Predicts the class of every pixel of one or several images, at the size of each image.
 
     Args:
-        model: of apcnet.create or apcnet.load, on any device, or the path of its file. It is put back into the mode
-            that it was in.
-        images: a path; a PIL image of any mode, turned upright as its EXIF says, like a file; an array (H, W, 3) or a
-            tensor (3, H, W) of RGB levels, or grey ones (H, W), uint8; or several of these, which may differ in size.
-            Floating point is refused: what is normalised already goes to apcnet.inference.labels.
-        protocol: how the network sees an image, as apcnet.inference.Protocol says: fitted into a scale, by a sliding
-            window, at several ratios, mirrored too. Best is what the model was tested by.
-        max_pixels: an image that would be larger for the network, in its largest ratio, is cut into tiles of as many
-            pixels at most, unless a window is given. Each of them costs about 0.7 KiB with a ResNet-50 in float32.
-            And where an image itself has more, but is fitted into a scale that has not, probabilities are averaged at
-            the largest size that the network sees, and enlarged from there.
-        precision: of the matrix products, float32, bfloat16 or float16 (autocast).
+        model: A model of `apcnet.create` or `apcnet.load` on any device, or the path of its file. Its mode is restored
+            afterwards.
+        images: A path; a PIL image of any mode, rotated by its EXIF orientation like a file; an array (H, W, 3) or a
+            tensor (3, H, W) of RGB levels, or grey levels (H, W), uint8; or a list, tuple or batch of these, of any
+            sizes. For normalised images in floating point, use `apcnet.inference.labels`.
+        protocol: Scales, windows and flips. The protocol of the model's evaluation gives the best labels.
+        max_pixels: Largest number of pixels that the network sees at once. A larger view is cut into tiles unless the
+            protocol has a window. A pixel costs about 0.7 KiB with a ResNet-50 in float32. If only the image is
+            larger than this, probabilities are averaged at the largest view's size and then enlarged.
+        precision: Precision of the matrix products: "float32", "bfloat16" or "float16" (autocast).
+
+    Returns:
+        One Prediction for one image; a list of them for a list, a tuple or a batch.
+
+    Example:
+        >>> seen = predict(apcnet.load("model.safetensors"), "photo.jpg")
+        >>> seen.save("labels.png")
     """
     several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
     with _ready(model, max_pixels, precision) as ready:
@@ -121,18 +137,21 @@ def predict_files(
     opacity: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Predicts files and all images in folders, one after the other; an image that cannot be read stops none of them.
+    """Predicts files and all images in folders, and continues after images that cannot be read.
 
-    Of photos/street/a.jpg, found in photos, come out/street/a.png, its labels, and out/street/a_overlay.jpg. Where two
-    images in a folder differ in nothing but their suffix, the suffix stays in the name: a.jpg.png.
+    For photos/street/a.jpg in the source photos, it writes the labels to out/street/a.png and the overlay to
+    out/street/a_overlay.jpg. Two images that differ only in their suffix keep it: a.jpg.png.
 
     Args:
-        model, protocol, max_pixels, precision: as in predict.
-        sources: files and folders. Hidden files, and out where it lies in a folder, are passed over.
-        out: a folder; it is made if need be. Pictures of an earlier run are replaced, images that are read never.
-        overlay: the suffix of overlays; None: labels alone.
-        opacity: of the colours in overlays.
-        progress: is called with how many images are done, and how many there are.
+        model, protocol, max_pixels, precision: As in `predict`.
+        sources: Files and folders. Hidden files, and `out` inside a source, are skipped.
+        out: Output folder, created when needed. Files of an earlier run are replaced; source images never are.
+        overlay: Suffix of the overlays; None writes labels only.
+        opacity: Opacity of the colours in overlays.
+        progress: Called with the number of finished images and the total.
+
+    Returns:
+        The number of finished images, and an error for each failed one.
     """
     if overlay is not None:
         check_choice(overlay, "overlay", ("jpg", "png"))
@@ -158,7 +177,7 @@ def predict_files(
 
 @contextmanager
 def _ready(model: nn.Module | str | Path, max_pixels: int, precision: Precision) -> Iterator[nn.Module]:
-    """The model in evaluation and in the precision asked for; afterwards as it was, module by module."""
+    """Loads the model if needed, and puts it in evaluation mode and the given precision until the end."""
     if not isinstance(max_pixels, int) or max_pixels < 1:
         raise ValueError(f"max_pixels: expected a positive integer, got {max_pixels!r}")
     model = load(model) if isinstance(model, (str, Path)) else model
@@ -183,7 +202,7 @@ def _predict(model: nn.Module, image: Source, name: str, protocol: Protocol, max
 
 
 def _labels(model: nn.Module, image: Tensor, protocol: Protocol, max_pixels: int) -> Tensor:
-    """The labels (H, W) of an image (3, H, W) uint8."""
+    """Predicts the labels (H, W) of an image (3, H, W) uint8."""
     size = tuple(image.shape[1:])
     sizes = view_sizes(size, protocol.ratios, protocol.test_scale)
     largest = max(sizes, key=math.prod)
@@ -199,7 +218,7 @@ def _labels(model: nn.Module, image: Tensor, protocol: Protocol, max_pixels: int
 def _tiled_labels(
     model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, int]], protocol: Protocol, max_pixels: int
 ) -> Tensor:
-    """The labels of an image that is too large at the largest of these sizes: of tiles, each a third over the next."""
+    """Predicts the labels of an image that is too large at these sizes, from tiles that overlap by a third."""
     size = image.shape[1:]
     shrinks = math.prod(size) / max(map(math.prod, sizes))
     width = max(1, math.isqrt(int(max_pixels * shrinks)))
@@ -211,9 +230,9 @@ def _tiled_labels(
 
 
 class _Tiles:
-    """A model of its own for inference.labels: from the levels of a tile to its scores, with all its scales.
+    """Acts as a model for inference.labels: maps the levels of a tile to its scores, over all scales.
 
-    A tile is resized by the factors that the whole image would be.
+    A tile is resized by the factors of the whole image.
     """
 
     def __init__(self, model: nn.Module, factors: Sequence[float], protocol: Protocol):
@@ -230,14 +249,14 @@ class _Tiles:
 
 
 def _views(model: nn.Module, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-    """An image, (3, H, W) uint8, as the network takes it, at one size after the other."""
+    """Yields an image (3, H, W) uint8, normalised for the network, at one size after the other."""
     for size in sizes:
         like = next(model.parameters(), torch.empty(0))  # whose device and dtype the model's input has
         yield augment(image, size, mean=model.mean, std=model.std)[None].to(like)
 
 
 def _levels(image: Source, name: str) -> Tensor:
-    """The levels (3, H, W) uint8 on the CPU that an image has, whatever it is."""
+    """Converts an image of any supported type to levels (3, H, W) uint8 on the CPU."""
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Image.Image):
@@ -263,13 +282,13 @@ def _levels(image: Source, name: str) -> Tensor:
 
 
 def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[tuple[Path, Path, Path | None]]:
-    """Which image is read, and where its labels and its overlay are written: never twice, nor where one is read."""
+    """Lists images with the files of their labels and overlays; refuses a file that is written twice or is a source."""
     found = {}  # where in out what comes of an image lies, by its path
     for source in map(Path, sources):
         if source.is_dir():
             below = _images_below(source, out)
             if not below:
-                raise FileNotFoundError(f"{source}: there are no images in it ({', '.join(SUFFIXES)})")
+                raise FileNotFoundError(f"{source}: expected images in this folder, found none ({', '.join(SUFFIXES)})")
             found |= {path: path.relative_to(source) for path in below}
         elif source.exists():
             found[source] = Path(source.name)
@@ -293,7 +312,7 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
 
 
 def _images_below(folder: Path, out: Path) -> list[Path]:
-    """The images in a folder and below it, but for `out` and what is hidden; links to folders are not followed."""
+    """Lists the images in a folder and its subfolders, except `out`, hidden files and links to folders."""
     found, out = [], out.resolve()
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and Path(place, name).resolve() != out]

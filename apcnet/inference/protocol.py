@@ -1,10 +1,9 @@
-"""What a test protocol makes of logits: labels, a confusion matrix, or probabilities, at the original images' size.
+"""Computes labels, confusion matrices and probabilities under a test protocol, at the size of the original images.
 
-A protocol (apcnet.config.Protocol) says how a model is tested: at which scales, by which window, mirrored or not. All
-that follows from it does so here. The rules are mmsegmentation's: logits are resized to the network's input, and from
-there to the original image. Only the first of the two is ever formed, of one image at a time; the last is fused with
-what is made of it. `images` are normalised, (B, 3, h, w), at the scale that the network sees them at; where a protocol
-has several ratios, an iterable with the same images at each of them, one after the other.
+A protocol (apcnet.config.Protocol) defines the scales, the window and the flips of a test. The rules are
+mmsegmentation's: logits are resized to the network's input, and from there to the original image. Memory holds only the
+first result, for one image at a time; the second resize is fused with the operation that consumes it. `images` are
+normalised, (B, 3, h, w), at the network's scale; for several ratios, an iterable yields the same images at each ratio.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,12 +24,20 @@ Images = Tensor | Iterable[Tensor]
 
 
 def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None) -> Tensor:
-    """The class of every pixel, (B, H, W): uint8 for up to 256 classes, wider beyond, as upsample_argmax.
+    """Predicts the class of every pixel.
 
     Args:
-        protocol: how the model is tested. Of a sliding window over images of the result's size only one band of logits
-            exists; single_resize needs the least memory, but about 0.2 % of its labels are not mmsegmentation's.
-        size: (H, W) of the original images; that of `images` if not given.
+        model: A callable that maps images to logits (B, K, h, w) and has `align_corners`.
+        images: Normalised images, (B, 3, h, w), or an iterable of one such batch per ratio of the protocol.
+        protocol: Scales, windows and flips. A sliding window over images of the result's size keeps one band of logits;
+            single_resize needs the least memory, but about 0.2 % of its labels differ from mmsegmentation's.
+        size: Height and width of the original images; by default those of `images`.
+
+    Returns:
+        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns.
+
+    Example:
+        >>> classes = labels(model, images, size=(1024, 2048))
     """
     size = _size(images, size)
     with torch.no_grad():
@@ -46,15 +53,20 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
 def confusion(
     model: Model, images: Images, target: Tensor, protocol: Protocol = WHOLE, *, ignore_index: int = 255
 ) -> Tensor:
-    """The confusion matrix of the labels with the true ones, which lie at the size of the original images.
+    """Computes the confusion matrix of predicted and true labels without storing the predictions.
 
     Args:
-        target: (B, H, W), the true labels, uint8, int16, int32 or int64.
-        protocol: as in labels; these are never formed.
-        ignore_index: of pixels that are not counted.
+        model: A callable that maps images to logits (B, K, h, w) and has `align_corners`.
+        images: Normalised images, as in `labels`.
+        target: True labels (B, H, W) at the size of the original images: uint8, int16, int32 or int64.
+        protocol: Scales, windows and flips.
+        ignore_index: Target label of the pixels that are not counted.
 
     Returns:
-        (K, K) int64, rows: target, columns: prediction, of all images together.
+        Counts (K, K) of all images, int64; rows are targets, columns predictions.
+
+    Example:
+        >>> counts = confusion(model, images, target)
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
@@ -71,10 +83,22 @@ def confusion(
 def probabilities(
     model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
 ) -> Tensor:
-    """The mean of the class probabilities over the protocol's ratios and mirror images, (B, K, H, W) at `size`.
+    """Computes class probabilities (B, K, H, W), averaged over the protocol's ratios and flips.
 
-    float32 (float64 for float64 logits). Beside it only the logits of one image at the size of its view exist, and of
-    the views no more than one if an iterator gives them.
+    Besides the result, memory holds the logits of one image at the size of its view, and one view at a time if `images`
+    is an iterator.
+
+    Args:
+        model: A callable that maps images to logits (B, K, h, w) and has `align_corners`.
+        images: Normalised images, as in `labels`.
+        protocol: Scales, windows and flips.
+        size: Height and width of the original images; by default those of `images`.
+
+    Returns:
+        Probabilities in float32, or float64 if the model returns float64.
+
+    Example:
+        >>> mean = probabilities(model, images, Protocol(flip=True))
     """
     size, total = _size(images, size), None
     with torch.no_grad():
@@ -93,8 +117,7 @@ def probabilities(
 
 @contextmanager
 def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterator[None]:
-    """The model in evaluation mode, with products in a precision (autocast); afterwards each of its parts is in its
-    own mode again, which need not be that of all."""
+    """Puts a model in evaluation mode and a precision (autocast), and restores the mode of each module afterwards."""
     check_choice(precision, "precision", get_args(Precision))
     training = [part for part in model.modules() if part.training]
     device, low = next(model.parameters()).device.type, precision != "float32"
@@ -110,8 +133,7 @@ def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterato
 def _last_scores(
     model: Model, images: Images, protocol: Protocol, size: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """From the first image's top to the last one's bottom: which images and rows of the result, and the scores that
-    have to be resized to these, if at all, for their largest to be the label."""
+    """Yields images and rows of the result, from first to last, with the scores whose argmax, resized, is the label."""
     if protocol.averages:
         scores = probabilities(model, images, protocol, size=size)
         yield slice(0, scores.shape[0]), slice(0, size[0]), scores
@@ -129,9 +151,9 @@ def _last_scores(
 def _last_logits(
     model: Model, view: Tensor, protocol: Protocol, size: tuple[int, int]
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Which images, and their logits that only one resize, to `size`, is left to be done with.
+    """Yields images with their logits before the last resize, to `size`.
 
-    Logits of the size of the view are those of one image at a time.
+    Logits at the size of the view are yielded one image at a time.
     """
     if protocol.window:
         for i, image in enumerate(view.split(1)):
@@ -146,7 +168,7 @@ def _last_logits(
 
 
 def _views(images: Images, protocol: Protocol) -> Iterator[Tensor]:
-    """The images at each of the protocol's ratios."""
+    """Yields the images at each of the protocol's ratios."""
     count = 0
     for view in [images] if isinstance(images, Tensor) else images:
         check_images(view)

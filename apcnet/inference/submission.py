@@ -1,4 +1,4 @@
-"""Predictions as files: a PNG an image, with the values and under the name that a benchmark's masks have.
+"""Writes predictions as PNG files with the names and values of a benchmark's masks.
 
     cityscapes       labelIds (7 to 33), FOLDER/frankfurt/frankfurt_000001_000019.png: the server's script looks in all
                      folders for one file that begins with city, sequence and frame
@@ -30,9 +30,12 @@ VOC_PALETTE = [part for color in voc_colors(256) for part in color]
 
 
 def writer(benchmark: str, dataset: Sequence[Sample], folder: str | Path) -> Callable[[str, Tensor], None]:
-    """A function of a sample's name and its labels, (H, W) indices of classes on the CPU, that writes its file.
+    """Returns a function that writes the file of a sample, from its name and labels (class indices (H, W) on the CPU).
 
-    `benchmark` is the name that the data set was opened by. The folder for the files is made if it is not there.
+    Args:
+        benchmark: The name by which the data set was opened.
+        dataset: The data set whose masks define the stored values.
+        folder: The folder for the files; it is created when needed.
     """
     check_choice(benchmark, "benchmark", data.NAMES)
     folder = Path(folder)
@@ -57,7 +60,7 @@ def writer(benchmark: str, dataset: Sequence[Sample], folder: str | Path) -> Cal
 
 
 def _stored_values(benchmark: str, dataset: Sequence[Sample]) -> np.ndarray:
-    """For each class the value that stands for it in files."""
+    """Returns the stored value of each class."""
     if benchmark == "cityscapes":
         return np.array(IDS, np.uint8)
     labels = label_table(len(dataset.classes)) if benchmark == "synthetic" else dataset.labels

@@ -239,8 +239,8 @@ def test_a_wrong_mask_is_named(mask, message):
 @pytest.mark.parametrize(
     ("model", "dataset", "test", "options", "message"),
     [
-        (Network(4), Pictures(), Protocol(), {}, "dataset: has 5 classes, but the model tells 4 apart"),
-        (Network(), Pictures(0), Protocol(), {}, "dataset: expected one sample at least, it is empty"),
+        (Network(4), Pictures(), Protocol(), {}, "dataset: expected 4 classes, as the model has, got 5"),
+        (Network(), Pictures(0), Protocol(), {}, "dataset: expected at least one sample, got none"),
         (Network(), Pictures(), Protocol(), {"precision": "bf16"}, "precision: .*; did you mean 'bfloat16'"),
         (Network(), Pictures(), Protocol(), {"workers": -1}, "workers: expected 0 or more, got -1"),
     ],
