@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 _COMMAND = Path(sys.argv[0]).stem in ("apcnet", "-m")  # `apcnet`, or `python -m apcnet` while Python looks for it
 _NEEDS = ("PIL", "safetensors", *(("rich", "tyro") if _COMMAND else ()))
@@ -19,7 +20,7 @@ __all__ = ["ConfusionMatrix", "create", "evaluate", "load", "predict", "train"]
 __all__ += ["data", "inference", "interop", "models"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Imports PyTorch at the first use of these names, so that `apcnet --help` does not wait for it."""
     match name:
         case "create" | "load":

@@ -223,6 +223,7 @@ def convert(
     model = convert_checkpoint(
         source, out, align_corners=align_corners, output_stride=output_stride, folder=folder, progress=show_download
     )
+    assert model.architecture is not None  # every converted model has one
     about = ", ".join(f"{name} {value}" for name, value in model.architecture.items())
     print(f"{out}: {about}, {'with' if model.classes else 'without'} class names")
 
@@ -398,8 +399,8 @@ def _start_processes(gpus: int, device: str | None) -> None:
     available = torch.cuda.device_count()
     if device == "cpu" or not 1 <= gpus <= available:
         raise ValueError(
-            f"gpus: expected 1 or more of the {available} GPUs that PyTorch finds, got {gpus}; to train in several processes "
-            "on CPUs, type torchrun --nproc-per-node N -m apcnet train …"
+            f"gpus: expected 1 or more of the {available} GPUs that PyTorch finds, got {gpus}; to train in several "
+            "processes on CPUs, type torchrun --nproc-per-node N -m apcnet train …"
         )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", "apcnet", *sys.argv[1:]])

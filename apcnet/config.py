@@ -306,7 +306,7 @@ def _check(section, expected: str, is_allowed: Callable, *names: str) -> None:
 def _convert(kind: typing.Any, given: typing.Any, name: str) -> typing.Any:
     """Converts a value to a declared type, or raises an error that names the field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(given, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(given, dict):
         for key in given:
             check_choice(key, f"field of {name}", typing.get_type_hints(kind))
         return kind(**given)
@@ -320,9 +320,8 @@ def _convert(kind: typing.Any, given: typing.Any, name: str) -> typing.Any:
             raise ValueError(f"{name}: expected {len(arguments)} numbers, got {list(given)}")
         return tuple(_convert(arguments[0], item, name) for item in given)  # the items of a tuple share one type
     if origin is dict and isinstance(given, dict):
-        pairs = (
-            (int(key) if str(key).isdecimal() else key, item) for key, item in given.items()
-        )  # JSON's keys are strings
+        keys = (int(key) if str(key).isdecimal() else key for key in given)  # JSON's keys are strings
+        pairs = zip(keys, given.values(), strict=True)
         return {_convert(arguments[0], key, name): _convert(arguments[1], item, name) for key, item in pairs}
     if kind is float and type(given) is int:
         return float(given)

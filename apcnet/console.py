@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 class RunDisplay:
-    """Shows the records and events of `apcnet.training` as a progress bar in a terminal, or else as one line per record.
+    """Shows the records and events of `apcnet.training` as a progress bar, or without a terminal as lines.
 
     The bar is drawn inside `with display.bar`.
     """

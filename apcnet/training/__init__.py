@@ -1,12 +1,14 @@
-"""Training: `train` takes a config and a folder, and can be killed at any moment. Read in this order:
+"""Trains models: `train` takes a config and a folder, and resumes a run that was killed.
 
-loop        the run from its first step to its last: what happens when
-start       what it starts from: checks, data, model
-step        one step: learning rate, losses, gradients, a check, the change
-checkpoint  its state on disk, whole at every moment
-folder      where it is kept, and who may write there
-log         its records
-signals     a request to stop
+Read its modules in this order:
+
+loop        the run, from its first step to its last
+start       checks the config, opens the data, makes the initial model
+step        one step: learning rate, losses, gradients, check, update
+checkpoint  saves and loads the state of a run
+folder      the files of a run, and the lock on its folder
+log         writes records of losses and scores
+signals     turns SIGINT and SIGTERM into a request to stop
 """
 
 from apcnet.training.loop import train

@@ -1,10 +1,10 @@
-"""The state of a training run on disk: whole at every moment, whatever happens to the process.
+"""Saves and loads the state of a training run, so that a killed process never leaves a broken checkpoint.
 
-    last.pt        weights, moving average, momentum, step: all that is needed to go on
-    previous.pt    the one before
+    last.pt        weights, moving average, momentum, step: everything needed to resume
+    previous.pt    the checkpoint before it
 
-Each is written beside its place, reaches the disk, and is then renamed; neither is ever missing while the other is
-replaced. Both hold tensors, numbers, strings, lists and dicts alone, and are read with nothing else allowed.
+Each is written to a temporary file, flushed to disk and then renamed, so that one of the two always exists. Both hold
+only tensors, numbers, strings, lists and dicts, and are loaded with `weights_only=True`.
 """
 
 import os
@@ -21,51 +21,51 @@ LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
 def save(folder: Path, state: dict) -> None:
-    """Makes a state the last one, and the last one the previous one."""
+    """Saves a state as last.pt, after the old last.pt has become previous.pt."""
     with replacing(folder / LAST) as temporary:
-        with temporary.open("wb") as file:  # a full disk is then the system's own error, not PyTorch's
+        with temporary.open("wb") as file:  # so that a full disk raises an OSError, not an error of PyTorch's
             torch.save(state, file)
         if (folder / LAST).exists():
             with replacing(folder / PREVIOUS) as second:
-                try:  # a second name for the same bytes; a copy where the file system has no second names
+                try:  # a hard link; a copy if the file system has none
                     second.unlink()
                     os.link(folder / LAST, second)
                 except OSError:
                     shutil.copyfile(folder / LAST, second)
 
 
-def load(folder: Path, mend: bool = False) -> dict | None:
-    """The last state, the previous one if the last cannot be read, None if there is none.
+def load(folder: Path, repair: bool = False) -> dict | None:
+    """Loads last.pt, or previous.pt if last.pt is damaged; returns None if there is neither.
 
-    `mend` puts a last state that cannot be read aside, so that the next one does not take the previous one's place.
+    `repair` renames a damaged last.pt, so that the next save does not make it previous.pt.
     """
-    troubles = []
+    problems = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue
-        trouble, state = _read(path)
-        if trouble:
-            troubles.append(f"{path}: {trouble}")
+        state = _read(path)
+        if isinstance(state, str):
+            problems.append(f"{path}: {state}")
             continue
-        if troubles:
-            warnings.warn(f"{troubles[0]}; {PREVIOUS} of step {state['step']} is used instead", stacklevel=2)
-            if mend:
+        if problems:
+            warnings.warn(f"{problems[0]}; {PREVIOUS} of step {state['step']} is used instead", stacklevel=2)
+            if repair:
                 (folder / LAST).replace(folder / f"{LAST}.damaged")
         return state
-    if troubles:
-        raise OSError(f"no checkpoint can be read: {'; '.join(troubles)}")
+    if problems:
+        raise OSError(f"no checkpoint can be read: {'; '.join(problems)}; delete both to start from the first step")
     return None
 
 
-def _read(path: Path) -> tuple[str | None, dict | None]:
-    """Why a state cannot be read, or the state. Its checksums are looked at, which PyTorch does not do."""
+def _read(path: Path) -> dict | str:
+    """Returns the state in a file, or the reason why it cannot be read. It verifies checksums, unlike PyTorch."""
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
-                return f"damaged in {damaged}", None
+                return f"damaged in {damaged}"
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of damaged bytes anything may come
-        return f"damaged ({type(error).__name__})", None
+    except Exception as error:  # damaged bytes may raise anything
+        return f"damaged ({type(error).__name__})"
     if not isinstance(state, dict) or "step" not in state:
-        return "holds no state of a run", None
-    return None, state
+        return "holds no state of a run"
+    return state

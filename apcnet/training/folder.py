@@ -1,14 +1,14 @@
-"""The folder of a run: one run a folder, one process at a time that writes to it, and what the run in it is.
+"""Manages the folder of a run: one run per folder, and one process at a time that writes to it.
 
-config.json            what the run is: the same config goes on, another one is refused
-environment.json       where it runs
+config.json            the config of the run: the same config resumes it, another one is refused
+environment.json       versions of PyTorch and Python, device, threads, processes
 log.jsonl              losses, learning rate, speed; scores (log.py)
-last.pt, previous.pt   where to go on (checkpoint.py)
+last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
 best.safetensors       the model with the highest mIoU so far
 final.safetensors      the model after the last step
-metrics.json           its scores
-confusion.npy, .png    its confusion matrix
-preview/000150.png     images, truth, predictions and errors at every evaluation
+metrics.json           scores of the final model
+confusion.npy, .png    confusion matrix of the final model
+preview/000150.png     images, labels, predictions and errors of every evaluation
 failed.json            the samples of a step whose losses are not finite
 """
 
@@ -29,29 +29,29 @@ BEST, FINAL = "best.safetensors", "final.safetensors"
 
 
 def claim(folder: Path, config: Config) -> IO | None:
-    """Makes the folder for a run, or finds that the run in it is this one, for all processes.
+    """Creates the folder of a run, or checks that it holds the same run; all processes have to call this.
 
     Returns:
-        of the first process a file that is locked for as long as it is open: no second run writes there.
+        In the first process a locked file: while it is open, no other run can claim the folder. Otherwise None.
     """
-    lock, trouble = None, None
+    lock, failure = None, None
     if rank() == 0:
         try:
             lock = _claim(folder, config)
         except (ValueError, OSError) as error:
-            trouble = error
-    told = gather(str(trouble or ""))[0]
-    if told:
-        raise trouble or ValueError(told)
+            failure = error
+    message = gather(str(failure or ""))[0]
+    if message:
+        raise failure or ValueError(message)
     return lock
 
 
 def _claim(folder: Path, config: Config) -> IO:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _locked(folder / "lock")
+    lock = _lock(folder / "lock")
     if (folder / "config.json").exists():
-        if changed := changes(read_config(folder), config):
-            raise ValueError(f"out: {folder} holds another run, {'; '.join(changed)}. Name another folder")
+        if changed := config_changes(read_config(folder), config):
+            raise ValueError(another_run(folder, changed))
         remove_leftovers(folder)
     else:
         write_json(folder / "config.json", config.to_json())
@@ -59,14 +59,14 @@ def _claim(folder: Path, config: Config) -> IO:
     if path.exists():
         before = read_json(path)
         if changed := [f"{key}: {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]]:
-            warnings.warn(f"{folder}: its bits may differ from here on, {'; '.join(changed)}", stacklevel=3)
+            warnings.warn(f"{folder}: results may no longer be bit-identical, {'; '.join(changed)}", stacklevel=3)
     else:
         write_json(path, now)
     return lock
 
 
-def _locked(path: Path) -> IO:
-    """The lock goes with the process, however that ends; the processes that it starts have no part in it."""
+def _lock(path: Path) -> IO:
+    """Locks a file until this process ends; its child processes do not inherit the lock."""
     file = path.open("a")
     try:
         import fcntl
@@ -76,20 +76,27 @@ def _locked(path: Path) -> IO:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise ValueError(f"out: another process is training in {path.parent}") from None
+        raise ValueError(
+            f"out: another process is training in {path.parent}; wait for it, or name another folder with --out"
+        ) from None
     return file
 
 
-def changes(there: Config, config: Config) -> list[str]:
-    """What differs between two configs of a run. Its data may have moved."""
-    return differences(replace(there, data=replace(there.data, root=config.data.root)), config)
+def config_changes(stored: Config, config: Config) -> list[str]:
+    """Lists the differences between the stored config of a run and a new one; the root of its data may differ."""
+    return differences(replace(stored, data=replace(stored.data, root=config.data.root)), config)
+
+
+def another_run(folder: Path, changed: list[str]) -> str:
+    """Returns the error message for a folder that holds another run."""
+    return f"out: {folder} holds another run, {'; '.join(changed)}. Name another folder with --out, or add --new"
 
 
 def read_config(folder: Path) -> Config:
-    """What the run in a folder is."""
+    """Reads the config of the run in a folder."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: there is no run, it has no config.json")
+        raise FileNotFoundError(f"{folder}: expected the folder of a run, found no config.json in it")
     try:
         return Config.from_json(read_json(path))
     except (ValueError, TypeError) as error:
@@ -97,25 +104,25 @@ def read_config(folder: Path) -> Config:
 
 
 def unused_folder(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3, … that is not there yet."""
+    """Returns the folder, or the first of folder-2, folder-3, … that does not exist."""
     others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], others) if not path.exists())
 
 
 def model_file(path: Path) -> Path:
-    """The file of a model: of a run's folder the last one, while it goes on the best so far."""
+    """Returns a model file, or for the folder of a run its final model, or the best one while it is not finished."""
     if not path.is_dir():
         return path
     for file in (path / FINAL, path / BEST):
         if file.exists():
             return file
     raise FileNotFoundError(
-        f"{path}: expected a model's file or a run's folder, there is neither {FINAL} nor {BEST} in it"
+        f"{path}: expected a model file or the folder of a run, found neither {FINAL} nor {BEST} in it"
     )
 
 
 def environment() -> dict:
-    """What the bits of a run depend on beside its config."""
+    """Describes everything besides the config that the bits of the results depend on."""
     capability = torch.backends.cpu.get_cpu_capability()
     return {
         "torch": torch.__version__,

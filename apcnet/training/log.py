@@ -1,7 +1,7 @@
-"""Where the records of a run go: lines of JSON in its folder always, TensorBoard or wandb where that is asked for.
+"""Writes the records of a run to log.jsonl, and on request to TensorBoard or wandb.
 
 A record is a flat dict: {"step": 150, "loss": 0.31, "lr": 0.0093, …} from training, {"step": 150, "miou": 0.71, …} from
-an evaluation.
+evaluation.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ NAME = "log.jsonl"
 
 
 class Log:
-    """The records of a run, which goes on at `step` and was last evaluated at `evaluated`.
+    """Appends records to the log of a run that resumes at `step` and was last evaluated at step `evaluated`.
 
-    What was written of later steps, before it was killed, is dropped.
+    Records of later steps, written before the run was killed, are removed.
     """
 
     def __init__(self, folder: Path, step: int = 0, evaluated: int = 0, to: Writer | None = None):
@@ -46,12 +46,12 @@ class Log:
 
 
 def read(folder: Path) -> list[dict]:
-    """All records of a run."""
+    """Reads all records of a run."""
     return [json.loads(line) for line in _lines(folder / NAME)]
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines: a killed process may have left a part of its last."""
+    """Reads the complete lines; a killed process may have left an incomplete one at the end."""
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
@@ -73,8 +73,8 @@ def _tensorboard(folder: Path, step: int):
 def _wandb(folder: Path, step: int):
     import wandb
 
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same run, where it goes on
-    run = wandb.init(project="apcnet", name=folder.name, dir=str(folder), id=place, resume="allow")
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same when the run resumes
+    run = wandb.init(project="apcnet", name=folder.name, dir=str(folder), id=identity, resume="allow")
     return lambda record: run.log(dict(_scalars(record)), step=record["step"])
 
 

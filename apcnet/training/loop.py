@@ -1,8 +1,8 @@
-"""Training: from a config to weights, in a loop that can be killed at any moment and ends with the same bits.
+"""Trains a model from a config, in a loop that can be killed at any moment and still ends with the same bits.
 
-Everything happens at a step, nothing by the clock, and whatever is random follows from the seed and the step. So a
-run that was killed and is started again does what it would have done, to the bit, with any number of workers, on the
-same version of PyTorch, kind of processor, number of threads and of processes.
+Everything happens at a step, never by the clock, and every random number is a function of the seed and the step. So a
+resumed run computes the same bits as one that was never killed, with any number of workers, given the same version of
+PyTorch, type of processor, number of threads and number of processes.
 """
 
 import itertools
@@ -23,13 +23,13 @@ from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
 from apcnet.training import checkpoint
-from apcnet.training.folder import BEST, FINAL, changes, claim
+from apcnet.training.folder import BEST, FINAL, another_run, claim, config_changes
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
-from apcnet.training.start import augmentation, check, class_weights, open_data, starting_model
-from apcnet.training.step import Descent, NotFiniteError
+from apcnet.training.start import augmentation, check, class_weights, initial_model, open_data
+from apcnet.training.step import NotFiniteError, Trainer
 
-PREVIEWED = 4  # images
+PREVIEW_IMAGES = 4
 
 
 def train(
@@ -42,36 +42,42 @@ def train(
     log_to: Writer | None = None,
     show: Callable[[dict], None] = lambda record: None,
 ) -> dict:
-    """Trains from the first step, or from where the run in a folder was stopped.
+    """Trains a model, and resumes the run in the folder if there is one.
 
     Args:
-        config: what the run is.
-        out: its folder, made if need be.
-        device: cpu or cuda; None: cuda where there is one.
-        workers: processes that make batches, beside each training process.
-        log_every: steps from one record of losses to the next.
-        log_to: tensorboard or wandb, beside log.jsonl.
-        show: is given every record of the log, and {"event": …, …} of what is happening besides.
+        config: The config of the run.
+        out: The folder to write the run to; it is created if it does not exist.
+        device: cpu or cuda; by default cuda if there is a GPU.
+        workers: The number of processes that load batches, for each training process.
+        log_every: The number of steps between two records of losses.
+        log_to: tensorboard or wandb, to log there too, besides log.jsonl.
+        show: A function that receives every record of the log, and events such as {"event": "started", …}.
 
     Returns:
-        the scores after the last step: step, miou, macc, aacc (fractions), iou of each class by name, of synthetic
-        context_miou, and best: {miou, step}.
+        The scores after the last step: step, miou, macc, aacc (fractions), iou (by class name), best ({miou, step}),
+        and with generated scenes context_miou.
 
     Raises:
-        FloatingPointError: losses or gradients are not finite; last.pt holds the state before that step, failed.json
-            says on what it happened.
-        SystemExit: 128 and the signal's number after SIGINT or SIGTERM; the step was finished and saved.
+        FloatingPointError: Losses or gradients are not finite; last.pt holds the state before that step, and
+            failed.json names its samples.
+        SystemExit: SIGINT or SIGTERM stopped the run, after the current step was finished and saved; the code is 128
+            plus the signal's number.
+
+    Example:
+        >>> from apcnet.presets import preset
+        >>> scores = apcnet.train(preset("tiny"), out="runs/tiny")
+        >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
     with process_group(device) as device, _reproducible(config, device), Interrupts() as interrupts:
         run = Run(config, Path(out), device, workers, log_every, log_to, show, interrupts)
-        if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed while it evaluated
+        if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
             run.evaluate()
         if run.step == 0:
-            run.draw()
+            run.save_preview()
         for batch in run.batches():
-            values, stop = run.learn(batch)
+            values, stop = run.train_step(batch)
             if run.due(log_every):
-                run.log_step(values)
+                run.record_losses(values)
             if run.due(config.save_every) or run.due(config.eval_every) or stop:
                 run.save()
             if stop:
@@ -82,30 +88,42 @@ def train(
 
 
 class Run:
-    """A folder, a model in it, and the step it has come to."""
+    """Holds the model of a run, its folder, and the step it has reached."""
 
-    def __init__(self, config, out, device, workers, log_every, log_to, show, interrupts):
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        device: torch.device,
+        workers: int,
+        log_every: int,
+        log_to: Writer | None,
+        show: Callable[[dict], None],
+        interrupts: Interrupts,
+    ):
         self.config, self.out, self.device, self.workers = config, out, device, workers
-        self.chief, self.interrupts = rank() == 0, interrupts
-        self.show = show if self.chief else lambda record: None
+        self.is_main, self.interrupts = rank() == 0, interrupts
+        self.show = show if self.is_main else lambda record: None
         check(config, log_every, workers)
-        self.data, self.held_out = (open_data(config.data, s) for s in (config.data.split, config.data.val_split))
+        self.data, self.val_data = (open_data(config.data, s) for s in (config.data.split, config.data.val_split))
         self.lock = claim(out, config)
         weights = class_weights(config, self.data.classes)
-        self.descent = Descent(starting_model(config, self.data).to(device), config, weights)
-        self.model = self.descent.result
-        self.step, self.evaluated, self.best, self.scores = 0, 0, None, None
-        self.means = {"config": config.to_json(), "images": len(self.data), "class_weights": weights}
-        state = checkpoint.load(out, mend=self.chief)
+        self.trainer = Trainer(initial_model(config, self.data).to(device), config, weights)
+        self.model = self.trainer.result
+        self.step, self.evaluated = 0, 0
+        self.best: dict | None = None
+        self.scores: dict | None = None
+        self.identity = {"config": config.to_json(), "images": len(self.data), "class_weights": weights}
+        state = checkpoint.load(out, repair=self.is_main)
         if state is not None:
-            _check_state(state, self.means, out)
-            self.descent.restore(state)
+            _check_state(state, self.identity, out)
+            self.trainer.restore(state)
             self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
         self.saved = self.step
         if len(set(steps := gather(self.step))) > 1:
-            raise ValueError(f"out: the processes find different checkpoints in {out}, of steps {steps}")
-        self.log = Log(out, self.step, self.evaluated, log_to) if self.chief else None
-        self.since, self.logged = time.perf_counter(), self.step
+            raise ValueError(f"out: expected one folder for all processes, found checkpoints of steps {steps} in {out}")
+        self.log = Log(out, self.step, self.evaluated, log_to) if self.is_main else None
+        self.log_time, self.log_step = time.perf_counter(), self.step
         self.show(
             {
                 "event": "started",
@@ -117,66 +135,69 @@ class Run:
                 "processes": world_size(),
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "images": len(self.data),
-                "val_images": len(self.held_out),
+                "val_images": len(self.val_data),
             }
         )
 
     def batches(self) -> Iterator[Batch]:
-        """Those of the steps that are left."""
+        """Loads the batches of the remaining steps."""
         transform = augmentation(self.config.data, self.model)
         batches = Batches(self.data, transform, self.config.seed, self.config.batch_size, rank(), world_size())
         steps = range(self.step, self.config.steps)
         return loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda")
 
     def due(self, every: int) -> bool:
-        """Whether something that is done every so many steps, and after the last one, is to be done now."""
+        """Tells whether this step ends an interval of so many steps, or the run."""
         return self.step > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
-    def learn(self, batch: Batch) -> tuple[dict[str, float], bool]:
-        """A step. What it was, and whether a process was told to stop."""
+    def train_step(self, batch: Batch) -> tuple[dict[str, float], bool]:
+        """Takes one step; returns its losses, and whether a process asked to stop."""
         try:
-            step = self.descent.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
+            result = self.trainer.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
         except NotFiniteError as error:
             self.save()
-            raise FloatingPointError(self._explain(batch, error)) from None
+            raise FloatingPointError(self._describe_failure(batch, error)) from None
         self.step += 1
-        return step
+        return result
 
-    def log_step(self, values: dict[str, float]) -> None:
-        seconds = time.perf_counter() - self.since
-        speed = self.config.batch_size * (self.step - self.logged) / seconds
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}  # float16's norm
-        self._tell({"step": self.step, **values, "images_per_second": round(speed, 2), "memory_mib": self._memory()})
-        self.since, self.logged = time.perf_counter(), self.step
+    def record_losses(self, values: dict[str, float]) -> None:
+        """Records losses, speed and memory."""
+        seconds = time.perf_counter() - self.log_time
+        speed = self.config.batch_size * (self.step - self.log_step) / seconds
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # float16's norm
+        self._record({"step": self.step, **finite, "images_per_second": round(speed, 2), "memory_mib": self._memory()})
+        self.log_time, self.log_step = time.perf_counter(), self.step
 
     def save(self) -> None:
-        if self.chief and self.saved != self.step:  # the one before is not to be lost for the same once more
+        """Saves a checkpoint, unless this step has one already."""
+        if self.is_main and self.saved != self.step:  # a second save would replace previous.pt by the same state
             state = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
-            checkpoint.save(self.out, {**state, **self.means, **self.descent.state()})
+            checkpoint.save(self.out, {**state, **self.identity, **self.trainer.state()})
         self.saved = self.step
 
     def stop(self) -> None:
-        gather(None)  # a process that ends sooner would have the others ended while they save
+        """Ends the process, after all processes have saved."""
+        gather(None)  # torchrun ends all processes as soon as the first one exits
         self.show({"event": "stopped", "step": self.step, "folder": str(self.out)})
         raise SystemExit(self.interrupts.status)
 
-    def evaluate(self) -> None:
-        """Scores and pictures of the model as it is, and the model's file if it is the best."""
-        if (
-            world_size() > 1
-        ):  # batch norms on CPUs have statistics of their own in each process; the first one's are kept
+    def evaluate(self) -> dict:
+        """Evaluates the model, saves preview pictures, and saves the model if it is the best so far."""
+        if world_size() > 1:  # on CPUs the batch norms of each process differ; those of the first one are used
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
         def progress(done: int, total: int) -> None:
-            if self.interrupts.signal is not None:  # all is saved, and it is evaluated when the run goes on
+            if (
+                self.interrupts.signal is not None
+            ):  # everything is saved; the evaluation is repeated when the run resumes
                 self.show({"event": "stopped", "step": self.step, "folder": str(self.out)})
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
         matrix = evaluate(
             self.model,
-            self.held_out,
+            self.val_data,
             self.config.evaluation,
             workers=self.workers,
             precision=self.config.precision,
@@ -186,29 +207,32 @@ class Run:
         scores = matrix.scores()
         if math.isnan(scores.miou):
             split = self.config.data.val_split
-            raise ValueError(f"val_split: no pixel of {split} has a label, there is nothing to go by")
+            raise ValueError(f"val_split: expected labelled pixels, found none in {split}")
         if self.best is None or scores.miou > self.best["miou"]:
             self.best = {"miou": scores.miou, "step": self.step}
-            if self.chief:
+            if self.is_main:
                 self.model.save(self.out / BEST)
-        self.scores = {"step": self.step, **scores.record(self.held_out), "best": self.best}
+        self.scores = {"step": self.step, **scores.record(self.val_data), "best": self.best}
         self.evaluated = self.step
-        self._tell(self.scores)
-        self.draw()
-        if self.chief and self.step == self.config.steps:
+        self._record(self.scores)
+        self.save_preview()
+        if self.is_main and self.step == self.config.steps:
             matrix.save(self.out / "confusion.npy")
             draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
-        self.since, self.logged = time.perf_counter(), self.step
+        self.log_time, self.log_step = time.perf_counter(), self.step
+        return self.scores
 
-    def draw(self) -> None:
-        """Images, truth, predictions and errors."""
-        if not self.chief:
+    def save_preview(self) -> None:
+        """Saves a picture of some images with their labels, predictions and errors."""
+        if not self.is_main:
             return
-        rows = []
-        for index in range(min(PREVIEWED, len(self.held_out))):
-            sample = self.held_out[index]
-            seen = predict(self.model, sample.image, self.config.evaluation, precision=self.config.precision)
-            rows.append((sample.image, sample.mask, seen.labels))
+        samples = [self.val_data[index] for index in range(min(PREVIEW_IMAGES, len(self.val_data)))]
+        images = [sample.image for sample in samples]
+        predictions = predict(self.model, images, self.config.evaluation, precision=self.config.precision)
+        rows = [
+            (sample.image, sample.mask, prediction.labels)
+            for sample, prediction in zip(samples, predictions, strict=True)
+        ]
         (self.out / "preview").mkdir(exist_ok=True)
         remove_leftovers(self.out / "preview")
         draw.save(
@@ -216,65 +240,67 @@ class Run:
         )
 
     def finish(self) -> dict:
-        """What is kept of a run that has come to its last step."""
+        """Saves the final model and its scores, and returns the scores."""
         metrics, final = self.out / "metrics.json", self.out / FINAL
-        if self.scores is None and metrics.exists() and final.exists():  # it had come there before
+        if self.scores is None and metrics.exists() and final.exists():  # the run was finished before
             return read_json(metrics)
-        if self.scores is None:
-            self.evaluate()
-        if self.chief:
+        scores = self.scores or self.evaluate()
+        if self.log is not None:
             self.model.save(final)
-            write_json(metrics, self.scores)
+            write_json(metrics, scores)
             self.log.close()
-        gather(None)  # all is written when train returns, in every process
-        return self.scores
+        gather(None)  # when train returns in any process, all files are written
+        return scores
 
-    def _tell(self, record: dict) -> None:
-        if self.chief:
+    def _record(self, record: dict) -> None:
+        if self.log is not None:
             self.log(record)
         self.show(record)
 
     def _memory(self) -> int:
-        """The most that was needed so far, in MiB: of the GPU's memory, or of this process."""
+        """Returns the peak memory so far, in MiB: of the GPU, or of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) >> 20
-        import resource  # which there is not on Windows
+        import resource  # not available on Windows
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
-    def _explain(self, batch: Batch, error: NotFiniteError) -> str:
+    def _describe_failure(self, batch: Batch, error: NotFiniteError) -> str:
         samples = gather([{"name": n, "position": p} for n, p in zip(batch.names, batch.positions, strict=True)])
-        about = {
+        details = {
             "step": self.step,
             "values": {k: str(v) for k, v in error.values.items()},
             "samples": list(itertools.chain(*samples)),
         }
-        if self.chief:
-            write_json(self.out / "failed.json", about)
+        if self.is_main:
+            write_json(self.out / "failed.json", details)
         return (
-            f"step {self.step}: losses or gradients are not finite ({error}). The state before it is in {self.out}/"
-            f"{checkpoint.LAST}, its samples in {self.out}/failed.json. Try --new with a lower --lr or --clip"
+            f"step {self.step}: losses or gradients are not finite ({error}). The state before this step is in "
+            f"{self.out / checkpoint.LAST}, its samples are in {self.out / 'failed.json'}. Try a lower --lr, or --clip "
+            "with --new"
         )
 
 
-def _check_state(state: dict, means: dict, out: Path) -> None:
-    """A checkpoint has to be of this run, and of the data that it began with."""
+def _check_state(state: dict, identity: dict, out: Path) -> None:
+    """Checks that a checkpoint belongs to this run, with the same data."""
     try:
-        other = [*changes(Config.from_json(state["config"]), Config.from_json(means["config"]))]
-        other += [
-            f"{name}: {state[name]} → {means[name]}"
+        changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
+        changed += [
+            f"{name}: {state[name]} → {identity[name]}"
             for name in ("images", "class_weights")
-            if state[name] != means[name]
+            if state[name] != identity[name]
         ]
     except KeyError as error:
-        raise ValueError(f"out: {out / checkpoint.LAST} is no checkpoint of a run, it has no {error}") from None
-    if other:
-        raise ValueError(f"out: {out} holds another run, {'; '.join(other)}. Name another folder")
+        raise ValueError(
+            f"out: expected the checkpoint of a run in {out / checkpoint.LAST}, it has no {error}"
+        ) from None
+    if changed:
+        raise ValueError(another_run(out, changed))
 
 
 @contextmanager
 def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
-    """PyTorch as a run wants it, and afterwards as it was: random state, and which algorithms may be used."""
+    """Seeds and configures PyTorch for a run, and afterwards restores its random state and settings."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     fill = torch.utils.deterministic.fill_uninitialized_memory

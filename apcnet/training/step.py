@@ -1,8 +1,8 @@
-"""One step of stochastic gradient descent, as the recipes have it: schedule, losses, gradients, a check, the change.
+"""Takes one step of stochastic gradient descent: learning rate, losses, gradients, check, update.
 
-A step's losses have one denominator for all its parts and processes, so that a batch means the same however it is cut
-up. Before anything is changed, losses and gradients of all processes are looked at together: a step that is not
-finite leaves the weights, and the statistics of batch norms, as they were.
+The losses of a step share one denominator over all parts and processes, so that splitting a batch does not change the
+result. Before the update, losses and gradients of all processes are checked together: if a value is not finite, the
+weights and the statistics of batch norms stay as they were.
 """
 
 import copy
@@ -16,10 +16,11 @@ from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
 from apcnet.distributed import rank, with_sync_batch_norm, world_size
 from apcnet.keys import DROPOUT, keyed
+from apcnet.models import Segmentor
 
 
 class NotFiniteError(ArithmeticError):
-    """A step whose losses or gradients are not finite; nothing was changed."""
+    """Reports that losses or gradients of a step are not finite; nothing was changed."""
 
     def __init__(self, values: dict[str, float]):
         self.values = values
@@ -27,18 +28,18 @@ class NotFiniteError(ArithmeticError):
 
 
 def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
-    """Of a step: a polynomial from lr at the first to min_lr at the last, as in mmsegmentation 1.x."""
-    left = 1 - step / max(steps - 1, 1)
-    return (settings.lr - settings.min_lr) * left**settings.power + settings.min_lr
+    """Returns the learning rate of a step: polynomial decay from lr to min_lr, as in mmsegmentation 1.x."""
+    remaining = 1 - step / max(steps - 1, 1)
+    return (settings.lr - settings.min_lr) * remaining**settings.power + settings.min_lr
 
 
-class Descent:
-    """A Segmentor, on its device, and all that changes with it, step by step.
+class Trainer:
+    """Holds a model on its device, its optimizer, and everything else that changes from step to step.
 
-    `model` is what is trained, `result` what is to be evaluated and kept: the model, or its moving average.
+    `model` is the model in training, `result` the one to evaluate and save: the same model, or its moving average.
     """
 
-    def __init__(self, model: nn.Module, config: Config, class_weights: list[float] | None = None):
+    def __init__(self, model: Segmentor, config: Config, class_weights: list[float] | None = None):
         self.config, self.settings = config, config.optimisation
         self.device = next(model.parameters()).device
         if config.channels_last:
@@ -53,19 +54,19 @@ class Descent:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.buffers = list(self.model.buffers())
         self.buffers_before = [buffer.clone() for buffer in self.buffers]
-        self.call = torch.compile(self.model) if config.compile else self.model
+        self.forward = torch.compile(self.model) if config.compile else self.model
         if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.call = nn.parallel.DistributedDataParallel(self.call, device_ids=ids)
+            self.forward = nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
 
     def step(self, number: int, images: Tensor, masks: Tensor, stop: bool = False) -> tuple[dict[str, float], bool]:
-        """Learns from this process's share of a batch; `stop` tells all processes that one of them wants to.
+        """Trains on this process's share of a batch; `stop` asks all processes to stop after this step.
 
         Returns:
-            the losses, their sum and the norm of the gradients, over all processes; and whether to stop.
+            The losses, their sum and the norm of the gradients over all processes; and whether a process asked to stop.
 
         Raises:
-            NotFiniteError: and model and optimizer are as they were.
+            NotFiniteError: A loss or gradient is not finite; model and optimizer are unchanged.
         """
         torch._foreach_copy_(self.buffers_before, self.buffers)
         rate = learning_rate(self.settings, number, self.config.steps)
@@ -82,8 +83,8 @@ class Descent:
             torch.distributed.all_reduce(shared)
         *means, stops, norm_value = torch.cat([shared / world_size(), norm.double().reshape(1)]).tolist()
         values = {"loss": sum(means), **dict(zip(losses, means, strict=True)), "gradient_norm": norm_value}
-        judged = means if self.scaler.is_enabled() else [*means, norm_value]  # the scaler skips what overflows
-        if not all(map(math.isfinite, judged)):
+        checked = means if self.scaler.is_enabled() else [*means, norm_value]  # the scaler skips steps that overflow
+        if not all(map(math.isfinite, checked)):
             torch._foreach_copy_(self.buffers, self.buffers_before)
             raise NotFiniteError(values)
 
@@ -91,7 +92,7 @@ class Descent:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # every step overflows, whatever it is scaled by
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:  # every step overflows at any scale
             raise NotFiniteError(values)
         if self.result is not self.model:
             with torch.no_grad():
@@ -101,7 +102,7 @@ class Descent:
         return {**values, "lr": rate}, stops > 0
 
     def state(self) -> dict:
-        """All that changes from step to step."""
+        """Returns everything that changes from step to step."""
         return {
             "model": self.model.state_dict(),
             "average": self.result.state_dict() if self.result is not self.model else None,
@@ -110,7 +111,7 @@ class Descent:
         }
 
     def restore(self, state: dict) -> None:
-        """Goes back to a state."""
+        """Restores a state that `state` returned."""
         self.model.load_state_dict(state["model"])
         if self.result is not self.model:
             self.result.load_state_dict(state["average"])
@@ -124,12 +125,13 @@ class Descent:
         return [{"params": parameters, "lr": 0.0, "factor": factor} for parameters, factor in parts]
 
     def _gradients(self, number: int, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Adds up gradients of all parts of the batch; gives its losses."""
+        """Accumulates the gradients of all parts of the batch, and returns its losses."""
         images = images.to(self.device, non_blocking=True)
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         masks = masks.to(self.device, non_blocking=True)
-        parts, total = self.settings.accumulate, {}
+        parts = self.settings.accumulate
+        total: dict[str, Tensor] = {}
         options = {
             "reduction": self.settings.reduction,
             "weight": self.class_weights,
@@ -139,11 +141,11 @@ class Descent:
         dtype = getattr(torch, self.config.precision)
         for part, share in enumerate(zip(images.chunk(parts), masks.chunk(parts), strict=True)):
             torch.manual_seed(keyed(self.config.seed, DROPOUT, number, part, rank()))
-            together = part == parts - 1 or world_size() == 1
-            with nullcontext() if together else self.call.no_sync():
+            ddp = self.forward if isinstance(self.forward, nn.parallel.DistributedDataParallel) else None
+            with nullcontext() if ddp is None or part == parts - 1 else ddp.no_sync():
                 with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                    losses = self.call(*share, **options)
-                if "decode.loss_se" in losses:  # a mean over the part's images
+                    losses = self.forward(*share, **options)
+                if "decode.loss_se" in losses:  # this loss is a mean over the images of the part
                     losses["decode.loss_se"] = losses["decode.loss_se"] / parts
                 self.scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
@@ -151,7 +153,7 @@ class Descent:
         return total
 
     def _denominator(self, masks: Tensor) -> Tensor | int:
-        """Of the cross entropies: a process's part of the batch's, for gradients are averaged over processes."""
+        """Returns the denominator of the cross entropies, divided by the processes that gradients are averaged over."""
         if self.settings.reduction == "mean_all":
             return masks.numel()
         valid = masks != IGNORE

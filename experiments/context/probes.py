@@ -18,8 +18,8 @@ from apcnet.data.sample import IGNORE, Sample
 from apcnet.data.stream import Batches
 from apcnet.data.synthetic import BAND, FABRIC, Synthetic
 from apcnet.inference.evaluation import evaluate
-from apcnet.training.start import augmentation, open_data, starting_model
-from apcnet.training.step import Descent
+from apcnet.training.start import augmentation, initial_model, open_data
+from apcnet.training.step import Trainer
 
 HALF, PLACED = "which half", "position given"
 
@@ -56,7 +56,7 @@ class Placed(nn.Module):
 def train(config: Config, change: str) -> dict:
     """Trains as apcnet.train does, with a change that no config has, and returns the content of metrics.json."""
     data, held_out = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
-    model = starting_model(config, data)
+    model = initial_model(config, data)
     augmented = augmentation(config.data, model)
 
     def relabelled(sample: Sample, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -68,11 +68,11 @@ def train(config: Config, change: str) -> dict:
     if change == HALF:
         held_out = Halves(config.data.val_split, **config.data.open_options())
     transform = relabelled if change == HALF else augmented
-    descent = Descent(model, config)
+    trainer = Trainer(model, config)
     batches = Batches(data, transform, config.seed, config.batch_size)
     for step in range(config.steps):
         batch = batches[step]
-        descent.step(step, batch.images, batch.masks)
-    iou = evaluate(descent.result, held_out, config.evaluation).scores().iou
+        trainer.step(step, batch.images, batch.masks)
+    iou = evaluate(trainer.result, held_out, config.evaluation).scores().iou
     fabric = iou[FABRIC : FABRIC + 2] if change == HALF else iou[list(Synthetic.context_classes)]
     return {"step": config.steps, "context_miou": float(fabric.mean())}

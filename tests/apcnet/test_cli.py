@@ -1,6 +1,7 @@
-"""What a user of the command line reads, and the exit statuses."""
+"""Tests the command line: its output, its error messages and its exit statuses."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -18,8 +19,8 @@ from apcnet.models import build
 
 @pytest.fixture
 def run(capfd, monkeypatch):
-    """Runs a command: its exit status, output and errors."""
-    monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards; main sets its own
+    """Runs a command, and returns its exit status, output and errors."""
+    monkeypatch.setattr("warnings.showwarning", None)  # restored afterwards, since main sets its own
 
     def run(*arguments):
         status = 0
@@ -45,7 +46,7 @@ def test_convert_and_export(run, checkpoint, tmp_path):
     status, out, err = run("convert", checkpoint, made, "--align-corners", "False", "--output-stride", "8")
     assert (status, err) == (0, "")
     assert out.startswith(f"{made}: model fcn, backbone resnet18, num_classes 3, ")
-    assert out.endswith(", with names of classes\n")
+    assert out.endswith(", with class names\n")
     status, out, _ = run("export", made, program, "--size", "64", "96", "--no-dynamic")
     assert status == 0 and out.startswith(f"{program}: logits, off by ") and "64×96" in out
     images = torch.randn(1, 3, 64, 96)
@@ -54,7 +55,7 @@ def test_convert_and_export(run, checkpoint, tmp_path):
     assert torch.allclose(given, expected, atol=1e-5)
 
 
-def test_what_is_assumed_is_said(run, checkpoint, tmp_path):
+def test_assumptions_are_reported(run, checkpoint, tmp_path):
     status, _, err = run("convert", checkpoint, tmp_path / "a.safetensors", "--align-corners", "False")
     assert status == 0 and err.startswith("apcnet: output_stride: assumed 8") and err.count("\n") == 1
 
@@ -78,8 +79,8 @@ def test_wrong_input_is_one_line(run, checkpoint, tmp_path, arguments, message):
     assert (status, out) == (2, "") and message in err and err.count("\n") == 1 and "Traceback" not in err
 
 
-def test_check_says_what_is_wrong(run, tmp_path):
-    """Nothing: 0, something that would break training: 1; the report is also a file where one is asked for."""
+def test_check_reports_problems(run, tmp_path):
+    """Tests exit status 0 without problems, 1 with a problem that would break training, and the report as a file."""
     fake_trees.folder(tmp_path / "data")
     status, out, err = run("check", "folder", tmp_path / "data", "--workers", "0")
     assert (status, err) == (0, "") and out.endswith("\nNo problems found.\n")
@@ -101,8 +102,8 @@ def test_prepare_and_check(run, tmp_path):
     fake_trees.cityscapes(tmp_path, prepared=False)
     status, out, _ = run("check", "cityscapes", tmp_path, "--workers", "0")
     assert status == 1 and f"`apcnet prepare cityscapes {tmp_path}`" in out
-    assert run("prepare", "cityscapes", tmp_path) == (0, f"{tmp_path}: 5 files written, 0 were there already\n", "")
-    assert run("prepare", "cityscapes", tmp_path) == (0, f"{tmp_path}: 0 files written, 5 were there already\n", "")
+    assert run("prepare", "cityscapes", tmp_path) == (0, f"{tmp_path}: 5 files written, 0 already there\n", "")
+    assert run("prepare", "cityscapes", tmp_path) == (0, f"{tmp_path}: 0 files written, 5 already there\n", "")
     assert run("check", "cityscapes", tmp_path, "--workers", "0")[0] == 0
 
 
@@ -111,8 +112,14 @@ def test_prepare_and_check(run, tmp_path):
     [
         (("check", "folders", "."), "name: expected one of cityscapes, "),
         (("check", "folder", "nowhere"), "root: expected an existing folder, got nowhere"),
-        (("check", "cityscapes", ".", "--labels", "0", "1"), "labels: those of cityscapes are fixed"),
-        (("check", "folder", ".", "--json", "nowhere/a.json"), "json: there is no folder nowhere"),
+        (
+            ("check", "cityscapes", ".", "--labels", "0", "1"),
+            "labels: expected with folder only, got them with cityscapes",
+        ),
+        (
+            ("check", "folder", ".", "--json", "nowhere/a.json"),
+            "json: expected a file in an existing folder, got nowhere/a.json",
+        ),
         (("check", "cityscapes", ".", "--worker", "0"), "--workers"),
         (("prepare", "ade20k", "."), "name: expected one of cityscapes, voc2012, pascal_context, got 'ade20k'"),
         (("prepare", "cityscapes", "nowhere"), "root: expected an existing folder, got nowhere"),
@@ -143,6 +150,16 @@ def test_every_command_has_help(run, command):
     assert status == 0 and f"usage: apcnet {command}" in out
 
 
+@pytest.mark.parametrize("arguments", [("train", "--help"), ("presets",)])
+def test_a_closed_pipe_ends_a_command_quietly(arguments):
+    command = [sys.executable, "-m", "apcnet", *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (cli.CLOSED_PIPE, "")
+
+
 def test_the_library_needs_neither_tyro_nor_rich():
     imports = "import sys, apcnet, apcnet.interop.convert, apcnet.data.doctor.check"
     code = f"{imports}; assert not {{'tyro', 'rich'}} & set(sys.modules)"
@@ -164,14 +181,14 @@ def test_help_does_not_wait_for_pytorch():
 
 @pytest.fixture
 def trained(run, tmp_path):
-    """The folder of a finished run, and what the command said."""
+    """Trains a small model; returns the folder of the run and the output of the command."""
     root = small_runs.write_images(tmp_path / "data")
     status, out, err = run(*small_runs.flags(small_runs.small(root)), "--out", tmp_path / "run", "--workers", 0)
     assert status == 0, err
     return tmp_path / "run", out
 
 
-def test_a_run_is_shown_tested_and_used(run, trained, tmp_path):
+def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     folder, out = trained
     assert f"{folder}: 0.0" in out and "step 12 of 12  loss" in out and "fabric by dots" in out
     picture = out.splitlines()[-1].split()[-1]
@@ -179,8 +196,8 @@ def test_a_run_is_shown_tested_and_used(run, trained, tmp_path):
     results, labels = tmp_path / "results", tmp_path / "labels"
     status, out, err = run("evaluate", folder, "--out", results, "--predictions", labels)
     assert status == 0 and "mIoU" in out, err
-    said, kept = (json.loads((path / "metrics.json").read_text()) for path in (results, folder))
-    assert said["miou"] == kept["miou"] and said["iou"] == kept["iou"]
+    evaluated, trained = (json.loads((path / "metrics.json").read_text()) for path in (results, folder))
+    assert evaluated["miou"] == trained["miou"] and evaluated["iou"] == trained["iou"]
     assert len(list(labels.rglob("*.png"))) == 5
     status, out, err = run("evaluate", folder / "best.safetensors", "--multi-scale", "--workers", 1)
     assert status == 0, err
@@ -189,7 +206,7 @@ def test_a_run_is_shown_tested_and_used(run, trained, tmp_path):
     assert len(list((tmp_path / "seen").glob("*_overlay.jpg"))) == 5
 
 
-def test_a_folder_of_ones_own_starts_from_a_model_with_class_weights(run, trained, tmp_path):
+def test_own_images_are_trained_from_a_model_with_class_weights(run, trained, tmp_path):
     root, report = tmp_path / "data", tmp_path / "report.json"
     status, _, err = run("check", "folder", root, "--json", report)
     assert err == ""
@@ -198,20 +215,20 @@ def test_a_folder_of_ones_own_starts_from_a_model_with_class_weights(run, traine
     status, out, err = run("train", "folder", "--root", root, *start, *more)
     assert status == 0 and "step 2 of 2" in out, err
     config = json.loads((tmp_path / "finer" / "config.json").read_text())
-    assert config["model"]["backbone"] == "tiny" and config["model"]["width"] == 8  # as the file says
+    assert config["model"]["backbone"] == "tiny" and config["model"]["width"] == 8  # as in the file
 
 
-def test_a_broken_image_is_named_and_the_others_are_labelled(run, trained, tmp_path):
+def test_a_broken_image_is_named_and_the_others_are_predicted(run, trained, tmp_path):
     images = tmp_path / "data" / "images" / "val"
     (images / "broken.png").write_bytes(b"no image")
     status, out, err = run("predict", trained[0], images, "--out", tmp_path / "seen")
     assert status == 1 and out.endswith("5 images\n") and "broken.png" in err and err.count("\n") == 1
 
 
-def test_the_same_command_goes_on_and_another_one_does_not(run, trained, tmp_path):
+def test_the_same_command_resumes_and_another_one_is_refused(run, trained, tmp_path):
     again = small_runs.flags(small_runs.small(tmp_path / "data")), ("--out", trained[0], "--workers", 0)
     status, out, _ = run(*again[0], *again[1])
-    assert status == 0 and "going on at step 12" in out and "step 12 of 12" not in out
+    assert status == 0 and "resuming at step 12" in out and "step 12 of 12" not in out
     status, _, err = run(*again[0], *again[1], "--lr", 0.5)
     assert status == 2 and "holds another run, lr: 0.02 → 0.5" in err
     status, out, _ = run(*again[0], *again[1], "--lr", 0.5, "--new", "--steps", 1)
@@ -219,16 +236,16 @@ def test_the_same_command_goes_on_and_another_one_does_not(run, trained, tmp_pat
 
 
 def test_several_processes_train_and_one_tests_the_same(run, tmp_path):
-    """Every run ends with a test, here one of two processes."""
+    """Tests that one process evaluates like the two processes that trained the model."""
     root = small_runs.write_images(tmp_path / "data")
     arguments = *small_runs.flags(small_runs.small(root)), "--out", tmp_path / "run", "--workers", 0
     out, err = (both := small_runs.start(*arguments, processes=2)).communicate()
     assert both.returncode == 0, err
     assert out.count("in 2 processes") == 1
-    said = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     results = tmp_path / "results"
     assert run("evaluate", tmp_path / "run", "--out", results, "--workers", 0)[0] == 0
-    assert json.loads((results / "metrics.json").read_text())["iou"] == said["iou"]
+    assert json.loads((results / "metrics.json").read_text())["iou"] == scores["iou"]
     assert (results / "confusion.npy").read_bytes() == (tmp_path / "run" / "confusion.npy").read_bytes()
 
 
@@ -251,18 +268,30 @@ def test_presets_are_listed(run):
         (["train", "tinny"], "preset: expected a name that `apcnet presets` lists, got 'tinny'; did you mean tiny?"),
         (["train", "--lrr", "3"], "Perhaps you meant: --lr"),
         (["train", "--lr", "-3"], "lr: expected a positive number"),
-        (["train", "apcnet-r50-ade20k"], "backbone_weights: resnet50 is trained from ImageNet's weights"),
-        (["train", "apcnet-r50-ade20k", "--from-scratch"], "root: expected the folder of ade20k, by --root"),
+        (["train", "--window", "3", "3"], "window, stride: expected both or neither, got (3, 3) and None"),
+        (["predict", "no.safetensors", "a.jpg", "--out", "b", "--stride", "3", "3"], "window, stride: expected both"),
+        (
+            ["train", "apcnet-r50-ade20k"],
+            "backbone_weights: expected pretrained weights for resnet50, got none; add --backbone-weights FILE",
+        ),
+        (
+            ["train", "apcnet-r50-ade20k", "--from-scratch"],
+            "root: expected the folder of ade20k, got none; add --root FOLDER",
+        ),
         (["train", "folder", "--init", "no.safetensors"], "no.safetensors: there is no such file"),
-        (["train", "tiny", "--gpus", "2", "--device", "cpu"], "gpus: expected 1 to"),
-        (["evaluate", "no.safetensors"], "it is in no run's folder; name the preset"),
-        (["evaluate", "."], "it is in no run's folder"),
+        (["train", "tiny", "--gpus", "2", "--device", "cpu"], "gpus: expected 1 or more of the"),
+        (
+            ["evaluate", "no.safetensors"],
+            "no.safetensors: expected a run folder or a model in one, found no config.json",
+        ),
+        (["evaluate", "."], ".: expected a run folder or a model in one, found no config.json"),
         (["predict", "no.safetensors", "a.jpg", "--out", "b"], "no.safetensors: there is no such file"),
         (["presets", "unet"], "presets: expected a part of a name that `apcnet presets` lists, got 'unet'"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_a_line(run, tmp_path, monkeypatch, arguments, message):
+def test_wrong_input_is_reported(run, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, _, err = run(*arguments)
-    assert status == 2 and message in " ".join(err.replace("│", " ").split()) and "Traceback" not in err
+    assert status == 2 and message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err and "dummy" not in err
     assert not list(tmp_path.iterdir())

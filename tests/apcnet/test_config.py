@@ -88,23 +88,10 @@ REQUIRED = {  # the other fields that a field needs
     "window": {"window": (513, 513), "stride": (513, 513)},
     "stride": {"window": (513, 513), "stride": (513, 513)},
 }
-VERBS = {  # with which the help of a flag begins
-    *(
-        "Accumulate",
-        "Add",
-        "Align",
-        "Apply",
-        "Average",
-        "Clip",
-        "Compile",
-        "Concatenate",
-        "Draw",
-        "Evaluate",
-        "Extract",
-    ),
-    *("Generate", "Give", "Guide", "Let", "Map", "Move", "Multiply", "Pool", "Read", "Resize", "Run", "Save", "Seed"),
-    *("Set", "Slide", "Smooth", "Start", "Store", "Train", "Use", "Weight"),
-}
+VERBS = set(  # with which the help of a flag begins
+    "Accumulate Add Align Apply Average Clip Compile Concatenate Draw Evaluate Extract Generate Give Guide Let Map Move "
+    "Multiply Pool Read Resize Run Save Seed Set Slide Smooth Start Store Train Use Weight".split()
+)
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}
 

@@ -17,7 +17,7 @@ import apc_kernels
 import apcnet
 from apcnet.data.stream import Batches
 from apcnet.data.synthetic import Synthetic
-from apcnet.training.start import augmentation, starting_model
+from apcnet.training.start import augmentation, initial_model
 from experiments.context import run as context
 from experiments.context.run import HEADS, PUBLISHED, RECIPES, REFERENCE, Recipe, Run
 
@@ -59,7 +59,7 @@ def test_every_head_gets_the_same(small):
         for head in HEADS:
             config = Run(head, family, seed).config(MICRO)
             data = apcnet.data.open("synthetic", split="train", **config.data.open_options())
-            model = starting_model(config, data)
+            model = initial_model(config, data)
             batches = Batches(data, augmentation(config.data, model), seed, config.batch_size)
             batch, weights = batches[0], next(model.backbone.parameters())
             tensors = (batch.images, batch.masks, weights.detach())

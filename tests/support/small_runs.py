@@ -1,4 +1,4 @@
-"""Runs that take a second: a folder of generated scenes, a network of a few thousand parameters."""
+"""Makes training runs that take a second: generated scenes, and a network of a few thousand parameters."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ IMAGES = {"train": 7, "val": 5}
 
 
 def write_images(root: Path) -> Path:
-    """A folder data set; the classes are those of the scenes."""
+    """Writes generated scenes as a folder dataset."""
     for split, count in IMAGES.items():
         scenes = Synthetic(split, size=(48, 56))
         for kind in ("images", "masks"):
@@ -30,7 +30,7 @@ def write_images(root: Path) -> Path:
 
 
 def small(root: Path, **changes) -> Config:
-    """A run on such a folder, its seed, order, augmentation and dropout included."""
+    """Returns the config of a small run on such a folder; it draws the order, augmentation and dropout at random."""
     given = {
         "model": Model("apcnet", "tiny", width=8, channels=8, dropout=0.2, auxiliary_channels=8),
         "data": Data("folder", root, crop=(48, 48), scale=(56, 48)),
@@ -44,7 +44,7 @@ def small(root: Path, **changes) -> Config:
 
 
 def flags(config: Config) -> list[str]:
-    """The command line of a small run."""
+    """Returns the command line of a small run."""
     model, data = config.model, config.data
     return [
         *("train", "folder", "--root", data.root, "--backbone", "tiny", "--width", model.width),
@@ -60,7 +60,7 @@ def digest(path: Path) -> str:
 
 
 def start(*arguments: object, processes: int = 1, **options) -> subprocess.Popen:
-    """`apcnet …` in processes of one thread each."""
+    """Starts `apcnet …` in one or several processes of one thread each."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "apcnet", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -69,18 +69,18 @@ def start(*arguments: object, processes: int = 1, **options) -> subprocess.Popen
     )
 
 
-def learn_with_others(rank: int, world: int, file: str, results: dict) -> None:
-    """A process of several: what it learns with fixed batch norms, and with those of its images, to `results[rank]`."""
+def train_rank(rank: int, world: int, file: str, results: dict) -> None:
+    """Trains as one of several processes, with frozen batch norms and with batch norms in training."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    results[rank] = [learn(rank, world, frozen_norms) for frozen_norms in (True, False)]
+    results[rank] = [train_some_steps(rank, world, frozen_norms) for frozen_norms in (True, False)]
     torch.distributed.destroy_process_group()
 
 
-def learn(rank: int, world: int, frozen_norms: bool, steps: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights and losses of a model without dropout, trained on every `world`-th image of some batches."""
+def train_some_steps(rank: int, world: int, frozen_norms: bool, steps: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Trains a model without dropout on every `world`-th image of some batches; returns its weights and losses."""
     import apcnet
-    from apcnet.training.step import Descent
+    from apcnet.training.step import Trainer
 
     torch.manual_seed(0)
     model = apcnet.create("apcnet", "tiny", 3, width=8, channels=8, dropout=0.0, auxiliary_channels=8).train()
@@ -89,13 +89,13 @@ def learn(rank: int, world: int, frozen_norms: bool, steps: int = 10) -> tuple[t
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
     settings = Optimisation(lr=0.01, reduction="mean", accumulate=1)
-    descent = Descent(model, Config(steps=steps, batch_size=4, optimisation=settings))
+    trainer = Trainer(model, Config(steps=steps, batch_size=4, optimisation=settings))
     losses = []
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         target = torch.randint(0, 3, (4, 32, 32), generator=generator, dtype=torch.uint8)
         target[torch.rand(target.shape, generator=generator) < 0.3] = 255
-        target[0, :25] = 255  # of one process more pixels count than of the other
+        target[0, :25] = 255  # unequal numbers of labelled pixels in the two processes
         images = torch.randn(4, 3, 32, 32, generator=generator)
-        losses.append(descent.step(step, images[rank::world], target[rank::world])[0]["loss"])
+        losses.append(trainer.step(step, images[rank::world], target[rank::world])[0]["loss"])
     return torch.cat([p.detach().flatten() for p in model.parameters()]), torch.tensor(losses)

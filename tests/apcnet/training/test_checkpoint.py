@@ -1,4 +1,4 @@
-"""State on disk: whole after any interruption, read with nothing but data allowed."""
+"""Tests that checkpoints survive any interruption, and that loading them runs no code."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def test_the_last_two_are_kept(tmp_path):
     assert checkpoint.load(tmp_path)["step"] == 2
 
 
-def test_there_may_be_none(tmp_path):
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert checkpoint.load(tmp_path) is None
 
 
@@ -32,8 +32,8 @@ def test_there_may_be_none(tmp_path):
     "where, call",
     [*(("os.fsync", call) for call in range(4)), ("torch.save", 0), *(("pathlib.Path.replace", c) for c in range(2))],
 )
-def test_an_interrupted_save_leaves_what_was_there(tmp_path, monkeypatch, where, call):
-    """At any point: the state before is still the last one, or the new one is, whole; nothing else is left behind."""
+def test_an_interrupted_save_loses_nothing(tmp_path, monkeypatch, where, call):
+    """Tests that the old or the new state can be loaded whole, and that no other file is left behind."""
     for step in (1, 2):
         checkpoint.save(tmp_path, state(step))
     module, name = where.rsplit(".", 1)
@@ -55,9 +55,9 @@ def test_an_interrupted_save_leaves_what_was_there(tmp_path, monkeypatch, where,
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
 
 
-def test_where_files_have_one_name_the_one_before_is_copied(tmp_path, monkeypatch):
+def test_previous_is_copied_where_hard_links_are_missing(tmp_path, monkeypatch):
     def refuse(*arguments):
-        raise OSError(errno.EPERM, "no second names here")
+        raise OSError(errno.EPERM, "no hard links here")
 
     monkeypatch.setattr(os, "link", refuse)
     for step in (1, 2):
@@ -75,7 +75,7 @@ def test_a_full_disk_is_the_systems_own_error():
 @pytest.mark.parametrize(
     "damage", ["empty", "cut", "text", "a flipped bit in its directory", "a flipped bit in its tensors"]
 )
-def test_of_a_damaged_file_the_one_before_serves_and_says_so(tmp_path, damage):
+def test_previous_replaces_a_damaged_last_with_a_warning(tmp_path, damage):
     for step in (1, 2):
         checkpoint.save(tmp_path, state(step))
     path = tmp_path / checkpoint.LAST
@@ -90,19 +90,19 @@ def test_of_a_damaged_file_the_one_before_serves_and_says_so(tmp_path, damage):
             whole.replace(values, values[:-1] + b"A", 1),
         )[1],
     }[damage]
-    path.unlink()  # the two may be names of the same bytes
+    path.unlink()  # the two may be hard links to the same bytes
     path.write_bytes(damaged)
     with pytest.warns(UserWarning, match=r"last\.pt.*step 1 is used"):
-        assert checkpoint.load(tmp_path, mend=True)["step"] == 1
+        assert checkpoint.load(tmp_path, repair=True)["step"] == 1
     checkpoint.save(tmp_path, state(3))
-    assert torch.load(tmp_path / checkpoint.PREVIOUS)["step"] == 1  # and not what was damaged
+    assert torch.load(tmp_path / checkpoint.PREVIOUS)["step"] == 1  # not the damaged one
     (tmp_path / checkpoint.LAST).write_bytes(damaged)
     (tmp_path / checkpoint.PREVIOUS).write_bytes(b"")
     with pytest.raises(OSError, match=r"no checkpoint can be read.*last\.pt.*previous\.pt"):
         checkpoint.load(tmp_path)
 
 
-def test_nothing_in_a_file_is_run(tmp_path):
+def test_loading_runs_no_code(tmp_path):
     class Attack:
         def __reduce__(self):
             return os.system, ("touch pwned",)

@@ -1,4 +1,4 @@
-"""Records of a run: whole lines of the steps that count, and the same to whoever else wants them."""
+"""Tests that the log keeps complete records of steps that count, and passes them to TensorBoard and wandb."""
 
 import sys
 import types
@@ -8,7 +8,7 @@ import pytest
 from apcnet.training.log import NAME, Log, read
 
 
-def test_a_log_goes_on_where_the_run_does(tmp_path):
+def test_a_log_resumes_with_its_run(tmp_path):
     log = Log(tmp_path)
     for step in (1, 2, 3):
         log({"step": step, "loss": 0.5})
@@ -42,7 +42,7 @@ def test_wandb_gets_the_numbers_of_one_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_what_is_not_installed_is_named(tmp_path, monkeypatch, name):
+def test_missing_packages_are_named(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
     with pytest.raises(ModuleNotFoundError, match=f"log: {name} is not installed: pip install {name}"):
         Log(tmp_path, to=name)

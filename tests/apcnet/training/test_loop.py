@@ -1,4 +1,4 @@
-"""Runs: what they leave, that they end with the same bits whatever happens to them, and what is refused."""
+"""Tests training runs: their files, the same bits after any interruption, and errors for wrong input."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ import apcnet
 from apcnet.config import Model, Optimisation
 from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
-from apcnet.training.start import check, starting_model
+from apcnet.training.start import check, initial_model
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def out(tmp_path):
     return tmp_path / "run"
 
 
-def test_what_a_run_leaves(root, out):
+def test_a_run_writes_its_files(root, out):
     shown = []
     scores = train(small(root), out, log_every=4, show=shown.append)
     assert {path.name for path in out.iterdir()} == {
@@ -46,10 +46,10 @@ def test_what_a_run_leaves(root, out):
     assert scores["best"]["miou"] == max(record["miou"] for record in records if "miou" in record)
     model = apcnet.load(out / "final.safetensors")
     assert model.classes == apcnet.data.open("folder", root, "val").classes
-    assert train(small(root), out) == scores  # it is finished
+    assert train(small(root), out) == scores  # the finished run returns its scores
 
 
-def test_the_whole_process_is_left_as_it_was(root, out):
+def test_training_restores_the_state_of_the_process(root, out):
     torch.manual_seed(5)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     before = torch.get_rng_state()
@@ -59,7 +59,7 @@ def test_the_whole_process_is_left_as_it_was(root, out):
 
 
 def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path, threads):
-    """Run and killed in processes of one thread; what is whole, and the end, here with one."""
+    """Tests a run that is killed in processes of one thread against an uninterrupted one in this process."""
     threads(1)
     config, moments = small(root, steps=60, eval_every=25, save_every=7), random.Random(0)
     train(config, tmp_path / "whole", log_every=1)
@@ -72,7 +72,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path, threads):
         time.sleep(moments.random() / 50)
         run.kill()
         run.communicate()
-        assert run.returncode == -signal.SIGKILL, "it was finished before it was killed"
+        assert run.returncode == -signal.SIGKILL, "the run finished before it was killed"
     train(config, killed, workers=1, log_every=1)
     for name in ("final.safetensors", "best.safetensors", "metrics.json", "preview/000050.png"):
         assert digest(killed / name) == digest(tmp_path / "whole" / name), name
@@ -90,7 +90,7 @@ def checkpoint_step(folder) -> int:
 
 
 @pytest.mark.parametrize(("number", "when"), [(signal.SIGINT, "loss"), (signal.SIGTERM, "evaluating")])
-def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(root, tmp_path, number, when):
+def test_a_signal_stops_a_run_after_its_step_and_it_resumes(root, tmp_path, number, when):
     config, whole, halted = small(root), tmp_path / "whole", tmp_path / "halted"
     train(config, whole)
 
@@ -101,7 +101,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(root, tmp_
     with pytest.raises(SystemExit) as stop:
         train(config, halted, log_every=5, show=show)
     assert stop.value.code == 128 + number
-    assert checkpoint.load(halted)["step"] == 6  # the step that had begun when it came; or that of the evaluation
+    assert checkpoint.load(halted)["step"] == 6  # the step during which the signal came, or that of the evaluation
     train(config, halted)
     assert digest(halted / "final.safetensors") == digest(whole / "final.safetensors")
     assert [r["step"] for r in log.read(halted) if "miou" in r] == [6, 12]
@@ -118,7 +118,7 @@ def test_another_config_in_the_same_folder_is_refused(root, out):
         train(changed, out)
 
 
-def test_what_was_left_by_a_killed_writer_is_removed(root, out):
+def test_temporary_files_of_a_killed_process_are_removed(root, out):
     train(small(root, steps=2), out)
     (out / ".last.pt.abc.tmp").write_bytes(b"half")
     train(small(root, steps=2), out)
@@ -126,7 +126,7 @@ def test_what_was_left_by_a_killed_writer_is_removed(root, out):
 
 
 def test_two_runs_in_one_folder_are_refused(root, out):
-    """The second is told; the first goes on."""
+    """Tests that the second run ends with an error, and the first one continues."""
     config, refused = small(root), []
 
     def show(record):
@@ -135,11 +135,13 @@ def test_two_runs_in_one_folder_are_refused(root, out):
             refused.append((second.communicate()[1], second.returncode))
 
     train(config, out, log_every=3, show=show)
-    assert refused == [(f"apcnet: out: another process is training in {out}\n", 2)]
+    assert refused == [
+        (f"apcnet: out: another process is training in {out}; wait for it, or name another folder with --out\n", 2)
+    ]
 
 
 def test_a_checkpoint_of_another_run_is_refused(root, out):
-    """Even where config.json is gone, and where the data are not what they were."""
+    """Tests that a checkpoint is refused if config.json is missing or the data have changed."""
     train(small(root, steps=4), out)
     (out / "config.json").unlink()
     with pytest.raises(ValueError, match="holds another run, seed: 0 → 9"):
@@ -152,7 +154,7 @@ def test_a_checkpoint_of_another_run_is_refused(root, out):
         train(small(root, steps=4), out)
 
 
-def test_schedulers_may_signal_all_processes_at_once_and_twice(root, tmp_path):
+def test_repeated_signals_to_all_processes_stop_a_run_once(root, tmp_path):
     config = small(root, steps=400, eval_every=400, save_every=400)
     run = start(*flags(config), "--workers", 1, "--out", tmp_path / "run", start_new_session=True)
     while last_step(tmp_path / "run") < 5:
@@ -166,7 +168,7 @@ def test_schedulers_may_signal_all_processes_at_once_and_twice(root, tmp_path):
     assert 5 <= checkpoint.load(tmp_path / "run")["step"] < 400
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before_it(root, out):
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_weights(root, out):
     config = small(root, optimisation=Optimisation(lr=1e20, momentum=0.0))
     with pytest.raises(FloatingPointError, match=r"step \d+: losses or gradients are not finite \(loss .*failed\.json"):
         train(config, out)
@@ -179,7 +181,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before_it(root,
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_vanish_end_a_run_with_their_name(root, out, workers):
+def test_missing_files_end_a_run_with_their_names(root, out, workers):
     def show(record):
         if record.get("step") == 7:
             for path in (root / "images" / "train").iterdir():
@@ -205,32 +207,32 @@ def test_a_full_disk_ends_a_run_and_leaves_its_checkpoint(root, out, monkeypatch
     assert checkpoint.load(out)["step"] == 6 and not list(out.glob(".*"))
 
 
-def test_two_processes_learn_what_one_does(tmp_path, threads):
-    """To rounding where batch norms are fixed; where they are not, each process has its own half's statistics."""
+def test_two_processes_train_as_one_does(tmp_path, threads):
+    """Tests equality up to rounding with frozen batch norms; otherwise each process has statistics of its half."""
     threads(1)
     results = torch.multiprocessing.Manager().dict()
-    torch.multiprocessing.spawn(small_runs.learn_with_others, (2, str(tmp_path / "meeting"), results), nprocs=2)
+    torch.multiprocessing.spawn(small_runs.train_rank, (2, str(tmp_path / "meeting"), results), nprocs=2)
     for frozen_norms, limit, first, second in zip((True, False), (1e-6, 2e-3), results[0], results[1], strict=True):
-        alone = small_runs.learn(0, 1, frozen_norms)
+        alone = small_runs.train_some_steps(0, 1, frozen_norms)
         assert torch.equal(first[0], second[0])
         assert parity.distance(first[0], alone[0]) < limit
         assert parity.distance(first[1], alone[1]) < limit
 
 
-def test_weights_of_another_number_of_classes_start_a_run(root, out, tmp_path):
+def test_a_run_starts_from_a_model_with_other_classes(root, out, tmp_path):
     torch.manual_seed(1)
     options = {"width": 8, "channels": 8, "auxiliary_channels": 0}
     apcnet.create("pspnet", "tiny", 4, **options).save(tmp_path / "four.safetensors")
     config = small(root, model=Model("pspnet", "tiny", init=tmp_path / "four.safetensors", **options), steps=1)
-    with pytest.warns(UserWarning, match="everything is kept but head.classifier"):
-        model = starting_model(config, apcnet.data.open("folder", root, "train"))
+    with pytest.warns(UserWarning, match="these layers start with new weights: head.classifier"):
+        model = initial_model(config, apcnet.data.open("folder", root, "train"))
     assert model.num_classes == 9
     assert torch.equal(
         model.backbone.stem[0].weight, apcnet.load(tmp_path / "four.safetensors").backbone.stem[0].weight
     )
     wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, model="fcn", channels=16))
     with pytest.raises(
-        ValueError, match=r"init: .* is another model than the run's, model: pspnet → fcn; channels: 8 → 16"
+        ValueError, match=r"init: .* holds another model than the config, model: pspnet → fcn; channels: 8 → 16"
     ):
         train(wrong, out)
 
@@ -241,7 +243,7 @@ def test_class_weights_come_from_a_report(root, out, tmp_path):
     report.write_text(json.dumps({"class_weights": {"weights": [1.0] * 8 + [3.0]}}))
     train(config, out)
     for content, message in (
-        ("{}", "is no report"),
+        ("{}", "expected a report of `apcnet check --json`"),
         ('{"class_weights": {"weights": [1]}}', "expected 9 numbers of 0 or more"),
     ):
         report.write_text(content)
@@ -249,28 +251,31 @@ def test_class_weights_come_from_a_report(root, out, tmp_path):
             train(config, tmp_path / "other")
 
 
-def test_what_cannot_be_trained_is_said_before_anything_is_written(root, out, monkeypatch):
+def test_wrong_configs_are_refused_before_anything_is_written(root, out, monkeypatch):
     resnet = small(root, model=Model("apcnet", "resnet50"))
-    with pytest.raises(ValueError, match=r"backbone_weights: resnet50 .* --backbone-weights.*--from-scratch"):
+    with pytest.raises(
+        ValueError,
+        match=r"backbone_weights: expected pretrained weights for resnet50, .*--backbone-weights.*--from-scratch",
+    ):
         train(resnet, out)
-    with pytest.raises(ValueError, match="accumulate: expected a divisor of the 4 images"):
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of the 4 images per process"):
         train(small(root, optimisation=Optimisation(accumulate=3)), out)
-    monkeypatch.setattr("apcnet.training.start.world", lambda: 3)
+    monkeypatch.setattr("apcnet.training.start.world_size", lambda: 3)
     with pytest.raises(ValueError, match="batch_size: expected a multiple of the 3 processes, got 4"):
         check(small(root))
     assert not out.exists()
 
 
-def test_a_short_run_learns_what_only_context_tells(tmp_path, threads):
-    """`apcnet train` in a quarter of its steps; by what lies near it would be a third (the whole run, below)."""
+def test_a_short_run_learns_classes_that_need_context(tmp_path, threads):
+    """Tests a quarter of the steps of `apcnet train`; without context a third of the pixels would be right."""
     threads(1)
     scores = train(dataclasses.replace(preset("tiny"), steps=400, eval_every=400), tmp_path / "run")
     assert scores["context_miou"] >= 0.5
 
 
 @pytest.mark.slow
-def test_the_generated_scenes_are_learnt_by_context(tmp_path):
-    """What `apcnet train` does: the fused head learns classes that only their surroundings tell, an FCN does not."""
+def test_only_heads_with_context_learn_the_generated_scenes(tmp_path):
+    """Tests that APCNet learns the classes that need context in a full run, and that FCN does not."""
     heads = {"apcnet": ["--eval-every", 750], "fcn": ["--model", "fcn", "--eval-every", 1500]}
     runs = {name: start("train", *more, "--workers", 0, "--out", tmp_path / name) for name, more in heads.items()}
     scores = {}

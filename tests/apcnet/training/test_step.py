@@ -1,4 +1,4 @@
-"""One step of training: mmsegmentation's trajectory, batches cut up in any way, and steps that are not finite."""
+"""Tests training steps: mmsegmentation's trajectory, batches in parts, and steps that are not finite."""
 
 import dataclasses
 import io
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import apcnet
 from apcnet.config import Config, Optimisation
 from apcnet.interop import mmseg
-from apcnet.training.step import Descent, NotFiniteError, learning_rate
+from apcnet.training.step import NotFiniteError, Trainer, learning_rate
 
 CONFIG = Config(steps=10, batch_size=4, optimisation=Optimisation(lr=0.05))
 
@@ -44,9 +44,9 @@ def test_losses_and_weights_follow_mmsegmentations(name):
     sgd, poly = case.about["sgd"], case.about["poly"]
     model = mmseg.load_model(case.about["model"], case.under("state/")).train()
     settings = Optimisation(**sgd, power=poly["power"], min_lr=poly["min_lr"])
-    descent = Descent(model, Config(steps=poly["total"], optimisation=settings))
+    trainer = Trainer(model, Config(steps=poly["total"], optimisation=settings))
     losses = [
-        descent.step(i, images, target)[0]
+        trainer.step(i, images, target)[0]
         for i, (images, target) in enumerate(zip(case.listed("input."), case.listed("target."), strict=True))
     ]
     assert (
@@ -72,48 +72,48 @@ def test_the_learning_rate_falls_from_the_first_step_to_the_last():
 @pytest.mark.parametrize("reduction", ["mean_all", "mean"])
 @pytest.mark.parametrize("class_weights", [None, [1.0, 2.0, 0.5]])
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(reduction, class_weights):
-    """With batch norms as in evaluation: in training their statistics are those of a part."""
+    """Tests equal gradients with frozen batch norms, whose statistics would otherwise differ between parts."""
     results = []
     for parts in (1, 2, 4):
         model = small_model()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-        descent = Descent(model, with_optimisation(accumulate=parts, reduction=reduction), class_weights)
+        trainer = Trainer(model, with_optimisation(accumulate=parts, reduction=reduction), class_weights)
         for step in range(3):
-            values = descent.step(step, *batch(step))[0]
+            values = trainer.step(step, *batch(step))[0]
         results.append((weights(model), values["loss"]))
     for other, loss in results[1:]:
         assert parity.distance(other, results[0][0]) < 1e-6
         assert loss == pytest.approx(results[0][1], rel=1e-6)
 
 
-def test_a_mean_over_no_valid_pixel_changes_nothing_but_what_decays():
-    descent = Descent(small_model(), with_optimisation(reduction="mean", weight_decay=0.0))
-    before = weights(descent.model)
-    values = descent.step(0, torch.randn(4, 3, 32, 32), torch.full((4, 32, 32), 255, dtype=torch.uint8))[0]
-    assert values["loss"] == 0 and torch.equal(weights(descent.model), before)
+def test_a_batch_without_labels_changes_no_weight():
+    trainer = Trainer(small_model(), with_optimisation(reduction="mean", weight_decay=0.0))
+    before = weights(trainer.model)
+    values = trainer.step(0, torch.randn(4, 3, 32, 32), torch.full((4, 32, 32), 255, dtype=torch.uint8))[0]
+    assert values["loss"] == 0 and torch.equal(weights(trainer.model), before)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradients"])
 def test_a_step_that_is_not_finite_changes_nothing(where):
-    descent = Descent(small_model(), CONFIG)
-    descent.step(0, *batch(0))
-    before = {name: tensor.clone() for name, tensor in descent.model.state_dict().items()}
+    trainer = Trainer(small_model(), CONFIG)
+    trainer.step(0, *batch(0))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     images, target = batch(1)
     if where == "loss":
         images[2, 0, 5, 5] = float("nan")
     else:
-        next(descent.model.parameters()).register_hook(lambda gradient: gradient / 0)
+        next(trainer.model.parameters()).register_hook(lambda gradient: gradient / 0)
     with pytest.raises(NotFiniteError, match="loss"):
-        descent.step(1, images, target)
-    for name, tensor in descent.model.state_dict().items():
+        trainer.step(1, images, target)
+    for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
 def test_gradients_are_clipped_together():
     clipped, free = (
-        Descent(small_model(), with_optimisation(clip=clip, momentum=0.0, weight_decay=0.0)) for clip in (0.01, None)
+        Trainer(small_model(), with_optimisation(clip=clip, momentum=0.0, weight_decay=0.0)) for clip in (0.01, None)
     )
     start = weights(free.model)
     norm = clipped.step(0, *batch(0))[0]["gradient_norm"]
@@ -122,23 +122,23 @@ def test_gradients_are_clipped_together():
     assert norm > 0.01 and ratio.item() == pytest.approx(0.01 / norm, rel=1e-3)
 
 
-def test_the_moving_average_is_what_results():
-    descent = Descent(small_model(), with_optimisation(ema=0.9))
-    expected = weights(descent.model).double()
+def test_the_result_is_the_moving_average():
+    trainer = Trainer(small_model(), with_optimisation(ema=0.9))
+    expected = weights(trainer.model).double()
     for step in range(3):
-        descent.step(step, *batch(step))
-        expected = 0.9 * expected + 0.1 * weights(descent.model).double()
-    assert parity.distance(weights(descent.result), expected) < 1e-6
-    assert descent.result is not descent.model
+        trainer.step(step, *batch(step))
+        expected = 0.9 * expected + 0.1 * weights(trainer.model).double()
+    assert parity.distance(weights(trainer.result), expected) < 1e-6
+    assert trainer.result is not trainer.model
 
 
-def test_heads_may_learn_faster_than_the_backbone():
+def test_heads_may_have_a_higher_learning_rate():
     fast, usual = (
-        Descent(small_model(), with_optimisation(head_lr=factor, weight_decay=0.0)) for factor in (10.0, 1.0)
+        Trainer(small_model(), with_optimisation(head_lr=factor, weight_decay=0.0)) for factor in (10.0, 1.0)
     )
     start = {name: p.detach().clone() for name, p in usual.model.named_parameters()}
-    for descent in (fast, usual):
-        descent.step(0, *batch(0))
+    for trainer in (fast, usual):
+        trainer.step(0, *batch(0))
     for (name, one), other in zip(fast.model.named_parameters(), usual.model.parameters(), strict=True):
         factor = 1 if name.startswith("backbone") else 10
         assert torch.allclose(one - start[name], factor * (other - start[name]), rtol=1e-3, atol=1e-6), name
@@ -146,12 +146,12 @@ def test_heads_may_learn_faster_than_the_backbone():
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "clip": 1.0}])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_state_goes_on_as_if_nothing_had_been(changes, precision):
+def test_training_resumes_from_a_state(changes, precision):
     config = dataclasses.replace(with_optimisation(**changes), precision=precision, channels_last=True)
-    through = Descent(small_model(dropout=0.5), config)
+    through = Trainer(small_model(dropout=0.5), config)
     for step in range(2):
         through.step(step, *batch(step))
-    resumed = Descent(small_model(seed=1, dropout=0.5), config)
+    resumed = Trainer(small_model(seed=1, dropout=0.5), config)
     resumed.restore(torch.load(saved(through.state()), weights_only=True))
     for step in range(2, 4):
         assert through.step(step, *batch(step)) == resumed.step(step, *batch(step))
