@@ -81,13 +81,7 @@ def evaluate(
 
 
 class Inputs:
-<<<<<<< HEAD
-    """What loaders make of the samples of a data set: the image at every scale that it is tested at, (3, h, w)
-    normalised, its mask as it is, (H, W), and its name.
-    """
-=======
     """Prepares samples for loaders: normalised views (3, h, w) at every ratio, the original mask (H, W), the name."""
->>>>>>> T2
 
     def __init__(self, dataset: Dataset, protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
         self.dataset, self.protocol, self.mean, self.std = dataset, protocol, mean, std

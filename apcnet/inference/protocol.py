@@ -117,13 +117,7 @@ def probabilities(
 
 @contextmanager
 def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterator[None]:
-<<<<<<< HEAD
-    """The model in evaluation mode, with products in a precision (autocast); afterwards each of its parts is in its
-    own mode again, which need not be that of all.
-    """
-=======
     """Puts a model in evaluation mode and a precision (autocast), and restores the mode of each module afterwards."""
->>>>>>> T2
     check_choice(precision, "precision", get_args(Precision))
     training = [part for part in model.modules() if part.training]
     device, low = next(model.parameters()).device.type, precision != "float32"
@@ -139,13 +133,7 @@ def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterato
 def _last_scores(
     model: Model, images: Images, protocol: Protocol, size: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-<<<<<<< HEAD
-    """From the first image's top to the last one's bottom: which images and rows of the result, and the scores that
-    have to be resized to these, if at all, for their largest to be the label.
-    """
-=======
     """Yields images and rows of the result, from first to last, with the scores whose argmax, resized, is the label."""
->>>>>>> T2
     if protocol.averages:
         scores = probabilities(model, images, protocol, size=size)
         yield slice(0, scores.shape[0]), slice(0, size[0]), scores
