@@ -146,7 +146,11 @@ def test_what_an_earlier_run_wrote_is_replaced_and_not_read(tmp_path, network, p
     ("sources", "error", "message"),
     [
         (["photos", "nowhere"], FileNotFoundError, "nowhere: there is no such file or folder"),
-        (["photos", "empty"], FileNotFoundError, r"empty: expected images in this folder, found none \(\.bmp, .*\.webp\)"),
+        (
+            ["photos", "empty"],
+            FileNotFoundError,
+            r"empty: expected images in this folder, found none \(\.bmp, .*\.webp\)",
+        ),
         ([], FileNotFoundError, "sources: expected files or folders, got none"),
     ],
 )
