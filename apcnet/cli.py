@@ -330,9 +330,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(CLOSED_PIPE)
-    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        system_error = isinstance(error, OSError) and error.filename
-        _print_error(f"{error.filename}: {error.strerror}" if system_error else error)
+    except OSError as error:
+        _print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
+        sys.exit(BAD_INPUT)
+    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+        _print_error(error)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
