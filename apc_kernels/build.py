@@ -80,7 +80,7 @@ def observe(environ: Mapping[str, str] = os.environ) -> Toolchain:
     return Toolchain(
         torch=torch.__version__ if torch else None,
         torch_cuda=torch.version.cuda if torch else None,
-        torch_path=torch.__path__[0] if torch else None,
+        torch_path=str(Path(torch.__file__ or "").parent) if torch else None,
         compiler=find_compiler(environ),
         ninja=find_ninja(),
         nvcc=nvcc if version else None,

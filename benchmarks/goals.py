@@ -48,7 +48,7 @@ class Goal:
         figure = self.found(rows)
         return "" if figure is None else f"{figure:.3g}"
 
-    def judged(self, rows: Rows) -> str:
+    def verdict(self, rows: Rows) -> str:
         figure = self.found(rows)
         if figure is None:
             return OPEN
@@ -82,6 +82,6 @@ def of(machine: dict) -> list[Goal]:
     return GPU if "sm_" in machine["name"] else CPU
 
 
-def telling(rows: Rows, listed: Sequence[Goal]) -> dict:
+def representative(rows: Rows, listed: Sequence[Goal]) -> dict:
     """Picks the row of a group that a goal names, or the first."""
     return next((row for row in rows if any(goal.names(row) for goal in listed)), rows[0])

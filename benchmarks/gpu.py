@@ -169,11 +169,11 @@ def summary(out: Path) -> list[str]:
     lines += list(dict.fromkeys(failed))[:10]
     files = [file for part in PARTS[1:] if (file := out / f"{part}.json").exists()]
     measured = [row for file in files for row in rows.read(file)["rows"]]
-    judged = [(goal, goal.judged(measured)) for goal in goals.GPU]
+    judged = [(goal, goal.verdict(measured)) for goal in goals.GPU]
     lines += [f"goal {what}, {t.shown(measured)}: {t}" for t, what in judged if what != goals.OPEN]
     lines.append(f"{sum(what == goals.OPEN for _, what in judged)} of {len(judged)} goals not measured")
     for about, some in rows.groups(measured).items():
-        row = goals.telling(some, goals.GPU)
+        row = goals.representative(some, goals.GPU)
         beside = f"{row['ratio']:.3g} times as fast as {row['other']}, {row['percent_of_copy']:.0f} % of a copy"
         lines.append(f"{', '.join(filter(None, about))}: {row['ours_ms']:.3g} ms, {beside}")
     if len(lines) > LINES:

@@ -69,15 +69,15 @@ def pairs() -> list[tuple[Case, str, str, bool]]:
     crop = Case("apcnet", INFERENCE, 1, CROP, 19, low)
     first, later = [crop, training], []
     for model in models:
-        telling = first if setting.ON_GPU or model in models[:3] else later
-        telling += [replace(crop, model=model)] * (model != crop.model)
+        selected = first if setting.ON_GPU or model in models[:3] else later
+        selected += [replace(crop, model=model)] * (model != crop.model)
         if setting.ON_GPU:
             first += [Case(model, STEP, 4, (512, 512), 150, low), Case(model, STEP, 2, CROP, 19, low)]
             first.append(replace(crop, model=model, size=IMAGE))
             later += [Case(model, STEP, 8, (512, 512), 150, dtype) for dtype in (LOW, torch.float32)]
             later.append(replace(crop, model=model, dtype=torch.float32))
         else:
-            telling.append(Case(model, STEP, 2, (256, 256), 150))
+            selected.append(Case(model, STEP, 2, (256, 256), 150))
             later += [Case(model, STEP, 2, (256, 256), 19), replace(crop, model=model, size=IMAGE)]
     if setting.REHEARSAL:  # enough to meet every line
         crop, training = replace(crop, size=(64, 64)), replace(training, images=2, size=(64, 64))

@@ -70,7 +70,7 @@ class Operation:
     dtype: torch.dtype | None = DTYPE
     title: Callable[[Any], str] = str  # names a case in rows
     scaling: Sequence[Point] = ()  # measured forward and backward
-    telling: Callable[[Any, str, str], bool] = lambda case, layout, direction: True  # rows to measure without --all
+    is_headline: Callable[[Any, str, str], bool] = lambda case, layout, direction: True  # rows to measure without --all
     memory: bool = True
     kept: bool = False  # report the memory that the forward pass keeps for the backward one
     rounds: int = 7
@@ -112,7 +112,7 @@ def points(case: Any, **axes: Iterable[int]) -> list[Point]:
 
 
 def usual_layout(case: Any, layout: str, direction: str) -> bool:
-    """Serves as an operation's `telling` if one layout is enough."""
+    """Serves as an operation's `is_headline` if one layout is enough."""
     return LAYOUTS[layout] is USUAL
 
 

@@ -20,8 +20,8 @@ def draw(measured: dict, folder: Path) -> list[Path]:
 
     rows, listed = measured["rows"], goals.of(measured["machine"])
     plots = {  # each with the rows that it is made from
-        "speed-up": (_speed_up, _telling(rows, listed)),
-        "memory": (_memory, _telling([row for row in rows if "memory_mib" in row], listed)),
+        "speed-up": (_speed_up, _representatives(rows, listed)),
+        "memory": (_memory, _representatives([row for row in rows if "memory_mib" in row], listed)),
         "roofline": (_roofline, [r for r in rows if plain(r) and "operations" in r and "scaling" not in r]),
         "scaling": (_scaling, [row for row in rows if "scaling" in row]),
     }
@@ -44,9 +44,9 @@ def plain(row: dict) -> bool:
     return row["operation"] not in ("load_head", "accelerate", "model")
 
 
-def _telling(rows: list[dict], listed: list[goals.Goal]) -> dict[str, dict]:
+def _representatives(rows: list[dict], listed: list[goals.Goal]) -> dict[str, dict]:
     """Picks one row for each operation and direction, by its label."""
-    return {", ".join(filter(None, about)): goals.telling(some, listed) for about, some in groups(rows).items()}
+    return {", ".join(filter(None, about)): goals.representative(some, listed) for about, some in groups(rows).items()}
 
 
 def _axes(height: float, rows: int = 1, columns: int = 1):

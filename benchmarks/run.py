@@ -88,7 +88,7 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     for case in operation.cases:
         for layout in layouts:
             for direction in operation.directions:
-                long = not operation.telling(case, layout, direction)
+                long = not operation.is_headline(case, layout, direction)
                 for other in operation.others:
                     for backend in backends:
                         yield Row(operation, case, layout, direction, backend, other), long

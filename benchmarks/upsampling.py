@@ -44,7 +44,7 @@ def upsample(
         moved = (1 + 2 * backward) * t["logits"].nbytes + (1 + backward) * bytes_a_pixel(case) * pixels
         return moved, (operations + 9 * backward) * case.classes * pixels
 
-    def telling(case: UpsampleCase, layout: str, direction: str) -> bool:
+    def is_headline(case: UpsampleCase, layout: str, direction: str) -> bool:
         """Selects all rows of the first case, and of the others those that goals name."""
         named = not ON_GPU and (direction == BOTH or name == "upsample_argmax")
         return usual_layout(case, layout, direction) and (case is LOGITS[0] or named)
@@ -59,7 +59,7 @@ def upsample(
         others={other: getattr(stock, name)},
         counts=counts,
         kernel=name,
-        telling=telling,
+        is_headline=is_headline,
         directions=directions,
         **more,
     )

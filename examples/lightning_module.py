@@ -1,4 +1,4 @@
-"""Trains a model with Lightning: `pip install lightning`, then
+"""Trains a model with Lightning, which `pip install lightning` brings.
 
 python examples/lightning_module.py --steps 100
 

@@ -1,10 +1,12 @@
 """Implements pyramid_conv: a convolution of the bilinearly upsampled pyramid, without upsampling it."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from apc_kernels.ops.common import check_dtype, check_scales, check_tensor, name_of
 from apc_kernels.ops.interpolation import as_size, check_extent, matrix
@@ -53,27 +55,65 @@ def pyramid_conv(
     """
     size, scales, kernel = _check(regions, weight, size, scales, memory_format)
     last = memory_format == torch.channels_last
-    channels, products = regions.shape[1], []
-    for i, (s, rows) in enumerate(zip(scales, regions.split([s * s for s in scales], 2), strict=True)):
-        taps = weight[:, i * channels : (i + 1) * channels].flatten(2).mT  # (O, k², C)
+    (batch, channels), outputs = regions.shape[:2], weight.shape[0]
+    products = []
+    for rows, taps in zip(regions.split([s * s for s in scales], 2), weight.split(channels, 1), strict=True):
         vectors = rows.transpose(0, 1).flatten(1)  # (C, B·s²)
-        product = torch.bmm(taps, vectors.expand(taps.shape[0], -1, -1))
-        product = product.view(weight.shape[0], kernel, kernel, regions.shape[0], s, s)  # (O, ky, kx, B, sy, sx)
-        columns = _taps_of_axis(s, size[1], kernel, align_corners, product)  # (w, s·k)
+        products.append(torch.bmm(taps.flatten(2).mT, vectors.expand(outputs, -1, -1)))  # (O, k², B·s²)
+    rows, columns = _matrices(tuple(scales), size, kernel, align_corners, products[0])
+    for i, s in enumerate(scales):
+        product = products[i].view(outputs, kernel, kernel, batch, s, s)  # (O, ky, kx, B, sy, sx)
         if last:
             product = product.permute(3, 4, 1, 5, 2, 0).flatten(3, 4).flatten(1, 2)  # (B, s·k, s·k, O)
-            products.append((columns @ product).flatten(2))  # (B, s·k, w·O)
+            products[i] = (columns[i] @ product).flatten(2)  # (B, s·k, w·O)
         else:
             product = product.permute(3, 0, 4, 1, 5, 2).flatten(4).flatten(2, 3)  # (B, O, s·k, s·k)
-            products.append(product @ columns.mT)  # (B, O, s·k, w)
-    rows = torch.cat([_taps_of_axis(s, size[0], kernel, align_corners, products[0]) for s in scales], 1)  # (h, Σ s·k)
+            products[i] = product @ columns[i].mT  # (B, O, s·k, w)
     if last:
-        return (rows @ torch.cat(products, 1)).unflatten(2, (size[1], weight.shape[0])).permute(0, 3, 1, 2)
+        return (rows @ torch.cat(products, 1)).unflatten(2, (size[1], outputs)).permute(0, 3, 1, 2)
     return rows @ torch.cat(products, 2)
 
 
+def _matrices(
+    scales: tuple[int, ...], size: tuple[int, int], kernel: int, align_corners: bool, like: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns the matrices of rows, of all scales side by side, and of columns, one of each scale.
+
+    Making them takes 160 small operations, so that eager calls keep the last ones. A graph makes its own.
+    """
+    if type(like) is not Tensor or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return _make_matrices(scales, size, kernel, align_corners, like)
+    stream = 0
+    if like.is_cuda:
+        if torch.cuda.is_current_stream_capturing():  # they would hold nothing until the graph runs
+            return _make_matrices(scales, size, kernel, align_corners, like)
+        stream = torch.cuda.current_stream(like.device).cuda_stream
+    return _kept_matrices(scales, size, kernel, align_corners, like.dtype, like.device, stream)
+
+
+def _make_matrices(
+    scales: tuple[int, ...], size: tuple[int, int], kernel: int, align_corners: bool, like: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    rows, columns = ([_taps_of_axis(s, n, kernel, align_corners, like) for s in scales] for n in size)
+    return torch.cat(rows, 1), columns
+
+
+@functools.lru_cache(maxsize=32)
+def _kept_matrices(
+    scales: tuple[int, ...],
+    size: tuple[int, int],
+    kernel: int,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    stream: int,
+) -> tuple[Tensor, list[Tensor]]:
+    with torch.inference_mode(False), torch.no_grad():  # a later call may save them for its backward
+        return _make_matrices(scales, size, kernel, align_corners, torch.empty(0, dtype=dtype, device=device))
+
+
 def _taps_of_axis(s: int, size: int, kernel: int, align_corners: bool, like: Tensor) -> Tensor:
-    """Returns (size, s·k): the weight of every region in the value that a tap reads at a position, 0 past the ends."""
+    """Returns the (size, s·k) weights of region i in what tap t sees of each position; zero past the ends."""
     weights = F.pad(matrix(s, size, align_corners, like), (0, 0, kernel // 2, kernel // 2))
     return weights.unfold(0, kernel, 1).flatten(1).to(like.dtype)
 

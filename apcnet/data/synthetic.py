@@ -1,4 +1,4 @@
-"""Generates scenes in which the class of a texture depends on its surroundings; no files, any size, any number.
+r"""Generates scenes in which the class of a texture depends on its surroundings; no files, any size, any number.
 
 Bands along the border of the image show a cue: checks, dots or mesh. Elsewhere lie patches of fabric that all look the
 same; the cue decides which of three classes they are, the context classes. Ground, bricks, pebbles and the three kinds
@@ -7,7 +7,7 @@ of band can be told by their texture. There are two families:
 - whole: a band along one of the four sides; its cue decides the class of all fabric in the image.
 - regional: bands along two opposite sides. A cut across them divides the image in two halves. Each half has its own cue
   in its parts of both bands, which decides the class of the fabric in that half. The pattern of the ground shows which
-  half it is: lines like / on the left, \\ on the right, rows above, columns below; also in a mirror image.
+  half it is: lines like / on the left, \ on the right, rows above, columns below; also in a mirror image.
 
 Nothing local reveals the class. Everything outside the bands, and the colours of the bands, is drawn from the scene's
 key without the cues: exchange the cues, and only the pixels of the bands and the labels of bands and fabric change (a

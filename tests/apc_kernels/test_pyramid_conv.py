@@ -8,8 +8,10 @@ from head_cases import CONVS, ConvCase, draw_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import dtypes
+from torch._subclasses import FakeTensorMode
 
 import apc_kernels
+from apc_kernels.ops import pyramid_conv
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=("nchw", "nhwc"))
@@ -189,3 +191,32 @@ def test_wrong_types(regions, weight, size, message):
 def test_wrong_memory_format():
     with pytest.raises(ValueError, match="memory_format: expected contiguous_format or channels_last, got"):
         apc_kernels.pyramid_conv(REGIONS, WEIGHT, (4, 4), (1, 2), memory_format=torch.preserve_format)
+
+
+# The matrices of an eager call are kept.
+
+
+def test_kept_matrices_serve_gradients_after_inference():
+    tensors = draw_conv(ODD)
+    arguments = (tensors["regions"], tensors["weight"], ODD.size, ODD.scales)
+    pyramid_conv._kept_matrices.cache_clear()
+    with torch.inference_mode():
+        expected = apc_kernels.pyramid_conv(*arguments)
+    result, *_ = with_gradients(apc_kernels.pyramid_conv, tensors, ODD)
+    assert same_bits(result, expected.clone())
+    assert pyramid_conv._kept_matrices.cache_info().hits == 1
+
+
+def test_fake_tensors_are_not_kept():
+    pyramid_conv._kept_matrices.cache_clear()
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(REGIONS), mode.from_tensor(WEIGHT)
+        assert apc_kernels.pyramid_conv(*fake, (4, 4), (1, 2)).shape == (2, 4, 4, 4)
+    assert pyramid_conv._kept_matrices.cache_info().currsize == 0
+    apc_kernels.pyramid_conv(REGIONS, WEIGHT, (4, 4), (1, 2))
+
+
+def test_few_matrices_are_kept():
+    for height in range(1, 100):
+        apc_kernels.pyramid_conv(REGIONS, WEIGHT, (height, 4), (1, 2))
+    assert pyramid_conv._kept_matrices.cache_info().currsize <= 32

@@ -25,8 +25,13 @@ def test_opcheck(device, backend, layout):
     logits, target, weight = t["logits"], t["target"], t["weight"]
     operators, leaf = torch.ops.apc_kernels, logits.detach().requires_grad_()
     with apc_kernels.backend(backend):
-        normalizer = operators.upsample_cross_entropy(logits, target, weight, 255, 0.1, False, True)[0]
-        for arguments in (leaf, target, weight, 255, 0.1, False, True), (leaf, target, None, 255, 0.0, True, False):
+        normalizer = operators.upsample_cross_entropy(logits, target, weight, 255, 0.1, False, "none", None, None)[0]
+        options = (target, weight, 255, 0.1, False, "none"), (target, None, 255, 0.0, True, "mean")
+        for arguments in (
+            (leaf, *options[0], None, None),
+            (leaf, *options[1], None, 7.0),
+            (leaf, *options[1], None, None),
+        ):
             torch.library.opcheck(operators.upsample_cross_entropy.default, arguments)
         for grad in t["grad"], t["grad"].flatten()[:1]:
             arguments = (grad, logits, target, weight, 255, 0.1, False, normalizer)
@@ -196,7 +201,7 @@ def test_wrong_logits(logits, error, message):
     operators = torch.ops.apc_kernels
     if error is ValueError:
         calls += [
-            lambda: operators.upsample_cross_entropy(logits, TARGET, None, 255, 0.0, False, False),
+            lambda: operators.upsample_cross_entropy(logits, TARGET, None, 255, 0.0, False, "mean", None, None),
             lambda: operators.upsample_argmax(logits, [8, 10], False),
             lambda: operators.upsample_confusion(logits, TARGET, 255, False),
             lambda: operators.upsample_softmax(logits, False, False, False, torch.zeros(2, 3, 8, 10)),
@@ -213,7 +218,7 @@ def test_wrong_targets(target, error, message):
             function(LOGITS, target)
     if error is ValueError and target.device == LOGITS.device:  # torch itself refuses two devices
         with pytest.raises(error, match=message):
-            torch.ops.apc_kernels.upsample_cross_entropy(LOGITS, target, None, 255, 0.0, False, False)
+            torch.ops.apc_kernels.upsample_cross_entropy(LOGITS, target, None, 255, 0.0, False, "mean", None, None)
         with pytest.raises(error, match=message):
             torch.ops.apc_kernels.upsample_confusion(LOGITS, target, 255, False)
 

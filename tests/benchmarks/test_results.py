@@ -212,7 +212,7 @@ def test_compare_as_a_command(tmp_path, monkeypatch, capsys):
 
 
 def test_goals_are_judged():
-    judged = {str(goal): goal.judged([POOL, LOSS]) for goal in goals.CPU}
+    judged = {str(goal): goal.verdict([POOL, LOSS]) for goal in goals.CPU}
     assert judged["pyramid_pool, forward, 2x2048x64x64, nchw, at least 5 times as fast"] == "met"
     loss = "upsample_cross_entropy, forward+backward, 2x150x64x64-512x512, nchw"
     assert judged[f"{loss}, at least 10 times as fast"] == "**missed**"
@@ -223,9 +223,9 @@ def test_goals_are_judged():
 def test_of_several_backends_the_best_counts():
     goal = next(t for t in goals.GPU if t.operation == "upsample_argmax")
     row = {"operation": goal.operation, "case": f"{goal.case}, bfloat16", "other": goal.other, "ours_ms": 1.0}
-    assert goal.judged([row | {"ratio": 4.0}]) == "**missed**"
-    assert goal.judged([row | {"ratio": 4.0}, row | {"ratio": 6.0, "backend": "triton"}]) == "met"
-    assert goal.judged([row | {"ratio": 9.0, "other": "F.interpolate, argmax in torch.compile"}]) == "not measured"
+    assert goal.verdict([row | {"ratio": 4.0}]) == "**missed**"
+    assert goal.verdict([row | {"ratio": 4.0}, row | {"ratio": 6.0, "backend": "triton"}]) == "met"
+    assert goal.verdict([row | {"ratio": 9.0, "other": "F.interpolate, argmax in torch.compile"}]) == "not measured"
 
 
 def test_a_gpu_has_goals_of_its_own():
@@ -237,7 +237,7 @@ def test_a_gpu_has_goals_of_its_own():
 
 @pytest.fixture
 def reported(tmp_path, monkeypatch):
-    """Returns a function that makes the README's section and the report from rows."""
+    """Returns a function that makes the section of docs/results.md and the report from rows."""
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
@@ -257,10 +257,10 @@ def test_the_parts_of_a_run_make_one_report(tmp_path, reported):
     file = report.save([ops, models])
     assert rows.read(file) == measured(POOL, LOSS) and file.name == "some-cpu-2-cores.json"
     rows.write(models, measured())
-    with pytest.raises(ValueError, match=r"models.json: no rows"):
+    with pytest.raises(ValueError, match=r"models.json: expected measured rows"):
         report.save([ops, models])
     rows.write(models, {"machine": {"name": "another"}, "rows": [LOSS]})
-    with pytest.raises(ValueError, match=r"models.json: of .*another.*, but .*ops.json of .*Some CPU"):
+    with pytest.raises(ValueError, match=r"models.json: expected a file of .*Some CPU.*, as .*ops.json is; got one of .*another"):
         report.save([ops, models])
 
 

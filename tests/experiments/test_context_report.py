@@ -61,7 +61,7 @@ def test_verdicts_follow_from_the_numbers():
     assert "| **the reverse** −9.60 [" in verdicts[f"{PUBLISHED} − PSPNet"]
     assert "| open " in verdicts[f"{PUBLISHED} − APCNet, plain module"]
     assert "On whole scenes 7 of the 9 other heads" in text
-    assert "Not so: Semantic FPN; APCNet {1}." in text
+    assert "The exceptions: Semantic FPN; APCNet {1}." in text
 
 
 def test_a_difference_by_hand():
@@ -104,7 +104,7 @@ def test_the_page_and_the_section(tmp_path):
     page = report.page(results, tmp_path)
     assert "![mIoU of every head" in page and "(full-bars.png)" in page and "full-scenes.png" not in page
     section = report.section(results, tmp_path)
-    there = "(experiments/context/results/full"
+    there = "(../experiments/context/results/full"
     assert f"{there}-bars.png)" in section and f"{there}.md)" in section and "\n\n\n" not in page + section
 
 
@@ -183,5 +183,5 @@ def test_the_committed_report_is_made_from_its_results():
     results = json.loads((report.RESULTS / "full.json").read_text())
     page = report.page(results, report.RESULTS)
     assert (report.RESULTS / "full.md").read_text() == page, "run python -m experiments.context.report"
-    text = report.README.read_text()
-    assert text == report.between(text, report.BEGIN, report.END, report.section(results, report.RESULTS))
+    made = report.between(report.PAGE, report.BEGIN, report.END, report.section(results, report.RESULTS))
+    assert report.PAGE.read_text(encoding="utf-8") == made

@@ -16,8 +16,9 @@ from torch import Tensor
 def place_of_program(sizes, SCALES: tl.constexpr):
     """Returns scale, image and tile of positions, and three counts.
 
-    They are the number of regions of the scale, and of regions, and pairs of one
-    scale's regions, lie before it. The last scale, as a rule the largest, goes first: it takes longest."""
+    The counts are the regions of the scale, and the regions, and pairs of one scale's regions, that lie before it.
+    The last scale, as a rule the largest, goes first: it takes longest.
+    """
     i, batch, tiles = tl.program_id(0), sizes[0], sizes[6]
     i_s = len(SCALES) - 1 - i // tiles // batch
     count, row, pair = i_s * 0, i_s * 0, i_s * 0

@@ -1,7 +1,6 @@
 """Implements upsample_cross_entropy: the loss of bilinearly upsampled logits, without the upsampled logits."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +8,8 @@ from torch import Tensor
 
 from apc_kernels import labels
 from apc_kernels.ops.common import check_small, check_tensor, name_of, widened, working_dtype
-from apc_kernels.ops.operator import Operator
+from apc_kernels.ops.operator import Operator, define, fill
+from apc_kernels.ops.upsample import reference
 from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
@@ -77,13 +77,12 @@ def upsample_cross_entropy(
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if denominator is not None:
         denominator = _check_denominator(denominator, reduction, logits)
-    per_pixel = reduction == "none"
-    _, loss, sums = _losses(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
-    if not per_pixel:
-        if denominator is None:
-            denominator = {"mean": sums[1].detach(), "mean_all": target.numel(), "sum": 1}[reduction]
-        loss = (sums[0] / denominator).to(working_dtype(logits))
-    return (loss, sums[2].detach().to(torch.int64)) if return_correct else loss
+    tensor, number = (denominator, None) if isinstance(denominator, Tensor) else (None, denominator)
+    compute = _compute if torch.compiler.is_exporting() else _losses
+    _, loss, sums = compute(
+        logits, target, weight, ignore_index, label_smoothing, align_corners, reduction, tensor, number
+    )
+    return (loss, sums[2].to(torch.int64)) if return_correct else loss
 
 
 def _as_smoothing(label_smoothing: float) -> float:
@@ -134,21 +133,44 @@ def _check(
     return logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel
 
 
-def _refuse_wrong(
+def _compute(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
-    per_pixel: bool,
-    results: Sequence[Tensor],
-) -> None:
-    if labels.are_checked(target) and results[2][3].item():
-        labels.refuse(target, logits.shape[1], ignore_index)
+    reduction: str,
+    denominator: Tensor | None,
+    number: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes each pixel's normalizer, the loss, and the sums of losses, weights, correct and wrong pixels."""
+    per_pixel = reduction == "none"
+    arguments = _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
+    if torch.compiler.is_exporting():
+        results = reference.upsample_cross_entropy(*arguments)
+    else:
+        results = _empty_sums(*arguments)
+        fill(KERNELS, "upsample_cross_entropy", (logits, limits(logits, target.shape[1:])), arguments, results)
+        if labels.are_checked(target) and results[2][3].item():
+            labels.refuse(target, logits.shape[1], ignore_index)
+    normalizer, _, sums = results
+    if per_pixel:
+        return results
+    return normalizer, (sums[0] / _divisor(target, sums, reduction, denominator, number)).to(normalizer.dtype), sums
 
 
-def _empty(
+def _divisor(
+    target: Tensor, sums: Tensor, reduction: str, denominator: Tensor | None, number: float | None
+) -> Tensor | float:
+    if denominator is not None:
+        return denominator
+    if number is not None:
+        return number
+    return {"mean": sums[1], "mean_all": target.numel(), "sum": 1}[reduction]
+
+
+def _empty_sums(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -160,6 +182,22 @@ def _empty(
     normalizer = logits.new_empty(target.shape, dtype=working_dtype(logits))
     losses = logits.new_empty(target.shape if per_pixel else (0,), dtype=working_dtype(logits))
     return normalizer, losses, logits.new_empty(4, dtype=torch.float64)
+
+
+def _empty(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    reduction: str,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    per_pixel = reduction == "none"
+    arguments = _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
+    normalizer, losses, sums = _empty_sums(*arguments)
+    return normalizer, losses if per_pixel else losses.new_empty(()), sums
 
 
 def _check_backward(
@@ -188,24 +226,29 @@ _backward = Operator(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    logits, target, weight, *ctx.settings, ctx.per_pixel = inputs
-    ctx.save_for_backward(logits, target, weight, output[0])
+    logits, target, weight, *ctx.settings, ctx.reduction, denominator, ctx.number = inputs
+    normalizer, _, sums = output
+    ctx.save_for_backward(logits, target, weight, normalizer, sums, denominator)
+    ctx.mark_non_differentiable(normalizer, sums)
+    ctx.set_materialize_grads(False)
 
 
-def _through(ctx: Any, grad_plain: Tensor, grad_losses: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-    logits, target, weight, normalizer = ctx.saved_tensors
-    grad = grad_losses if ctx.per_pixel else grad_sums[:1].to(normalizer.dtype)
-    return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 6
+def _through(ctx: Any, grad_normalizer: None, grad: Tensor | None, grad_sums: None) -> tuple[Tensor | None, ...]:
+    logits, target, weight, normalizer, sums, denominator = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 9
+    if ctx.reduction != "none":
+        divisor = _divisor(target, sums, ctx.reduction, denominator, ctx.number)
+        grad = (grad.to(torch.float64) / divisor).to(normalizer.dtype).reshape(1)
+    return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 8
 
 
-_losses = Operator(
+# Not an Operator: the reduction is part of it, so that autograd sees one node instead of five.
+_losses = define(
     "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, float label_smoothing, "
-    "bool align_corners, bool per_pixel) -> (Tensor, Tensor, Tensor)",
-    KERNELS,
-    _check,
-    on=lambda logits, target, *_: (logits, limits(logits, target.shape[1:])),
-    empty=_empty,
-    verify=_refuse_wrong,
+    "bool align_corners, str reduction, Tensor? denominator, float? number) -> (Tensor, Tensor, Tensor)",
+    _compute,
+    _empty,
     backward=_through,
     remember=_remember,
 )

@@ -89,8 +89,10 @@ def tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X: tl.constexpr):
 
 @triton.jit
 def window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS: tl.constexpr):
-    """Returns offsets of the pixels of output rows (ROWS,) in a (B, H, W) tensor, their mask, both (ROWS, BLOCK_X), and
-    the weights of source rows i and i + 1."""
+    """Returns the pixels' offsets in a (B, H, W) tensor, their mask, and the weights of source rows i and i + 1.
+
+    Offsets and mask are (ROWS, BLOCK_X).
+    """
     row = first + tl.arange(0, ROWS)
     o_yx = (i_b * axis_y[1] + row[:, None]) * axis_x[1] + column[None, :]
     m_yx = (row < end)[:, None] & (column < axis_x[1])[None, :]
@@ -138,8 +140,9 @@ def scan_classes(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Computes, for each pixel (ROWS, BLOCK_X), the maximum logit l, Σ exp(l − maximum), the first class that has the
-    maximum, and with smoothing Σ weight·(l − shift). What a caller does not use, the compiler leaves out.
+    """Computes maximum, sum of exponentials and first best class of each pixel's logits, all (ROWS, BLOCK_X).
+
+    With smoothing it adds Σ weight·(logit − shift). What a caller does not use, the compiler leaves out.
 
     Every BLOCK_K-th class shares a maximum and a sum until all classes have been seen, rather than all of them: in
     channels_last a block of classes lies in as many threads.
