@@ -71,7 +71,7 @@ def parameters():
             yield pytest.param(page, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
-@pytest.mark.parametrize("page", parameters())
+@pytest.mark.parametrize("page", list(parameters()))
 def test_blocks_run(page, environment, tmp_path):
     folder = tmp_path / "reader"
     folder.mkdir()
