@@ -84,8 +84,7 @@ torch.save(results, "results.pt")
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
     """Returns the difference when each file was written, its operators' namespaces, and its results in a process
-    without this package.
-    """
+    without this package."""
     folder = tmp_path_factory.mktemp("exported")
     differences = {name: export(small(name), folder / f"{name}.pt2", size=TRACED) for name in MODELS}
     torch.save([images_of(*shape) for shape in OTHERS], folder / "images.pt")
