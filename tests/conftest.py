@@ -103,6 +103,18 @@ def cuda_emulation():
     return cuda_emulation
 
 
+@pytest.fixture(scope="session", params=["emulation", "ptx"])
+def cuda_kernels(request):
+    """The CUDA kernels on the CPU: compiled by g++ on the emulation, and by nvcc on the machine that executes PTX."""
+    if request.param == "emulation":
+        return request.getfixturevalue("cuda_emulation")
+    if build.find_nvcc() is None:
+        pytest.skip("needs nvcc")
+    import ptx_cuda
+
+    return ptx_cuda.Kernels()
+
+
 @pytest.fixture
 def forbid_copies(monkeypatch):
     """A function: from its call on, copying a tensor fails the test."""

@@ -171,6 +171,8 @@ class Parser {
       declare_registers(until(";"));
     } else if (word == ".shared" || (word == ".extern" && text_.compare(at_, 15, ".extern .shared") == 0)) {
       declare_shared(until(";"));
+    } else if (word == ".global") {
+      until(";");  // libdevice leaves strings behind; an instruction that named one would be an error
     } else if (word == ".entry" || word == ".visible" || word == ".weak") {
       start_kernel();
     } else {

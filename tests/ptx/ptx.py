@@ -98,6 +98,8 @@ class Memory:
         self.core = machine().Memory()
         self._copies: dict[int, tuple[Tensor, Tensor, int]] = {}  # by the storage's address: original, copy, origin
         self._parts: dict[int, list[tuple[str, Tensor, bool, bool]]] = {}
+        self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
+        self._arenas: list[np.ndarray] = []
         self._placed = False
 
     def add(self, name: str, tensor: Tensor, *, written: bool = False, read: bool = True) -> None:
@@ -126,6 +128,40 @@ class Memory:
         assert self._placed
         _, arena, begin = self._copies[tensor.untyped_storage().data_ptr()]
         return arena.data_ptr() + begin + tensor.storage_offset() * tensor.element_size()
+
+    def place_array(self, name: str, array: np.ndarray, is_output: bool) -> np.ndarray:
+        """A copy with the same strides, at an address that is aligned as the array's; of an output, its memory alone."""
+        strides = np.array(array.strides, np.int64)
+        assert (strides >= 0).all()
+        size = int(((np.array(array.shape) - 1) * strides).sum() + array.itemsize) if array.size else 0
+        arena, begin = self._arena(size, array.ctypes.data % ALIGNMENT)
+        copy = np.ndarray(array.shape, array.dtype, arena, begin, array.strides)
+        copy[...] = array
+        flags = np.zeros(arena.size, np.uint8)
+        np.ndarray((*array.shape, array.itemsize), np.uint8, flags, begin, (*array.strides, 1))[...] = (
+            1 | 2 if is_output else 1 | 4
+        )
+        self.core.add(name, arena.ctypes.data, arena.ctypes.data + begin, flags, is_output)
+        if is_output:
+            self._arrays.append((array, copy))
+        return copy
+
+    def place_scratch(self, size: int) -> int:
+        """The address of memory that nobody has written."""
+        arena, begin = self._arena(size, 0)
+        flags = np.zeros(arena.size, np.uint8)
+        flags[begin : begin + size] = 1 | 2
+        self.core.add("workspace", arena.ctypes.data, arena.ctypes.data + begin, flags, True)
+        return arena.ctypes.data + begin
+
+    def copy_arrays_back(self) -> None:
+        for array, copy in self._arrays:
+            array[...] = copy
+
+    def _arena(self, size: int, alignment: int) -> tuple[np.ndarray, int]:
+        arena = np.full(size + 2 * RED_ZONE + 2 * ALIGNMENT, 0xFF, np.uint8)
+        self._arenas.append(arena)
+        return arena, RED_ZONE + (alignment - arena.ctypes.data - RED_ZONE) % ALIGNMENT
 
     def copy_back(self) -> None:
         for original, arena, begin in self._copies.values():

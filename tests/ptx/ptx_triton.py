@@ -20,8 +20,23 @@ TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"
 TYPES |= {torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 
 # What each kernel stores to. An `update` is read before it is written, and so has to hold something.
-OUTPUTS = {"pool_rows_kernel": {"row_sums"}, "pool_bins_kernel": {"out"}, "spread_rows_kernel": {"grad_x"}}
-UPDATES: dict[str, set[str]] = {}
+OUTPUTS = {
+    "pool_rows_kernel": {"row_sums"},
+    "pool_bins_kernel": {"out"},
+    "spread_rows_kernel": {"grad_x"},
+    "context_kernel": {"z"},
+    "regions_kernel": {"grad_regions", "grad_shift", "grad_bias", "slope", "slope_moments"},
+    "map_kernel": {"result", "grad_weight", "grad_bias"},
+    "moments_kernel": {"means", "rests", "squares"},
+    "join_kernel": {"mean", "covariance"},
+    "cross_entropy_kernel": {"normalizer", "losses", "sums"},
+    "argmax_kernel": {"labels"},
+    "softmax_kernel": {"out"},
+    "confusion_kernel": set(),
+    "pixels_kernel": {"largest", "factor", "own"},
+    "cells_kernel": {"grad_logits"},
+}
+UPDATES = {"confusion_kernel": {"counts", "invalid"}}
 
 
 class Compiler:
@@ -115,7 +130,7 @@ def launch(kernel, grid, arguments: dict, memory: ptx.Memory, arch: int, seed, c
         numbers.append(memory.address(value) if isinstance(value, Tensor) else int(value))
     text = changed(code["ptx"])
     layout = ptx.parse(text).parameters(code["name"])
-    packed = ptx.pack(layout, numbers + [0] * (len(layout) - len(numbers)))  # two pointers to scratch memory, of no use
+    packed = ptx.pack(layout, numbers + [0] * (len(layout) - len(numbers)))  # at the end, pointers to no scratch
     result = ptx.launch(
         text, code["name"], memory, grid, code["threads"], code["shared"], packed, seed, counts is not None
     )
