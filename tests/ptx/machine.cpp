@@ -133,7 +133,6 @@ bool Machine::run_warp(Warp& warp, int memory_operations) {
         ++group->pc;
         break;
       case Kind::memory:
-        ++warp.step;
         if (mask) instruction.form->run(warp, instruction, mask);
         ++group->pc;
         if (--memory_operations == 0) return true;
@@ -168,7 +167,7 @@ bool Machine::run_warp(Warp& warp, int memory_operations) {
           group->blocked = true;
           break;
         }
-        ++warp.step;
+        warp.turn += kind != Kind::convergent;
         if (!is_shuffle && mask != warp.lanes)
           report("lanes are missing", warp, static_cast<unsigned>(__builtin_ctz(group->mask)), 0, "",
                  "all lanes of the warp have to be here");

@@ -48,7 +48,7 @@ struct Warp {
   std::vector<uint64_t> registers;
   std::vector<Group> groups;
   bool at_barrier = false;
-  uint32_t step = 0;  // memory operations so far
+  uint32_t turn = 0;  // barriers of the warp or the block so far
   int pc = 0;         // of the instruction that runs
   std::array<std::vector<Copy>, LANES> uncommitted;
   std::array<std::deque<std::vector<Copy>>, LANES> committed;

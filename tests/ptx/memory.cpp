@@ -22,15 +22,22 @@ struct Access {
 };
 
 // Compares an access with those before it and takes note of it. Returns what is wrong, or null.
-const char* race(Cell& cell, const Warp& warp, Access access, int& other_pc) {
+const char* race(Cell& cell, const Warp& warp, unsigned lane, Access access, int& other_pc) {
   const uint32_t block = warp.block->number + 1, epoch = warp.block->epoch, bit = 1u << warp.index;
   const bool now = cell.writer_block == block && cell.write_epoch == epoch;
+  const bool written_in_turn = now && cell.writing_warp == warp.index && cell.write_turn == warp.turn;
+  const bool read_in_turn = cell.reader_block == block && cell.read_epoch == epoch && cell.reading_warp == warp.index &&
+                            cell.read_turn == warp.turn && cell.readers;
+  const uint32_t own = 1u << lane;
   const char* fault = nullptr;
   if (cell.writer_block != 0 && !(access.atomic && cell.atomic)) {
     if (cell.writer_block != block)
       fault = "race between blocks";
     else if (now && (access.write ? (cell.writers & ~bit) && !access.same_value : !(cell.writers & bit)))
       fault = "race between warps";
+    else if (written_in_turn &&
+             (access.write ? (cell.writing_lanes & ~own) && !access.same_value : !(cell.writing_lanes & own)))
+      fault = "race between lanes";
     if (fault) other_pc = cell.write_pc;
   }
   if (access.write && !fault && cell.readers) {
@@ -38,14 +45,20 @@ const char* race(Cell& cell, const Warp& warp, Access access, int& other_pc) {
       fault = "race between blocks";
     else if (cell.read_epoch == epoch && (cell.readers & ~bit) && !access.same_value)
       fault = "race between warps";
+    else if (read_in_turn && (cell.reading_lanes & ~own) && !access.same_value)
+      fault = "race between lanes";
     if (fault) other_pc = cell.read_pc;
   }
   if (access.write) {
     cell.writers = (now && access.same_value ? cell.writers : 0) | bit;
+    cell.writing_lanes = (written_in_turn && access.same_value ? cell.writing_lanes : 0) | own;
+    cell.writing_warp = static_cast<uint8_t>(warp.index), cell.write_turn = warp.turn;
     cell.writer_block = block, cell.write_epoch = epoch, cell.write_pc = warp.pc, cell.atomic = access.atomic;
   } else if (cell.readers && cell.reader_block != block) {
     cell.reader_block = SEVERAL_BLOCKS;
   } else {
+    cell.reading_lanes = (read_in_turn ? cell.reading_lanes : 0) | own;
+    cell.reading_warp = static_cast<uint8_t>(warp.index), cell.read_turn = warp.turn;
     cell.readers = (cell.readers && cell.read_epoch == epoch ? cell.readers : 0) | bit;
     cell.reader_block = block, cell.read_epoch = epoch, cell.read_pc = warp.pc;
   }
@@ -123,7 +136,7 @@ uint8_t* Machine::global(Warp& warp, uint32_t lane, uint64_t address, uint32_t b
     for (uint32_t i = 0; i < bytes; ++i) {
       if (!(used >> i & 1)) continue;
       int other = -1;
-      if (const char* fault = race(region.cells[first + i], warp, {write, atomic, same(i)}, other))
+      if (const char* fault = race(region.cells[first + i], warp, lane, {write, atomic, same(i)}, other))
         report(fault, warp, lane, address + i, region.name, where(address + i) + "; " + line_of(warp, other));
     }
   if (write)
@@ -152,7 +165,7 @@ uint8_t* Machine::shared(Warp& warp, uint32_t lane, uint64_t address, uint32_t b
       report("read of memory nobody wrote", warp, lane, address + i, "shared memory", "");
     const bool same = values && cell.initialised && values[i] == block.shared[address + i];
     int other = -1;
-    if (const char* fault = race(cell, warp, {write, false, same}, other))
+    if (const char* fault = race(cell, warp, lane, {write, false, same}, other))
       report(fault, warp, lane, address + i, "shared memory", line_of(warp, other));
     if (write) cell.initialised = true;
   }

@@ -3,7 +3,8 @@
 // Time inside a block is counted in barriers, its epoch. Two accesses of different warps in one epoch, one of them a
 // write, are a race, in whatever order they happened to run. So are two accesses of different blocks of a launch, one
 // of them a write, unless both are atomic. Warps of a block may write the same value to one place: Triton does, where
-// several warps hold copies of a tile, and every order has the same result.
+// several warps hold copies of a tile, and every order has the same result. Lanes of a warp are no more in step than
+// warps are: between them, a barrier of the warp or the block has to stand.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,9 @@ struct Cell {
   uint32_t reader_block = 0;
   uint32_t read_epoch = 0;
   uint32_t readers = 0;  // warps of that block and epoch
+  // The lanes of the last warp that did, and when as that warp counts its own barriers.
+  uint32_t writing_lanes = 0, reading_lanes = 0, write_turn = 0, read_turn = 0;
+  uint8_t writing_warp = 0, reading_warp = 0;
   int32_t write_pc = -1, read_pc = -1;
   bool atomic = false;
   bool initialised = false;  // shared memory; tensors have flags

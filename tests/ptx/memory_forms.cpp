@@ -85,24 +85,6 @@ Form load() {
           -1};
 }
 
-// Two lanes of one store that write different values to one place: which of them stays is not defined.
-template <Space space>
-void check_lanes_agree(Warp& warp, uint32_t mask, const uint64_t* addresses, const uint8_t (*values)[MOST_BYTES],
-                       uint32_t bytes) {
-  std::array<uint8_t, LANES> order;
-  size_t n = 0;
-  for_lanes(mask, [&](unsigned lane) { order[n++] = static_cast<uint8_t>(lane); });
-  std::sort(order.begin(), order.begin() + n, [&](uint8_t a, uint8_t b) { return addresses[a] < addresses[b]; });
-  for (size_t i = 1; i < n; ++i) {
-    const unsigned a = order[i - 1], b = order[i];
-    const uint64_t shift = addresses[b] - addresses[a];
-    if (shift < bytes && std::memcmp(values[a] + shift, values[b], bytes - shift) != 0)
-      warp.block->machine->report("race between lanes", warp, b, addresses[b],
-                                  space == Space::shared ? "shared memory" : "",
-                                  "two lanes of one store write different values");
-  }
-}
-
 template <Space space, typename T>
 Form store() {
   return {Kind::memory,
@@ -120,7 +102,6 @@ Form store() {
               uint8_t* to = locate<space>(warp, lane, addresses[lane], bytes, values[lane], ~0ull);
               if (to) std::memcpy(to, values[lane], bytes);
             });
-            check_lanes_agree<space>(warp, mask, addresses.data(), values, bytes);
             if (warp.block->machine->counting) count<space>(warp, mask, addresses.data(), bytes, true);
           },
           -1};

@@ -6,6 +6,7 @@ nvcc compiles the emulation's bindings (tests/emulation) as CUDA, with their lau
 
 import ctypes
 import functools
+import re
 import sysconfig
 from pathlib import Path
 from types import ModuleType
@@ -52,14 +53,21 @@ def bindings() -> ModuleType:
 
 @functools.cache
 def texts() -> dict[str, str]:
-    """The PTX that holds a kernel."""
-    return {kernel: text for text in bindings().texts() for kernel in ptx.parse(text).kernels}
+    """The PTX of every kernel, a module of its own: what its file declares, and the kernel."""
+    kernels = {}
+    for text in bindings().texts():
+        files = "".join(re.findall(r"^\t*\.file.*\n", text, flags=re.MULTILINE))
+        head, *entries = re.split(r"^(?=(?:\.visible |\.weak )?\.entry )", text, flags=re.MULTILINE)
+        for entry in entries:
+            body, _ = re.split(r"^}\n", entry, maxsplit=1, flags=re.MULTILINE)
+            kernels[re.search(r"\.entry (\w+)", entry)[1]] = f"{head}{body}}}\n{files}"
+    return kernels
 
 
 class Kernels:
-    """The functions of the emulation's module, on compiled code. changed: makes another text of the PTX."""
+    """The functions of the emulation's module on compiled code; changed(kernel, text) makes another text of it."""
 
-    def __init__(self, changed=lambda text: text, counts: list | None = None) -> None:
+    def __init__(self, changed=lambda kernel, text: text, counts: list | None = None) -> None:
         self.changed, self.counts = changed, counts
 
     def __getattr__(self, name: str):
@@ -74,7 +82,7 @@ class Kernels:
             placed.append(memory.place_array(name.lower(), argument, name.isupper()) if is_array else argument)
 
         def launch(kernel, grid, threads, shared, parameters, seed):
-            text = self.changed(texts()[kernel])
+            text = self.changed(kernel, texts()[kernel])
             size = max((offset + size for offset, size in ptx.parse(text).parameters(kernel)), default=0)
             packed = ctypes.string_at(parameters, size)
             counting = self.counts is not None

@@ -37,6 +37,13 @@ OUTPUTS = {
     "cells_kernel": {"grad_logits"},
 }
 UPDATES = {"confusion_kernel": {"counts", "invalid"}}
+# Findings that are no fault, with the reason.
+HARMLESS = {
+    # A tile smaller than the block: several threads load what is added to, one of them stores. What the others load
+    # late they throw away; a result that had it would be wrong in some schedule.
+    ("softmax_kernel", "race between warps", "out"),
+    ("softmax_kernel", "race between lanes", "out"),
+}
 
 
 class Compiler:
@@ -93,19 +100,24 @@ def compiled(function, arch: int, arguments: dict, options: dict) -> dict:
     return answer
 
 
-def run(launches: list[tuple], arch: int = 80, seed: int | None = None, changed=lambda text: text, counts=None) -> None:
-    """Runs launches one after the other on one memory. changed: makes another text of a kernel's PTX."""
+def run(
+    launches: list[tuple], arch: int = 80, seed: int | None = None, changed=lambda kernel, text: text, counts=None
+) -> None:
+    """Runs launches one after the other on one memory. changed(kernel, text) makes another text of its PTX."""
     memory = ptx.Memory()
     seen_outputs = set()
     for kernel, _, arguments in launches:
         name = kernel.fn.__name__
+        outputs, updates = OUTPUTS[name], UPDATES.get(name, set())
+        if arguments.get("ADD"):  # to what is there
+            outputs, updates = set(), outputs
         for argument, value in arguments.items():
             if isinstance(value, Tensor):
-                written = argument in OUTPUTS[name] | UPDATES.get(name, set())
+                written = argument in outputs | updates
                 first = value.untyped_storage().data_ptr() not in seen_outputs
-                if written and argument in OUTPUTS[name]:
+                if argument in outputs:
                     seen_outputs.add(value.untyped_storage().data_ptr())
-                read = first and argument not in OUTPUTS[name]
+                read = first and argument not in outputs
                 memory.add(argument, value, written=written, read=read)
     memory.place()
     for kernel, grid, arguments in launches:
@@ -128,11 +140,11 @@ def launch(kernel, grid, arguments: dict, memory: ptx.Memory, arch: int, seed, c
         value = values[parameters[path[0]]]
         value = value[path[1]] if len(path) > 1 else value
         numbers.append(memory.address(value) if isinstance(value, Tensor) else int(value))
-    text = changed(code["ptx"])
+    text = changed(code["name"], code["ptx"])
     layout = ptx.parse(text).parameters(code["name"])
     packed = ptx.pack(layout, numbers + [0] * (len(layout) - len(numbers)))  # at the end, pointers to no scratch
     result = ptx.launch(
-        text, code["name"], memory, grid, code["threads"], code["shared"], packed, seed, counts is not None
+        text, code["name"], memory, grid, code["threads"], code["shared"], packed, seed, counts is not None, HARMLESS
     )
     if counts is not None:
         counts.append((code["name"], result))
