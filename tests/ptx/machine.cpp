@@ -75,13 +75,14 @@ void Machine::start_block(uint32_t number) {
   auto block = std::make_unique<Block>();
   block->machine = this, block->number = number;
   block->index = {number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y};
-  block->shared.assign(kernel->static_shared + shared_bytes, 0xff);
+  block->shared.assign(shared_bytes ? kernel->dynamic_shared() + shared_bytes : kernel->static_shared, 0xff);
   block->cells.assign(block->shared.size(), Cell());
   const uint32_t count = threads.x * threads.y * threads.z;
   for (uint32_t first = 0; first < count; first += LANES) {
     auto warp = std::make_unique<Warp>();
     warp->block = block.get(), warp->kernel = kernel, warp->index = first / LANES;
     warp->lanes = count - first >= LANES ? ALL_LANES : (1u << (count - first)) - 1;
+    warp->started = warp->lanes;
     warp->registers.assign(static_cast<size_t>(kernel->registers) * LANES, ~0ull);
     for (const auto& [place, name] : kernel->special)
       for (unsigned lane = 0; lane < LANES; ++lane)
@@ -174,6 +175,8 @@ bool Machine::run_warp(Warp& warp, int memory_operations) {
         ++group->pc;
         if (kind == Kind::block_barrier) {
           counts.barriers += warp.index == 0;
+          if (warp.lanes != warp.started)
+            report("a barrier that not all threads reach", warp, 0, 0, "", "some lanes have ended");
           warp.at_barrier = true;
           return true;
         }

@@ -44,7 +44,7 @@ struct Copy {
 struct Warp {
   Block* block;
   const Kernel* kernel;
-  uint32_t index, lanes;  // lanes: those that there are
+  uint32_t index, lanes, started;  // lanes that run still, and those that there were
   std::vector<uint64_t> registers;
   std::vector<Group> groups;
   bool at_barrier = false;

@@ -239,7 +239,7 @@ class Parser {
     const bool dynamic = bracket != std::string::npos && w.back()[bracket + 1] == ']';
     if (w[0] == ".extern" && dynamic) {
       dynamic_.insert(name);
-      (kernel_ ? symbols_ : globals_)[name] = kernel_ ? kernel_->static_shared : 0;
+      (kernel_ ? symbols_ : globals_)[name] = kernel_ ? kernel_->dynamic_shared() : 0;
       return;
     }
     if (!kernel_) fail("expected shared memory to be declared inside a kernel, or as .extern");
@@ -249,8 +249,8 @@ class Parser {
     if (bracket != std::string::npos) size *= static_cast<uint32_t>(std::stoul(w.back().substr(bracket + 1)));
     const uint32_t offset = (kernel_->static_shared + align - 1) / align * align;
     symbols_[name] = offset;
-    kernel_->static_shared = (offset + size + 15) / 16 * 16;
-    for (const std::string& other : dynamic_) symbols_[other] = kernel_->static_shared;
+    kernel_->static_shared = offset + size;
+    for (const std::string& other : dynamic_) symbols_[other] = kernel_->dynamic_shared();
     if (!kernel_->code.empty()) fail("shared memory declared behind an instruction");
   }
 

@@ -56,7 +56,8 @@ struct Kernel {
   std::string name;
   std::vector<Parameter> parameters;
   uint32_t parameter_bytes = 0;
-  uint32_t static_shared = 0;  // bytes before the dynamic buffer
+  uint32_t static_shared = 0;                                                 // bytes
+  uint32_t dynamic_shared() const { return (static_shared + 15) / 16 * 16; }  // where the launch's buffer begins
   int registers = 0;
   std::vector<uint64_t> constants;                   // LANES of each
   std::vector<std::pair<int, std::string>> special;  // registers that are filled before the first instruction

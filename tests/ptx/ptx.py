@@ -188,15 +188,16 @@ def launch(
     seed: int | None = None,
     counting: bool = False,
     harmless: Collection[tuple[str, str, str]] = (),
+    budget: int = 1 << 33,
 ) -> dict:
     """Runs one launch; raises FaultError with everything that its checks found.
 
-    harmless: findings to pass over, as (kernel, kind, tensor).
+    harmless: findings to pass over, as (kernel, kind, tensor). budget: instructions after which it counts as endless.
     """
     sizes = tuple(grid) + (1,) * (3 - len(grid))
     seed = LAUNCH_SEED if seed is None else seed
     result = machine().launch(
-        parse(text), kernel, memory.core, sizes, (threads, 1, 1), shared, parameters, seed, counting, 1 << 33
+        parse(text), kernel, memory.core, sizes, (threads, 1, 1), shared, parameters, seed, counting, budget
     )
     faults = [f for f in result["findings"] if (f["kernel"], f["kind"], f["tensor"]) not in harmless]
     if faults:
