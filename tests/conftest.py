@@ -115,6 +115,19 @@ def cuda_kernels(request):
     return ptx_cuda.Kernels()
 
 
+PTX_TARGETS = [pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 90)]
+
+
+@pytest.fixture(params=["interpreter", *PTX_TARGETS], ids=lambda p: p if isinstance(p, str) else f"sm_{p}")
+def triton_machine(request, monkeypatch):
+    """What runs Triton's kernels on the CPU: Triton's interpreter, or the machine of tests/ptx what they compile to."""
+    if request.param != "interpreter":
+        import ptx_triton
+
+        ptx_triton.serve(monkeypatch, request.param)
+    return request.param
+
+
 @pytest.fixture
 def forbid_copies(monkeypatch):
     """A function: from its call on, copying a tensor fails the test."""

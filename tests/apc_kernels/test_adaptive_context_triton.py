@@ -29,7 +29,7 @@ SLOW = [case for case in CASES if sum(case.scales) > 10 and case.size[0] * case.
 
 
 @pytest.fixture(autouse=True)
-def triton_serves():
+def triton_serves(triton_machine):
     with apc_kernels.backend("triton"):
         yield
 

@@ -124,7 +124,7 @@ def test_what_emulated_cuda_does_not_vectorise(cuda_kernels, shape, stride, offs
     ],
     ids=str,
 )
-def test_interpreted_triton(layout, case, dtype):
+def test_triton_on_the_cpu(triton_machine, layout, case, dtype):
     x, grad = draw(case, layout, dtype)
     with apc_kernels.backend("triton"):
         assert_matches(with_gradient(apc_kernels.pyramid_pool, x, case.scales, grad), case, dtype)

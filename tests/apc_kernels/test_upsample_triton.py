@@ -40,7 +40,7 @@ corners = pytest.mark.parametrize("align_corners", [False, True], ids=["centers"
 
 
 @pytest.fixture(autouse=True)
-def triton_serves():
+def triton_serves(triton_machine):
     with apc_kernels.backend("triton"):
         yield
 

@@ -41,6 +41,20 @@ struct Copy {
   int pc;
 };
 
+// wgmma: products that have begun. Their results come into their registers, and their reading of shared memory ends,
+// when the warp waits for their group.
+struct AsyncProducts {
+  struct Group {
+    std::vector<std::pair<int, std::array<uint64_t, LANES>>> results;  // by register
+    std::vector<std::pair<uint32_t, uint32_t>> read;                   // address, bytes
+    uint32_t epoch = 0;
+    int pc = 0;
+  };
+  Group uncommitted;
+  std::deque<Group> committed;
+  bool fenced = false;  // wgmma.fence since registers were last the warp's own
+};
+
 struct Warp {
   Block* block;
   const Kernel* kernel;
@@ -48,11 +62,12 @@ struct Warp {
   std::vector<uint64_t> registers;
   std::vector<Group> groups;
   bool at_barrier = false;
-  uint32_t turn = 0;  // barriers of the warp or the block so far
-  int pc = 0;         // of the instruction that runs
+  uint32_t fences = 0, fence_epoch = 0;  // fence.proxy.async: how many so far, and the epoch of the last
+  uint32_t turn = 0;                     // barriers of the warp or the block so far
+  int pc = 0;                            // of the instruction that runs
   std::array<std::vector<Copy>, LANES> uncommitted;
   std::array<std::deque<std::vector<Copy>>, LANES> committed;
-  std::vector<uint64_t> accumulator_groups;  // wgmma: registers that a group of products is still writing
+  AsyncProducts products;  // wgmma
 
   const uint64_t* read(int operand) const {
     return operand >= 0 ? &registers[size_t(operand) * LANES] : &kernel->constants[size_t(~operand) * LANES];

@@ -53,6 +53,7 @@ const char* race(Cell& cell, const Warp& warp, unsigned lane, Access access, int
     cell.writers = (now && access.same_value ? cell.writers : 0) | bit;
     cell.writing_lanes = (written_in_turn && access.same_value ? cell.writing_lanes : 0) | own;
     cell.writing_warp = static_cast<uint8_t>(warp.index), cell.write_turn = warp.turn;
+    cell.write_fences = warp.fences;
     cell.writer_block = block, cell.write_epoch = epoch, cell.write_pc = warp.pc, cell.atomic = access.atomic;
   } else if (cell.readers && cell.reader_block != block) {
     cell.reader_block = SEVERAL_BLOCKS;

@@ -23,6 +23,7 @@ struct Cell {
   // The lanes of the last warp that did, and when as that warp counts its own barriers.
   uint32_t writing_lanes = 0, reading_lanes = 0, write_turn = 0, read_turn = 0;
   uint8_t writing_warp = 0, reading_warp = 0;
+  uint32_t write_fences = 0;  // fences of that warp before its write
   int32_t write_pc = -1, read_pc = -1;
   bool atomic = false;
   bool initialised = false;  // shared memory; tensors have flags

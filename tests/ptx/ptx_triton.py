@@ -3,6 +3,7 @@
 import atexit
 import functools
 import hashlib
+import importlib
 import inspect
 import os
 import pickle
@@ -44,6 +45,17 @@ HARMLESS = {
     ("softmax_kernel", "race between warps", "out"),
     ("softmax_kernel", "race between lanes", "out"),
 }
+
+
+MODULES = ("pyramid_pool.triton", "affinities.triton", "affinities.triton_backward", "affinities.triton_moments")
+MODULES += ("upsample.triton", "upsample.triton_backward")
+
+
+def serve(monkeypatch, arch: int, **options) -> None:
+    """Lets the machine run what the package's operations launch: all that `run` takes is its options."""
+    for name in MODULES:
+        module = importlib.import_module(f"apc_kernels.ops.{name}")
+        monkeypatch.setattr(module, "run", lambda launches, x: run(launches, arch, **options))
 
 
 class Compiler:
