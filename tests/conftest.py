@@ -103,7 +103,7 @@ def cuda_emulation():
     return cuda_emulation
 
 
-@pytest.fixture(scope="session", params=["emulation", "ptx"])
+@pytest.fixture(scope="session", params=["emulation", pytest.param("ptx", marks=pytest.mark.slow)])
 def cuda_kernels(request):
     """The CUDA kernels on the CPU: compiled by g++ on the emulation, and by nvcc on the machine that executes PTX."""
     if request.param == "emulation":

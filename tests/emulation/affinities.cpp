@@ -37,7 +37,7 @@ AdaptiveContextCuda describe_context(py::array& x, const py::array& weight, cons
 template <typename Params, typename Function>
 void run(Params& p, const std::string& dtype, uint32_t seed, Function launch) {
   with_scalar(dtype, [&](auto scalar) {
-    Scratch memory(size_t(arrange(p, nullptr, sizeof scalar)));
+    DeviceMemory memory(size_t(arrange(p, nullptr, sizeof scalar)));
     arrange(p, memory.data(), sizeof scalar);
     launch(scalar, Launch{seed});
   });

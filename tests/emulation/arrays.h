@@ -13,7 +13,7 @@
 #include "../ptx/cuda/runtime.h"
 #else
 #include "emulation.h"
-using emulation::Launch, emulation::Scratch;
+using emulation::Launch, emulation::DeviceMemory;
 #endif
 
 namespace py = pybind11;

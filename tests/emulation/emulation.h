@@ -147,9 +147,9 @@ struct Launch {
 };
 
 // Memory for a kernel's intermediate results, poisoned.
-class Scratch {
+class DeviceMemory {
  public:
-  explicit Scratch(size_t bytes) : memory_((bytes + sizeof(double) - 1) / sizeof(double)) {
+  explicit DeviceMemory(size_t bytes) : memory_((bytes + sizeof(double) - 1) / sizeof(double)) {
     std::memset(memory_.data(), POISON, memory_.size() * sizeof(double));
   }
   void* data() { return memory_.data(); }

@@ -11,7 +11,7 @@ PyramidPoolCuda describe(py::array& map, py::array& pooled, const std::vector<in
 
 void forward(py::array x, const std::string& dtype, const std::vector<int64_t>& scales, py::array out, uint32_t seed) {
   PyramidPoolCuda p = describe(x, out, scales);
-  Scratch row_sums(size_t(p.batch) * p.segments * p.chunks * p.columns * p.channels * sizeof(float));
+  DeviceMemory row_sums(size_t(p.batch) * p.segments * p.chunks * p.columns * p.channels * sizeof(float));
   p.row_sums = static_cast<float*>(row_sums.data());
   with_scalar(dtype, [&](auto scalar) { launch_forward<decltype(scalar)>(p, Launch{seed}); });
 }

@@ -36,7 +36,7 @@ def bindings() -> ModuleType:
 
     includes = f"-isystem {build.quote(pybind11.get_include())} -isystem {sysconfig.get_paths()['include']}"
     # PTX alone, not compressed: no ptxas, and runtime.cpp reads it where the program registers it.
-    code = "-arch=compute_80 -code=compute_80 --no-compress -Xcompiler=-fvisibility=hidden"
+    code = "-arch=compute_80 -code=compute_80 --no-compress -Xcompiler=-fvisibility=hidden,-O0"
     nvcc, compiler = build.quote(build.find_nvcc()), build.find_compiler()
     flags = " ".join(build.nvcc_flags())
     dependencies = "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
@@ -67,8 +67,8 @@ def texts() -> dict[str, str]:
 class Kernels:
     """The functions of the emulation's module on compiled code; changed(kernel, text) makes another text of it."""
 
-    def __init__(self, changed=lambda kernel, text: text, counts: list | None = None) -> None:
-        self.changed, self.counts = changed, counts
+    def __init__(self, changed=lambda kernel, text: text, counts: list | None = None, seed: int = 0) -> None:
+        self.changed, self.counts, self.seed = changed, counts, seed
 
     def __getattr__(self, name: str):
         if name not in ARGUMENTS:
@@ -86,7 +86,7 @@ class Kernels:
             size = max((offset + size for offset, size in ptx.parse(text).parameters(kernel)), default=0)
             packed = ctypes.string_at(parameters, size)
             counting = self.counts is not None
-            result = ptx.launch(text, kernel, memory, grid, threads, shared, packed, seed, counting)
+            result = ptx.launch(text, kernel, memory, grid, threads, shared, packed, seed + self.seed, counting)
             if counting:
                 self.counts.append((kernel, result))
 

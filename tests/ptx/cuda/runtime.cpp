@@ -38,7 +38,7 @@ State& state() {  // registration happens before main; never destroyed, because 
 
 }  // namespace
 
-void* allocate_scratch(size_t bytes) { return reinterpret_cast<void*>(state().allocate(bytes).cast<uintptr_t>()); }
+void* allocate_memory(size_t bytes) { return reinterpret_cast<void*>(state().allocate(bytes).cast<uintptr_t>()); }
 void set_seed(uint32_t seed) { state().seed = seed; }
 
 // The functions that code compiled by nvcc calls, with the types of NVIDIA's headers written out.

@@ -11,12 +11,12 @@
 using BFloat16 = __nv_bfloat16;
 using Half = __half;
 
-void* allocate_scratch(size_t bytes);
+void* allocate_memory(size_t bytes);
 void set_seed(uint32_t seed);
 
-class Scratch {
+class DeviceMemory {
  public:
-  explicit Scratch(size_t bytes) : memory_(allocate_scratch(bytes)) {}
+  explicit DeviceMemory(size_t bytes) : memory_(allocate_memory(bytes)) {}
   void* data() { return memory_; }
 
  private:
