@@ -101,7 +101,7 @@ def test_barriers_and_waits_of_triton_kernels(monkeypatch, workload, arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def test_addresses_of_the_cuda_kernels(dtype):
-    """The sizes that indices are multiplied with, doubled one by one: some are found in every kernel; an index may be 0 throughout."""
+    """The sizes that indices are multiplied with, doubled. An index may be 0: some are found in each kernel."""
 
     def calls(changed):
         return cuda_calls(ptx_cuda.Kernels(changed), channels_last, dtype)
