@@ -105,7 +105,7 @@ def cuda_emulation():
 
 @pytest.fixture(scope="session", params=["emulation", pytest.param("ptx", marks=pytest.mark.slow)])
 def cuda_kernels(request):
-    """The CUDA kernels on the CPU: compiled by g++ on the emulation, and by nvcc on the machine that executes PTX."""
+    """Returns the CUDA kernels for the CPU: by g++ for the emulation, or by nvcc for the machine of tests/ptx."""
     if request.param == "emulation":
         return request.getfixturevalue("cuda_emulation")
     if build.find_nvcc() is None:
@@ -120,7 +120,7 @@ PTX_TARGETS = [pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 90)]
 
 @pytest.fixture(params=["interpreter", *PTX_TARGETS], ids=lambda p: p if isinstance(p, str) else f"sm_{p}")
 def triton_machine(request, monkeypatch):
-    """What runs Triton's kernels on the CPU: Triton's interpreter, or the machine of tests/ptx what they compile to."""
+    """Chooses what runs Triton's kernels: Triton's interpreter, or the machine of tests/ptx what they compile to."""
     if request.param != "interpreter":
         import ptx_triton
 

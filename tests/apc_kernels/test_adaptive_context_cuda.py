@@ -1,4 +1,5 @@
-"""The CUDA kernels on affinities, run on the CPU thread by thread (tests/emulation), against float64.
+"""The CUDA kernels on affinities, run on the CPU, against float64: their source thread by thread (tests/emulation), and
+their PTX (tests/ptx, slow).
 
 Every hard case in float32; layouts, dtypes, and what may be left out, on cases that are odd in all directions.
 """

@@ -15,7 +15,7 @@ def unwritten(*shape, dtype=torch.float32):
 
 
 def cuda_calls(kernels, layout, dtype) -> list[torch.Tensor]:
-    """Every function of the bindings, several tiles to a block."""
+    """Returns the results of every function of the bindings; a block has several tiles."""
     name, results = str(dtype).removeprefix("torch."), []
     x, grad = draw(MAP, layout, dtype)
     results += [unwritten(*grad.shape, dtype=dtype), torch.full_like(x, float("nan"))]

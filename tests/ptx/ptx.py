@@ -5,8 +5,8 @@ The machine itself is C++ (machine.h); this file builds it, and translates tenso
 
 import fcntl
 import functools
+import hashlib
 import importlib.util
-import os
 import platform
 import subprocess
 import sysconfig
@@ -30,20 +30,19 @@ LAUNCH_SEED = 0
 
 
 class FaultError(AssertionError):
-    """What the checks found in a launch, a line or two each."""
+    """Holds what the checks found in a launch, a few lines each."""
 
 
 @functools.cache
 def machine() -> ModuleType:
-    """The interpreter, built where a source has changed."""
+    """Returns the interpreter, built where a source has changed."""
     import pybind11
 
     includes = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
     flags = " ".join(map(build.quote, [*FLAGS, *includes]))
     sources = sorted(HERE.glob("*.cpp"))
     compiler = build.find_compiler()
-    lines = [
-        f"# {platform.processor()} {_cpu()}",  # -march=native: another processor builds anew
+    lines = [  # the processor stands in the command, so that another one builds anew
         f"rule cxx\n  command = {compiler} {flags} -DAPC_CPU='\"{_cpu()}\"' -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = {compiler} -shared $in -o $out",
@@ -54,18 +53,13 @@ def machine() -> ModuleType:
 
 
 def _cpu() -> str:
+    """Returns what tells apart processors for which -march=native means different things."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-    return format(hash_of(flags), "x")
-
-
-def hash_of(text: str) -> int:
-    import hashlib
-
-    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(features.encode()).hexdigest()[:12]
 
 
 def build_module(folder: Path, lines: list[str], name: str) -> ModuleType:
@@ -88,7 +82,7 @@ def parse(text: str):
 
 
 class Memory:
-    """Tensors as a GPU would hold them: each in a copy of its own, aligned as an allocator would, with red zones.
+    """Holds tensors as a GPU would: each in a copy of its own, aligned as by an allocator, between red zones.
 
     Tensors that share storage share their copy. Only the bytes of their elements may be touched: the gaps of a window
     belong to its red zone.
@@ -103,7 +97,7 @@ class Memory:
         self._placed = False
 
     def add(self, name: str, tensor: Tensor, *, written: bool = False, read: bool = True) -> None:
-        """written: launches may store there. read: what is there counts as written already."""
+        """Adds a tensor. written: launches may store there. read: what is there counts as written already."""
         self._parts.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor, written, read))
 
     def place(self) -> None:
@@ -130,7 +124,7 @@ class Memory:
         return arena.data_ptr() + begin + tensor.storage_offset() * tensor.element_size()
 
     def place_array(self, name: str, array: np.ndarray, is_output: bool) -> np.ndarray:
-        """A copy with the same strides, aligned as the array is. What an output holds counts as unwritten."""
+        """Returns a copy with the same strides, aligned as the array is. What an output holds counts as unwritten."""
         strides = np.array(array.strides, np.int64)
         assert (strides >= 0).all()
         size = int(((np.array(array.shape) - 1) * strides).sum() + array.itemsize) if array.size else 0
@@ -147,7 +141,7 @@ class Memory:
         return copy
 
     def place_scratch(self, size: int) -> int:
-        """The address of memory that nobody has written."""
+        """Returns the address of memory that nobody has written."""
         arena, begin = self._arena(size, 0)
         flags = np.zeros(arena.size, np.uint8)
         flags[begin : begin + size] = 1 | 2
@@ -169,7 +163,7 @@ class Memory:
 
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:
-    """The offsets in its storage of a tensor's bytes."""
+    """Returns the offsets of a tensor's bytes in its storage."""
     offsets = np.zeros((), np.int64)
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         offsets = offsets[..., None] + np.arange(size) * stride
@@ -218,13 +212,9 @@ def described(finding: dict) -> str:
 
 
 def pack(layout: Iterable[tuple[int, int]], values: Iterable[int]) -> bytes:
-    """Parameters as bytes: integers and addresses where a kernel's layout (offset, size) wants them."""
+    """Returns parameters as bytes: integers and addresses where a kernel's layout (offset, size) wants them."""
     layout = list(layout)
     result = bytearray(max((offset + size for offset, size in layout), default=0))
     for (offset, size), value in zip(layout, values, strict=True):
         result[offset : offset + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
     return bytes(result)
-
-
-def available() -> bool:
-    return os.name == "posix" and build.find_ninja() is not None and build.find_compiler() is not None

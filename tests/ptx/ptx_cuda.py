@@ -53,7 +53,7 @@ def bindings() -> ModuleType:
 
 @functools.cache
 def texts() -> dict[str, str]:
-    """The PTX of every kernel, a module of its own: what its file declares, and the kernel."""
+    """Returns the PTX of every kernel as a module of its own: what its file declares, and the kernel."""
     kernels = {}
     for text in bindings().texts():
         files = "".join(re.findall(r"^\t*\.file.*\n", text, flags=re.MULTILINE))
@@ -65,7 +65,7 @@ def texts() -> dict[str, str]:
 
 
 class Kernels:
-    """The functions of the emulation's module on compiled code; changed(kernel, text) makes another text of it."""
+    """Has the functions of the emulation's module, on compiled code; changed(kernel, text) makes another text of it."""
 
     def __init__(self, changed=lambda kernel, text: text, counts: list | None = None, seed: int = 0) -> None:
         self.changed, self.counts, self.seed = changed, counts, seed

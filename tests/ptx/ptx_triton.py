@@ -61,7 +61,7 @@ def serve(monkeypatch, arch: int, **options) -> None:
 
 
 class Compiler:
-    """A process that compiles, started when the first kernel is not in the cache."""
+    """Runs a process that compiles, started when the first kernel is not in the cache."""
 
     def __init__(self) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -88,7 +88,7 @@ def compiler() -> Compiler:
 
 @functools.cache
 def sources(module: str) -> str:
-    """The text of all kernels beside a module: what its compiled code depends on."""
+    """Returns the text of all kernels beside a module, on which its compiled code depends."""
     folder = Path(sys.modules[module].__file__).parent
     files = sorted(folder.glob("triton*.py"))
     return "".join(file.read_text() for file in files) + version("triton")

@@ -16,7 +16,7 @@ from triton.compiler.compiler import make_backend
 
 
 def compile_to_ptx(module: str, name: str, arch: int, arguments: dict, options: dict) -> dict:
-    """arguments: by name, for a tensor ("tensor", type, whether it is aligned), else the value."""
+    """Returns PTX and how to launch it. arguments: by name; a tensor is ("tensor", type, whether it is aligned)."""
     kernel = getattr(importlib.import_module(module), name)
     source, order = describe(kernel, arguments)
     target = GPUTarget("cuda", arch, 32)
@@ -46,7 +46,7 @@ def compile_to_ptx(module: str, name: str, arch: int, arguments: dict, options: 
 
 
 def describe(kernel, arguments: dict) -> tuple[ASTSource, list[tuple]]:
-    """The kernel specialised as Triton's launcher would, and the paths of the arguments that it still takes."""
+    """Specialises the kernel as Triton's launcher would; returns it and the paths of the arguments that are left."""
     signature, constants, attributes, order = {}, {}, {}, []
 
     def kind(value, path: tuple, parameter) -> str:

@@ -35,7 +35,7 @@ KINDS = {
 
 
 class Patch:
-    """What pytest's monkeypatch is to ptx_triton.serve, for a script."""
+    """Stands in for pytest's monkeypatch, which ptx_triton.serve takes."""
 
     @staticmethod
     def setattr(owner, name, value) -> None:
@@ -43,7 +43,7 @@ class Patch:
 
 
 def rows(counts: list[tuple[str, dict]]) -> list[tuple]:
-    """A row for each launch: what it executed, moved and waited for, and the two floors in nanoseconds."""
+    """Returns a row for each launch: what it executed and moved, and the two floors in nanoseconds."""
     result = []
     for kernel, c in counts:
         warps = {opcode: n for opcode, (n, _) in c["opcodes"].items()}

@@ -1,4 +1,4 @@
-"""Kernels of a few lines for the tests of the machine itself."""
+"""Builds and runs kernels of a few lines, for the tests of the machine itself."""
 
 import numpy as np
 import ptx
@@ -8,7 +8,7 @@ THREADS = 1024
 
 
 def kernel(name: str, lines: list[str], parameters: int = 1, shared: int = 0, target: str = "sm_80") -> str:
-    """PTX of a kernel whose parameters p0, p1, ... are addresses, with a static buffer called `buffer`."""
+    """Returns the PTX of a kernel whose parameters p0, p1, ... are addresses, with a static buffer called `buffer`."""
     declared = ", ".join(f".param .u64 p{i}" for i in range(parameters))
     buffer = [f".shared .align 16 .b8 buffer[{shared}];"] if shared else []
     head = [".version 8.0", f".target {target}", ".address_size 64", f".visible .entry {name}({declared})", "{"]
@@ -31,12 +31,12 @@ def launch(text: str, tensors: list, threads: int, *, inputs=(), unwritten=(), b
 
 
 def width(kind: str) -> int:
-    """The bits that a value of a type takes in memory."""
+    """Returns the bits that a value of a type takes in memory."""
     return 16 if kind == "pred" else max(16, int("".join(c for c in kind if c.isdigit())))
 
 
 def apply(form: str, kinds: list[str], result: str, operands: list[np.ndarray]) -> np.ndarray:
-    """The bits that a form gives for each thread's operands (bits too), which have the given types."""
+    """Returns the bits that a form gives for each thread's operands, bits too, of the given types."""
     lines = ["ld.param.u64 %d0, [p0];", "mov.u32 %r0, %tid.x;", "mul.wide.u32 %d1, %r0, 8;", "add.s64 %d0, %d0, %d1;"]
 
     def name(kind: str, i: int) -> str:

@@ -1,5 +1,7 @@
 """The machine finds what it is for: kernels of a few lines, each with one fault, and their correct neighbours."""
 
+import time
+
 import ptx
 import pytest
 import torch
@@ -223,3 +225,15 @@ def test_results_do_not_depend_on_the_schedule_but_orders_do():
         assert sorted(out.tolist()) == list(range(128))
         orders.add(tuple(out.tolist()))
     assert len(orders) > 1
+
+
+def test_ten_million_instructions_of_lanes_a_second():
+    """With loads and stores, and every check; a second of this process, whatever else the machine does."""
+    loop = ["LOOP:", "ld.global.f32 %r2, [%d2];", "fma.rn.f32 %r3, %r2, %r2, %r3;", "st.shared.f32 [%r1], %r3;"]
+    loop += ["add.s32 %r4, %r4, 1;", "setp.lt.s32 %p1, %r4, 2000;", "@%p1 bra LOOP;", "st.global.f32 [%d2], %r3;"]
+    lines = [*INDEX, *SHARED, "mov.f32 %r3, 0f00000000;", "mov.u32 %r4, 0;", *loop]
+    begin = time.process_time()
+    result = launch(kernel("speed", lines, 1, 1024), [words(256)], 256, counting=True)
+    seconds = time.process_time() - begin
+    assert sum(lanes for _, lanes in result["opcodes"].values()) > 256 * 2000 * 6
+    assert 256 * 2000 * 6 / seconds > 1e7

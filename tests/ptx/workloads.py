@@ -1,5 +1,5 @@
-"""Calls of every operation that has GPU kernels, small but hard: several tiles and blocks in every direction, no size
-that divides. Each returns triples: its result, the exact one, and that of PyTorch's own composition in the same dtype.
+"""Calls every operation that has GPU kernels, on small but hard sizes: several tiles and blocks in every direction, and
+none that divides. Each function returns triples: a result, the exact one, and PyTorch's own in the same dtype.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def pooling(layout: Callable, dtype: torch.dtype) -> list[tuple]:
 
 
 def context(layout: Callable, dtype: torch.dtype) -> list[tuple]:
-    """With all that adaptive_context takes, and no gradient near a ReLU's kink."""
+    """Gives adaptive_context all that it takes, and no gradient near a ReLU's kink."""
     t = draw_context(CONTEXT, layout, dtype)
     wide = {name: tensor.double() for name, tensor in t.items()}
     z = stock.adaptive_context(
@@ -97,7 +97,7 @@ def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
 
 
 def predictions(layout: Callable, dtype: torch.dtype) -> list[tuple]:
-    """Probabilities added and not, flipped and not; labels and counts, which have to be the same."""
+    """Returns probabilities, added and not, flipped and not; checks labels, and counts against them."""
     t = draw_upsample(UPSAMPLE, layout, dtype)
     logits, size = t["logits"], UPSAMPLE.size
     start = torch.rand(logits.shape[0], logits.shape[1], *size, generator=torch.Generator().manual_seed(0))
