@@ -197,8 +197,10 @@ void Machine::run() {
     throw std::invalid_argument(kernel->name + ": expected " + std::to_string(kernel->parameter_bytes) +
                                 " bytes of parameters, got " + std::to_string(parameters.size()));
   std::sort(regions.begin(), regions.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
-  for (Region& region : regions)
+  for (Region& region : regions) {
     if (region.is_output) region.cells.assign(region.size, Cell());
+    for (uint8_t& flags : region.flags) flags &= static_cast<uint8_t>(~(was_read | was_written));
+  }
   counts.executed.assign(kernel->code.size(), 0), counts.lanes.assign(kernel->code.size(), 0);
   std::vector<uint32_t> order(grid.x * grid.y * grid.z);
   for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -221,6 +223,8 @@ void Machine::run() {
     const uint64_t draw = random() % 8;
     run_warp(warp, draw == 0 ? -1 : static_cast<int>(1 + draw * draw));
   }
+  for (const Region& region : regions)
+    for (const uint8_t flags : region.flags) counts.distinct_bytes += !!(flags & was_read) + !!(flags & was_written);
 }
 
 }  // namespace ptx

@@ -140,8 +140,8 @@ uint8_t* Machine::global(Warp& warp, uint32_t lane, uint64_t address, uint32_t b
       if (const char* fault = race(region.cells[first + i], warp, lane, {write, atomic, same(i)}, other))
         report(fault, warp, lane, address + i, region.name, where(address + i) + "; " + line_of(warp, other));
     }
-  if (write)
-    for (uint32_t i = 0; i < bytes; ++i) flags[i] |= initialised;
+  for (uint32_t i = 0; i < bytes; ++i)
+    if (used >> i & 1) flags[i] |= write ? initialised | was_written : was_read;
   return reinterpret_cast<uint8_t*>(address);
 }
 

@@ -31,7 +31,7 @@ struct Cell {
 };
 constexpr uint32_t SEVERAL_BLOCKS = ~0u;
 
-enum Flag : uint8_t { addressable = 1, writable = 2, initialised = 4 };
+enum Flag : uint8_t { addressable = 1, writable = 2, initialised = 4, was_read = 8, was_written = 16 };
 
 // A buffer and the bytes around it. Bytes without `addressable` are its red zones: those before and behind it, and
 // those between the elements of a tensor that is a window of a larger one.
@@ -55,6 +55,7 @@ struct Counts {
   std::vector<uint64_t> executed;  // warps' instructions, by their place in the code
   std::vector<uint64_t> lanes;     // lanes' instructions
   uint64_t global_read_bytes = 0, global_written_bytes = 0, global_read_sectors = 0, global_written_sectors = 0;
+  uint64_t distinct_bytes = 0;  // read, and written, each byte counted once
   uint64_t shared_accesses = 0, bank_conflicts = 0, barriers = 0, blocks = 0;
 };
 

@@ -72,6 +72,7 @@ py::dict launch(const Module& module, const std::string& name, Memory& memory,
     result["global_read_bytes"] = c.global_read_bytes, result["global_written_bytes"] = c.global_written_bytes;
     result["global_read_sectors"] = c.global_read_sectors, result["global_written_sectors"] = c.global_written_sectors;
     result["shared_accesses"] = c.shared_accesses, result["bank_conflicts"] = c.bank_conflicts;
+    result["distinct_bytes"] = c.distinct_bytes;
     result["barriers"] = c.barriers, result["blocks"] = c.blocks;
   }
   return result;

@@ -1,8 +1,8 @@
 """Counts what compiled kernels do, and sets it beside what a GPU would need at the least: python tests/ptx/report.py
 
-The floors follow from counts alone: instructions that the schedulers of an H200 have to issue, and bytes that its
-memory has to move. They are no measurements: no cache, latency, clock or ptxas has a part in them, and PTX
-instructions are not the machine's. Sizes are small; both floors grow with the size.
+The floors follow from counts alone: instructions that the schedulers of an H200 have to issue, and the distinct bytes
+of its tensors that a launch reads and writes, each moved once. They are no measurements: no cache, latency, clock or
+ptxas has a part in them, and PTX instructions are not the machine's. Sizes are small; both floors grow with the size.
 """
 
 import argparse
@@ -49,16 +49,27 @@ def rows(counts: list[tuple[str, dict]]) -> list[tuple]:
         warps = {opcode: n for opcode, (n, _) in c["opcodes"].items()}
         total = sum(warps.values())
         kinds = [sum(n for opcode, n in warps.items() if opcode.startswith(names)) for names in KINDS.values()]
-        moved = c["global_read_bytes"] + c["global_written_bytes"]
+        moved = c["distinct_bytes"], c["global_read_bytes"] + c["global_written_bytes"]
         sectors = c["global_read_sectors"] + c["global_written_sectors"]
-        floors = total / ISSUED_PER_SECOND * 1e9, 32 * sectors / BYTES_PER_SECOND * 1e9
-        numbers = (c["blocks"], total, *kinds, moved, sectors, c["bank_conflicts"], c["barriers"])
+        floors = total / ISSUED_PER_SECOND * 1e9, c["distinct_bytes"] / BYTES_PER_SECOND * 1e9
+        numbers = (c["blocks"], total, *kinds, *moved, sectors, c["bank_conflicts"], c["barriers"])
         result.append((kernel, *numbers, *floors))
     return result
 
 
 def print_rows(title: str, counts: list[tuple[str, dict]]) -> None:
-    names = ["blocks", "instructions", *KINDS, "bytes", "sectors", "conflicts", "barriers", "issue ns", "memory ns"]
+    names = [
+        "blocks",
+        "instructions",
+        *KINDS,
+        "distinct bytes",
+        "bytes",
+        "sectors",
+        "conflicts",
+        "barriers",
+        "issue ns",
+        "memory ns",
+    ]
     print(f"\n## {title}\n\n| kernel | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     for kernel, *numbers in rows(counts):
         print(f"| {kernel} | {' | '.join(f'{n:.1f}' if isinstance(n, float) else str(n) for n in numbers)} |")

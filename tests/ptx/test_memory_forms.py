@@ -6,10 +6,17 @@ import pytest
 import torch
 from snippets import kernel, launch
 
-KNOWN = ptx.machine().known_forms()
 TYPES = {"b8": np.uint8, "u8": np.uint8, "s8": np.int8, "b16": np.uint16, "u16": np.uint16, "s16": np.int16}
 TYPES |= {"b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.uint32}
 TYPES |= {"b64": np.uint64, "u64": np.uint64, "s64": np.uint64, "f64": np.uint64}
+VECTORS = ("", ".v2", ".v4")
+LOADS = [f"ld.{s}{v}.{t}" for s in ("global", "shared", "shared::cta", "param") for v in VECTORS for t in TYPES]
+STORES = [form.replace("ld.", "st.", 1) for form in LOADS if "param" not in form]
+ATOMICS = [f"atom.global{order}.add.{t}" for order in ("", ".gpu.relaxed", ".gpu.acq_rel") for t in ("u32", "u64")]
+SHUFFLES = [f"shfl.sync.{mode}.b32{p}" for mode in ("up", "down", "bfly", "idx") for p in ("", "|p")]
+REDUCTIONS = [f"redux.sync.{name}.{t}" for name in ("add", "min", "max") for t in ("s32", "u32")]
+SHAPES = [f"sync.aligned.m8n8.x{n}{transposed}.shared.b16" for n in (1, 2, 4) for transposed in ("", ".trans")]
+PACKINGS = [f"mov.b{bits}.{how}{n}" for bits, n in ((32, 2), (64, 2), (64, 4)) for how in ("pack", "unpack")]
 LANE = ["ld.param.u64 %d0, [p0];", "ld.param.u64 %d1, [p1];", "mov.u32 %r0, %tid.x;"]
 RANDOM = np.random.default_rng(0)
 
@@ -24,7 +31,7 @@ def braced(names: list[str]) -> str:
     return names[0] if len(names) == 1 else "{" + ", ".join(names) + "}"
 
 
-@pytest.mark.parametrize("form", [form for form in KNOWN if form.startswith("ld.")])
+@pytest.mark.parametrize("form", LOADS)
 def test_loads(form):
     """Into registers of 64 bits, which signed numbers fill with their sign and all others with zeros."""
     space, count, kind = parts(form)
@@ -57,7 +64,7 @@ def test_loads(form):
     assert (out.numpy()[:, :count] == expected).all()
 
 
-@pytest.mark.parametrize("form", [form for form in KNOWN if form.startswith("st.")])
+@pytest.mark.parametrize("form", STORES)
 def test_stores(form):
     """The low bits of registers of 64 bits, and nothing beside them."""
     space, count, kind = parts(form)
@@ -83,7 +90,7 @@ def test_stores(form):
     assert (out.numpy() == expected).all()
 
 
-@pytest.mark.parametrize("form", [form for form in KNOWN if form.startswith("atom.")])
+@pytest.mark.parametrize("form", ATOMICS)
 def test_atomics(form):
     """Every thread adds its number; what each gets back is a sum of some of the others."""
     size = 64 if form.endswith("64") else 32
@@ -115,7 +122,7 @@ def source_lane(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
     return (source if inside else lane), inside
 
 
-@pytest.mark.parametrize("form", [form for form in KNOWN if form.startswith("shfl.")])
+@pytest.mark.parametrize("form", SHUFFLES)
 def test_shuffles(form):
     mode, with_predicate = form.split(".")[2], form.endswith("|p")
     whole = [0, 0x1F, 0x1000, 0x101F, 0x181F, 0x1800, 0x1C03]
@@ -132,7 +139,7 @@ def test_shuffles(form):
             assert out.tolist() == [3 * s + 1000 * (inside and with_predicate) for s, inside in lanes], (b, c)
 
 
-@pytest.mark.parametrize("form", [form for form in KNOWN if form.startswith("redux.")])
+@pytest.mark.parametrize("form", REDUCTIONS)
 def test_reductions(form):
     values = RANDOM.integers(-(2**31), 2**31, 32).astype(np.int32)
     lines = [*LANE, "mul.wide.u32 %d2, %r0, 4;", "add.s64 %d0, %d0, %d2;", "add.s64 %d1, %d1, %d2;"]
@@ -152,7 +159,7 @@ def test_votes():
     assert out.item() == sum(1 << lane for lane in range(32) if lane & 5 == 5)
 
 
-@pytest.mark.parametrize("form", [form for form in KNOWN if form.startswith("ldmatrix")])
+@pytest.mark.parametrize("form", [f"ldmatrix.{shape}" for shape in SHAPES])
 def test_loading_matrices(form):
     """Rows at addresses in no order; lane 4g + t gets numbers 2t and 2t + 1 of row g, or of column g."""
     count = int(form.split(".x")[1][0])
@@ -178,7 +185,7 @@ def test_loading_matrices(form):
         assert out[lane, : 2 * count].tolist() == expected
 
 
-@pytest.mark.parametrize("form", [form for form in KNOWN if form.startswith("stmatrix")])
+@pytest.mark.parametrize("form", [f"stmatrix.{shape}" for shape in SHAPES])
 def test_storing_matrices(form):
     """What ldmatrix of the same shape reads comes out as it was."""
     count = int(form.split(".x")[1][0])
@@ -195,7 +202,7 @@ def test_storing_matrices(form):
     assert (out[:, :count] == torch.arange(32)[:, None] * 65543 + torch.arange(count) * 999).all()
 
 
-@pytest.mark.parametrize("form", [f for f in KNOWN if f.startswith("mov.") and "pack" in f])
+@pytest.mark.parametrize("form", PACKINGS)
 def test_packing(form):
     """Parts go from the low bits up."""
     size, count = int(form[5:7]), int(form[-1])
@@ -214,3 +221,10 @@ def test_packing(form):
     value, out = torch.tensor([0x0123456789ABCDEF]), torch.zeros(1, dtype=torch.int64)
     launch(kernel("pack", lines, 2), [value, out], 1)
     assert out.item() == value.item() & ((1 << size) - 1)
+
+
+def test_every_form_of_these_is_tested():
+    tested = {*LOADS, *STORES, *ATOMICS, *SHUFFLES, *REDUCTIONS, *PACKINGS}
+    tested |= {f"{name}.{shape}" for name in ("ldmatrix", "stmatrix") for shape in SHAPES}
+    starts = ("ld", "st", "atom", "shfl", "redux", "mov.b32.", "mov.b64.")
+    assert tested == {form for form in ptx.machine().known_forms() if form.startswith(starts)}
