@@ -69,6 +69,10 @@ py::dict launch(const Module& module, const std::string& name, Memory& memory,
     py::dict opcodes;
     for (const auto& [opcode, n] : by_opcode) opcodes[py::str(opcode)] = py::make_tuple(n.first, n.second);
     result["opcodes"] = opcodes;
+    py::set lines;
+    for (size_t pc = 0; pc < machine.kernel->code.size(); ++pc)
+      if (c.lanes[pc]) lines.add(machine.kernel->lines[pc]);
+    result["executed_lines"] = lines;
     result["global_read_bytes"] = c.global_read_bytes, result["global_written_bytes"] = c.global_written_bytes;
     result["global_read_sectors"] = c.global_read_sectors, result["global_written_sectors"] = c.global_written_sectors;
     result["shared_accesses"] = c.shared_accesses, result["bank_conflicts"] = c.bank_conflicts;
