@@ -303,8 +303,9 @@ def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
     """Seeds and configures PyTorch for a run, and afterwards restores its random state and settings."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # PyTorch defines this setting at run time, where type checkers do not see it.
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
@@ -313,4 +314,4 @@ def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(algorithms)
             torch.backends.cudnn.benchmark = cudnn
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # pyright: ignore[reportAttributeAccessIssue]

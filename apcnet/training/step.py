@@ -68,7 +68,8 @@ class Trainer:
         Raises:
             NotFiniteError: A loss or gradient is not finite; model and optimizer are unchanged.
         """
-        torch._foreach_copy_(self.buffers_before, self.buffers)
+        # The stubs of torch do not export its _foreach functions.
+        torch._foreach_copy_(self.buffers_before, self.buffers)  # pyright: ignore[reportPrivateImportUsage]
         rate = learning_rate(self.settings, number, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -85,7 +86,7 @@ class Trainer:
         values = {"loss": sum(means), **dict(zip(losses, means, strict=True)), "gradient_norm": norm_value}
         checked = means if self.scaler.is_enabled() else [*means, norm_value]  # the scaler skips steps that overflow
         if not all(map(math.isfinite, checked)):
-            torch._foreach_copy_(self.buffers, self.buffers_before)
+            torch._foreach_copy_(self.buffers, self.buffers_before)  # pyright: ignore[reportPrivateImportUsage]
             raise NotFiniteError(values)
 
         if self.settings.clip is not None:
@@ -98,7 +99,7 @@ class Trainer:
             with torch.no_grad():
                 averaged, weights = list(self.result.parameters()), list(self.model.parameters())
                 torch._foreach_lerp_(averaged, weights, 1 - self.settings.ema)
-                torch._foreach_copy_(list(self.result.buffers()), self.buffers)
+                torch._foreach_copy_(list(self.result.buffers()), self.buffers)  # pyright: ignore[reportPrivateImportUsage]
         return {**values, "lr": rate}, stops > 0
 
     def state(self) -> dict:

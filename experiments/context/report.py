@@ -210,7 +210,9 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.context.report", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.context.report", description=(__doc__ or "").split("\n")[0]
+    )
     sizes = parser.add_mutually_exclusive_group()
     for name in ("quick", "full"):
         sizes.add_argument(f"--{name}", dest="size", action="store_const", const=name, default="full")
