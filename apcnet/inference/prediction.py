@@ -324,13 +324,13 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
     if not found:
         raise FileNotFoundError("sources: expected files or folders, got none")
     alike = Counter(place.with_suffix("") for place in found.values())
-    images, written, jobs = {path.resolve() for path in found}, {}, []
+    images, written, jobs = set(map(os.path.realpath, found)), {}, []  # realpath takes a link to itself as it is
     for source, place in found.items():
         name = place.name if alike[place.with_suffix("")] > 1 else place.stem
         labels, over = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
         jobs.append((source, labels, over if overlay else None))
         for path in filter(None, jobs[-1][1:]):
-            if path.resolve() in images:
+            if os.path.realpath(path) in images:
                 raise ValueError(f"out: {path} is one of the images that are read; choose another folder")
             if path in written:
                 raise ValueError(f"{written[path]} and {source}: both would be written to {path}")
@@ -340,8 +340,10 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
 
 def _images_below(folder: Path, out: Path) -> list[Path]:
     """Lists the images in a folder and its subfolders, except `out`, hidden files and links to folders."""
-    found, out = [], out.resolve()
+    found, kept = [], os.path.realpath(out)
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(place, name).resolve() != out]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) != kept
+        ]
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
