@@ -54,11 +54,10 @@ def define(
 
 
 def _refuse_to_differentiate(name: str, *_: Any) -> None:
-    if name.partition("_backward")[1]:
-        raise RuntimeError(
-            f"{name.partition('_backward')[0]}: expected one differentiation, got another one of its gradient"
-        )
-    raise RuntimeError(f"{name}: expected no differentiation, it has no gradient")
+    operation, backward, _ = name.partition("_backward")
+    if backward:
+        raise RuntimeError(f"{operation} is differentiable once: expected no derivative of its gradient")
+    raise RuntimeError(f"{operation} is not differentiable: call it under torch.no_grad(), or detach its arguments")
 
 
 class Operator:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EXCUSE = "# not run by the tests:"
+SHOWN = {"text"}  # formulas and figures; docs/api shows signatures as `py`
 REASON = re.compile(r"needs a GPU|needs a model|the download of \w+|a clone|network")
 SLOW = {"README.md", "docs/data.md", "docs/predict.md", "docs/train.md"}
 
@@ -80,6 +81,23 @@ def test_blocks_run(page, environment, tmp_path):
     command = [sys.executable, "-c", program(page)]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+
+
+def test_the_readme_operation_runs(environment, tmp_path):
+    """README.md as a whole trains, which is slow; this block needs no run."""
+    (code,) = [code for language, code in blocks(PAGES[0]) if language == "python" and "apc_kernels." in code]
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_block_escapes(page):
+    """A block in another language, without one, indented or fenced by tildes would never run."""
+    found = BLOCK.findall(page.read_text())
+    fences = re.findall(r"^[ \t>]*(?:```|~~~)", page.read_text(), re.MULTILINE)
+    assert len(fences) == 2 * len(found), "a block is indented, not closed, or its language is no plain word"
+    shown = SHOWN | {"py"} if page.parent.name == "api" else SHOWN
+    assert {language for language, _ in found} <= {"python", "sh"} | shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

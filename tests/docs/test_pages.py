@@ -9,7 +9,7 @@ from apc_kernels import info
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
-LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
+LINK = re.compile(r"""(?:\]\(|\bsrc="|\bhref=")(?!https?:|mailto:)([^)"\s]+)[)"]""")
 
 
 def prose(page: Path) -> str:
