@@ -47,7 +47,7 @@ def world_size() -> int:
 
 
 def gather(value: object) -> list:
-    """Collects a value from every process, in the order of ranks; anything that can be pickled."""
+    """Collects a value that can be pickled from every process, and returns all of them in the order of ranks."""
     values = [value] * world_size()
     if world_size() > 1:
         torch.distributed.all_gather_object(values, value)

@@ -189,9 +189,7 @@ class Run:
                 torch.distributed.broadcast(buffer, 0)
 
         def progress(done: int, total: int) -> None:
-            if (
-                self.interrupts.signal is not None
-            ):  # everything is saved; the evaluation is repeated when the run resumes
+            if self.interrupts.signal is not None:  # the step is saved; the resumed run repeats the evaluation
                 self.show({"event": "stopped", "step": self.step, "folder": str(self.out)})
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
