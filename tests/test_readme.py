@@ -48,6 +48,9 @@ def test_one_name_five_places(operation):
     assert f'"{operation}"' in (ROOT / "benchmarks" / table).read_text()
 
 
-def test_links_lead_somewhere():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/experiment.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
+    assert links
+    for link in links:
+        assert ((ROOT / page).parent / link).exists(), link
