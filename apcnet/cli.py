@@ -16,7 +16,7 @@ import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
 from apcnet.console import RunDisplay, progress_bar, show_download, table
-from apcnet.files import write_json
+from apcnet.files import make_folder, write_json
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
 
@@ -45,8 +45,7 @@ def train(
         config: Describes the run.
         out: Write the run to this folder.
         new: Start another run; if the folder exists, append -2, -3, … to its name.
-        gpus: Train on this many GPUs of this machine, one process each. On CPUs or several machines, type
-            torchrun -m apcnet train … instead.
+        gpus: Train on this many GPUs, one process each; on CPUs or several machines start torchrun -m apcnet train.
         device: Train on this device.
         workers: Load and augment images with this many processes per training process.
         log_every: Log the losses every so many steps.
@@ -121,6 +120,8 @@ def evaluate(
         protocol = dataclasses.replace(protocol, ratios=TEST_RATIOS, flip=True)
     model = apcnet.load(model_file(weights))
     dataset = open_data(data, data.val_split)
+    if out is not None:  # before hours of evaluation, not after them
+        make_folder(out, "out")
     with process_group(device) as place, progress_bar("evaluating") as progress:
         matrix = evaluate_on(
             model.to(place),
@@ -134,10 +135,9 @@ def evaluate(
         if rank() != 0:
             return
     scores = matrix.scores()
-    table(scores.rows(dataset.classes))
+    table([("class", "IoU", "accuracy"), *scores.rows(dataset.classes)])
     print(f"mIoU {percent(scores.miou)}  mAcc {percent(scores.macc)}  aAcc {percent(scores.aacc)}")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "metrics.json", scores.record(dataset))
         matrix.save(out / "confusion.npy")
         draw.save(draw.confusion(matrix.matrix, dataset.classes), out / "confusion.png")
@@ -260,7 +260,7 @@ def export(
 def check(
     name: Positional[Annotated[str, arg(metavar="NAME")]],
     root: Positional[Annotated[Path, arg(metavar="ROOT")]],
-    splits: tuple[str, ...] = (),
+    splits: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = (),
     labels: dict[int, int] | None = None,
     json: Path | None = None,
     examples: int = 5,
@@ -305,8 +305,7 @@ def prepare(
     Args:
         name: Prepare this dataset: cityscapes, voc2012 or pascal_context.
         root: Write to this folder, which holds leftImg8bit or JPEGImages.
-        source: Read annotations from here, if not from the usual place: SBD's folder with cls (voc2012), or the JSON
-            file (pascal_context).
+        source: Read annotations from this folder of SBD that holds cls (voc2012), or JSON file (pascal_context).
     """
     from apcnet.data.prepare import prepare as prepare_dataset
 
@@ -331,7 +330,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(CLOSED_PIPE)
-    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+    except OSError as error:
+        _print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
+        sys.exit(BAD_INPUT)
+    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
         _print_error(error)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
@@ -344,7 +346,7 @@ def _run(arguments: list[str]) -> None:
         name, arguments = arguments[0], arguments[1:]
         arguments, defaults = _defaults(name, arguments)
         command = functools.partial(commands[name], **defaults)
-        tyro.cli(command, prog=f"apcnet {name}", description=commands[name].__doc__, args=arguments)
+        tyro.cli(command, prog=f"apcnet {name}", args=arguments)
     else:
         tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
 

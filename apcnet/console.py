@@ -65,7 +65,7 @@ class RunDisplay:
         if self.evaluation_task is not None:
             self.bar.remove_task(self.evaluation_task)
             self.evaluation_task = None
-        context = f"  of context classes {record['context_miou']:.4f}" if "context_miou" in record else ""
+        context = f"  context mIoU {record['context_miou']:.4f}" if "context_miou" in record else ""
         best = f"best {record['best']['miou']:.4f} at step {record['best']['step']:,}"
         self._print(f"step {record['step']:,}  mIoU {record['miou']:.4f}{context}  aAcc {record['aacc']:.4f}  ({best})")
 

@@ -28,6 +28,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path, argument: str) -> None:
+    """Creates a folder, or raises an OSError that names the argument it was given by."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{argument}: expected a folder that can be created, got {path} ({error.strerror})") from None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files of processes that were killed while writing; none may be running."""
     for path in folder.glob(".*.tmp"):

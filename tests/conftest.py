@@ -103,6 +103,31 @@ def cuda_emulation():
     return cuda_emulation
 
 
+@pytest.fixture(scope="session", params=["emulation", pytest.param("ptx", marks=pytest.mark.slow)])
+def cuda_kernels(request):
+    """Returns the CUDA kernels for the CPU: by g++ for the emulation, or by nvcc for the machine of tests/ptx."""
+    if request.param == "emulation":
+        return request.getfixturevalue("cuda_emulation")
+    if build.find_nvcc() is None:
+        pytest.skip("needs nvcc")
+    import ptx_cuda
+
+    return ptx_cuda.Kernels()
+
+
+PTX_TARGETS = [pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 90)]
+
+
+@pytest.fixture(params=["interpreter", *PTX_TARGETS], ids=lambda p: p if isinstance(p, str) else f"sm_{p}")
+def triton_machine(request, monkeypatch):
+    """Chooses what runs Triton's kernels: Triton's interpreter, or the machine of tests/ptx what they compile to."""
+    if request.param != "interpreter":
+        import ptx_triton
+
+        ptx_triton.serve(monkeypatch, request.param)
+    return request.param
+
+
 @pytest.fixture
 def forbid_copies(monkeypatch):
     """Returns a function after whose call copying a tensor fails the test."""

@@ -51,7 +51,7 @@ def evaluate(
         The confusion matrix over all processes; `matrix.scores()` computes IoU and accuracy.
 
     Example:
-        >>> matrix = evaluate(model, apcnet.data.open("ade20k", "val", root="ADEChallengeData2016"))
+        >>> matrix = evaluate(model, apcnet.data.open("ade20k", "ADEChallengeData2016"))
         >>> matrix.scores().miou
     """
     if not len(dataset):

@@ -23,7 +23,7 @@ import torch
 
 from apcnet.config import Config, differences
 from apcnet.distributed import gather, rank, world_size
-from apcnet.files import read_json, remove_leftovers, write_json
+from apcnet.files import make_folder, read_json, remove_leftovers, write_json
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
@@ -47,7 +47,7 @@ def claim(folder: Path, config: Config) -> IO | None:
 
 
 def _claim(folder: Path, config: Config) -> IO:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "out")
     lock = _lock(folder / "lock")
     if (folder / "config.json").exists():
         if changed := config_changes(read_config(folder), config):

@@ -126,7 +126,9 @@ __global__ void __launch_bounds__(THREADS, (AGGREGATE_BLOCKS<T, V, along_channel
       });
       __syncthreads();
       Access::write(z, c, shared.map);
-      __syncthreads();
+      // A thread reads the vectors that it puts next, and this was its block's only tile. Of single numbers x and z may
+      // give it different ones.
+      if constexpr (V == 1) __syncthreads();
     }
   });
 }

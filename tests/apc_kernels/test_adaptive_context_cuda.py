@@ -1,4 +1,6 @@
-"""Tests the CUDA kernels on affinities, run on the CPU thread by thread (tests/emulation), against float64.
+"""Tests the CUDA kernels on affinities, run on the CPU, against float64.
+
+Their source runs thread by thread (tests/emulation), their PTX in the machine of tests/ptx (slow).
 
 Every hard case in float32; layouts, dtypes, and what may be left out, on cases that are odd in all directions.
 """
@@ -173,78 +175,78 @@ layouts = pytest.mark.parametrize(
 
 
 @cases
-def test_hard_cases(cuda_emulation, case):
-    assert_matches(emulate(cuda_emulation, draw(case)), case, torch.float32, OPTIONAL)
+def test_hard_cases(cuda_kernels, case):
+    assert_matches(emulate(cuda_kernels, draw(case)), case, torch.float32, OPTIONAL)
 
 
 @cases
-def test_moments_in_hard_cases(cuda_emulation, case):
+def test_moments_in_hard_cases(cuda_kernels, case):
     a = draw(case)
-    assert_moments_match(emulate_moments(cuda_emulation, a), a)
+    assert_moments_match(emulate_moments(cuda_kernels, a), a)
 
 
 @dtypes
 @layouts
 @pytest.mark.parametrize("case", [ODD, EVEN], ids=str)
-def test_layouts_and_dtypes(cuda_emulation, layout, dtype, case):
+def test_layouts_and_dtypes(cuda_kernels, layout, dtype, case):
     a = draw(case, layout, dtype)
-    assert_matches(emulate(cuda_emulation, a), case, dtype, OPTIONAL)
-    assert_moments_match(emulate_moments(cuda_emulation, a), a)
+    assert_matches(emulate(cuda_kernels, a), case, dtype, OPTIONAL)
+    assert_moments_match(emulate_moments(cuda_kernels, a), a)
 
 
 @pytest.mark.parametrize(
     "given", [(), ("shift",), ("center",), ("residual", "constant"), ("shift", "center", "moments")], ids="+".join
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
-def test_what_may_be_left_out(cuda_emulation, dtype, given):
+def test_what_may_be_left_out(cuda_kernels, dtype, given):
     case = ContextCase(1, 8, (8, 9), (3, 1))
-    assert_matches(emulate(cuda_emulation, draw(case, channels_last, dtype, given)), case, dtype, given)
+    assert_matches(emulate(cuda_kernels, draw(case, channels_last, dtype, given)), case, dtype, given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
-def test_gradients_of_moments_alone(cuda_emulation, dtype):
+def test_gradients_of_moments_alone(cuda_kernels, dtype):
     """Neither grad nor regions: what the gradient of affinity_moments asks for."""
     case = ContextCase(2, 9, (7, 11), (2, 3))
     a = draw(case, nchw, dtype, ("center", "moments"))
     a.regions, a.grad = torch.zeros_like(a.regions), torch.zeros_like(a.grad)
     expected, own = exact(a)[6:], pytorch(a)[6:]
     a.regions = a.grad = None
-    results = emulate_backward_x(cuda_emulation, a)
+    results = emulate_backward_x(cuda_kernels, a)
     for name, actual, wanted, theirs in zip(NAMES[6:], results, expected, own, strict=True):
         assert_accurate(actual, wanted, theirs, name)
 
 
 @pytest.mark.parametrize("size", [1e-7, 1e8])
-def test_moments_that_float16_does_not_hold(cuda_emulation, size):
+def test_moments_that_float16_does_not_hold(cuda_kernels, size):
     """Gradients of covariances: 1/N of something, or with small variances their third power in the denominator."""
     a = draw(ContextCase(2, 9, (7, 11), (2, 3)), nchw, torch.float16, ("center", "moments"))
     a.quadratic, a.linear = size * a.quadratic, size * a.linear
     a.regions, a.grad = torch.zeros_like(a.regions), torch.zeros_like(a.grad)
     expected = dict(zip(NAMES, exact(a), strict=True))["grad_bias"]
     a.regions = a.grad = None
-    actual = dict(zip(NAMES[6:], emulate_backward_x(cuda_emulation, a), strict=True))["grad_bias"]
+    actual = dict(zip(NAMES[6:], emulate_backward_x(cuda_kernels, a), strict=True))["grad_bias"]
     assert (actual - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
 @pytest.mark.parametrize("layouts", [(nchw, channels_last), (channels_last, nchw)], ids=["to nchw", "to nhwc"])
-def test_maps_of_different_layouts(cuda_emulation, layouts):
+def test_maps_of_different_layouts(cuda_kernels, layouts):
     """Threads read and write different elements of a tile then; two chunks of channels."""
     case, (other, layout) = ContextCase(1, 40, (5, 8), (2,)), layouts
     a = draw(case)
     a.grad, a.x = other(a.grad), layout(a.x)
     for seed in range(3):
-        z = emulate_forward(cuda_emulation, a, seed, other(torch.full_like(a.x, float("nan"))))
-        assert_matches([z, *emulate(cuda_emulation, a, seed)[1:]], case, torch.float32, OPTIONAL)
+        z = emulate_forward(cuda_kernels, a, seed, other(torch.full_like(a.x, float("nan"))))
+        assert_matches([z, *emulate(cuda_kernels, a, seed)[1:]], case, torch.float32, OPTIONAL)
 
 
 @pytest.mark.parametrize("blocks", [1, 3], ids=["one chunk", "two chunks"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
-def test_chunks_of_several_tiles(cuda_emulation, dtype, blocks):
+def test_chunks_of_several_tiles(cuda_kernels, dtype, blocks):
     """Sums over the tiles of a chunk stay in a slice; all six in one, or four and two."""
     case = ContextCase(1, 10, (17, 19), (3, 2))  # six tiles at two scales
     a = draw(case, nchw, dtype)
-    assert_matches(emulate(cuda_emulation, a, blocks=blocks), case, dtype, OPTIONAL)
-    assert_moments_match(emulate_moments(cuda_emulation, a, blocks=blocks), a)
+    assert_matches(emulate(cuda_kernels, a, blocks=blocks), case, dtype, OPTIONAL)
+    assert_moments_match(emulate_moments(cuda_kernels, a, blocks=blocks), a)
 
 
 @pytest.mark.parametrize(
@@ -259,14 +261,14 @@ def test_chunks_of_several_tiles(cuda_emulation, dtype, blocks):
         ((2, 8, 8, 16), (1025, 128, 16, 1), 0),  # images that start anywhere
     ],
 )
-def test_what_is_not_vectorised(cuda_emulation, shape, stride, offset):
+def test_what_is_not_vectorised(cuda_kernels, shape, stride, offset):
     """Windows in which some vector of 16 bytes would be misaligned or reach past the map: nothing there is written."""
     case = ContextCase(shape[0], shape[1] // 2, shape[2:], (2, 1))
     a = draw(case, nchw, torch.float16)
     canvas = torch.full((4096,), 7.0, dtype=torch.float16)
     a.x = canvas.clone().as_strided(shape, stride, offset).copy_(a.x)
     window = canvas.as_strided(shape, stride, offset)
-    emulate_forward(cuda_emulation, a, z=window)
+    emulate_forward(cuda_kernels, a, z=window)
     (expected, *_), (own, *_) = yardstick(case, torch.float16, OPTIONAL)
     assert_accurate(window.clone(), expected, own, "z")
     window.fill_(7.0)
@@ -274,10 +276,10 @@ def test_what_is_not_vectorised(cuda_emulation, shape, stride, offset):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
-def test_same_bits_in_any_order_of_threads(cuda_emulation, dtype):
+def test_same_bits_in_any_order_of_threads(cuda_kernels, dtype):
     a = draw(ContextCase(1, 6, (9, 11), (3, 2)), channels_last, dtype)
     results = [
-        [*emulate(cuda_emulation, a, seed, blocks=2), *emulate_moments(cuda_emulation, a, seed, blocks=2)]
+        [*emulate(cuda_kernels, a, seed, blocks=2), *emulate_moments(cuda_kernels, a, seed, blocks=2)]
         for seed in range(3)
     ]
     assert all(same_bits(x, y) for other in results[1:] for x, y in zip(results[0], other, strict=True))
@@ -285,17 +287,17 @@ def test_same_bits_in_any_order_of_threads(cuda_emulation, dtype):
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
-def test_extreme_values_stay_where_they_belong(cuda_emulation, dtype, value):
+def test_extreme_values_stay_where_they_belong(cuda_kernels, dtype, value):
     """Sets one position of x, of the gradient, and one region: NaN and infinity are where the reference has them."""
     case = ContextCase(2, 5, (5, 15), (2, 3))
     for name, index in (("x", (1, 7, 2, 3)), ("grad", (0, 6, 4, 14)), ("regions", (0, 5, 1))):
         a = draw(case, channels_last, dtype, ("shift", "center", "residual"))
         getattr(a, name)[index] = value
         expected = [t.to(torch.float32) for t in exact(a)]
-        for which, actual, wanted in zip(NAMES, emulate(cuda_emulation, a), expected, strict=True):
+        for which, actual, wanted in zip(NAMES, emulate(cuda_kernels, a), expected, strict=True):
             assert torch.equal(actual.isnan(), wanted.isnan()), f"{which}: NaN misplaced, {name} {value}"
             assert torch.equal(actual.isinf(), wanted.isinf()), f"{which}: infinity misplaced, {name} {value}"
         if name == "x":
             moments = reference.affinity_moments(a.x.double(), a.weight.double(), a.bias.double(), a.scales)
-            for actual, wanted in zip(emulate_moments(cuda_emulation, a), moments, strict=True):
+            for actual, wanted in zip(emulate_moments(cuda_kernels, a), moments, strict=True):
                 assert torch.equal(actual.isnan(), wanted.isnan()), f"moments: NaN misplaced, x {value}"

@@ -1,7 +1,8 @@
-"""Tests the Triton kernels on affinities in Triton's interpreter, against float64 and PyTorch's composition.
+"""Tests the Triton kernels on affinities, run on the CPU, against float64 and PyTorch's composition.
 
 Every hard case in float32; every layout, float16, and what may be left out, on cases that are odd in all directions.
-bfloat16 is multiplied as float32 here, for the interpreter's own products of it are wrong.
+By Triton's interpreter, for which bfloat16 is multiplied as float32 because its own products of it are wrong, and as
+compiled code (tests/ptx, slow).
 """
 
 import pytest
@@ -29,7 +30,7 @@ SLOW = [case for case in CASES if sum(case.scales) > 10 and case.size[0] * case.
 
 
 @pytest.fixture(autouse=True)
-def triton_serves():
+def triton_serves(triton_machine):
     with apc_kernels.backend("triton"):
         yield
 

@@ -75,17 +75,17 @@ def test_layouts_and_dtypes(device, backend, layout, dtype, case):
 
 
 @pytest.mark.parametrize("case", [case for case in MAPS if min(case.shape)], ids=str)  # empty maps reach no kernel
-def test_hard_cases_on_emulated_cuda(cuda_emulation, case):
+def test_hard_cases_on_emulated_cuda(cuda_kernels, case):
     x, grad = draw(case)
-    assert_matches(emulate(cuda_emulation, x, case.scales, grad), case, torch.float32)
+    assert_matches(emulate(cuda_kernels, x, case.scales, grad), case, torch.float32)
 
 
 @dtypes
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout is not transposed], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", [ODD, WIDE], ids=str)
-def test_layouts_and_dtypes_on_emulated_cuda(cuda_emulation, layout, dtype, case):
+def test_layouts_and_dtypes_on_emulated_cuda(cuda_kernels, layout, dtype, case):
     x, grad = draw(case, layout, dtype)
-    assert_matches(emulate(cuda_emulation, x, case.scales, grad), case, dtype)
+    assert_matches(emulate(cuda_kernels, x, case.scales, grad), case, dtype)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_layouts_and_dtypes_on_emulated_cuda(cuda_emulation, layout, dtype, case
         ((2, 8, 8, 16), (1025, 128, 16, 1), 0),  # images that start anywhere
     ],
 )
-def test_what_emulated_cuda_does_not_vectorise(cuda_emulation, shape, stride, offset):
+def test_what_emulated_cuda_does_not_vectorise(cuda_kernels, shape, stride, offset):
     """Windows in which some vector of 16 bytes would be misaligned or reach past the map: nothing there is written."""
     case = MapCase(shape, (1, 2, 3))
     x, grad = draw(case, dtype=torch.float16)
     canvas = torch.full((4096,), 7.0, dtype=torch.float16)
-    results = emulate(cuda_emulation, canvas.clone().as_strided(shape, stride, offset).copy_(x), case.scales, grad)
+    results = emulate(cuda_kernels, canvas.clone().as_strided(shape, stride, offset).copy_(x), case.scales, grad)
     window = canvas.as_strided(shape, stride, offset)
-    cuda_emulation.pyramid_pool_backward(grad.numpy(), "float16", list(case.scales), window.numpy(), 0)
+    cuda_kernels.pyramid_pool_backward(grad.numpy(), "float16", list(case.scales), window.numpy(), 0)
     assert_matches((results[0], window.clone()), case, torch.float16)
     window.fill_(7.0)
     assert bool((canvas == 7.0).all())
@@ -124,7 +124,7 @@ def test_what_emulated_cuda_does_not_vectorise(cuda_emulation, shape, stride, of
     ],
     ids=str,
 )
-def test_interpreted_triton(layout, case, dtype):
+def test_triton_on_the_cpu(triton_machine, layout, case, dtype):
     x, grad = draw(case, layout, dtype)
     with apc_kernels.backend("triton"):
         assert_matches(with_gradient(apc_kernels.pyramid_pool, x, case.scales, grad), case, dtype)
@@ -137,7 +137,7 @@ def test_interpreted_triton(layout, case, dtype):
     scales=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     by_channel=st.booleans(),
 )
-def test_any_size_and_scales(cuda_emulation, h, w, scales, by_channel):
+def test_any_size_and_scales(cuda_kernels, h, w, scales, by_channel):
     """The bins are PyTorch's: reference, C++ and CUDA agree with it in float64 or float32 wherever bins fall."""
     case = MapCase((1, 3, h, w), tuple(scales))
     x, grad = draw(case, channels_last if by_channel else nchw)
@@ -147,7 +147,7 @@ def test_any_size_and_scales(cuda_emulation, h, w, scales, by_channel):
             results = with_gradient(apc_kernels.pyramid_pool, x.double(), scales, grad.double())
         for actual, expected in zip(results, exact, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    for actual, expected in zip(emulate(cuda_emulation, x, scales, grad), exact, strict=True):
+    for actual, expected in zip(emulate(cuda_kernels, x, scales, grad), exact, strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=2e-6)
 
 
@@ -174,13 +174,13 @@ def test_extreme_values_stay_in_their_bins(device, backend, value):
 
 @EXTREMES
 @pytest.mark.parametrize("gpu_kernels", ["triton", "cuda"])
-def test_extreme_values_stay_in_their_bins_on_gpu_kernels(cuda_emulation, gpu_kernels, value):
+def test_extreme_values_stay_in_their_bins_on_gpu_kernels(cuda_kernels, gpu_kernels, value):
     """Forward, and the gradient of one bin: it reaches that bin's pixels and no other."""
     x, grad = one_extreme(value), torch.zeros(1, 2, 40)
     grad[0, 1, 4 + 6 + 1] = value
     expected = with_gradient(stock.pyramid_pool, x, (2, 6), grad)
     if gpu_kernels == "cuda":
-        results = emulate(cuda_emulation, x, (2, 6), grad)
+        results = emulate(cuda_kernels, x, (2, 6), grad)
     elif torch.cuda.is_available():
         pytest.skip("needs Triton's interpreter, which excludes the GPU")
     else:
@@ -278,9 +278,9 @@ def test_same_bits_with_any_number_of_threads(threads, layout):
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-def test_same_bits_in_any_order_of_threads_on_emulated_cuda(cuda_emulation):
+def test_same_bits_in_any_order_of_threads_on_emulated_cuda(cuda_kernels):
     x, grad = draw(ODD)
-    results = [emulate(cuda_emulation, x, ODD.scales, grad, seed) for seed in range(5)]
+    results = [emulate(cuda_kernels, x, ODD.scales, grad, seed) for seed in range(5)]
     assert all(same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 

@@ -1,6 +1,6 @@
-"""Tests the Triton kernels on upsampled logits, run on the CPU by Triton's interpreter, against float64 and PyTorch.
+"""Tests the Triton kernels on upsampled logits, run on the CPU, against float64 and PyTorch.
 
-bfloat16 is left to the GPU: the interpreter rounds it wrongly.
+By Triton's interpreter, which rounds bfloat16 wrongly and is spared it, and as compiled code (tests/ptx, slow).
 """
 
 import pytest
@@ -40,7 +40,7 @@ corners = pytest.mark.parametrize("align_corners", [False, True], ids=["centers"
 
 
 @pytest.fixture(autouse=True)
-def triton_serves():
+def triton_serves(triton_machine):
     with apc_kernels.backend("triton"):
         yield
 
@@ -107,9 +107,11 @@ def test_loss_with_weights_and_smoothing(reduction, smoothing):
     check_loss(SMALL, tensors, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-def test_loss_of_every_layout(layout, dtype):
+def test_loss_of_every_layout(triton_machine, layout, dtype):
+    if dtype == torch.bfloat16 and triton_machine == "interpreter":
+        pytest.skip("the interpreter rounds bfloat16 wrongly")
     check_loss(SMALL, draw(SMALL, layout, dtype), align_corners=False)
 
 

@@ -195,7 +195,7 @@ def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     assert picture == str(folder / "preview" / "000012.png") and Image.open(picture).width > 400
     results, labels = tmp_path / "results", tmp_path / "labels"
     status, out, err = run("evaluate", folder, "--out", results, "--predictions", labels)
-    assert status == 0 and "mIoU" in out, err
+    assert status == 0 and "mIoU" in out and {"class", "IoU", "accuracy"} <= set(out.split()), err
     evaluated, trained = (json.loads((path / "metrics.json").read_text()) for path in (results, folder))
     assert evaluated["miou"] == trained["miou"] and evaluated["iou"] == trained["iou"]
     assert len(list(labels.rglob("*.png"))) == 5
@@ -286,6 +286,7 @@ def test_presets_are_listed(run):
         ),
         (["evaluate", "."], ".: expected a run folder or a model in one, found no config.json"),
         (["predict", "no.safetensors", "a.jpg", "--out", "b"], "no.safetensors: there is no such file"),
+        (["train", "--out", "/dev/null/run"], "out: expected a folder that can be created, got /dev/null/run (Not a"),
         (["presets", "unet"], "presets: expected a part of a name that `apcnet presets` lists, got 'unet'"),
     ],
 )

@@ -260,9 +260,8 @@ def test_the_parts_of_a_run_make_one_report(tmp_path, reported):
     with pytest.raises(ValueError, match=r"models.json: expected measured rows"):
         report.save([ops, models])
     rows.write(models, {"machine": {"name": "another"}, "rows": [LOSS]})
-    with pytest.raises(
-        ValueError, match=r"models.json: expected a file of .*Some CPU.*, as .*ops.json is; got one of .*another"
-    ):
+    expected = r"models.json: expected a file of .*Some CPU.*, as .*ops.json is; got one of .*another"
+    with pytest.raises(ValueError, match=expected):
         report.save([ops, models])
 
 

@@ -1,4 +1,4 @@
-// The CUDA kernels on affinities on the emulation: numpy arrays into parameters, a workspace that holds NaN.
+// The CUDA kernels on affinities without a GPU: numpy arrays into parameters, a workspace that holds NaN.
 #include <optional>
 
 #include "../../csrc/affinities/affinities_launch.h"
@@ -34,13 +34,12 @@ AdaptiveContextCuda describe_context(py::array& x, const py::array& weight, cons
 }
 
 // launch(a number of that dtype, launcher), the workspace of p laid out.
-template <typename Params, typename Launch>
-void run(Params& p, const std::string& dtype, uint32_t seed, Launch launch) {
+template <typename Params, typename Function>
+void run(Params& p, const std::string& dtype, uint32_t seed, Function launch) {
   with_scalar(dtype, [&](auto scalar) {
-    std::vector<double> memory(arrange(p, nullptr, sizeof scalar) / sizeof(double));
-    std::fill_n(reinterpret_cast<unsigned char*>(memory.data()), memory.size() * sizeof(double), emulation::POISON);
+    DeviceMemory memory(size_t(arrange(p, nullptr, sizeof scalar)));
     arrange(p, memory.data(), sizeof scalar);
-    launch(scalar, emulation::Launch{seed});
+    launch(scalar, Launch{seed});
   });
 }
 
@@ -85,9 +84,9 @@ void moments(py::array x, const std::string& dtype, py::array weight, py::array 
 
 }  // namespace
 
-void bind_affinities(py::module_& module) {
-  module.def("adaptive_context", context);
-  module.def("adaptive_context_backward_regions", context_backward_regions);
-  module.def("adaptive_context_backward_x", context_backward_x);
-  module.def("affinity_moments", moments);
+void bind_affinities(py::module_& m) {
+  m.def("adaptive_context", context);
+  m.def("adaptive_context_backward_regions", context_backward_regions);
+  m.def("adaptive_context_backward_x", context_backward_x);
+  m.def("affinity_moments", moments);
 }

@@ -1,4 +1,5 @@
-// numpy arrays for emulated kernels: strides in elements, a dtype's name turned into a type.
+// numpy arrays for CUDA kernels without a GPU: strides in elements, a dtype's name turned into a type. g++ compiles the
+// files that include this one for the emulation, nvcc for the machine that executes PTX (tests/ptx).
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -8,7 +9,12 @@
 #include <string>
 #include <vector>
 
+#ifdef __CUDACC__
+#include "../ptx/cuda/runtime.h"
+#else
 #include "emulation.h"
+using emulation::Launch, emulation::DeviceMemory;
+#endif
 
 namespace py = pybind11;
 

@@ -146,6 +146,18 @@ struct Launch {
   }
 };
 
+// Memory for a kernel's intermediate results, poisoned.
+class DeviceMemory {
+ public:
+  explicit DeviceMemory(size_t bytes) : memory_((bytes + sizeof(double) - 1) / sizeof(double)) {
+    std::memset(memory_.data(), POISON, memory_.size() * sizeof(double));
+  }
+  void* data() { return memory_.data(); }
+
+ private:
+  std::vector<double> memory_;
+};
+
 inline uint64_t exchanged[1024];  // what each thread of a block offers in a shuffle
 
 template <typename T>

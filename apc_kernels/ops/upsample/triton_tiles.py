@@ -167,7 +167,10 @@ def scan_classes(
             b_smooth += tl.where(m_k[None, :, None], b_term, 0.0)
 
     b_most = tl.max(b_max, 1)
-    b_total = tl.sum(b_sum * exp(b_max - b_most[:, None, :]), 1)
+    b_share = b_sum * exp(b_max - b_most[:, None, :])
+    # Fused into the first addition of the sum, the product would be exact in one thread and rounded in the other, and
+    # threads that share a sum would hold different bits of it. A choice between the two keeps them apart.
+    b_total = tl.sum(tl.where(b_sum != 0, b_share, 0.0), 1)
     b_first = tl.min(tl.where(b_max == b_most[:, None, :], b_class, channels), 1)
     return b_most, b_total, b_first, tl.sum(b_smooth, 1)
 

@@ -1,0 +1,45 @@
+"""Calls every function of the CUDA kernels' bindings, with several tiles to a block and several chunks of channels."""
+
+import torch
+from cases import ContextCase, MapCase, channels_last, draw, draw_context, nchw
+
+CONTEXT, MAP = ContextCase(2, 72, (7, 11), (3, 2)), MapCase((1, 72, 6, 70), (1, 2, 3, 20))
+
+
+def array(tensor):
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def unwritten(*shape, dtype=torch.float32):
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def cuda_calls(kernels, layout, dtype) -> list[torch.Tensor]:
+    """Returns the results of every function of the bindings; a block has several tiles."""
+    name, results = str(dtype).removeprefix("torch."), []
+    x, grad = draw(MAP, layout, dtype)
+    results += [unwritten(*grad.shape, dtype=dtype), torch.full_like(x, float("nan"))]
+    kernels.pyramid_pool(array(x), name, list(MAP.scales), array(results[0]), 0)
+    kernels.pyramid_pool_backward(array(grad), name, list(MAP.scales), array(results[1]), 0)
+    t = {key: array(value) for key, value in draw_context(CONTEXT, layout, dtype).items()}
+    rows, pairs, scales = sum(s * s for s in CONTEXT.scales), sum(s**4 for s in CONTEXT.scales), list(CONTEXT.scales)
+    linear, quadratic = torch.ones(2, rows).numpy(), torch.ones(2, pairs).numpy()
+    small = t["regions"], t["weight"], t["bias"], scales
+    # z where the layout is x's and where it is not: single numbers then move in two directions.
+    for z_layout in (layout, nchw if layout is channels_last else channels_last):
+        z = z_layout(torch.from_numpy(t["x"].astype("float32")).to(dtype)).fill_(float("nan"))
+        kernels.adaptive_context(t["x"], name, *small, t["shift"], True, t["center"], array(z), 0)
+        results.append(z)
+    sums = [unwritten(*shape) for shape in (t["regions"].shape, t["shift"].shape, (2, rows), (2, rows), (2, pairs))]
+    given = t["grad"], t["x"], name, *small, t["shift"]
+    kernels.adaptive_context_backward_regions(*given, t["center"], *map(array, sums), 1, 0)
+    grads = [torch.full_like(x_like(t["x"], layout, dtype), float("nan")), unwritten(rows, 72), unwritten(2, rows)]
+    moments = linear, quadratic, t["shift"]
+    kernels.adaptive_context_backward_x(*given, True, t["center"], *moments, *map(array, grads), 1, 0)
+    means = [unwritten(2, rows, dtype=torch.float64), unwritten(2, pairs, dtype=torch.float64)]
+    kernels.affinity_moments(t["x"], name, t["weight"], t["bias"], scales, *map(array, means), 1, 0)
+    return [*results, *sums, *grads, *means]
+
+
+def x_like(values, layout, dtype):
+    return layout(torch.zeros(values.shape, dtype=dtype))

@@ -1,0 +1,95 @@
+"""Runs the CUDA kernels as compiled code: nvcc's PTX, executed by the machine of ptx.py.
+
+nvcc compiles the emulation's bindings (tests/emulation) as CUDA, with their launches; a runtime of our own
+(cuda/runtime.cpp) takes the launches and the PTX from what it compiled.
+"""
+
+import ctypes
+import functools
+import re
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import ptx
+
+from apc_kernels import build
+
+BINDINGS = Path(__file__).resolve().parents[1] / "emulation"
+# The arguments of every function, by name; those in capitals are results.
+ARGUMENTS = {
+    "pyramid_pool": "x dtype scales OUT seed",
+    "pyramid_pool_backward": "grad dtype scales GRAD_X seed",
+    "adaptive_context": "x dtype regions weight bias scales shift residual center Z seed",
+    "adaptive_context_backward_regions": "grad x dtype regions weight bias scales shift center "
+    "GRAD_REGIONS GRAD_SHIFT GRAD_BIAS SLOPE SLOPE_MOMENTS blocks seed",
+    "adaptive_context_backward_x": "grad x dtype regions weight bias scales shift residual center "
+    "linear quadratic constant GRAD_X GRAD_WEIGHT GRAD_BIAS blocks seed",
+    "affinity_moments": "x dtype weight bias scales MEAN COVARIANCE blocks seed",
+}
+
+
+@functools.cache
+def bindings() -> ModuleType:
+    import pybind11
+
+    includes = f"-isystem {build.quote(pybind11.get_include())} -isystem {sysconfig.get_paths()['include']}"
+    # PTX alone, not compressed: no ptxas, and runtime.cpp reads it where the program registers it.
+    code = "-arch=compute_80 -code=compute_80 --no-compress -Xcompiler=-fvisibility=hidden,-O0"
+    nvcc, compiler = build.quote(build.find_nvcc()), build.find_compiler()
+    flags = " ".join(build.nvcc_flags())
+    dependencies = "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
+    lines = [
+        f"rule cuda\n  command = {nvcc} {flags} {code} {includes} -x cu {dependencies}",
+        f"rule cxx\n  command = {compiler} {' '.join(ptx.FLAGS)} {includes} {dependencies}",
+        f"rule link\n  command = {compiler} -shared $in -o $out",
+        *(f"build {name}.o: cuda {build.escape(BINDINGS / f'{name}.cpp')}" for name in ("affinities", "pyramid_pool")),
+        f"build runtime.o: cxx {build.escape(Path(ptx.__file__).parent / 'cuda' / 'runtime.cpp')}",
+        "build ptx_cuda.so: link affinities.o pyramid_pool.o runtime.o",
+    ]
+    return ptx.build_module(ptx.FOLDER / "cuda", lines, "ptx_cuda")
+
+
+@functools.cache
+def texts() -> dict[str, str]:
+    """Returns the PTX of every kernel as a module of its own: what its file declares, and the kernel."""
+    kernels = {}
+    for text in bindings().texts():
+        files = "".join(re.findall(r"^\t*\.file.*\n", text, flags=re.MULTILINE))
+        head, *entries = re.split(r"^(?=(?:\.visible |\.weak )?\.entry )", text, flags=re.MULTILINE)
+        for entry in entries:
+            body, _ = re.split(r"^}\n", entry, maxsplit=1, flags=re.MULTILINE)
+            kernels[re.search(r"\.entry (\w+)", entry)[1]] = f"{head}{body}}}\n{files}"
+    return kernels
+
+
+class Kernels:
+    """Has the functions of the emulation's module, on compiled code; changed(kernel, text) makes another text of it."""
+
+    def __init__(self, changed=lambda kernel, text: text, counts: list | None = None, seed: int = 0) -> None:
+        self.changed, self.counts, self.seed = changed, counts, seed
+
+    def __getattr__(self, name: str):
+        if name not in ARGUMENTS:
+            raise AttributeError(name)
+        return functools.partial(self._call, name)
+
+    def _call(self, function: str, *arguments) -> None:
+        memory, placed = ptx.Memory(), []
+        for name, argument in zip(ARGUMENTS[function].split(), arguments, strict=True):
+            is_array = isinstance(argument, np.ndarray)
+            placed.append(memory.place_array(name.lower(), argument, name.isupper()) if is_array else argument)
+
+        def launch(kernel, grid, threads, shared, parameters, seed):
+            text = self.changed(kernel, texts()[kernel])
+            size = max((offset + size for offset, size in ptx.parse(text).parameters(kernel)), default=0)
+            packed = ctypes.string_at(parameters, size)
+            counting = self.counts is not None
+            result = ptx.launch(text, kernel, memory, grid, threads, shared, packed, seed + self.seed, counting)
+            if counting:
+                self.counts.append((kernel, result))
+
+        bindings().connect(launch, memory.place_scratch)
+        getattr(bindings(), function)(*placed)
+        memory.copy_arrays_back()

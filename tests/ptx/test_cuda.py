@@ -1,0 +1,27 @@
+"""The CUDA kernels as compiled code: no finding, the emulation's numbers, and the same bits in every schedule.
+
+Against float64, on every hard case, layout and dtype, they are tested where the emulation is
+(tests/apc_kernels/test_adaptive_context_cuda.py, test_pyramid_pool.py: marked slow).
+"""
+
+import ptx_cuda
+import pytest
+import torch
+from accuracy import same_bits
+from cases import channels_last, nchw
+from cuda_calls import cuda_calls
+
+from apc_kernels import build
+
+pytestmark = pytest.mark.skipif(build.find_nvcc() is None, reason="needs nvcc")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("layout", [channels_last, nchw], ids=lambda layout: layout.__name__)
+def test_results(cuda_emulation, layout, dtype):
+    first, *others = (cuda_calls(ptx_cuda.Kernels(seed=seed), layout, dtype) for seed in range(3))
+    for other in others:
+        assert all(same_bits(a, b) for a, b in zip(first, other, strict=True))
+    for ours, emulated in zip(first, cuda_calls(cuda_emulation, layout, dtype), strict=True):
+        largest = emulated.abs().max().item()
+        torch.testing.assert_close(ours, emulated, rtol=0, atol=4 * torch.finfo(ours.dtype).eps * largest + 2e-5)

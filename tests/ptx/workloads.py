@@ -1,0 +1,126 @@
+"""Calls every operation that has GPU kernels, on small but hard sizes: several tiles and blocks in every direction, and
+none that divides. Each function returns triples: a result, the exact one, and PyTorch's own in the same dtype.
+"""
+
+from collections.abc import Callable
+
+import stock
+import torch
+from cases import ContextCase, MapCase, draw, draw_context
+from torch import Tensor
+from upsample_cases import UpsampleCase, draw_upsample
+
+import apc_kernels
+
+MAP = MapCase((2, 72, 13, 70), (1, 2, 3, 6))
+CONTEXT = ContextCase(2, 40, (9, 17), (3, 6, 1))
+UPSAMPLE = UpsampleCase(2, 37, (5, 20), (11, 75))
+
+
+def gradients(function: Callable, leaves: list[Tensor], *rest, **options) -> tuple[list[Tensor], Callable]:
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    result = function(*leaves, *rest, **options)
+    return result, lambda grad: torch.autograd.grad(result, leaves, grad)
+
+
+def pooling(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    x, grad = draw(MAP, layout, dtype)
+
+    def both(function, x, grad):
+        result, backward = gradients(function, [x], MAP.scales)
+        return result.detach(), *backward(grad)
+
+    wide = x.double(), grad.double()
+    return triples(
+        both(apc_kernels.pyramid_pool, x, grad), both(stock.pyramid_pool, *wide), both(stock.pyramid_pool, x, grad)
+    )
+
+
+def context(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    """Gives adaptive_context all that it takes, and no gradient near a ReLU's kink."""
+    t = draw_context(CONTEXT, layout, dtype)
+    wide = {name: tensor.double() for name, tensor in t.items()}
+    z = stock.adaptive_context(
+        wide["x"], wide["regions"], wide["weight"], wide["bias"], CONTEXT.scales, center=wide["center"]
+    )
+    kink = (z + wide["shift"][..., None, None]).abs() < (1e-3 if dtype == torch.float32 else 3e-2)
+    t["grad"].masked_fill_(kink, 0)
+    wide["grad"] = t["grad"].double()
+
+    def both(function, t):
+        def positional(x, regions, weight, bias, shift, center):
+            return function(x, regions, weight, bias, CONTEXT.scales, shift=shift, center=center, residual=True)
+
+        names = ("x", "regions", "weight", "bias", "shift", "center")
+        z, backward = gradients(positional, [t[name] for name in names])
+        return z.detach(), *backward(t["grad"])
+
+    return triples(
+        both(apc_kernels.adaptive_context, t), both(stock.adaptive_context, wide), both(stock.adaptive_context, t)
+    )
+
+
+def moments(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    t = draw_context(CONTEXT, layout, dtype)
+    wide = {name: tensor.double() for name, tensor in t.items()}
+
+    def both(function, t):
+        leaves = [t[name].detach().requires_grad_() for name in ("x", "weight", "bias")]
+        mean, covariances = function(*leaves, CONTEXT.scales)
+        loss = mean.double().sum() + sum(c.double().square().sum() for c in covariances)
+        return mean.detach(), *(c.detach() for c in covariances), *torch.autograd.grad(loss, leaves)
+
+    return triples(
+        both(apc_kernels.affinity_moments, t), both(stock.affinity_moments, wide), both(stock.affinity_moments, t)
+    )
+
+
+def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    t = draw_upsample(UPSAMPLE, layout, dtype)
+    results = []
+    for options in ({}, {"label_smoothing": 0.1, "reduction": "none"}):
+
+        def both(function, logits, widened=lambda x: x, options=options):
+            weight = {"weight": t["weight"].to(logits.dtype if logits.dtype == torch.float64 else torch.float32)}
+
+            def loss_of(logits):
+                return function(widened(logits), t["target"], **options, **(weight if options else {}))
+
+            loss, backward = gradients(loss_of, [logits])
+            return loss.detach(), *backward(t["grad"].to(loss) if loss.dim() else torch.ones_like(loss))
+
+        exact = both(stock.upsample_cross_entropy, t["logits"].double())
+        own = both(stock.upsample_cross_entropy, t["logits"])
+        ours = both(apc_kernels.upsample_cross_entropy, t["logits"])
+        results += triples(ours, exact, [o.to(a.dtype) for o, a in zip(own, ours, strict=True)])
+    return results
+
+
+def predictions(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    """Returns probabilities, added and not, flipped and not; checks labels, and counts against them."""
+    t = draw_upsample(UPSAMPLE, layout, dtype)
+    logits, size = t["logits"], UPSAMPLE.size
+    start = torch.rand(logits.shape[0], logits.shape[1], *size, generator=torch.Generator().manual_seed(0))
+    results = []
+    for flip, out in ((False, None), (True, start)):
+        ours = apc_kernels.upsample_softmax(logits, size, flip=flip, out=None if out is None else out.clone())
+        exact, own = (
+            stock.upsample_softmax(x, size, flip=flip, out=None if out is None else out.to(x)).to(d)
+            for x, d in ((logits.double(), torch.float64), (logits.float(), torch.float32))
+        )
+        results.append((ours, exact, own))
+    labels = apc_kernels.upsample_argmax(logits, size)
+    counts = apc_kernels.upsample_confusion(logits, t["target"])
+    expected = stock.confusion(labels, t["target"], logits.shape[1])
+    best = stock.upsampled(logits.double(), size)
+    chosen = best.gather(1, labels.long()[:, None])[:, 0]
+    assert (best.amax(1) - chosen <= 1e-4).all()
+    assert counts.equal(expected)
+    return results
+
+
+def triples(*results) -> list[tuple]:
+    return list(zip(*results, strict=True))
+
+
+WORKLOADS = [pooling, context, moments, losses, predictions]
