@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class RunDisplay:
@@ -17,8 +18,10 @@ class RunDisplay:
     """
 
     def __init__(self):
-        self.out = Console(soft_wrap=True, highlight=False)
-        self.bar = _progress(MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+        self.out = _console(soft_wrap=True)
+        self.bar = _progress(
+            MofNCompleteColumn(), TextColumn("{task.fields[status]}", markup=False), TimeRemainingColumn()
+        )
         self.steps, self.batch_size = 0, 0
         self.training_task: TaskID | None = None
         self.evaluation_task: TaskID | None = None
@@ -48,13 +51,14 @@ class RunDisplay:
 
     def _step(self, record: dict) -> None:
         step = record["step"]
-        left = (self.steps - step) * self.batch_size / record["images_per_second"]
-        status = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {record['images_per_second']:.1f} images/s"
+        speed = record["images_per_second"]  # rounded: 0 for slow runs, and where the clock stands still
+        left = _clock((self.steps - step) * self.batch_size / speed) if speed else "unknown time"
+        status = f"loss {record['loss']:.4f}  lr {record['lr']:.2e}  {speed:.1f} images/s"
         memory = f"{record['memory_mib']:,} MiB"
         if self.training_task is not None:
             self.bar.update(self.training_task, completed=step, status=f"{status}  {memory}")
         if not self.out.is_terminal:
-            self._print(f"step {step:,} of {self.steps:,}  {status}  {memory}  {_clock(left)} left")
+            self._print(f"step {step:,} of {self.steps:,}  {status}  {memory}  {left} left")
 
     def _evaluating(self, event: dict) -> None:
         if self.evaluation_task is None:
@@ -77,10 +81,10 @@ def table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows as a table; the first row holds the headings, and numbers are aligned to the right."""
     grid = Table()
     for i, name in enumerate(rows[0]):
-        grid.add_column(name, justify="right" if i else "left")
+        grid.add_column(Text(name), justify="right" if i else "left")
     for row in rows[1:]:
-        grid.add_row(*row)
-    Console(highlight=False).print(grid)
+        grid.add_row(*map(Text, row))
+    _console().print(grid)
 
 
 @contextmanager
@@ -99,9 +103,17 @@ def show_download(received: int, total: int | None) -> None:
 
 
 def _progress(*columns) -> Progress:
-    console = Console(stderr=True, highlight=False)
-    text, hidden = TextColumn("{task.description}"), not console.is_terminal or os.environ.get("RANK", "0") != "0"
+    console = _console(stderr=True)
+    text, hidden = (
+        TextColumn("{task.description}", markup=False),
+        not console.is_terminal or os.environ.get("RANK", "0") != "0",
+    )
     return Progress(text, BarColumn(), *columns, console=console, transient=True, disable=hidden)
+
+
+def _console(**options) -> Console:
+    """Creates a console that prints text as it is: names of classes and files may hold rich's markup."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def _clock(seconds: float) -> str:

@@ -54,12 +54,11 @@ def gather(value: object) -> list:
     return values
 
 
-def with_sync_batch_norm(model: nn.Module) -> nn.Module:
-    """Replaces the batch norms of a model by SyncBatchNorm, if several processes train on GPUs.
+def synchronise_batch_norms(model: nn.Module) -> None:
+    """Replaces the batch norms in a model by SyncBatchNorm, if several processes train on GPUs.
 
-    Otherwise it returns the model unchanged: PyTorch's SyncBatchNorm takes no CPU tensors, and a single process has
-    nothing to share.
+    Otherwise it changes nothing: PyTorch's SyncBatchNorm takes no CPU tensors, and a single process has nothing to
+    share.
     """
-    if world_size() == 1 or next(model.parameters()).device.type != "cuda":
-        return model
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if world_size() > 1 and next(model.parameters()).device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is itself a batch norm

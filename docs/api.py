@@ -84,7 +84,7 @@ def find(value, name: str, module: ModuleType) -> tuple[str, ast.AST]:
     if inspect.isclass(value) or inspect.isroutine(value):
         value = inspect.unwrap(value)
         module, name = importlib.import_module(value.__module__), value.__name__
-    for node in parse(module).body:
+    for node in reversed(parse(module).body):  # the last definition is the function, those before it are overloads
         if getattr(node, "name", None) == name:
             return module.__name__, node
         if isinstance(node, ast.Assign) and name in {getattr(target, "id", None) for target in node.targets}:

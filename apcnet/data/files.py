@@ -5,6 +5,7 @@ upper 8 of 16 bits kept. Masks are never turned or converted: the stored values 
 """
 
 import operator
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from apcnet.data.sample import Sample
 
 _EXACT = ("L", "P")  # the modes of Pillow that keep each pixel as one stored byte
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
+# Pillow's names of what decodes to other values than were stored; JPEG 2000 does not tell whether it is lossless
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "WEBP")
+_LOSSY_IN_TIFF = ("jpeg", "tiff_jpeg", "webp")
 
 
 class Pair(NamedTuple):
@@ -97,8 +101,13 @@ def levels_of(image: Image.Image) -> Tensor:
 def read_mask(path: str | Path) -> Tensor:
     """Reads the values that a mask file stores, (H, W) uint8: the grey levels, or the indices into its palette."""
     image = _load(path)
-    if image.format == "JPEG":
-        raise ValueError(f"{path}: expected a PNG, got a JPEG, which changes the labels that it stores")
+    compression = image.info.get("compression") if image.format == "TIFF" else None
+    if image.format in _LOSSY or compression in _LOSSY_IN_TIFF:
+        found = f"TIFF compressed by {compression}" if compression else image.format
+        raise ValueError(
+            f"{path}: expected a PNG, got {found}, which changes the labels that it stores; "
+            "write the mask anew from its source, as a PNG"
+        )
     if image.mode in _EXACT:
         return torch.from_numpy(np.array(image))
     if image.mode in _WIDE:
@@ -114,6 +123,7 @@ def read_mask(path: str | Path) -> Tensor:
 
 
 def _load(path: str | Path, convert: Callable = lambda image: image):
+    _check_regular(Path(path))
     with open(path, "rb") as file:  # outside the try: a missing file stays a FileNotFoundError
         try:
             image = Image.open(file)
@@ -123,6 +133,18 @@ def _load(path: str | Path, convert: Callable = lambda image: image):
             raise ValueError(f"{path}: expected an image in a format that Pillow reads, got something else") from error
         except Exception as error:  # Pillow's decoders raise a dozen kinds of errors
             raise ValueError(f"{path}: cannot be decoded: {error}") from error
+
+
+def _check_regular(path: Path) -> None:
+    """Checks that a path is a file before it is opened, because opening a pipe waits for ever."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path}: expected an image file, got a path that cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: expected an image file, got a folder, a pipe or a device")
 
 
 def _check_sizes(pair: Pair, image: Tensor, mask: Tensor) -> None:

@@ -99,12 +99,13 @@ def loader(items, keys: Sequence[int], workers: int = 0, pin_memory: bool = Fals
     """
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
+    workers = min(workers, len(keys))
     iterator = iter(
         DataLoader(
             _ErrorsAsItems(items),
             batch_size=None,
             sampler=keys,
-            num_workers=min(workers, len(keys)),
+            num_workers=workers,
             collate_fn=_identity,
             generator=torch.Generator(),
             pin_memory=pin_memory,

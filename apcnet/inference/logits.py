@@ -1,7 +1,7 @@
 """Computes logits at the size of the input images, from whole images or as the mean over sliding windows.
 
-A model is anything that, called with normalised images (B, 3, H, W), returns logits (B, K, h, w) at a resolution of its
-own, and has `align_corners`, which says how those are resized. The rules are mmsegmentation's.
+A model is a callable that maps normalised images (B, 3, H, W) to logits (B, K, h, w) at its own resolution, and has an
+attribute `align_corners`, which determines how the logits are resized. The rules are those of mmsegmentation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apcnet.config import Protocol
+from apcnet.config import Pair, Protocol
 
 Model = Callable[[Tensor], Tensor]
 
@@ -31,7 +31,7 @@ def whole_logits(model: Model, images: Tensor) -> Tensor:
     return resized(model, head_logits(model, images), images.shape[2:])
 
 
-def slide_logits(model: Model, images: Tensor, crop_size: Sequence[int], stride: Sequence[int]) -> Tensor:
+def slide_logits(model: Model, images: Tensor, crop_size: Pair, stride: Pair) -> Tensor:
     """Computes logits (B, K, H, W) as the mean over the sliding windows that cover each pixel; differentiable.
 
     Args:
@@ -44,34 +44,37 @@ def slide_logits(model: Model, images: Tensor, crop_size: Sequence[int], stride:
         >>> logits = slide_logits(model, images, crop_size=(769, 769), stride=(513, 513))
     """
     check_images(images)
-    protocol = Protocol(window=crop_size, stride=stride)
-    logits = None
+    Protocol(window=crop_size, stride=stride)  # checks both
+    logits: Tensor | None = None
     for i, image in enumerate(images.split(1)):
-        for top, rows in slide_bands(model, image, protocol):
+        for top, rows in slide_bands(model, image, crop_size, stride):
             if logits is None:
-                logits = rows.new_empty(images.shape[0], rows.shape[1], *images.shape[2:])
+                size = images.shape[0], rows.shape[1], *images.shape[2:]
+                logits = torch.empty(size, dtype=rows.dtype, device=rows.device)
             logits[i, :, top : top + rows.shape[2]] = rows[0]
+    assert logits is not None  # there is an image, and every image has windows
     return logits
 
 
-def slide_bands(model: Model, image: Tensor, protocol: Protocol) -> Iterator[tuple[int, Tensor]]:
+def slide_bands(model: Model, image: Tensor, window: Pair, stride: Pair) -> Iterator[tuple[int, Tensor]]:
     """Yields rows of slide_logits from top to bottom, once no window adds to them: pairs of a first row and logits.
 
     For an image (1, 3, H, W) of any height, memory holds one band as high as a window. The yielded logits are a part of
     that band, and the next iteration overwrites them.
     """
-    places = map(_places, image.shape[2:], protocol.window, protocol.stride)
-    (tops, height, row_hits), (lefts, width, column_hits) = places
-    band = None
+    (tops, height, row_counts), (lefts, width, column_counts) = map(_windows_along, image.shape[2:], window, stride)
+    band: Tensor | None = None
     for top, following in zip(tops, [*tops[1:], image.shape[2]], strict=True):
         for left in lefts:
-            window = whole_logits(model, image[:, :, top : top + height, left : left + width])
+            logits = whole_logits(model, image[:, :, top : top + height, left : left + width])
             if band is None:
-                band = window.new_zeros(1, window.shape[1], height, image.shape[3])
-            band[:, :, :, left : left + width] += window
+                size = 1, logits.shape[1], height, image.shape[3]
+                band = torch.zeros(size, dtype=logits.dtype, device=logits.device)
+            band[:, :, :, left : left + width] += logits
+        assert band is not None  # every row of windows has one
         finished = following - top
-        hits = row_hits[top:following, None] * column_hits
-        yield top, band[:, :, :finished].div_(hits.to(band))
+        counts = row_counts[top:following, None] * column_counts
+        yield top, band[:, :, :finished].div_(counts.to(band))
         _move_up(band, finished)
 
 
@@ -79,11 +82,11 @@ def head_logits(model: Model, images: Tensor) -> Tensor:
     """Returns the model's logits at its own resolution, after checking images and logits."""
     check_images(images)
     if isinstance(model, nn.Module) and model.training:
-        raise ValueError("model: expected a model in evaluation, got one in training: call model.eval() first")
+        raise ValueError("model: expected evaluation mode, got a model in training mode; call model.eval() first")
     logits = model(images)
     if not isinstance(logits, Tensor) or logits.dim() != 4 or logits.shape[0] != images.shape[0]:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"model: expected logits ({images.shape[0]}, K, h, w) from it, got {given}")
+        raise TypeError(f"model: expected it to return logits ({images.shape[0]}, K, h, w), got {given}")
     return logits
 
 
@@ -102,23 +105,24 @@ def align_corners(model: Model) -> bool:
 
 
 def check_images(images: Tensor) -> None:
+    """Checks that these are normalised images (B, 3, H, W)."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images: expected a tensor, got {type(images).__name__}")
     if images.dim() != 4 or 0 in images.shape:
-        raise ValueError(f"images: expected (B, 3, H, W), none of them 0, got {tuple(images.shape)}")
+        raise ValueError(f"images: expected the shape (B, 3, H, W) without zeros, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise TypeError(f"images: expected normalised images in floating point, got {str(images.dtype)[6:]}")
 
 
-def _places(size: int, window: int, step: int) -> tuple[list[int], int, Tensor]:
+def _windows_along(size: int, window: int, step: int) -> tuple[list[int], int, Tensor]:
     """Returns the starts of windows along an axis, their length, and the number that covers each position."""
     window = min(window, size)
     count = -(-(size - window) // step) + 1
     starts = [min(i * step, size - window) for i in range(count)]
-    hits = torch.zeros(size)
+    counts = torch.zeros(size)
     for start in starts:
-        hits[start : start + window] += 1
-    return starts, window, hits
+        counts[start : start + window] += 1
+    return starts, window, counts
 
 
 def _move_up(band: Tensor, rows: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from apcnet.data.augment import view_sizes
 from apcnet.data.files import levels_of, read_image
 from apcnet.data.layout import SUFFIXES
 from apcnet.inference.protocol import WHOLE
+from apcnet.models.segmentor import Segmentor
 from apcnet.zoo import load
 
 MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
-BAND = 1 << 28  # scores of a band of tiles, classes × rows × columns: 1 GiB, and as much again while they are added up
-LOWEST = 256  # rows of a tile; where bands would be larger it has fewer rows than columns, but no fewer than these
+BAND_SCORES = 1 << 28  # of a band of tiles, classes × rows × columns: 1 GiB, and as much again while they are added up
+MIN_TILE_ROWS = 256  # a tile has fewer rows than columns if bands would be larger than that, but at least these
 
 Source = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -89,8 +90,35 @@ class Report(NamedTuple):
     failures: list[str]
 
 
+@overload
 def predict(
-    model: nn.Module | str | Path,
+    model: Segmentor | str | Path,
+    images: str | Path | Image.Image,
+    protocol: Protocol = WHOLE,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    precision: Precision = "float32",
+) -> Prediction: ...
+@overload
+def predict(
+    model: Segmentor | str | Path,
+    images: Sequence[Source],
+    protocol: Protocol = WHOLE,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    precision: Precision = "float32",
+) -> list[Prediction]: ...
+@overload
+def predict(  # a batch, (B, H, W, 3) or (B, 3, H, W), gives a list
+    model: Segmentor | str | Path,
+    images: np.ndarray | Tensor,
+    protocol: Protocol = WHOLE,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    precision: Precision = "float32",
+) -> Prediction | list[Prediction]: ...
+def predict(
+    model: Segmentor | str | Path,
     images: Source | Sequence[Source],
     protocol: Protocol = WHOLE,
     *,
@@ -118,15 +146,14 @@ def predict(
         >>> seen = predict(apcnet.load("model.safetensors"), "photo.jpg")
         >>> seen.save("labels.png")
     """
-    several = isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4)
-    with _ready(model, max_pixels, precision) as ready:
-        if several:
-            return [_predict(ready, image, f"images[{i}]", protocol, max_pixels) for i, image in enumerate(images)]
-        return _predict(ready, images, "images", protocol, max_pixels)
+    with _prepared(model, max_pixels, precision) as prepared:
+        if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
+            return [_predict(prepared, image, f"images[{i}]", protocol, max_pixels) for i, image in enumerate(images)]
+        return _predict(prepared, images, "images", protocol, max_pixels)
 
 
 def predict_files(
-    model: nn.Module | str | Path,
+    model: Segmentor | str | Path,
     sources: str | Path | Iterable[str | Path],
     out: str | Path,
     protocol: Protocol = WHOLE,
@@ -159,10 +186,10 @@ def predict_files(
         raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
     failures = []
     jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
-    with _ready(model, max_pixels, precision) as ready:
+    with _prepared(model, max_pixels, precision) as prepared:
         for done, (source, labels_file, overlay_file) in enumerate(jobs, 1):
             try:
-                prediction = _predict(ready, source, str(source), protocol, max_pixels)
+                prediction = _predict(prepared, source, str(source), protocol, max_pixels)
             except (ValueError, OSError) as error:  # of this image: the options are checked, and nothing is written yet
                 failures.append(str(error))
             else:
@@ -176,7 +203,7 @@ def predict_files(
 
 
 @contextmanager
-def _ready(model: nn.Module | str | Path, max_pixels: int, precision: Precision) -> Iterator[nn.Module]:
+def _prepared(model: Segmentor | str | Path, max_pixels: int, precision: Precision) -> Iterator[Segmentor]:
     """Loads the model if needed, and puts it in evaluation mode and the given precision until the end."""
     if not isinstance(max_pixels, int) or max_pixels < 1:
         raise ValueError(f"max_pixels: expected a positive integer, got {max_pixels!r}")
@@ -190,7 +217,7 @@ def _ready(model: nn.Module | str | Path, max_pixels: int, precision: Precision)
         yield model
 
 
-def _predict(model: nn.Module, image: Source, name: str, protocol: Protocol, max_pixels: int) -> Prediction:
+def _predict(model: Segmentor, image: object, name: str, protocol: Protocol, max_pixels: int) -> Prediction:
     levels = _levels(image, name)
     try:
         labels = _labels(model, levels, protocol, max_pixels)
@@ -198,12 +225,12 @@ def _predict(model: nn.Module, image: Source, name: str, protocol: Protocol, max
         raise ValueError(f"{name}: {error}") from error
     classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
     colors = getattr(model, "palette", None) or draw.palette(model.num_classes)
-    return Prediction(labels.cpu(), levels, tuple(classes), tuple(tuple(color) for color in colors))
+    return Prediction(labels.cpu(), levels, tuple(classes), tuple((red, green, blue) for red, green, blue in colors))
 
 
-def _labels(model: nn.Module, image: Tensor, protocol: Protocol, max_pixels: int) -> Tensor:
+def _labels(model: Segmentor, image: Tensor, protocol: Protocol, max_pixels: int) -> Tensor:
     """Predicts the labels (H, W) of an image (3, H, W) uint8."""
-    size = tuple(image.shape[1:])
+    size = image.shape[1], image.shape[2]
     sizes = view_sizes(size, protocol.ratios, protocol.test_scale)
     largest = max(sizes, key=math.prod)
     if protocol.window is None and math.prod(largest) > max_pixels:
@@ -216,16 +243,16 @@ def _labels(model: nn.Module, image: Tensor, protocol: Protocol, max_pixels: int
 
 
 def _tiled_labels(
-    model: nn.Module, image: Tensor, sizes: Sequence[tuple[int, int]], protocol: Protocol, max_pixels: int
+    model: Segmentor, image: Tensor, sizes: Sequence[tuple[int, int]], protocol: Protocol, max_pixels: int
 ) -> Tensor:
     """Predicts the labels of an image that is too large at these sizes, from tiles that overlap by a third."""
     size = image.shape[1:]
     shrinks = math.prod(size) / max(map(math.prod, sizes))
     width = max(1, math.isqrt(int(max_pixels * shrinks)))
-    height = min(width, max(LOWEST, BAND // (model.num_classes * size[1])))
+    height = min(width, max(MIN_TILE_ROWS, BAND_SCORES // (model.num_classes * size[1])))
     tiles = _Tiles(model, [max(view) / max(size) for view in sizes], protocol)
-    levels = image[None].half()  # which holds every level exactly
-    stride = [max(1, 2 * length // 3) for length in (height, width)]
+    levels = image[None].half()  # float16 holds every level exactly
+    stride = max(1, 2 * height // 3), max(1, 2 * width // 3)
     return inference.labels(tiles, levels, Protocol(window=(height, width), stride=stride))[0]
 
 
@@ -235,7 +262,7 @@ class _Tiles:
     A tile is resized by the factors of the whole image.
     """
 
-    def __init__(self, model: nn.Module, factors: Sequence[float], protocol: Protocol):
+    def __init__(self, model: Segmentor, factors: Sequence[float], protocol: Protocol):
         self.model, self.factors, self.protocol = model, factors, protocol
         self.align_corners = model.align_corners
 
@@ -248,14 +275,14 @@ class _Tiles:
         return self.model(view) if self.protocol.single_resize else inference.whole_logits(self.model, view)
 
 
-def _views(model: nn.Module, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+def _views(model: Segmentor, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
     """Yields an image (3, H, W) uint8, normalised for the network, at one size after the other."""
     for size in sizes:
-        like = next(model.parameters(), torch.empty(0))  # whose device and dtype the model's input has
-        yield augment(image, size, mean=model.mean, std=model.std)[None].to(like)
+        parameter = next(model.parameters(), torch.empty(0))
+        yield augment(image, size, mean=model.mean, std=model.std)[None].to(parameter)  # its device and dtype
 
 
-def _levels(image: Source, name: str) -> Tensor:
+def _levels(image: object, name: str) -> Tensor:
     """Converts an image of any supported type to levels (3, H, W) uint8 on the CPU."""
     if isinstance(image, (str, Path)):
         return read_image(image)
@@ -277,7 +304,7 @@ def _levels(image: Source, name: str) -> Tensor:
         hint = "; what is normalised already goes to apcnet.inference.labels" if planes.is_floating_point() else ""
         raise TypeError(f"{name}: expected levels of 0 to 255 as uint8, got {image.dtype}{hint}")
     if not planes.numel() or not (planes.ndim == 2 or (planes.ndim == 3 and len(planes) == 3)):
-        raise ValueError(f"{name}: expected the shape {shape}, none of them 0, got {tuple(image.shape)}")
+        raise ValueError(f"{name}: expected the shape {shape} without zeros, got {tuple(image.shape)}")
     return planes.expand(3, *planes.shape[-2:]).clone(memory_format=torch.contiguous_format)
 
 
@@ -297,13 +324,13 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
     if not found:
         raise FileNotFoundError("sources: expected files or folders, got none")
     alike = Counter(place.with_suffix("") for place in found.values())
-    images, written, jobs = {path.resolve() for path in found}, {}, []
+    images, written, jobs = set(map(os.path.realpath, found)), {}, []  # realpath takes a link to itself as it is
     for source, place in found.items():
         name = place.name if alike[place.with_suffix("")] > 1 else place.stem
         labels, over = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
         jobs.append((source, labels, over if overlay else None))
         for path in filter(None, jobs[-1][1:]):
-            if path.resolve() in images:
+            if os.path.realpath(path) in images:
                 raise ValueError(f"out: {path} is one of the images that are read; choose another folder")
             if path in written:
                 raise ValueError(f"{written[path]} and {source}: both would be written to {path}")
@@ -313,8 +340,10 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
 
 def _images_below(folder: Path, out: Path) -> list[Path]:
     """Lists the images in a folder and its subfolders, except `out`, hidden files and links to folders."""
-    found, out = [], out.resolve()
+    found, kept = [], os.path.realpath(out)
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(place, name).resolve() != out]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) != kept
+        ]
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)

@@ -43,7 +43,7 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
     with torch.no_grad():
         parts = [
             upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=align_corners(model))
-            for _, rows, scores in _last_scores(model, images, protocol, size)
+            for _, rows, scores in _scores_to_resize(model, images, protocol, size)
         ]
         if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
             return parts[0]
@@ -70,14 +70,18 @@ def confusion(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
-    if target.dim() != 3 or (isinstance(images, Tensor) and target.shape[0] != images.shape[0]):
-        raise ValueError(f"target: expected ({len(images)}, H, W), as many as images, got {tuple(target.shape)}")
-    counting = {"ignore_index": ignore_index, "align_corners": align_corners(model)}
+    batch = images.shape[0] if isinstance(images, Tensor) else None
+    if target.dim() != 3 or batch not in (None, target.shape[0]):
+        raise ValueError(f"target: expected ({batch or 'B'}, H, W), one for each image, got {tuple(target.shape)}")
+    size = target.shape[1], target.shape[2]
     with torch.no_grad():
-        return sum(
-            upsample_confusion(scores, target[which, rows], **counting)
-            for which, rows, scores in _last_scores(model, images, protocol, tuple(target.shape[1:]))
-        )
+        parts = [
+            upsample_confusion(
+                scores, target[which, rows], ignore_index=ignore_index, align_corners=align_corners(model)
+            )
+            for which, rows, scores in _scores_to_resize(model, images, protocol, size)
+        ]
+        return torch.stack(parts).sum(0)
 
 
 def probabilities(
@@ -100,18 +104,23 @@ def probabilities(
     Example:
         >>> mean = probabilities(model, images, Protocol(flip=True))
     """
-    size, total = _size(images, size), None
+    size = _size(images, size)
+    total: Tensor | None = None
     with torch.no_grad():
         for view in _views(images, protocol):
             if total is not None and view.shape[0] != total.shape[0]:
-                raise ValueError(f"images: expected {total.shape[0]}, as in the first view, got {tuple(view.shape)}")
+                raise ValueError(
+                    f"images: expected {total.shape[0]} in each view, as in the first, got {tuple(view.shape)}"
+                )
             for mirrored in (False, True) if protocol.flip else (False,):
-                for which, logits in _last_logits(model, view.flip(3) if mirrored else view, protocol, size):
+                for which, logits in _logits_to_resize(model, view.flip(3) if mirrored else view, protocol, size):
                     if total is None:
                         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-                        total = logits.new_zeros(view.shape[0], logits.shape[1], *size, dtype=dtype)
+                        shape = view.shape[0], logits.shape[1], *size
+                        total = torch.zeros(shape, dtype=dtype, device=logits.device)
                     corners = align_corners(model)
                     upsample_softmax(logits, size, flip=mirrored, align_corners=corners, out=total[which])
+        assert total is not None  # _views checks that every ratio has a view
         return total.div_(len(protocol.ratios) * (1 + protocol.flip))
 
 
@@ -119,18 +128,18 @@ def probabilities(
 def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterator[None]:
     """Puts a model in evaluation mode and a precision (autocast), and restores the mode of each module afterwards."""
     check_choice(precision, "precision", get_args(Precision))
-    training = [part for part in model.modules() if part.training]
+    training = [module for module in model.modules() if module.training]
     device, low = next(model.parameters()).device.type, precision != "float32"
     model.eval()
     try:
         with torch.autocast(device, getattr(torch, precision) if low else None, enabled=low):
             yield
     finally:
-        for part in training:
-            part.training = True
+        for module in training:
+            module.training = True
 
 
-def _last_scores(
+def _scores_to_resize(
     model: Model, images: Images, protocol: Protocol, size: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yields images and rows of the result, from first to last, with the scores whose argmax, resized, is the label."""
@@ -138,24 +147,24 @@ def _last_scores(
         scores = probabilities(model, images, protocol, size=size)
         yield slice(0, scores.shape[0]), slice(0, size[0]), scores
         return
-    (view,) = list(_views(images, protocol))  # of more than one the count is an error
-    if protocol.window and size == tuple(view.shape[2:]):
+    (view,) = list(_views(images, protocol))  # several views raise an error
+    if protocol.window and protocol.stride and size == tuple(view.shape[2:]):
         for i, image in enumerate(view.split(1)):
-            for top, rows in slide_bands(model, image, protocol):
+            for top, rows in slide_bands(model, image, protocol.window, protocol.stride):
                 yield slice(i, i + 1), slice(top, top + rows.shape[2]), rows
         return
-    for which, logits in _last_logits(model, view, protocol, size):
+    for which, logits in _logits_to_resize(model, view, protocol, size):
         yield which, slice(0, size[0]), logits
 
 
-def _last_logits(
+def _logits_to_resize(
     model: Model, view: Tensor, protocol: Protocol, size: tuple[int, int]
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields images with their logits before the last resize, to `size`.
 
     Logits at the size of the view are yielded one image at a time.
     """
-    if protocol.window:
+    if protocol.window and protocol.stride:
         for i, image in enumerate(view.split(1)):
             yield slice(i, i + 1), slide_logits(model, image, protocol.window, protocol.stride)
         return
@@ -175,14 +184,15 @@ def _views(images: Images, protocol: Protocol) -> Iterator[Tensor]:
         yield view
         count += 1
     if count != len(protocol.ratios):
-        raise ValueError(f"images: expected them at each of the ratios {protocol.ratios}, got {count} views")
+        raise ValueError(f"images: expected a view at each of the ratios {protocol.ratios}, got {count} views")
 
 
 def _size(images: Images, size: Sequence[int] | None) -> tuple[int, int]:
+    """Returns the height and width of the result."""
     if size is not None:
         return checked_pair(size, "size")
     if not isinstance(images, Tensor):
         given = type(images).__name__
-        raise TypeError(f"images: expected a tensor, got {given}; several views need a size, (H, W) of the originals")
+        raise TypeError(f"images: expected a tensor, got {given}; for several views, pass the images' size (H, W)")
     check_images(images)
-    return tuple(images.shape[2:])
+    return images.shape[2], images.shape[3]

@@ -12,7 +12,7 @@
 Names keep their folders, so that no two are the same. Each file is written whole or not at all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,13 @@ from apcnet import data
 from apcnet.choices import check_choice
 from apcnet.data.cityscapes import IDS
 from apcnet.data.classes import label_table, voc_colors
-from apcnet.data.sample import Sample
+from apcnet.data.sample import Dataset
 from apcnet.files import replacing
 
 VOC_PALETTE = [part for color in voc_colors(256) for part in color]
 
 
-def writer(benchmark: str, dataset: Sequence[Sample], folder: str | Path) -> Callable[[str, Tensor], None]:
+def writer(benchmark: str, dataset: Dataset, folder: str | Path) -> Callable[[str, Tensor], None]:
     """Returns a function that writes the file of a sample, from its name and labels (class indices (H, W) on the CPU).
 
     Args:
@@ -44,8 +44,8 @@ def writer(benchmark: str, dataset: Sequence[Sample], folder: str | Path) -> Cal
     values = _stored_values(benchmark, dataset)
     palette = VOC_PALETTE if benchmark == "voc2012" else None
 
-    def write(name: str, labels: Tensor) -> None:
-        labels = labels.numpy()
+    def write(name: str, prediction: Tensor) -> None:
+        labels = prediction.numpy()
         if labels.max(initial=0) >= len(values) or labels.min(initial=0) < 0:
             raise ValueError(f"labels: {name!r}: expected 0 to {len(values) - 1}, got {labels.min()} to {labels.max()}")
         image = Image.fromarray(values[labels])
@@ -59,13 +59,15 @@ def writer(benchmark: str, dataset: Sequence[Sample], folder: str | Path) -> Cal
     return write
 
 
-def _stored_values(benchmark: str, dataset: Sequence[Sample]) -> np.ndarray:
+def _stored_values(benchmark: str, dataset: Dataset) -> np.ndarray:
     """Returns the stored value of each class."""
     if benchmark == "cityscapes":
         return np.array(IDS, np.uint8)
-    labels = label_table(len(dataset.classes)) if benchmark == "synthetic" else dataset.labels
+    labels = getattr(dataset, "labels", None)
+    if labels is None:  # masks of generated scenes hold class indices
+        labels = label_table(len(dataset.classes))
     found = [np.flatnonzero(labels == index) for index in range(len(dataset.classes))]
     for name, values in zip(dataset.classes, found, strict=True):
         if not len(values):
-            raise ValueError(f"dataset: no value in its masks stands for the class {name!r}, so none can be written")
+            raise ValueError(f"dataset: expected a mask value for every class, there is none for {name!r}")
     return np.array([values[0] for values in found], np.uint8)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,8 +69,8 @@ def train(
         >>> scores = apcnet.train(preset("tiny"), out="runs/tiny")
         >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
-    with process_group(device) as device, _reproducible(config, device), Interrupts() as interrupts:
-        run = Run(config, Path(out), device, workers, log_every, log_to, show, interrupts)
+    with process_group(device) as place, _reproducible(config, place), Interrupts() as interrupts:
+        run = Run(config, Path(out), place, workers, log_every, log_to, show, interrupts)
         if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
             run.evaluate()
         if run.step == 0:
@@ -301,10 +302,11 @@ def _check_state(state: dict, identity: dict, out: Path) -> None:
 @contextmanager
 def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
     """Seeds and configures PyTorch for a run, and afterwards restores its random state and settings."""
+    settings: Any = torch.utils.deterministic  # type checkers do not see its one property
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    fill = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic
@@ -313,4 +315,4 @@ def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(algorithms)
             torch.backends.cudnn.benchmark = cudnn
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            settings.fill_uninitialized_memory = fill

@@ -6,6 +6,7 @@ weights and the statistics of batch norms stay as they were.
 """
 
 import copy
+import functools
 import math
 from contextlib import nullcontext
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
-from apcnet.distributed import rank, with_sync_batch_norm, world_size
+from apcnet.distributed import rank, synchronise_batch_norms, world_size
 from apcnet.keys import DROPOUT, keyed
 from apcnet.models import Segmentor
 
@@ -43,8 +44,9 @@ class Trainer:
         self.config, self.settings = config, config.optimisation
         self.device = next(model.parameters()).device
         if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self.model = with_sync_batch_norm(model)
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] # no overload declares it
+        synchronise_batch_norms(model)
+        self.model = model
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
         self.optimizer = torch.optim.SGD(
@@ -68,7 +70,7 @@ class Trainer:
         Raises:
             NotFiniteError: A loss or gradient is not finite; model and optimizer are unchanged.
         """
-        torch._foreach_copy_(self.buffers_before, self.buffers)
+        _copy(self.buffers, self.buffers_before)
         rate = learning_rate(self.settings, number, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -85,7 +87,7 @@ class Trainer:
         values = {"loss": sum(means), **dict(zip(losses, means, strict=True)), "gradient_norm": norm_value}
         checked = means if self.scaler.is_enabled() else [*means, norm_value]  # the scaler skips steps that overflow
         if not all(map(math.isfinite, checked)):
-            torch._foreach_copy_(self.buffers, self.buffers_before)
+            _copy(self.buffers_before, self.buffers)
             raise NotFiniteError(values)
 
         if self.settings.clip is not None:
@@ -96,9 +98,10 @@ class Trainer:
             raise NotFiniteError(values)
         if self.result is not self.model:
             with torch.no_grad():
-                averaged, weights = list(self.result.parameters()), list(self.model.parameters())
-                torch._foreach_lerp_(averaged, weights, 1 - self.settings.ema)
-                torch._foreach_copy_(list(self.result.buffers()), self.buffers)
+                averages: list[Tensor] = list(self.result.parameters())
+                weights: list[Tensor] = list(self.model.parameters())
+                torch._foreach_lerp_(averages, weights, 1 - self.settings.ema)  # pyright: ignore[reportPrivateImportUsage]
+                _copy(self.buffers, list(self.result.buffers()))
         return {**values, "lr": rate}, stops > 0
 
     def state(self) -> dict:
@@ -147,7 +150,7 @@ class Trainer:
                     losses = self.forward(*share, **options)
                 if "decode.loss_se" in losses:  # this loss is a mean over the images of the part
                     losses["decode.loss_se"] = losses["decode.loss_se"] / parts
-                self.scaler.scale(sum(losses.values())).backward()
+                self.scaler.scale(functools.reduce(torch.add, losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach().float()
         return total
@@ -164,3 +167,8 @@ class Trainer:
         if world_size() > 1:
             torch.distributed.all_reduce(total)
         return torch.where(total > 0, total / world_size(), 1.0)
+
+
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copies tensors to others of the same shapes, in few launches."""
+    torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]

@@ -89,8 +89,8 @@ REQUIRED = {  # the other fields that a field needs
     "stride": {"window": (513, 513), "stride": (513, 513)},
 }
 VERBS = (  # with which the help of a flag begins
-    "Accumulate Add Align Apply Average Clip Compile Concatenate Draw Evaluate Extract Generate Give Guide Let Map Move "
-    "Multiply Pool Read Resize Run Save Seed Set Slide Smooth Start Store Train Use Weight"
+    "Accumulate Add Align Apply Average Clip Compile Concatenate Draw Evaluate Extract Generate Give Guide Let Map "
+    "Move Multiply Pool Read Resize Run Save Seed Set Slide Smooth Start Store Train Use Weight"
 )
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}

@@ -1,4 +1,4 @@
-"""Counts what compiled kernels do, and sets it beside what a GPU would need at the least: python tests/ptx/report.py
+"""Counts what compiled kernels do, beside the least that a GPU would need: `python tests/ptx/report.py`.
 
 The floors follow from counts alone: instructions that the schedulers of an H200 have to issue, and the distinct bytes
 of its tensors that a launch reads and writes, each moved once. They are no measurements: no cache, latency, clock or

@@ -71,8 +71,11 @@ def flush(bits: int) -> int:
 
 
 def exact(function, special, kind: str, mode: str = "nearest"):
-    """A form on floats: `function` of Fractions where all are finite, `special` of floats where one is not, or the
-    result is 0 and has a sign."""
+    """Returns a form's exact result on floats as a function of their bits.
+
+    It is `function` of Fractions where all are finite, and `special` of floats where one is not, or where the result
+    is 0 and has a sign.
+    """
 
     def result(*bits: int) -> int:
         values = [decode(b, kind) for b in bits]

@@ -1,5 +1,7 @@
-"""Calls every operation that has GPU kernels, on small but hard sizes: several tiles and blocks in every direction, and
-none that divides. Each function returns triples: a result, the exact one, and PyTorch's own in the same dtype.
+"""Calls every operation that has GPU kernels, on small but hard sizes.
+
+They make several tiles and blocks in every direction, and none divides. Each function returns triples: a result, the
+exact one, and PyTorch's own in the same dtype.
 """
 
 from collections.abc import Callable

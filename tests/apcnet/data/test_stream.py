@@ -207,6 +207,11 @@ class Handlers:
         return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
 
+def test_no_keys_need_no_workers():
+    """Tests that a run that has finished, which has no step left, opens its stream without an error."""
+    assert list(loader(Identified(), range(0), workers=2)) == []
+
+
 def test_workers_end_with_the_process_that_uses_them():
     """Tests that workers end even if a traceback keeps the stream alive until the end."""
     program = (

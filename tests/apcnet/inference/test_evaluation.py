@@ -1,4 +1,4 @@
-"""Protocol beside a plain loop over the images, over any number of workers and processes, and what goes wrong."""
+"""Tests evaluation against a plain loop over the images, with several workers and processes, and its errors."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ def one_thread(threads):
 
 
 def naive(model, dataset, test):
-    """The same with every tensor formed: interpolation, softmax, argmax, one count after the other."""
+    """Evaluates with every tensor stored: interpolation, softmax, argmax, one count after the other."""
     matrix = torch.zeros(25, dtype=torch.int64)
     window = (test.window, test.stride) if test.window else None
     for image, mask, _ in map(dataset.__getitem__, range(len(dataset))):
@@ -46,7 +46,7 @@ def naive(model, dataset, test):
 
 
 def apart(matrix, expected):
-    """How many pixels were counted elsewhere."""
+    """Returns the number of pixels that two matrices count differently."""
     assert matrix.sum() == expected.sum() > 5000
     return (matrix - expected).abs().sum().item() // 2
 
@@ -121,7 +121,7 @@ def test_workers_may_be_spawned():
 
 
 def test_processes_change_nothing(tmp_path):
-    """Five images, and then two, over one, two and three processes: all have the matrix of all of them."""
+    """Tests that one, two and three processes all return the matrix of all images, of five and then of two."""
     arguments = (os.fspath(tmp_path), (2, 3))
     others = torch.multiprocessing.spawn(evaluate_rank, arguments, nprocs=2, join=False)
     evaluate_rank(2, *arguments)
@@ -135,7 +135,7 @@ def test_processes_change_nothing(tmp_path):
 
 
 def test_no_more_than_two_images_exist():
-    """The one that is counted, and the next; whatever was made of others is gone."""
+    """Tests that only the current and the next image are in memory."""
     model, alive, most = Network(), weakref.WeakSet(), []
 
     class Watched(Pictures):

@@ -1,4 +1,4 @@
-"""Images of every kind and size give the labels that normalising, the network and one resize give them."""
+"""Tests that images of every kind and size get the labels of normalisation, the network and one resize."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_what_is_predicted_is_a_copy(network):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_pil_images_are_taken_as_files_are(tmp_path, network, mode):
-    """Alpha is dropped, palettes stand for their colours, of 16 bits the upper 8 are kept."""
+    """Tests that alpha is dropped, palettes are expanded, and 16-bit levels keep their upper 8 bits."""
     if mode == "I;16":
         image = Image.fromarray(IMAGE[0].numpy().astype(np.uint16) * 256 + 77)
     else:
@@ -117,14 +117,14 @@ def test_no_images(network):
         ),
         (IMAGE.int(), TypeError, "expected levels of 0 to 255 as uint8, got torch.int32$"),
         (np.zeros((4, 5, 3), np.uint16), TypeError, "as uint8, got uint16"),
-        (np.zeros((3, 4, 5), np.uint8), ValueError, r"expected the shape \(H, W, 3\) or \(H, W\), .*got \(3, 4, 5\)"),
+        (np.zeros((3, 4, 5), np.uint8), ValueError, r"expected the shape \(H, W, 3\) or \(H, W\) .*got \(3, 4, 5\)"),
         (np.zeros((4, 5, 4), np.uint8), ValueError, r"got \(4, 5, 4\)"),
         (
             torch.zeros(4, 5, 3, dtype=torch.uint8),
             ValueError,
-            r"expected the shape \(3, H, W\) or \(H, W\), .*\(4, 5, 3\)",
+            r"expected the shape \(3, H, W\) or \(H, W\) .*\(4, 5, 3\)",
         ),
-        (torch.zeros(3, 0, 3, dtype=torch.uint8), ValueError, r"none of them 0, got \(3, 0, 3\)"),
+        (torch.zeros(3, 0, 3, dtype=torch.uint8), ValueError, r"without zeros, got \(3, 0, 3\)"),
         (Image.new("F", (4, 5)), ValueError, r"expected 8 or 16 bits for each channel, got 32 \(Pillow's mode F\)"),
         (None, TypeError, "expected a path, a PIL image, an array, a tensor or several of these, got NoneType"),
     ],
@@ -219,8 +219,8 @@ def test_image_of_which_nothing_is_left(network):
 # Models
 
 
-def test_the_model_is_left_as_it_was(network):
-    """Part of it may be frozen in evaluation while the rest is in training; an error changes nothing about it."""
+def test_the_mode_of_the_model_is_restored(network):
+    """Tests that every module is in its previous mode afterwards, also after an error."""
     expected = predict(network, IMAGE).labels
     network.frozen = torch.nn.BatchNorm2d(3)
     network.train()
@@ -249,7 +249,7 @@ def test_precision(network, precision):
 
 
 def test_model_in_double_precision(network):
-    """Images go to the dtype that the weights have."""
+    """Tests that images are converted to the dtype of the weights."""
     expected = inference.labels(network.double(), view(IMAGE).double())[0]
     assert torch.equal(predict(network, IMAGE).labels, expected)
 

@@ -1,4 +1,4 @@
-"""Folders of images: what is read, what is written and under which name, and what happens to what cannot be read."""
+"""Tests the prediction of folders: the images that are read, the names of the results, and broken images."""
 
 import os
 
@@ -27,7 +27,7 @@ def network():
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of images and other things."""
+    """Makes a folder of images and other files."""
     folder = tmp_path / "photos"
     for name in ("b.png", "a.PNG", "street/x.y.bmp", "street/deep/c.tif", ".hidden.png", ".cache/d.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def test_broken_images_stop_none_of_the_others(tmp_path, network, photos):
 
 
 def test_full_disk_stops_all(tmp_path, network, photos, monkeypatch):
-    """It is no fault of an image."""
+    """Tests that a full disk ends the prediction, since no image is at fault."""
 
     def full(*_):
         raise OSError(28, "No space left on device")

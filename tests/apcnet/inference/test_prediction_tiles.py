@@ -1,4 +1,4 @@
-"""Images that are too large for the network go through it in tiles: the mean of what it makes of each, and no more."""
+"""Tests that images too large for the network are predicted in tiles, from the mean of their scores."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def network():
 
 
 def windows(size, crop, stride):
-    """(top, bottom, left, right) of each."""
+    """Returns (top, bottom, left, right) of each window."""
 
     def along(length, side, step):
         starts = range(0, max(length - side, 0) + step, step)
@@ -35,7 +35,7 @@ def windows(size, crop, stride):
 
 
 def averaged_over_windows(image, crop, stride, scores_of):
-    """The mean of the scores (1, K, h, w) that a function gives to each window's levels."""
+    """Averages the scores (1, K, h, w) that a function computes from the levels of each window."""
     size, total, hits = image.shape[1:], 0, 0
     for top, bottom, left, right in windows(size, crop, stride):
         around = (left, size[1] - right, top, size[0] - bottom)
@@ -45,7 +45,7 @@ def averaged_over_windows(image, crop, stride, scores_of):
 
 
 def agree(labels, scores):
-    """Labels are the largest score, or one that rounding cannot tell from it."""
+    """Checks that labels have the largest score, up to rounding."""
     assert labels.dtype == torch.uint8 and labels.device.type == "cpu" and labels.shape == scores.shape[2:]
     chosen = scores[0].gather(0, labels.long()[None])[0]
     return (scores[0].amax(0) - chosen).max() <= 1e-4 and len(labels.unique()) > 1
@@ -54,7 +54,7 @@ def agree(labels, scores):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(97, 140), (31, 200), (200, 3)], ids=str)
 def test_large_images_go_in_tiles(size, align_corners):
-    """Of 32 × 32 pixels, the root of what is allowed, each a third over the next."""
+    """Tests tiles of 32 × 32 pixels, the square root of the limit, that overlap by a third."""
     network, image = Network(align_corners=align_corners), draw_image(*size)
     labels = predict(network, image, max_pixels=1030 if min(size) > 3 else 599).labels
     side = 32 if min(size) > 3 else 24
@@ -79,7 +79,7 @@ def test_published_sizes_are_one_piece():
 
 @pytest.mark.parametrize(("ratios", "flip"), [((1.0,), True), ((0.5, 1.0, 1.5), True), ((1.5,), False)])
 def test_tiles_at_several_scales(network, ratios, flip):
-    """Every tile as an image of its own would be; tiles are so small that the largest scale is within bounds."""
+    """Tests that each tile is predicted like an image, at all scales within the limit."""
     image, most = draw_image(70, 110), 2000
     protocol = Protocol(ratios=ratios, flip=flip)
     labels = predict(network, image, protocol, max_pixels=most).labels
@@ -115,8 +115,8 @@ def test_tiles_of_an_image_fitted_into_a_scale(network):
 
 
 def test_tiles_are_lower_where_a_band_of_them_would_be_large(network, monkeypatch):
-    monkeypatch.setattr(prediction, "BAND", 5 * 400 * 20)
-    monkeypatch.setattr(prediction, "LOWEST", 12)
+    monkeypatch.setattr(prediction, "BAND_SCORES", 5 * 400 * 20)
+    monkeypatch.setattr(prediction, "MIN_TILE_ROWS", 12)
     predict(network, draw_image(60, 400), max_pixels=1600)
     assert {shape[2:] for shape in network.seen} == {(20, 40)}
     network.seen.clear()
@@ -125,7 +125,7 @@ def test_tiles_are_lower_where_a_band_of_them_would_be_large(network, monkeypatc
 
 
 def test_probabilities_of_large_images_at_a_small_scale(network, monkeypatch):
-    """They are never formed at the size of the image, and the labels are nearly the same."""
+    """Tests that probabilities are not stored at the size of the image, and that labels are nearly the same."""
     image, sizes = draw_image(240, 360), []
 
     def remember(scores, size):

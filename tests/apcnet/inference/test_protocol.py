@@ -1,4 +1,4 @@
-"""Labels, confusion matrices and probabilities by every protocol beside the same rules without care for memory."""
+"""Tests labels, confusion matrices and probabilities of every protocol against plain PyTorch code."""
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ from apcnet.inference.logits import slide_bands
 
 @pytest.fixture(autouse=True)
 def one_thread(threads):
-    threads(1)  # such small products are no work for more
+    threads(1)  # products this small do not need more
 
 
 class Network(torch.nn.Module):
-    """Stands in for a model: logits at a quarter of the resolution that depend on what is around a pixel."""
+    """Stands in for a model: its logits, at a quarter of the resolution, depend on the surroundings of a pixel."""
 
     def __init__(self, classes=5, align_corners=False):
         super().__init__()
@@ -44,14 +44,14 @@ def close(actual, expected):
 
 
 def agree(labels, scores):
-    """Labels are the largest score, or one that rounding cannot tell from it."""
+    """Checks that labels have the largest score, up to rounding."""
     assert labels.dtype == torch.uint8
     chosen = scores.gather(1, labels.long()[:, None])[:, 0]
     return labels.shape == chosen.shape and (scores.amax(1) - chosen).max() <= 1e-4
 
 
 class Allocations(TorchDispatchMode):
-    """The number of elements of the largest floating-point tensor that any operator returned."""
+    """Records the number of elements of the largest floating-point tensor that any operator returns."""
 
     largest = 0
 
@@ -112,7 +112,7 @@ def test_the_same_bits_however_they_are_consumed():
     with torch.no_grad():
         logits = inference.slide_logits(model, images, *window)
         one_by_one = [inference.slide_logits(model, image, *window) for image in images.split(1)]
-        bands = [(top, rows.clone()) for top, rows in slide_bands(model, images[:1], protocol)]
+        bands = [(top, rows.clone()) for top, rows in slide_bands(model, images[:1], *window)]
     assert torch.equal(logits, torch.cat(one_by_one))
     assert [top for top, _ in bands] == [0, 21, 32] and [rows.shape[2] for _, rows in bands] == [21, 11, 33]
     assert torch.equal(torch.cat([rows for _, rows in bands], 2), logits[:1])
@@ -171,7 +171,7 @@ def test_a_single_resize_is_another_thing():
 
 
 def test_which_logits_are_formed():
-    """One image's at the network's input where a second resize follows, none where not."""
+    """Tests that logits at the input's size are stored for one image if a second resize follows, else for none."""
     model, images = Network(classes=30), draw(4, 64, 64)
     largest = {}
     for size, single in (((64, 64), False), ((128, 128), False), ((128, 128), True)):
@@ -252,7 +252,7 @@ def test_multi_scale(window, flip):
 
 
 def test_the_views_need_not_exist_at_once():
-    """A view is asked for when the passes over the one before it are done."""
+    """Tests that a view is requested only after all passes over the previous one."""
     seen, model = [], Network()
 
     def watched(images):
@@ -271,7 +271,7 @@ def test_the_views_need_not_exist_at_once():
 
 
 def test_multi_scale_adds_into_one_buffer():
-    """Of the size of the result nothing else is made, whatever the number of views."""
+    """Tests that only one tensor has the size of the result, for any number of views."""
     model, size = Network(classes=30), (100, 100)
     with Allocations() as made:
         inference.probabilities(model, [draw(2, 32, 32), draw(2, 48, 48)], TWO_SCALES, size=size)
@@ -301,7 +301,11 @@ IMAGES = torch.zeros(1, 3, 16, 16)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"images": torch.zeros(3, 16, 16)}, ValueError, r"images: expected \(B, 3, H, W\).* got \(3, 16, 16\)"),
+        (
+            {"images": torch.zeros(3, 16, 16)},
+            ValueError,
+            r"images: expected the shape \(B, 3, H, W\).* got \(3, 16, 16\)",
+        ),
         ({"images": torch.zeros(0, 3, 16, 16)}, ValueError, r"images: .* got \(0, 3, 16, 16\)"),
         ({"images": IMAGES.byte()}, TypeError, "images: expected normalised images in floating point, got uint8"),
         ({"images": [[1.0]]}, TypeError, "images: expected a tensor, got list"),
@@ -310,7 +314,7 @@ IMAGES = torch.zeros(1, 3, 16, 16)
         ({"size": (4.5, 4)}, TypeError, r"size: expected two integers, got \(4.5, 4\)"),
         ({"protocol": Protocol(ratios=(1, 2))}, ValueError, r"images: expected .* ratios \(1.0, 2.0\), got 1 views"),
         ({"images": [IMAGES] * 2, "size": (4, 4)}, ValueError, r"images: expected .* ratios \(1.0,\), got 2 views"),
-        ({"images": [IMAGES]}, TypeError, r"images: .* several views need a size, \(H, W\)"),
+        ({"images": [IMAGES]}, TypeError, r"images: .* for several views, pass the images' size \(H, W\)"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -320,7 +324,7 @@ def test_wrong_arguments(arguments, error, message):
 
 
 def test_wrong_targets():
-    with pytest.raises(ValueError, match=r"target: expected \(1, H, W\), as many as images, got \(2, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"target: expected \(1, H, W\), one for each image, got \(2, 16, 16\)"):
         inference.confusion(Network(), IMAGES, torch.zeros(2, 16, 16).byte())
     with pytest.raises(TypeError, match="target: expected a tensor, got list"):
         inference.confusion(Network(), IMAGES, [[0]])
@@ -328,9 +332,9 @@ def test_wrong_targets():
 
 def test_wrong_views():
     model = Network()
-    with pytest.raises(ValueError, match=r"images: expected them at each of the ratios \(1.0, 1.5\), got 0 views"):
+    with pytest.raises(ValueError, match=r"images: expected a view at each of the ratios \(1.0, 1.5\), got 0 views"):
         inference.labels(model, [], TWO_SCALES, size=(4, 4))
-    with pytest.raises(ValueError, match=r"images: expected 1, as in the first view, got \(2, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images: expected 1 in each view, as in the first, got \(2, 3, 8, 8\)"):
         inference.labels(model, [IMAGES, torch.zeros(2, 3, 8, 8)], TWO_SCALES, size=(4, 4))
 
 
@@ -342,7 +346,9 @@ def test_wrong_windows():
 
 
 def test_wrong_models():
-    with pytest.raises(ValueError, match=r"model: .* one in training: call model.eval\(\) first"):
+    with pytest.raises(
+        ValueError, match=r"model: expected evaluation mode, got a model in training mode; call model.eval\(\) first"
+    ):
         inference.labels(Network().train(), IMAGES)
 
     def unresized(images):
@@ -354,5 +360,5 @@ def test_wrong_models():
     def several(images):
         return images, images
 
-    with pytest.raises(TypeError, match=r"model: expected logits \(1, K, h, w\) from it, got tuple"):
+    with pytest.raises(TypeError, match=r"model: expected it to return logits \(1, K, h, w\), got tuple"):
         inference.whole_logits(several, IMAGES)

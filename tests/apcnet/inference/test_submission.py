@@ -1,4 +1,4 @@
-"""Predictions as files: what is written is what the benchmarks' own masks would hold, and reads back as it was."""
+"""Tests that predictions are written with the values of the benchmarks' masks, and read back unchanged."""
 
 import os
 
@@ -25,14 +25,14 @@ BENCHMARKS = {
 
 
 def opened(kind, root):
-    """A data set as it is evaluated."""
+    """Opens a dataset as evaluation does."""
     tree, options = BENCHMARKS[kind]
     tree(root)
     return data.open(kind.split()[0], root, split="val", **options)
 
 
 def predictions(dataset):
-    """For each sample labels of all classes, drawn from its name; the first classes are in every one."""
+    """Draws labels of all classes for each sample from its name; the first classes occur in every one."""
     count = len(dataset.classes)
     found = {name: torch.from_numpy(fake_trees.draw(name, range(count))[1]) for name in dataset.names}
     for labels in found.values():
@@ -42,7 +42,7 @@ def predictions(dataset):
 
 @pytest.mark.parametrize("kind", BENCHMARKS)
 def test_read_as_masks_they_are_the_labels(kind, tmp_path):
-    """Written over the masks of the data set, and read by it."""
+    """Tests predictions that replace the masks of a dataset, and are read by it."""
     dataset = opened(kind, tmp_path / "tree")
     labels, write = predictions(dataset), writer(kind.split()[0], dataset, tmp_path / "out")
     for name in dataset.names:
@@ -64,7 +64,7 @@ def test_read_as_masks_they_are_the_labels(kind, tmp_path):
 
 
 def written_by(kind, tmp_path):
-    """The values in the file of a prediction that has class i at pixel i."""
+    """Returns the values in the file of a prediction with class i at pixel i."""
     dataset = opened(kind, tmp_path / "tree")
     labels = torch.arange(len(dataset.classes), dtype=torch.uint8)[None]
     writer(kind.split()[0], dataset, tmp_path / "out")("a", labels)
@@ -147,5 +147,5 @@ def test_wrong_arguments(tmp_path):
 def test_a_class_that_no_value_stands_for(tmp_path):
     fake_trees.folder(tmp_path)
     dataset = data.open("folder", tmp_path, split="val", labels={0: 0, 1: 1, 2: 1})
-    with pytest.raises(ValueError, match="dataset: no value in its masks stands for the class 'sky'"):
+    with pytest.raises(ValueError, match="dataset: expected a mask value for every class, there is none for 'sky'"):
         writer("folder", dataset, tmp_path / "out")

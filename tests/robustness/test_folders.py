@@ -1,0 +1,16 @@
+"""Tests folders of images whose links lead nowhere."""
+
+import apcnet
+from apcnet.inference.prediction import predict_files
+
+
+def test_links_in_a_circle_fail_alone(tmp_path, monkeypatch):
+    """Tests that an image that links to itself is reported, and a folder that does is skipped."""
+    monkeypatch.setenv("APC_KERNELS_BACKEND", "reference")
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "a.jpg")
+    (tmp_path / "sub").symlink_to(tmp_path / "sub")
+    model = apcnet.create("fcn", "resnet18", 3, width=8, stem_width=8, channels=8)
+    report = predict_files(model, tmp_path, tmp_path / "out")
+    assert report.done == 0
+    (failure,) = report.failures
+    assert "a.jpg: expected an image file" in failure

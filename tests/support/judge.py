@@ -1,0 +1,37 @@
+"""Judges what happens to bad input: it works and is right, or it gets an error that names it; anything else fails."""
+
+import signal
+from collections.abc import Callable
+from contextlib import contextmanager
+
+NAMED = (ValueError, TypeError, OSError)
+
+
+@contextmanager
+def within(seconds: int):
+    """Raises a TimeoutError in the main thread where the block takes longer than this."""
+
+    def stop(*_):
+        raise AssertionError(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def verdict(call: Callable[[], object], right: Callable[[object], bool], name: str, seconds: int = 10) -> str:
+    """Returns "right" or "named", or raises an AssertionError that says what else happened."""
+    try:
+        with within(seconds):
+            result = call()
+    except NAMED as error:
+        text = str(error)
+        assert name in text, f"the error does not name {name}: {type(error).__name__}: {text}"
+        assert "\n" not in text, f"the error has several lines: {text}"
+        return "named"
+    assert right(result), "accepted in silence, and the result is wrong"
+    return "right"
