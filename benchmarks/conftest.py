@@ -45,7 +45,7 @@ def pytest_runtest_makereport(item, call):
     file = item.config.getoption("rows")
     if report.when == "call" and report.passed and "benchmark" in item.funcargs:
         row = item.funcargs["benchmark"].extra_info
-        item.config.get_terminal_writer().line(f"\n{shown(row)}", flush=True)
+        item.config.get_terminal_writer().line(f"\n{described(row)}", flush=True)
         if file:
             rows.add(file, "rows", row)
     if file and report.failed:
@@ -55,7 +55,7 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-def shown(row: dict) -> str:
+def described(row: dict) -> str:
     memory = f", {row['memory_mib']:.1f} of {row['other_memory_mib']:.1f} MiB" if "memory_mib" in row else ""
     about = f"{row['operation']}, {row['case']}, {row['backend']}"
     return f"{about}: {row['ours_ms']:.2f} ms, {row['ratio']:.2f} times as fast as {row['other']}{memory}"

@@ -31,7 +31,7 @@ class Goal:
     def names(self, row: dict) -> bool:
         return row["operation"] == self.operation and row["case"].startswith(self.case)
 
-    def found(self, rows: Rows) -> float | None:
+    def best(self, rows: Rows) -> float | None:
         """Returns the best figure of all measured backends, or None."""
         figures = (figure(self.what, r, rows) for r in rows if self.names(r) and self.other in ("", r["other"]))
         return (min if self.what in AT_MOST else max)((f for f in figures if f is not None), default=None)
@@ -44,12 +44,13 @@ class Goal:
     def asked(self) -> str:
         return f"{'at most' if self.what in AT_MOST else 'at least'} {self.bound:g} {self.what}"
 
-    def shown(self, rows: Rows) -> str:
-        figure = self.found(rows)
+    def formatted(self, rows: Rows) -> str:
+        """Returns the best figure as text, or nothing if it was not measured."""
+        figure = self.best(rows)
         return "" if figure is None else f"{figure:.3g}"
 
     def verdict(self, rows: Rows) -> str:
-        figure = self.found(rows)
+        figure = self.best(rows)
         if figure is None:
             return OPEN
         return MET if (figure <= self.bound if self.what in AT_MOST else figure >= self.bound) else MISSED
@@ -77,8 +78,8 @@ def read(machine: str) -> list[Goal]:
 CPU, GPU = read("CPU"), read("GPU")
 
 
-def of(machine: dict) -> list[Goal]:
-    """Returns the goals for a machine of this kind."""
+def for_machine(machine: dict) -> list[Goal]:
+    """Returns the goals for a GPU or a CPU, whichever the machine of the results is."""
     return GPU if "sm_" in machine["name"] else CPU
 
 

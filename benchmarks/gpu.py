@@ -169,9 +169,9 @@ def summary(out: Path) -> list[str]:
     lines += list(dict.fromkeys(failed))[:10]
     files = [file for part in PARTS[1:] if (file := out / f"{part}.json").exists()]
     measured = [row for file in files for row in rows.read(file)["rows"]]
-    judged = [(goal, goal.verdict(measured)) for goal in goals.GPU]
-    lines += [f"goal {what}, {t.shown(measured)}: {t}" for t, what in judged if what != goals.OPEN]
-    lines.append(f"{sum(what == goals.OPEN for _, what in judged)} of {len(judged)} goals not measured")
+    verdicts = [(goal, goal.verdict(measured)) for goal in goals.GPU]
+    lines += [f"goal {what}, {t.formatted(measured)}: {t}" for t, what in verdicts if what != goals.OPEN]
+    lines.append(f"{sum(what == goals.OPEN for _, what in verdicts)} of {len(verdicts)} goals not measured")
     for about, some in rows.groups(measured).items():
         row = goals.representative(some, goals.GPU)
         beside = f"{row['ratio']:.3g} times as fast as {row['other']}, {row['percent_of_copy']:.0f} % of a copy"

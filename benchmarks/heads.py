@@ -125,7 +125,7 @@ def entry(name: str, ours: Callable[[Head], nn.Module], cases: list[Head] = CASE
         backend="apcnet",
         by_layout=False,
         compiled=False,
-        is_headline=lambda case, *_: case.name != "fcn" and name == "load_head" and case.classes == CLASSES[0],
+        by_default=lambda case, *_: case.name != "fcn" and name == "load_head" and case.classes == CLASSES[0],
         rounds=3,
     )
 

@@ -9,7 +9,7 @@ import torch
 from accuracy import assert_accurate
 from torch import Tensor
 
-from benchmarks.setting import DTYPE, LAYOUTS, USUAL, compile_anew
+from benchmarks.setting import DTYPE, FASTEST_LAYOUT, LAYOUTS, compile_anew
 
 FORWARD, BOTH = "forward", "forward+backward"
 SCALES = (1, 2, 3, 6)
@@ -70,7 +70,7 @@ class Operation:
     dtype: torch.dtype | None = DTYPE
     title: Callable[[Any], str] = str  # names a case in rows
     scaling: Sequence[Point] = ()  # measured forward and backward
-    is_headline: Callable[[Any, str, str], bool] = lambda case, layout, direction: True  # rows to measure without --all
+    by_default: Callable[[Any, str, str], bool] = lambda case, layout, direction: True  # selects rows without --all
     memory: bool = True
     kept: bool = False  # report the memory that the forward pass keeps for the backward one
     rounds: int = 7
@@ -111,9 +111,9 @@ def points(case: Any, **axes: Iterable[int]) -> list[Point]:
     return [Point(axis, value, changed(axis, value)) for axis, values in axes.items() for value in values]
 
 
-def usual_layout(case: Any, layout: str, direction: str) -> bool:
-    """Serves as an operation's `is_headline` if one layout is enough."""
-    return LAYOUTS[layout] is USUAL
+def fastest_only(case: Any, layout: str, direction: str) -> bool:
+    """Selects the rows in the fastest layout: the `by_default` of an operation for which one layout is enough."""
+    return LAYOUTS[layout] is FASTEST_LAYOUT
 
 
 def rehearsed(operation: Operation) -> Operation:

@@ -26,7 +26,7 @@ import apc_kernels
 from apc_kernels import BatchNorm
 from apcnet.data import augment
 from apcnet.data.files import read_image
-from benchmarks.operation import SCALES, Call, Operation, Point, Sides, Tensors, calls, points, rehearsed, usual_layout
+from benchmarks.operation import SCALES, Call, Operation, Point, Sides, Tensors, calls, fastest_only, points, rehearsed
 from benchmarks.setting import BATCHES, CHANNELS, COUNTS, DEVICE, DTYPE, REHEARSAL, SIDES, THREADS, here
 from benchmarks.upsampling import UPSAMPLES
 
@@ -214,7 +214,7 @@ encode = Operation(
         (5 if back else 2) * 2 * t["x"].numel() * case.codewords,
     ),
     scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=(8, 16, 32, 64), threads=THREADS),
-    is_headline=usual_layout,
+    by_default=fastest_only,
 )
 
 # pyramid_conv: PSPNet's bottleneck, conv(features) + pyramid_conv(regions), beside the convolution of what is
@@ -251,7 +251,7 @@ pyramid_conv = Operation(
     counts=lambda case, t, back: _of_convolution(2 * case.kernel**2 * FEATURES * t["grad"].numel(), t, back),
     title=lambda case: f"{FEATURES}+{len(case.scales)}*{case}",
     scaling=points(PYRAMID, batch=BATCHES[:3], size=SIDES, channels=CHANNELS[:3], scales=COUNTS, threads=THREADS),
-    is_headline=usual_layout,
+    by_default=fastest_only,
     kept=True,
     rounds=5,
 )
@@ -286,7 +286,7 @@ conv3x3 = Operation(
         *points(head_cases.MapsCase(2, (512,), 512), batch=BATCHES[:3], size=SIDES, threads=THREADS),
         *(Point("channels", n, head_cases.MapsCase(2, (n,), 512)) for n in CHANNELS),
     ],
-    is_headline=lambda case, layout, direction: case is not head_cases.SIDE_BY_SIDE[-1],
+    by_default=lambda case, layout, direction: case is not head_cases.SIDE_BY_SIDE[-1],
     rounds=3,
 )
 

@@ -18,7 +18,7 @@ def draw(measured: dict, folder: Path) -> list[Path]:
     """Writes the plots that the rows allow into a folder, and removes the others from it."""
     import matplotlib
 
-    rows, listed = measured["rows"], goals.of(measured["machine"])
+    rows, listed = measured["rows"], goals.for_machine(measured["machine"])
     plots = {  # each with the rows that it is made from
         "speed-up": (_speed_up, _representatives(rows, listed)),
         "memory": (_memory, _representatives([row for row in rows if "memory_mib" in row], listed)),
@@ -90,8 +90,8 @@ def _memory(rows: dict[str, dict]):
 
 def _roofline(rows: list[dict]):
     """Draws the roofline for the most frequent precision, because the rate of a product depends on it."""
-    precision = statistics.mode(map(_precision, rows))
-    rows = [row for row in rows if _precision(row) == precision]
+    dtype = statistics.mode(map(precision, rows))
+    rows = [row for row in rows if precision(row) == dtype]
     figure, [[axes]] = _axes(5.5)
     copy = statistics.median(100 * row["gb_per_s"] / row["percent_of_copy"] for row in rows)
     product = statistics.median(100 * row["gflop_per_s"] / row["percent_of_matrix"] for row in rows)
@@ -105,12 +105,13 @@ def _roofline(rows: list[dict]):
         own = [(r["operations"] / r["bytes"], r["gflop_per_s"]) for r in rows if r["operation"] == operation]
         style = {"color": f"C{i % 10}", "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
         axes.plot(*zip(*own, strict=True), label=operation, linestyle="", **style)
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel=f"GFLOP/s, {precision}")
+    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel=f"GFLOP/s, {dtype}")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
-def _precision(row: dict) -> str:
+def precision(row: dict) -> str:
+    """Returns the dtype that a row's case names, or nothing."""
     return next((part for part in row["case"].split(", ") if part.rstrip("123468") in ("float", "bfloat")), "")
 
 

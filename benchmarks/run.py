@@ -26,7 +26,7 @@ from benchmarks import ROOT, heads, models
 from benchmarks.memory import peak_here, peaks
 from benchmarks.operation import BOTH, Call, Operation, Point, Sides
 from benchmarks.operations import OPERATIONS as TABLE
-from benchmarks.setting import COMPILED, DEVICE, DTYPE, LAYOUTS, ON_GPU, REHEARSAL, USUAL, here, name_of
+from benchmarks.setting import COMPILED, DEVICE, DTYPE, FASTEST_LAYOUT, LAYOUTS, ON_GPU, REHEARSAL, here, name_of
 from benchmarks.timing import paired, rates
 
 BACKENDS = here(["cpp"], ["cuda", "triton"])
@@ -75,7 +75,7 @@ class Row:
 def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
     """Yields all rows of an operation, each with True if it takes long."""
     for case, ours, other, long in operation.pairs:
-        yield Row(operation, case, USUAL.__name__, "", ours, other), long
+        yield Row(operation, case, FASTEST_LAYOUT.__name__, "", ours, other), long
     if operation.pairs:
         return
     first, *_ = operation.others
@@ -84,20 +84,20 @@ def rows(operation: Operation) -> Iterator[tuple[Row, bool]]:
         # torch.compile is compared with the default backend; in a rehearsal with Triton's interpreter.
         backends, (best, *_) = BACKENDS, info.explain(operation.kernel, DEVICE, DTYPE)
         best = "triton" if REHEARSAL else best
-    layouts = LAYOUTS if operation.by_layout else [USUAL.__name__]
+    layouts = LAYOUTS if operation.by_layout else [FASTEST_LAYOUT.__name__]
     for case in operation.cases:
         for layout in layouts:
             for direction in operation.directions:
-                long = not operation.is_headline(case, layout, direction)
+                long = not operation.by_default(case, layout, direction)
                 for other in operation.others:
                     for backend in backends:
                         yield Row(operation, case, layout, direction, backend, other), long
-                if ON_GPU and operation.compiled and LAYOUTS[layout] is USUAL:
+                if ON_GPU and operation.compiled and LAYOUTS[layout] is FASTEST_LAYOUT:
                     long = long or case is not operation.cases[0]  # the compiler takes its time
                     yield Row(operation, case, layout, direction, best, first + COMPILED), long
     for point in operation.scaling:
         last = operation.directions[-1]
-        yield Row(operation, point.case, USUAL.__name__, last, best, first, point), True
+        yield Row(operation, point.case, FASTEST_LAYOUT.__name__, last, best, first, point), True
 
 
 def ready(row: Row, case: Any, side: str, wide: bool = False) -> tuple[Call, dict]:

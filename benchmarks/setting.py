@@ -17,7 +17,7 @@ REHEARSAL = os.environ.get("APC_REHEARSAL") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not REHEARSAL else "cpu"
 ON_GPU = DEVICE == "cuda" or REHEARSAL  # a rehearsal measures the GPU's rows
 DTYPE = torch.float16 if REHEARSAL else torch.bfloat16 if ON_GPU else torch.float32
-USUAL = channels_last if ON_GPU else nchw  # the layout in which operations are fastest
+FASTEST_LAYOUT = channels_last if ON_GPU else nchw  # the layout in which operations are fastest
 LAYOUTS = {layout.__name__: layout for layout in ((channels_last,) if REHEARSAL else (nchw, channels_last))}
 SECONDS = 0.0 if REHEARSAL else 0.5 if ON_GPU else 2.0  # the time to spend on a pair, if its calls are short enough
 MODE = "max-autotune-no-cudagraphs"  # of torch.compile; launches are queued ahead anyway (timing.py)

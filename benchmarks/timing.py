@@ -20,7 +20,7 @@ SLEEPS = (2_000_000, 16_000_000, 128_000_000)
 COLD = 256 * 2**20  # bytes written between calls on a GPU
 COPIED = (1 if REHEARSAL else 256) * 2**20  # bytes
 MATRIX = 64 if REHEARSAL else here(2048, 8192)  # rows and columns
-MOST = 200  # rounds
+MAX_ROUNDS = 200
 
 
 class Pair(NamedTuple):
@@ -61,7 +61,7 @@ def paired(
         for function in (ours, other):
             time_one(function, clock)
     pair, start = Pair([], []), time.perf_counter()
-    while len(pair.ours) < least or (time.perf_counter() - start < seconds and len(pair.ours) < MOST):
+    while len(pair.ours) < least or (time.perf_counter() - start < seconds and len(pair.ours) < MAX_ROUNDS):
         pair.ours.append(time_one(ours, clock))
         pair.other.append(time_one(other, clock))
     return pair

@@ -16,7 +16,7 @@ import torch
 from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
 
 import apc_kernels
-from benchmarks.operation import BOTH, FORWARD, Operation, Point, Sides, Tensors, calls, points, usual_layout
+from benchmarks.operation import BOTH, FORWARD, Operation, Point, Sides, Tensors, calls, fastest_only, points
 from benchmarks.setting import BATCHES, DEVICE, DTYPE, ON_GPU, SIDES, THREADS, here
 
 LOGITS = here(LARGE_UPSAMPLES, [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES])
@@ -44,10 +44,10 @@ def upsample(
         moved = (1 + 2 * backward) * t["logits"].nbytes + (1 + backward) * bytes_a_pixel(case) * pixels
         return moved, (operations + 9 * backward) * case.classes * pixels
 
-    def is_headline(case: UpsampleCase, layout: str, direction: str) -> bool:
+    def by_default(case: UpsampleCase, layout: str, direction: str) -> bool:
         """Selects all rows of the first case, and of the others those that goals name."""
         named = not ON_GPU and (direction == BOTH or name == "upsample_argmax")
-        return usual_layout(case, layout, direction) and (case is LOGITS[0] or named)
+        return fastest_only(case, layout, direction) and (case is LOGITS[0] or named)
 
     return Operation(
         name=name,
@@ -59,7 +59,7 @@ def upsample(
         others={other: getattr(stock, name)},
         counts=counts,
         kernel=name,
-        is_headline=is_headline,
+        by_default=by_default,
         directions=directions,
         **more,
     )

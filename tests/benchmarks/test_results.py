@@ -229,7 +229,7 @@ def test_of_several_backends_the_best_counts():
 
 
 def test_a_gpu_has_goals_of_its_own():
-    assert goals.of({"name": "NVIDIA H200 (sm_90)"}) is goals.GPU and goals.of(MACHINE) is goals.CPU
+    assert goals.for_machine({"name": "NVIDIA H200 (sm_90)"}) is goals.GPU and goals.for_machine(MACHINE) is goals.CPU
 
 
 # Reports
@@ -284,6 +284,42 @@ def test_report(reported):
     assert "at least 10 times as fast | 9 | **missed** |" in text and text.count("scaling by batch") == 3
     for table in re.findall(r"(?:^\|.*\n)+", f"{section}\n{text}", re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_headlines(reported):
+    """Tests the README's table: chosen rows with their other side, then machine, torch, threads and precision."""
+    chosen = POOL | {"case": "forward+backward, 2x2048x64x64, nchw, float32"}
+    model = LOSS | {"operation": "model", "case": "apcnet, inference, 1x3x512x1024, 19 classes, float32"}
+    model |= {"other": "mmsegmentation", "memory_mib": 0.1}
+    reported(POOL, chosen, LOSS, model, AUGMENT)
+    assert report.headlines().splitlines() == [
+        "| | times as fast | as | memory, of theirs |",
+        "|---|---|---|---|",
+        "| `pyramid_pool`, pooling at four scales | **8.0** | F.adaptive_avg_pool2d for each scale |  |",
+        "| `upsample_cross_entropy`, loss of 150 classes at full size | **9.0** "
+        "| F.interpolate, F.cross_entropy | 1 % |",
+        "| whole APCNet-R50, inference | **9.0** | mmsegmentation | < 0.1 % |",
+        "",
+        "Medians of pairs measured in turn on Some CPU, 2 cores, torch 2.13.0, 2 threads, float32.",
+    ]
+    reported(chosen | {"case": "forward+backward, 8x2048x64x64, channels_last, bfloat16"})
+    assert report.headlines().endswith("2 threads, bfloat16.\n")
+
+
+def test_all_headlines_are_measured():
+    assert len(report.HEADLINES) <= 6
+    for file in report.RESULTS.glob("*.json"):
+        assert set(report.HEADLINES) <= set(rows.groups(rows.read(file)["rows"])), file.name
+
+
+def test_a_page_has_its_marks_once(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<begin>\nold\n<end>\nafter\n")
+    assert report.between(page, "<begin>", "<end>", "new\n") == "before\n<begin>\nnew\n<end>\nafter\n"
+    for text, times in (("<begin>", 0), ("<begin> <end> <end>", 2)):
+        page.write_text(text)
+        with pytest.raises(ValueError, match=f"page.md: expected the mark <end> once, found it {times} times"):
+            report.between(page, "<begin>", "<end>", "new\n")
 
 
 def test_a_report_of_no_rows(reported):

@@ -61,7 +61,7 @@ def test_verdicts_follow_from_the_numbers():
     assert "| **the reverse** −9.60 [" in verdicts[f"{PUBLISHED} − PSPNet"]
     assert "| open " in verdicts[f"{PUBLISHED} − APCNet, plain module"]
     assert "On whole scenes 7 of the 9 other heads" in text
-    assert "The exceptions: Semantic FPN; APCNet {1}." in text
+    assert "Not above: Semantic FPN; APCNet {1}." in text
 
 
 def test_a_difference_by_hand():
