@@ -54,8 +54,8 @@ def define(
 
 
 def _refuse_to_differentiate(name: str, *_: Any) -> None:
-    operation, backward, _ = name.partition("_backward")
-    if backward:
+    operation, is_gradient, _rest = name.partition("_backward")
+    if is_gradient:
         raise RuntimeError(f"{operation} is differentiable once: expected no derivative of its gradient")
     raise RuntimeError(f"{operation} is not differentiable: call it under torch.no_grad(), or detach its arguments")
 

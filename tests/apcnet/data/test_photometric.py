@@ -115,7 +115,7 @@ def test_ends_of_the_draws(draw, turn, delta):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: augment.brightness(x.float(), 1), TypeError, "image: expected a tensor in uint8"),
+        (lambda x: augment.brightness(x.float(), 1), TypeError, "image: expected a uint8 tensor"),
         (lambda x: augment.hue(x[:1], 1), ValueError, r"image: expected the shape \(3, H, W\), got \(1, 2, 4\)"),
         (lambda x: augment.hue(x, 1.5), ValueError, "hue: expected whole steps of two degrees, got 1.5"),
         (lambda x: augment.saturation(x, -0.1), ValueError, "saturation: expected a number from 0 to 255, got -0.1"),
