@@ -150,7 +150,7 @@ def _compute(
     if torch.compiler.is_exporting():
         results = reference.upsample_cross_entropy(*arguments)
     else:
-        results = _empty_sums(*arguments)
+        results = _empty_results(logits, target, per_pixel)
         fill(KERNELS, "upsample_cross_entropy", (logits, limits(logits, target.shape[1:])), arguments, results)
         if labels.are_checked(target) and results[2][3].item():
             labels.refuse(target, logits.shape[1], ignore_index)
@@ -170,15 +170,7 @@ def _divisor(
     return {"mean": sums[1], "mean_all": target.numel(), "sum": 1}[reduction]
 
 
-def _empty_sums(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-    per_pixel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(logits: Tensor, target: Tensor, per_pixel: bool) -> tuple[Tensor, Tensor, Tensor]:
     normalizer = logits.new_empty(target.shape, dtype=working_dtype(logits))
     losses = logits.new_empty(target.shape if per_pixel else (0,), dtype=working_dtype(logits))
     return normalizer, losses, logits.new_empty(4, dtype=torch.float64)
@@ -195,8 +187,8 @@ def _empty(
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     per_pixel = reduction == "none"
-    arguments = _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
-    normalizer, losses, sums = _empty_sums(*arguments)
+    _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
+    normalizer, losses, sums = _empty_results(logits, target, per_pixel)
     return normalizer, losses if per_pixel else losses.new_empty(()), sums
 
 
