@@ -1,4 +1,4 @@
-"""Writes files completely or not at all, and reads and writes JSON."""
+"""Writes files completely or not at all, reads and writes JSON, and shows texts of any origin."""
 
 import json
 import os
@@ -26,6 +26,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Returns a text, for example of an untrusted file, as one short line that any terminal and encoding can show."""
+    line = str(text)
+    line = line if len(line) <= limit else f"{line[:limit]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def make_folder(path: Path, argument: str) -> None:
