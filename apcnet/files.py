@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def printable(text: object, limit: int = 200) -> str:
     """Returns a text, for example of an untrusted file, as one short line that any terminal and encoding can show."""
-    line = str(text)
+    line = str(text) if isinstance(text, str | Path | BaseException) else reprlib.repr(text)  # short at any depth
     line = line if len(line) <= limit else f"{line[:limit]}…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 

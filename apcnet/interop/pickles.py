@@ -19,6 +19,7 @@ from torch import Tensor
 
 from apcnet.files import printable
 from apcnet.interop.unpickler import Inert, RefusedNameError, Unpickler
+from apcnet.models.weights import listed
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of a file of torch before 1.6
@@ -53,6 +54,20 @@ def read(path: str | Path) -> dict[str, Any]:
             f"{path}: expected a dictionary of weights, got {found}; write one by torch.save(model.state_dict(), path)"
         )
     return checkpoint
+
+
+def weights(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """Returns the weights in a checkpoint, without DistributedDataParallel's prefix of their names."""
+    found = [checkpoint[key] for key in ("state_dict", "model") if key in checkpoint]
+    state_dict = found[0] if found else checkpoint
+    expected = f"{path}: expected a dict of weights, alone or under state_dict or model"
+    if not isinstance(state_dict, dict) or not state_dict:
+        given = "an empty dict" if isinstance(state_dict, dict) else type(state_dict).__name__
+        raise ValueError(f"{expected}, got {given}")
+    others = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor) or type(name) is not str]
+    if others:
+        raise ValueError(f"{expected}, got others: {listed(others)}")
+    return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
 
 
 class _AnotherFileError(ValueError):
@@ -103,7 +118,7 @@ def _read_zip(file: _File, head: bytes) -> Any:
     pickled = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickled) != 1 or any(name.endswith("/constants.pkl") for name in entries):
         raise _AnotherFileError(" that torch.save wrote, got another zip archive or TorchScript")
-    root, space, storages = pickled[0].removesuffix("data.pkl"), _Space(file), {}
+    root, space = pickled[0].removesuffix("data.pkl"), _Space(file)
 
     def content(name: str, dtype: torch.dtype, count: int | None = None) -> Tensor:
         entry = entries.get(root + name)
@@ -119,25 +134,15 @@ def _read_zip(file: _File, head: bytes) -> Any:
             raise ValueError(f"{name} differs from its checksum")
         return numbers[: entry.file_size // dtype.itemsize * dtype.itemsize].view(dtype)
 
-    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-        if key not in storages:
-            storages[key] = content(f"data/{key}", dtype, count)
-        return _same(storages[key], dtype, count, key)
-
     if f"{root}byteorder" in entries and bytes(content("byteorder", torch.uint8).tolist()) != b"little":
         raise ValueError("its numbers are big-endian")
-    return Unpickler(storage).run(io.BytesIO(content("data.pkl", torch.uint8).numpy()))
+    unpickler = Unpickler(lambda dtype, key, count: content(f"data/{key}", dtype, count))
+    return unpickler.run(io.BytesIO(content("data.pkl", torch.uint8).numpy()))
 
 
 def _read_legacy(file: _File, head: bytes) -> Any:
-    storages, space = {}, _Space(file)
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
-        if key not in storages:
-            storages[key] = space.take(dtype, count)  # filled below: its numbers come after the pickles
-        return _same(storages[key], dtype, count, key)
-
-    unpickler = Unpickler(storage)
+    unpickler = Unpickler(lambda dtype, key, count: space.take(dtype, count))  # filled below: numbers come last
+    space, storages = _Space(file), unpickler.storages
     if not head.startswith(LEGACY_MAGIC):
         try:
             unpickler.run(file)
@@ -155,13 +160,7 @@ def _read_legacy(file: _File, head: bytes) -> Any:
         raise ValueError("its list of storages does not match its tensors")
     for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
-        if count != len(storages[key]):
-            raise ValueError(f"storage {key} has {count:,} numbers, expected {len(storages[key]):,}")
-        file.fill(storages[key])
+        if count != len(storages[key].values):
+            raise ValueError(f"storage {key} has {count:,} numbers, expected {len(storages[key].values):,}")
+        file.fill(storages[key].values)
     return checkpoint
-
-
-def _same(numbers: Tensor, dtype: torch.dtype, count: int, key: str) -> Tensor:
-    if numbers.dtype != dtype or len(numbers) != count:
-        raise ValueError(f"storage {key} has {count:,} numbers of {dtype}, and {len(numbers):,} of {numbers.dtype}")
-    return numbers

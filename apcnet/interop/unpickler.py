@@ -23,6 +23,7 @@ from torch import Tensor
 LIMIT = 2_000_000  # instructions and copied items in a file; a checkpoint of 1,000 tensors has 30,000
 TOO_MANY = f"it has more than {LIMIT:,} objects"
 ODD_KEYS = 10_000  # keys that are no texts in a file; optimizers number their parameters
+SHARED = 16  # tensors that hold the same number: models share few weights, and optimizers none
 DIMENSIONS = 64  # of a tensor, as in PyTorch
 
 # Checkpoints of mmsegmentation 0.x and 1.x and of sssegmentation name these besides tensors: log histories with numpy
@@ -88,12 +89,14 @@ class Unpickler:
     """Runs pickles. The limits hold for all that one object runs.
 
     Args:
-        storage: Function that returns the numbers of a storage from its dtype, its key and their count.
+        storage: Function that returns the numbers of a storage from its dtype, its key and their count. It is called
+            once for each storage.
     """
 
     def __init__(self, storage: Callable[[torch.dtype, str, int], Tensor]):
         self.storage = storage
-        self.used = self.odd_keys = 0
+        self.storages: dict[str, Storage] = {}
+        self.used = self.odd_keys = self.stored = self.viewed = 0
 
     def run(self, file: IO[bytes]) -> Any:
         """Runs one pickle from the position of the file on, and leaves the file behind it."""
@@ -240,15 +243,30 @@ class Unpickler:
             case (("parameter" | "parameter_with_state"), (data, *_)):
                 return data
             case "tensor", (Storage() as storage, offset, size, stride):
-                return _view(storage.values, offset, size, stride)
+                return self._view(storage.values, offset, size, stride)
             case "tensor_v2", (Storage() as storage, offset, size, stride, _, _, *metadata):
-                return _view(storage.values, offset, size, stride, *metadata)
+                return self._view(storage.values, offset, size, stride, *metadata)
             case "tensor_v3", (Storage() as storage, offset, size, stride, _, _, Name(dtype), *metadata):
                 values = storage.values.view(torch.uint8).view(DTYPES[dtype])
-                return _view(values, offset, size, stride, *metadata)
+                return self._view(values, offset, size, stride, *metadata)
             case (("tensor" | "tensor_v2" | "tensor_v3" | "parameter"), _):
                 raise ValueError(f"it calls {REBUILD}{kind} with other arguments than torch.save")
         return Inert()  # quantized, sparse, nested or of another device: no model here has any
+
+    def _view(self, values: Tensor, offset: Any, size: Any, stride: Any, metadata: Any = None) -> Tensor | Inert:
+        """Returns a view of stored numbers. One with more numbers than are stored is inert: no model here has any."""
+        shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= DIMENSIONS
+        if not shaped or not all(type(number) is int and 0 <= number < 1 << 48 for number in (offset, *size, *stride)):
+            raise ValueError("it has a tensor whose shape, strides or offset are no small whole numbers")
+        if metadata:
+            raise ValueError("it has a tensor that is conjugated or negated when it is read")
+        view = values.as_strided(size, stride, offset)  # PyTorch checks that it ends inside the storage
+        if view.numel() > values.numel():
+            return Inert()
+        self.viewed += view.nbytes
+        if self.viewed > SHARED * self.stored:
+            raise ValueError(f"its tensors share their numbers more than {SHARED} times")
+        return view
 
     def _stored(self, identifier: Any) -> Any:
         match identifier:
@@ -258,7 +276,13 @@ class Unpickler:
                     raise ValueError(f"it has numbers of the type {name}, which no model here has")
                 if count < 0:
                     raise ValueError(f"it has a storage of {count} numbers")
-                return Storage(self.storage(dtype, key, count))
+                if key not in self.storages:
+                    self.storages[key] = Storage(self.storage(dtype, key, count))
+                    self.stored += count * dtype.itemsize
+                values = self.storages[key].values
+                if values.dtype != dtype or len(values) != count:
+                    raise ValueError(f"it has storage {key} twice, with {count:,} and with {len(values):,} numbers")
+                return self.storages[key]
             case ("module", Name(), *_):
                 return Inert()
         raise ValueError("it refers to something else than a storage")
@@ -280,14 +304,3 @@ def _name(module: Any, name: Any) -> Name:
     if not HARMLESS.fullmatch(f"{module}.{name}"):
         raise RefusedNameError(f"{module}.{name}")
     return Name(f"{module}.{name}")
-
-
-def _view(values: Tensor, offset: Any, size: Any, stride: Any, metadata: Any = None) -> Tensor | Inert:
-    """Returns a view of stored numbers. One with more numbers than are stored is inert: no model here has any."""
-    shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= DIMENSIONS
-    if not shaped or not all(type(number) is int and 0 <= number < 1 << 48 for number in (offset, *size, *stride)):
-        raise ValueError("it has a tensor whose shape, strides or offset are no small whole numbers")
-    if metadata:
-        raise ValueError("it has a tensor that is conjugated or negated when it is read")
-    view = values.as_strided(size, stride, offset)  # PyTorch checks that it ends inside the storage
-    return view if view.numel() <= values.numel() else Inert()
