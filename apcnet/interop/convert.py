@@ -51,7 +51,7 @@ def convert(
     try:
         model = _model(state_dict, meta, align_corners, output_stride)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {printable(error, 2000)}") from error
     except Exception as error:  # an untrusted config can make any part raise anything
         raise ValueError(
             f"{path}: expected a config and weights that match, got others: {type(error).__name__}: {printable(error)}"

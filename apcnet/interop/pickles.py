@@ -24,6 +24,7 @@ from apcnet.models.weights import listed
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of a file of torch before 1.6
 SMALL = 1 << 16  # bytes that may be asked for unchecked
+LEGACY_PROTOCOL = 1001
 DIRECTORY = 1 << 24  # bytes of a zip archive's list of entries; 10,000 tensors take a tenth
 
 
@@ -153,7 +154,9 @@ def _read_legacy(file: _File, head: bytes) -> Any:
                 f" (torch's zip or legacy format, or safetensors), got a file that starts with {head[:16]!r}"
             ) from None
         raise _AnotherFileError(" that torch.save wrote, got another pickle")
-    _, _, system, checkpoint, keys = (unpickler.run(file) for _ in range(5))
+    _, protocol, system, checkpoint, keys = (unpickler.run(file) for _ in range(5))
+    if protocol != LEGACY_PROTOCOL:
+        raise ValueError(f"its protocol is not {LEGACY_PROTOCOL}")
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):

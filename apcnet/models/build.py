@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -165,5 +166,5 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is int:
         return hasattr(value, "__index__") and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind)
