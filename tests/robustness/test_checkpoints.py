@@ -147,7 +147,7 @@ def judge_pickle(pickle: Callable[[], bytes], zipped: bool, kept: bool, folder: 
 
 def deep_keys(count: int, seed: int) -> Cases:
     """Nests tuples as keys so deep that hashing or comparing them overflows C's stack."""
-    return programs(count, seed, "tuple1 100,000 deep")
+    return programs(count, seed, "deepest")
 
 
 def programs(count: int, seed: int, chosen: str = "") -> Cases:
@@ -374,7 +374,7 @@ KINDS = {
 def test_a_sample_of_each_kind():
     counts = judged(__file__, 25)
     print({kind: dict(verdicts) for kind, verdicts in counts.items()})
-    assert counts.keys() == KINDS.keys() and all(verdicts.total() in (16, 25) for verdicts in counts.values())
+    assert counts.keys() == KINDS.keys() and all(verdicts.total() in (14, 25) for verdicts in counts.values())
 
 
 @pytest.mark.slow
