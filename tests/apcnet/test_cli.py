@@ -63,7 +63,7 @@ def test_assumptions_are_reported(run, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convert", "a.pth", "a.safetensors"), "apcnet: align_corners: expected True or False, got none"),
+        (("convert", "a.pth", "a.safetensors"), "a.pth: align_corners: expected True or False, got none"),
         (("convert", "a.pth", "a.onnx"), "apcnet: out: expected NAME.safetensors in an existing folder, got "),
         (
             ("convert", "b.pth", "a.safetensors"),
