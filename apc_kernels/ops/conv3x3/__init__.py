@@ -48,7 +48,7 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
     if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
         _check(maps, weight)
         return reference.conv3x3(maps, weight)
-    return _forward(maps, weight)
+    return _forward(weight, maps)
 
 
 def _named(maps: Sequence[Tensor], weight: Tensor) -> list[tuple[str, Tensor]]:
@@ -92,7 +92,7 @@ def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     )
 
 
-def _convolve(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+def _convolve(weight: Tensor, maps: Sequence[Tensor]) -> Tensor:
     _check(maps, weight)
     with without_autocast(weight):
         if KERNELS.select("conv3x3", weight) == "reference":
@@ -100,7 +100,7 @@ def _convolve(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
         return tiles.convolve([_lines(x) for x in maps], _dense(weight))
 
 
-def _empty(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+def _empty(weight: Tensor, maps: Sequence[Tensor]) -> Tensor:
     _check(maps, weight)
     return maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
 
@@ -141,26 +141,26 @@ def _dense(weight: Tensor) -> Tensor:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    maps, weight = inputs
+    weight, maps = inputs
     ctx.save_for_backward(weight, *maps)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Sequence[Tensor | None], Tensor | None]:
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
     weight, *maps = ctx.saved_tensors
+    of_weight, *of_maps = ctx.needs_input_grad
     if grad is None:
-        return [None] * len(maps), None
-    of_maps, of_weight = ctx.needs_input_grad
+        return None, [None] * len(maps)
     grad_weight = _backward_weight(grad, maps) if of_weight else None
     grads = [None] * len(maps)
     if any(of_maps):
         computed = _backward_maps(grad, weight, [x.shape[1] for x in maps])
         grads = [g if wanted else None for g, wanted in zip(computed, of_maps, strict=True)]
-    return grads, grad_weight
+    return grad_weight, grads
 
 
 _forward = define(
-    "conv3x3(Tensor[] maps, Tensor weight) -> Tensor", _convolve, _empty, backward=_backward, remember=_remember
+    "conv3x3(Tensor weight, Tensor[] maps) -> Tensor", _convolve, _empty, backward=_backward, remember=_remember
 )
 _backward_maps = define(
     "conv3x3_backward_maps(Tensor grad, Tensor weight, SymInt[] channels) -> Tensor[]", _gradient_of_maps, _empty_maps
