@@ -191,7 +191,7 @@ X, W = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 3, 3)
         (X.long(), W, ValueError, r"maps\[0\]: expected float32"),
         ([X, X[:, :, :2]], W, ValueError, r"maps\[1\]: expected batch, size and dtype of maps\[0\]"),
         ([X, X.double()], W, ValueError, r"maps\[1\]: expected batch, size and dtype of maps\[0\]"),
-        ([X, X], W, ValueError, r"weight: expected \(O, 6, 3, 3\), got \(2, 3, 3, 3\)"),
+        ([X, X], W, ValueError, r"weight: expected \(O, 6, 3, 3\), O > 0, got \(2, 3, 3, 3\)"),
         (X, W[..., :2], ValueError, r"weight: expected \(O, 3, 3, 3\)"),
         (X, W.to("meta"), ValueError, "weight: expected a tensor on cpu, got one on meta"),
     ],

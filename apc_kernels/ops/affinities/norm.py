@@ -14,7 +14,7 @@ from apc_kernels.ops.affinities.context import backward_regions, backward_x
 from apc_kernels.ops.affinities.moments import through_moments
 from apc_kernels.ops.affinities.reference import blocks
 from apc_kernels.ops.autograd import under_transforms
-from apc_kernels.ops.common import check_small
+from apc_kernels.ops.common import check_flag, check_small
 from apc_kernels.ops.operator import define
 
 
@@ -82,6 +82,7 @@ def adaptive_context_norm(
     bias = check_small(bias, "bias", [(rows,)], x)
     regions = check_small(regions, "regions", [(x.shape[0], rows, channels)], x)
     projection = check_small(projection, "projection", [(x.shape[1], channels)], x)
+    check_flag(training, "training")
     if not isinstance(group, str):
         raise TypeError(f"group: expected the name of a process group (its group_name), got {type(group).__name__}")
     if (guide is None) != (guide_norm is None):

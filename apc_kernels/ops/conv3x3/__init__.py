@@ -42,6 +42,8 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
         (B, O, h, w) in the maps' dtype. From Winograd's tiles it is contiguous, and differentiable once in maps and
         weight.
     """
+    if not isinstance(maps, (Tensor, list, tuple)):
+        raise TypeError(f"maps: expected a tensor or a sequence of them, got {type(maps).__name__}")
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
     for name, tensor in _named(maps, weight):
         check_tensor(tensor, name)
@@ -71,9 +73,11 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
         if other_size or (x.dtype != maps[0].dtype and not casts):
             first, given = (f"{tuple(t.shape)} in {name_of(t.dtype)}" for t in (maps[0], x))
             raise ValueError(f"maps[{i}]: expected batch, size and dtype of maps[0], {first}, got {given}")
+    if weight.dtype != maps[0].dtype and not casts:
+        raise ValueError(f"weight: expected the maps' dtype, {name_of(maps[0].dtype)}, got {name_of(weight.dtype)}")
     inputs = sum(x.shape[1] for x in maps)
-    if weight.shape[1:] != (inputs, 3, 3):
-        raise ValueError(f"weight: expected (O, {inputs}, 3, 3), got {tuple(weight.shape)}")
+    if weight.shape[1:] != (inputs, 3, 3) or weight.shape[0] == 0:
+        raise ValueError(f"weight: expected (O, {inputs}, 3, 3), O > 0, got {tuple(weight.shape)}")
 
 
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
