@@ -420,8 +420,8 @@ def _fail(message: str) -> NoReturn:
     """Prints an error and exits; torchrun, if it started this process, repeats the error at the end of its report."""
     _print_error(message)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        report = {"message": " ".join(message.split()), "timestamp": int(time.time())}
-        Path(path).write_text(json.dumps(report), encoding="utf-8")
+        report = {"message": " ".join(message.split()), "extraInfo": {"timestamp": int(time.time())}}
+        Path(path).write_text(json.dumps({"message": report}), encoding="utf-8")
     sys.exit(BAD_INPUT)
 
 

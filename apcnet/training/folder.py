@@ -13,6 +13,7 @@ failed.json            the samples of a step whose losses are not finite
 """
 
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -45,8 +46,12 @@ def claim(folder: Path, config: Config) -> IO | None:
 def _claim(folder: Path, config: Config) -> IO:
     make_folder(folder, "out")
     lock = _lock(folder / "lock")
-    if (folder / "config.json").exists():
-        if changed := config_changes(read_config(folder), config):
+    if os.path.lexists(folder / "config.json"):
+        try:
+            stored = read_config(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it and type the same command to resume, or add --new") from None
+        if changed := config_changes(stored, config):
             raise ValueError(another_run(folder, changed))
         remove_leftovers(folder)
     else:
@@ -90,7 +95,7 @@ def read_config(folder: Path) -> Config:
         return Config.from_json(read_json(path))
     except (ValueError, TypeError) as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {reason}; start another run with --new, or restore the file") from None
+        raise ValueError(f"{path}: {reason}") from None
 
 
 def unused_folder(folder: Path) -> Path:
