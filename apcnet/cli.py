@@ -78,7 +78,7 @@ def train(
         table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
         print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
         print(f"model    {out / 'final.safetensors'}, best {out / 'best.safetensors'}")
-        print(f"pictures {out / 'preview' / str(scores['step']).zfill(6)}.png")
+        print(f"report   {out / 'report.html'}")
 
 
 def evaluate(
@@ -182,6 +182,21 @@ def predict(
         _print_error(failure)
     if report.failures:
         sys.exit(PROBLEMS_FOUND)
+
+
+def compare(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN ...", help_behavior_hint="")]],
+    out: Path = Path("compare.html"),
+) -> None:
+    """Write one page with the curves, scores and pictures of several runs.
+
+    Args:
+        runs: Show the runs in these folders.
+        out: Write the page to this file.
+    """
+    from apcnet.training import report
+
+    print(report.write(runs, out))
 
 
 def presets(containing: Positional[Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]] = "") -> None:
@@ -314,7 +329,7 @@ def prepare(
     print(f"{root}: {written} files written, {kept} already there")
 
 
-COMMANDS = (train, evaluate, predict, presets, convert, export, check, prepare, info)
+COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, prepare, info)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,8 +7,10 @@ last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
 best.safetensors       the model with the highest mIoU so far
 final.safetensors      the model after the last step
 metrics.json           scores of the final model
-confusion.npy, .png    confusion matrix of the final model
+confusion.npy, .png    confusion matrix of the last evaluation, and a picture of that of the final model
 preview/000150.png     images, labels, predictions and errors of every evaluation
+worst.png              the same of the images that the final model gets most wrong
+report.html            curves, scores and pictures on one page (report)
 failed.json            the samples of a step whose losses are not finite
 """
 

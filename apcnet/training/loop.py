@@ -9,12 +9,13 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from apcnet import draw
 from apcnet.config import Config
@@ -23,7 +24,7 @@ from apcnet.distributed import gather, process_group, rank, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
-from apcnet.training import checkpoint
+from apcnet.training import checkpoint, report
 from apcnet.training.folder import BEST, FINAL, another_run, claim, config_changes
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
@@ -194,6 +195,7 @@ class Run:
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
+        last, wrong = self.step == self.config.steps, []
         matrix = evaluate(
             self.model,
             self.val_data,
@@ -202,6 +204,7 @@ class Run:
             precision=self.config.precision,
             channels_last=self.config.channels_last,
             progress=progress,
+            each=(lambda _, counts: wrong.append(wrong_share(counts))) if last else None,
         )
         scores = matrix.scores()
         if math.isnan(scores.miou):
@@ -215,9 +218,18 @@ class Run:
         self.evaluated = self.step
         self._record(self.scores)
         self.save_preview()
-        if self.is_main and self.step == self.config.steps:
+        shares = gather(wrong)
+        if self.is_main:
             matrix.save(self.out / "confusion.npy")
-            draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
+            if last:
+                draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
+                by_image = sorted(
+                    ((s, i * world_size() + r) for r, part in enumerate(shares) for i, s in enumerate(part))
+                )
+                self._save_pictures(
+                    [index for _, index in by_image[: -PREVIEW_IMAGES - 1 : -1]], self.out / "worst.png"
+                )
+            report.write([self.out])
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
 
@@ -225,18 +237,20 @@ class Run:
         """Saves a picture of some images with their labels, predictions and errors."""
         if not self.is_main:
             return
-        samples = [self.val_data[index] for index in range(min(PREVIEW_IMAGES, len(self.val_data)))]
+        (self.out / "preview").mkdir(exist_ok=True)
+        remove_leftovers(self.out / "preview")
+        first = range(min(PREVIEW_IMAGES, len(self.val_data)))
+        self._save_pictures(first, self.out / "preview" / f"{self.step:06}.png")
+
+    def _save_pictures(self, indices: Iterable[int], path: Path) -> None:
+        samples = [self.val_data[index] for index in indices]
         images = [sample.image for sample in samples]
         predictions = predict(self.model, images, self.config.evaluation, precision=self.config.precision)
         rows = [
             (sample.image, sample.mask, prediction.labels)
             for sample, prediction in zip(samples, predictions, strict=True)
         ]
-        (self.out / "preview").mkdir(exist_ok=True)
-        remove_leftovers(self.out / "preview")
-        draw.save(
-            draw.preview(rows, self.data.classes, self.data.palette), self.out / "preview" / f"{self.step:06}.png"
-        )
+        draw.save(draw.preview(rows, self.data.classes, self.data.palette), path)
 
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
@@ -278,6 +292,12 @@ class Run:
             f"{self.out / checkpoint.LAST}, its samples are in {self.out / 'failed.json'}. Try a lower --lr, or --clip "
             "with --new"
         )
+
+
+def wrong_share(counts: Tensor) -> float:
+    """Returns the share of an image's pixels that are predicted wrong; 0 if none is labelled."""
+    total = int(counts.sum())
+    return 1 - int(counts.diagonal().sum()) / total if total else 0.0
 
 
 def _check_state(state: dict, identity: dict, out: Path) -> None:
