@@ -4,6 +4,7 @@ While a model is traced, the operations of apc_kernels use their references, whi
 width and batch size stay symbolic. A file appears only after it was read back and its results matched the model's.
 """
 
+import io
 import json
 import operator
 import warnings
@@ -147,8 +148,9 @@ def _traced(deployed: Deployed, size: tuple[int, int], dynamic: bool) -> Exporte
 
 
 def _exported_program(program: ExportedProgram, path: Path, about: str) -> Callable[[Tensor], Tensor]:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={"apcnet": about})
+    content = io.BytesIO()  # where a write fails, PyTorch's writer ends the process
+    torch.export.save(program, content, extra_files={"apcnet": about})
+    path.write_bytes(content.getbuffer())
     with path.open("rb") as file:
         return torch.export.load(file).module()
 

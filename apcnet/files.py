@@ -1,7 +1,8 @@
-"""Writes files completely or not at all, and reads and writes JSON."""
+"""Writes files completely or not at all, reads and writes JSON, and shows texts of any origin."""
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +16,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in an existing folder, there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
+        temporary.chmod(mode)  # a library may make files that only their owner can read
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:  # a full disk, for example: Python names no file where a write fails
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Returns a text, for example of an untrusted file, as one short line that any terminal and encoding can show."""
+    line = str(text) if isinstance(text, str | Path | BaseException) else reprlib.repr(text)  # short at any depth
+    line = line if len(line) <= limit else f"{line[:limit]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def make_folder(path: Path, argument: str) -> None:

@@ -30,7 +30,7 @@ def read(source: str | Path) -> dict[str, Tensor]:
             f"backbone_weights: expected a file or one of {', '.join(f'timm:{name}' for name in TIMM)}, "
             f"got {source}: there is no such file"
         )
-    return _of_backbone(pickles.read(source))
+    return _of_backbone(pickles.weights(pickles.read(source), source))
 
 
 def _from_timm(name: str) -> dict[str, Tensor]:
@@ -47,8 +47,6 @@ def _from_timm(name: str) -> dict[str, Tensor]:
 
 def _of_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Selects the backbone's tensors of a file and renames them."""
-    tensors = tensors.get("state_dict", tensors)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     inner = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
     if not inner:
         inner = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}

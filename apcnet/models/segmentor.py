@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import apc_kernels
@@ -168,11 +167,9 @@ class Segmentor(nn.Module):
             )
         about = {name: getattr(self, name) for name in ("architecture", "classes", "palette", "mean", "std")}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        content = save(tensors, metadata={"apcnet": json.dumps(about)})
         with replacing(path) as temporary:
-            try:
-                save_file(tensors, temporary, metadata={"apcnet": json.dumps(about)})
-            except SafetensorError as error:
-                raise OSError(f"{path}: {error}") from None
+            temporary.write_bytes(content)
 
 
 def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from apcnet.choices import check_choice
 from apcnet.interop.mmseg.names import in_place
-from apcnet.models import Segmentor, build
-from apcnet.models.build import HEADS
+from apcnet.models import Segmentor
+from apcnet.models.build import HEADS, build_filled
 from apcnet.models.resnet import STAGES
 from apcnet.models.weights import assign
 
@@ -112,8 +112,8 @@ def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> S
         options["reduction"] = "mean"
     if name == "encnet" and "loss_se_decode" in head:
         options["presence_weight"] = head["loss_se_decode"].get("loss_weight", 1.0)
-    model = build(name, backbone, head["num_classes"], **options)
-    assign(in_place(model), state_dict, "state_dict")
+    architecture = {"model": name, "backbone": backbone, "num_classes": head["num_classes"], **options}
+    model = build_filled(architecture, state_dict, "state_dict", in_place)
     model.mean, model.std = _normalisation(config.get("data_preprocessor") or {}, model)
     return model
 
