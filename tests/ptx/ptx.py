@@ -6,7 +6,7 @@ The machine itself is C++ (machine.h); this file builds it, and translates tenso
 import functools
 import hashlib
 import platform
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,14 +21,18 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "build" / "ptx"
 # Neither contraction nor fast math: the interpreter rounds exactly where PTX does.
 FLAGS = ["-march=native", "-ffp-contract=off"]
-COLD = {"module", "parse"}  # what runs once a launch: compiling it fast is worth more than running it fast
+COLD = {"module"}  # what runs once a launch: compiling it fast is worth more than running it fast
 RED_ZONE = 4096  # bytes in front of every tensor and behind it
 ALIGNMENT = 512  # of what a GPU's allocator returns
 LAUNCH_SEED = 0
 
 
 class FaultError(AssertionError):
-    """Holds what the checks found in a launch, a few lines each."""
+    """Holds what the checks found in a launch, and says it in a few lines each."""
+
+    def __init__(self, findings: list[dict]) -> None:
+        super().__init__("\n".join(map(described, findings)))
+        self.findings = findings
 
 
 @functools.cache
@@ -88,6 +92,7 @@ class Memory:
             begin = RED_ZONE + -(arena.data_ptr() + RED_ZONE) % ALIGNMENT
             original = torch.tensor([], dtype=torch.uint8).set_(storage)
             arena[begin : begin + size] = original
+            self._arenas.append(arena.numpy())
             self._copies[key] = (original, arena, begin)
             flags = np.zeros(arena.numel(), np.uint8)
             for _, tensor, written, read in parts:
@@ -127,6 +132,21 @@ class Memory:
         flags[begin : begin + size] = 1 | 2
         self.core.add("workspace", arena.ctypes.data, arena.ctypes.data + begin, flags, True)
         return arena.ctypes.data + begin
+
+    def contents(self) -> list[np.ndarray]:
+        """Returns a copy of all bytes, those of red zones too."""
+        return [arena.copy() for arena in self._arenas]
+
+    def snapshot(self) -> Callable[[], None]:
+        """Returns a function that makes everything as it is now: bytes, and what counts as written."""
+        core, contents = self.core.copy(), self.contents()
+
+        def restore() -> None:
+            self.core = core.copy()
+            for arena, saved in zip(self._arenas, contents, strict=True):
+                arena[...] = saved
+
+        return restore
 
     def copy_arrays_back(self) -> None:
         for array, copy in self._arrays:
@@ -175,7 +195,7 @@ def launch(
     )
     faults = [f for f in result["findings"] if (f["kernel"], f["kind"], f["tensor"]) not in harmless]
     if faults:
-        raise FaultError("\n".join(map(described, faults)))
+        raise FaultError(faults)
     return result
 
 
