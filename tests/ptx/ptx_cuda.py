@@ -1,22 +1,18 @@
 """Runs the CUDA kernels as compiled code: nvcc's PTX, executed by the machine of ptx.py.
 
-nvcc compiles the emulation's bindings (tests/emulation) as CUDA, with their launches; a runtime of our own
+nvcc compiles the launches of the emulation (tests/emulation) as CUDA; a runtime of our own
 (cuda/runtime.cpp) takes the launches and the PTX from what it compiled.
 """
 
 import ctypes
 import functools
 import re
-import sysconfig
-from pathlib import Path
 from types import ModuleType
 
+import native_modules
 import numpy as np
 import ptx
 
-from apc_kernels import build
-
-BINDINGS = Path(__file__).resolve().parents[1] / "emulation"
 # The arguments of every function, by name; those in capitals are results.
 ARGUMENTS = {
     "pyramid_pool": "x dtype scales OUT seed",
@@ -30,25 +26,8 @@ ARGUMENTS = {
 }
 
 
-@functools.cache
 def bindings() -> ModuleType:
-    import pybind11
-
-    includes = f"-isystem {build.quote(pybind11.get_include())} -isystem {sysconfig.get_paths()['include']}"
-    # PTX alone, not compressed: no ptxas, and runtime.cpp reads it where the program registers it.
-    code = "-arch=compute_80 -code=compute_80 --no-compress -Xcompiler=-fvisibility=hidden,-O0"
-    nvcc, compiler = build.quote(build.find_nvcc()), build.find_compiler()
-    flags = " ".join(build.nvcc_flags())
-    dependencies = "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
-    lines = [
-        f"rule cuda\n  command = {nvcc} {flags} {code} {includes} -x cu {dependencies}",
-        f"rule cxx\n  command = {compiler} {' '.join(ptx.FLAGS)} {includes} {dependencies}",
-        f"rule link\n  command = {compiler} -shared $in -o $out",
-        *(f"build {name}.o: cuda {build.escape(BINDINGS / f'{name}.cpp')}" for name in ("affinities", "pyramid_pool")),
-        f"build runtime.o: cxx {build.escape(Path(ptx.__file__).parent / 'cuda' / 'runtime.cpp')}",
-        "build ptx_cuda.so: link affinities.o pyramid_pool.o runtime.o",
-    ]
-    return ptx.build_module(ptx.FOLDER / "cuda", lines, "ptx_cuda")
+    return native_modules.cuda_kernels("ptx_cuda")
 
 
 @functools.cache

@@ -14,11 +14,19 @@ from cuda_calls import cuda_calls
 from apc_kernels import build
 
 pytestmark = pytest.mark.skipif(build.find_nvcc() is None, reason="needs nvcc")
+slow = pytest.mark.slow
+SETTINGS = [
+    (torch.bfloat16, channels_last),
+    (torch.float32, nchw),
+    pytest.param(torch.bfloat16, nchw, marks=slow),
+    pytest.param(torch.float32, channels_last, marks=slow),
+    pytest.param(torch.float16, channels_last, marks=slow),
+    pytest.param(torch.float16, nchw, marks=slow),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize("layout", [channels_last, nchw], ids=lambda layout: layout.__name__)
-def test_results(cuda_emulation, layout, dtype):
+@pytest.mark.parametrize(("dtype", "layout"), SETTINGS, ids=lambda value: getattr(value, "__name__", str(value)[6:]))
+def test_results(cuda_emulation, dtype, layout):
     first, *others = (cuda_calls(ptx_cuda.Kernels(seed=seed), layout, dtype) for seed in range(3))
     for other in others:
         assert all(same_bits(a, b) for a, b in zip(first, other, strict=True))
