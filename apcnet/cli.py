@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -345,12 +347,13 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(CLOSED_PIPE)
-    except OSError as error:
-        _print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
-        sys.exit(BAD_INPUT)
-    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+    except ConnectionError as error:  # an OSError, but another process of the run has failed
         _print_error(error)
         sys.exit(BAD_INPUT)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
@@ -426,6 +429,15 @@ def _start_processes(gpus: int, device: str | None) -> None:
 def _default_workers() -> int:
     """Returns one worker per core, without the cores of the training processes, and at most 8."""
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
+
+
+def _fail(message: str) -> NoReturn:
+    """Prints an error and exits; torchrun, if it started this process, repeats the error at the end of its report."""
+    _print_error(message)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        report = {"message": " ".join(message.split()), "timestamp": int(time.time())}
+        Path(path).write_text(json.dumps(report), encoding="utf-8")
+    sys.exit(BAD_INPUT)
 
 
 def _print_error(message, *_) -> None:

@@ -23,7 +23,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 # Conditions on values: the words of the error message, and the test.
 COUNT = "1 or more", lambda count: count >= 1
 SIDES = "two sides of 1 or more", lambda sides: min(sides) >= 1
-POSITIVE = "a positive number", lambda number: 0 < number < math.inf
+LARGEST = 3.4e38  # float32 holds no larger number, and PyTorch's optimizer raises an error
+POSITIVE = f"a positive number up to {LARGEST}", lambda number: 0 < number <= LARGEST
 NOT_NEGATIVE = "0 or more", lambda number: 0 <= number < math.inf
 FRACTION = "0 or more, but less than 1", lambda part: 0 <= part < 1
 
@@ -186,9 +187,12 @@ class Optimisation:
         _convert_fields(self)
         _check(self, *POSITIVE, "lr", "head_lr", "clip")
         _check(self, f"0 up to lr, {self.lr}", lambda rate: 0 <= rate <= self.lr, "min_lr")
-        _check(self, *NOT_NEGATIVE, "power", "weight_decay")
+        _check(self, *NOT_NEGATIVE, "power")
+        _check(self, f"0 up to {LARGEST}", lambda decay: 0 <= decay <= LARGEST, "weight_decay")
         _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
         _check(self, *COUNT, "accumulate")
+        if self.lr * self.head_lr > LARGEST:
+            raise ValueError(f"head_lr: expected a learning rate up to {LARGEST}, got {self.lr:g} · {self.head_lr:g}")
 
 
 @dataclass(frozen=True)

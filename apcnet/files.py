@@ -16,21 +16,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in an existing folder, there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-    try:
+    with naming(path, temporary):
         temporary.touch()
         mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # a library may make files that only their owner can read
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:  # a full disk, for example: Python names no file where a write fails
-        if error.errno is None or error.filename not in (None, str(temporary)):
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
+    """Names a file in the system's errors that name none or its temporary file: that of a full disk, for example."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and str(error.filename) in ("None", str(temporary)):
+            error.filename = str(path)
+        raise
 
 
 def printable(text: object, limit: int = 200) -> str:
@@ -58,7 +66,7 @@ def read_json(path: Path) -> dict:
     """Reads a JSON file that holds an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, found something else ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")

@@ -1,7 +1,7 @@
 """Manages the folder of a run: one run per folder, and one process at a time that writes to it.
 
 config.json            the config of the run: the same config resumes it, another one is refused
-environment.json       versions of PyTorch and Python, device, threads, processes
+environment.json       versions, hardware, settings and data of the last start (environment.py)
 log.jsonl              losses, learning rate, speed; scores (log.py)
 last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
 best.safetensors       the model with the highest mIoU so far
@@ -15,16 +15,12 @@ failed.json            the samples of a step whose losses are not finite
 """
 
 import itertools
-import platform
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from apcnet.config import Config, differences
-from apcnet.distributed import gather, rank, world_size
+from apcnet.distributed import gather, rank
 from apcnet.files import make_folder, read_json, remove_leftovers, write_json
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
@@ -57,13 +53,6 @@ def _claim(folder: Path, config: Config) -> IO:
         remove_leftovers(folder)
     else:
         write_json(folder / "config.json", config.to_json())
-    now, path = environment(), folder / "environment.json"
-    if path.exists():
-        before = read_json(path)
-        if changed := [f"{key}: {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]]:
-            warnings.warn(f"{folder}: results may no longer be bit-identical, {'; '.join(changed)}", stacklevel=3)
-    else:
-        write_json(path, now)
     return lock
 
 
@@ -102,7 +91,8 @@ def read_config(folder: Path) -> Config:
     try:
         return Config.from_json(read_json(path))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: {reason}; start another run with --new, or restore the file") from None
 
 
 def unused_folder(folder: Path) -> Path:
@@ -121,15 +111,3 @@ def model_file(path: Path) -> Path:
     raise FileNotFoundError(
         f"{path}: expected a model file or the folder of a run, found neither {FINAL} nor {BEST} in it"
     )
-
-
-def environment() -> dict:
-    """Describes everything besides the config that the bits of the results depend on."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} {capability}",
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-    }

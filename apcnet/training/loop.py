@@ -9,10 +9,11 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
 from apcnet.training import checkpoint, report
+from apcnet.training.environment import changes, environment, names_digest
 from apcnet.training.folder import BEST, FINAL, another_run, claim, config_changes
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
@@ -60,10 +62,10 @@ def train(
         and with generated scenes context_miou.
 
     Raises:
-        FloatingPointError: Losses or gradients are not finite; last.pt holds the state before that step, and
-            failed.json names its samples.
-        SystemExit: SIGINT or SIGTERM stopped the run, after the current step was finished and saved; the code is 128
-            plus the signal's number.
+        FloatingPointError: Losses, gradients or weights are not finite; last.pt holds the last state whose numbers are,
+            and failed.json names the samples of the step.
+        SystemExit: SIGINT, SIGTERM or SIGHUP stopped the run, after the current step was finished and saved; the code
+            is 128 plus the signal's number.
 
     Example:
         >>> from apcnet.presets import preset
@@ -113,14 +115,23 @@ class Run:
         self.trainer = Trainer(initial_model(config, self.data).to(device), config, weights)
         self.model = self.trainer.result
         self.step, self.evaluated = 0, 0
-        self.best: dict | None = None
+        self.best: checkpoint.Best | None = None
         self.scores: dict | None = None
-        self.identity = {"config": config.to_json(), "images": len(self.data), "class_weights": weights}
+        self.identity = {
+            "config": config.to_json(),
+            "images": len(self.data),
+            "sample_names": names_digest(self.data),
+            "class_weights": weights,
+        }
+        self.environment = environment(device, self.data, self.val_data)
+        _check_processes(self.identity, self.environment)
         state = checkpoint.load(out, repair=self.is_main)
         if state is not None:
-            _check_state(state, self.identity, out)
-            self.trainer.restore(state)
-            self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+            self._resume(state)
+        if name := self.trainer.not_finite():
+            raise ValueError(f"{self._origin(state)}: expected finite numbers, found others in {name}")
+        if self.is_main:
+            write_json(out / "environment.json", self.environment)
         self.saved = self.step
         if len(set(steps := gather(self.step))) > 1:
             raise ValueError(f"out: expected one folder for all processes, found checkpoints of steps {steps} in {out}")
@@ -141,6 +152,25 @@ class Run:
             }
         )
 
+    def _resume(self, state: checkpoint.State) -> None:
+        """Continues from the state of a checkpoint, if it belongs to this run and fits its model."""
+        if changed := _differences(state, self.identity):
+            raise ValueError(another_run(self.out, changed))
+        try:
+            self.trainer.restore(state)
+        except ValueError as error:
+            raise ValueError(f"{self._origin(state)}: {error}; start another run with --new") from None
+        self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+        if self.is_main:
+            for change in changes(state["environment"], self.environment):
+                warnings.warn(f"{self.out}: results may no longer be bit-identical, {change}", stacklevel=2)
+
+    def _origin(self, state: checkpoint.State | None) -> Path | str | None:
+        """Returns the file that the weights come from, or None if they are random."""
+        if state is not None:  # a damaged last.pt has been renamed
+            return next(p for p in (self.out / checkpoint.LAST, self.out / checkpoint.PREVIOUS) if p.exists())
+        return self.config.model.init or self.config.model.backbone_weights
+
     def batches(self) -> Iterator[Batch]:
         """Loads the batches of the remaining steps."""
         transform = augmentation(self.config.data, self.model)
@@ -157,7 +187,6 @@ class Run:
         try:
             result = self.trainer.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
         except NotFiniteError as error:
-            self.save()
             raise FloatingPointError(self._describe_failure(batch, error)) from None
         self.step += 1
         return result
@@ -171,11 +200,24 @@ class Run:
         self.log_time, self.log_step = time.perf_counter(), self.step
 
     def save(self) -> None:
-        """Saves a checkpoint, unless this step has one already."""
-        if self.is_main and self.saved != self.step:  # a second save would replace previous.pt by the same state
-            state = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
-            checkpoint.save(self.out, {**state, **self.identity, **self.trainer.state()})
+        """Saves a checkpoint, unless this step has one already or a number in it is not finite."""
+        if self.saved == self.step:  # a second save would replace previous.pt by the same state
+            return
+        if name := self.trainer.not_finite():
+            raise FloatingPointError(
+                f"step {self.step}: {name} is not finite. {self._last_good()}. Try a lower --lr, or --clip with --new"
+            )
+        if self.is_main:
+            progress = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
+            state = {**progress, **self.identity, "environment": self.environment, **self.trainer.state()}
+            checkpoint.save(self.out, cast(checkpoint.State, state))
         self.saved = self.step
+
+    def _last_good(self) -> str:
+        """Tells which state the run has saved."""
+        if not self.saved:
+            return "No checkpoint was saved"
+        return f"{self.out / checkpoint.LAST} holds the state after step {self.saved}"
 
     def stop(self) -> None:
         """Ends the process, after all processes have saved."""
@@ -280,6 +322,9 @@ class Run:
 
     def _describe_failure(self, batch: Batch, error: NotFiniteError) -> str:
         samples = gather([{"name": n, "position": p} for n, p in zip(batch.names, batch.positions, strict=True)])
+        broken = self.trainer.not_finite()  # the update before may have overflown
+        if broken is None:
+            self.save()
         details = {
             "step": self.step,
             "values": {k: str(v) for k, v in error.values.items()},
@@ -287,10 +332,10 @@ class Run:
         }
         if self.is_main:
             write_json(self.out / "failed.json", details)
+        cause = "" if broken is None else f", and {broken} is not finite since the step before"
         return (
-            f"step {self.step}: losses or gradients are not finite ({error}). The state before this step is in "
-            f"{self.out / checkpoint.LAST}, its samples are in {self.out / 'failed.json'}. Try a lower --lr, or --clip "
-            "with --new"
+            f"step {self.step}: losses or gradients are not finite ({error}){cause}. {self._last_good()}, the samples "
+            f"of this step are in {self.out / 'failed.json'}. Try a lower --lr, or --clip with --new"
         )
 
 
@@ -300,21 +345,23 @@ def wrong_share(counts: Tensor) -> float:
     return 1 - int(counts.diagonal().sum()) / total if total else 0.0
 
 
-def _check_state(state: dict, identity: dict, out: Path) -> None:
-    """Checks that a checkpoint belongs to this run, with the same data."""
-    try:
-        changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
-        changed += [
-            f"{name}: {state[name]} → {identity[name]}"
-            for name in ("images", "class_weights")
-            if state[name] != identity[name]
-        ]
-    except KeyError as error:
-        raise ValueError(
-            f"out: expected the checkpoint of a run in {out / checkpoint.LAST}, it has no {error}"
-        ) from None
-    if changed:
-        raise ValueError(another_run(out, changed))
+def _differences(state: Mapping[str, Any], identity: dict) -> list[str]:
+    """Lists what a checkpoint and this run have not in common: fields of the config, and the data."""
+    changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
+    data = "images", "sample_names", "class_weights"
+    return changed + [f"{name}: {state[name]} → {identity[name]}" for name in data if state[name] != identity[name]]
+
+
+def _check_processes(identity: dict, environment: dict) -> None:
+    """Checks that all processes have the same config and the same data."""
+    mine = {**identity, **{name: environment[name] for name in ("training files", "validation files")}}
+    others = gather(mine)
+    for number, other in enumerate(others):
+        if different := [name for name in mine if other[name] != others[0][name]]:
+            raise ValueError(
+                f"root: expected the same config and data in all processes, process {number} has other "
+                f"{', '.join(different)} than process 0"
+            )
 
 
 @contextmanager

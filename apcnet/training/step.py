@@ -8,7 +8,9 @@ weights and the statistics of batch norms stay as they were.
 import copy
 import functools
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,17 +111,47 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "average": self.result.state_dict() if self.result is not self.model else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
         }
 
-    def restore(self, state: dict) -> None:
-        """Restores a state that `state` returned."""
-        self.model.load_state_dict(state["model"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores a state that `state` returned, or raises a ValueError that names the entry that does not fit."""
+        _assign(self.model.state_dict(), state["model"], "model")
         if self.result is not self.model:
-            self.result.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            _assign(self.result.state_dict(), state["average"] or {}, "average")
+        momentum = {number: values.get("momentum_buffer") for number, values in state["optimizer"].items()}
+        if any(buffer is not None for buffer in momentum.values()) or self._has_momentum(state["step"]):
+            buffers = {number: torch.empty_like(parameter) for number, parameter in enumerate(self.parameters)}
+            _assign(buffers, momentum, "optimizer")
+            own = self.optimizer.state_dict()  # the rates of its groups are set at each step
+            self.optimizer.load_state_dict({**own, "state": {n: {"momentum_buffer": b} for n, b in buffers.items()}})
+        expected, found = (sorted(scaler) for scaler in (self.scaler.state_dict(), state["scaler"]))
+        if expected != found:
+            raise ValueError(f"entry 'scaler': expected {expected}, found {found}")
         self.scaler.load_state_dict(state["scaler"])
+
+    def not_finite(self) -> str | None:
+        """Returns the name of a weight, statistic or momentum that is not finite, the first one, or None."""
+        parts = [("", self.model.state_dict())]
+        if self.result is not self.model:
+            parts.append(("the average of ", self.result.state_dict()))
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        momentum = {names[id(p)]: values.get("momentum_buffer") for p, values in self.optimizer.state.items()}
+        parts.append(("the momentum of ", momentum))
+        tensors = {
+            prefix + name: tensor
+            for prefix, part in parts
+            for name, tensor in part.items()
+            if tensor is not None and tensor.is_floating_point()
+        }
+        largest = torch._foreach_norm(list(tensors.values()), math.inf)  # pyright: ignore[reportPrivateImportUsage]
+        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist()
+        return next((name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
+
+    def _has_momentum(self, step: int) -> bool:
+        """Tells whether the optimizer has momentum after some steps; a scaler may have skipped all of them."""
+        return step > 0 and self.settings.momentum > 0 and not self.scaler.is_enabled()
 
     def _parameter_groups(self) -> list[dict]:
         backbone = list(self.model.backbone.parameters())
@@ -167,6 +199,21 @@ class Trainer:
         if world_size() > 1:
             torch.distributed.all_reduce(total)
         return torch.where(total > 0, total / world_size(), 1.0)
+
+
+def _assign(own: Mapping[Any, Tensor], found: Mapping[Any, Tensor | None], entry: str) -> None:
+    """Copies the tensors of an entry to those of the same names, or names the first one of another kind."""
+
+    def kind(tensor: Tensor | None) -> str:
+        return "none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)} {tensor.layout}"
+
+    for name in [*own, *found]:
+        expected, got = kind(own.get(name)), kind(found.get(name))
+        if expected != got:
+            raise ValueError(f"entry {entry!r}, tensor {name}: expected {expected}, found {got}".replace("torch.", ""))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(found[name])  # pyright: ignore[reportArgumentType] # checked above
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
