@@ -28,16 +28,26 @@ NOT_NEGATIVE = "0 or more", lambda number: 0 <= number < math.inf
 FRACTION = "0 or more, but less than 1", lambda part: 0 <= part < 1
 
 
+RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101))
+BACKBONES = (*RESNETS, *(f"tv:{name}" for name in RESNETS), "tiny")
+
+
+def check_backbone(name: str) -> None:
+    """Checks the name of a backbone; timm itself checks the names of its models."""
+    if not name.startswith("timm:"):
+        check_choice(name, "backbone", (*BACKBONES, "timm:NAME"))
+
+
 @dataclass(frozen=True)
 class Model:
     """Describes the network and its initial weights; None stands for the model's own default."""
 
     model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"] = "apcnet"
     """Use this head, with its neck if it has one."""
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "tiny"] = "resnet50"
-    """Extract features with this backbone."""
+    backbone: str = "resnet50"
+    """Extract features with this backbone: resnet18, resnet34, resnet50, resnet101, tiny, tv:resnet50 or timm:NAME."""
     backbone_weights: str | None = None
-    """Start the backbone from these ImageNet weights: a file, or timm:resnet50c."""
+    """Start the backbone from these ImageNet weights: a file, timm, timm:NAME or tv:resnet50."""
     from_scratch: bool = False
     """Train without pretrained backbone weights."""
     init: Path | None = None
@@ -48,6 +58,12 @@ class Model:
     """Give the backbone's first stage this many channels."""
     stem_width: int | None = None
     """Give the backbone's stem this many channels."""
+    stem: Literal["deep", "7x7"] | None = None
+    """Start a ResNet with three 3×3 convolutions (deep) or, as torchvision does, with one of 7×7."""
+    in_channels: int | None = None
+    """Read images with this many channels."""
+    image_size: Pair | None = None
+    """Use images of this height and width only (encoders of timm that take one size)."""
     channels: int | None = None
     """Give the head this many channels."""
     scales: tuple[int, ...] | None = None
@@ -89,7 +105,9 @@ class Model:
         _convert_fields(self)
         if bool(self.backbone_weights) + bool(self.init) + self.from_scratch > 1:
             raise ValueError("backbone_weights, init, from_scratch: expected one of them at most")
-        _check(self, *COUNT, "width", "stem_width", "channels", "codes", "kernel_size", "neck_channels")
+        check_backbone(self.backbone)
+        _check(self, *SIDES, "image_size")
+        _check(self, *COUNT, "width", "stem_width", "in_channels", "channels", "codes", "kernel_size", "neck_channels")
         _check(self, *NOT_NEGATIVE, "convs", "auxiliary_channels", "auxiliary_weight", "presence_weight")
         _check(self, *FRACTION, "dropout")
 

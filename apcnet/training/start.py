@@ -49,10 +49,12 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(
             f"accumulate: expected a divisor of the {share} images per process, got {config.optimisation.accumulate}"
         )
-    if model.backbone.startswith("resnet") and not (model.backbone_weights or model.init or model.from_scratch):
+    if model.backbone != "tiny" and not (model.backbone_weights or model.init or model.from_scratch):
+        kind = model.backbone.partition(":")[0]
+        known = {"timm": "timm", "tv": model.backbone}.get(kind, "timm:resnet50c")
         raise ValueError(
             f"backbone_weights: expected pretrained weights for {model.backbone}, got none; add "
-            "--backbone-weights FILE (or timm:resnet50c), --init MODEL.safetensors or --from-scratch"
+            f"--backbone-weights FILE (or {known}), --init MODEL.safetensors or --from-scratch"
         )
 
 

@@ -59,8 +59,13 @@ def in_place(module: nn.Module) -> dict[str, Tensor]:
             if part is not None
             for name, tensor in in_place(part).items()
         }
-    tensors = {}
-    for ours, tensor in module.state_dict().items():
+    tensors, own = {}, module.state_dict()
+    if type(module) not in RULES or (isinstance(module, ResNetV1c) and "stem.3.weight" not in own):
+        raise ValueError(
+            f"model: expected parts that mmsegmentation's models here have, such as ResNetV1c, got "
+            f"{'a ResNet with the stem 7x7' if isinstance(module, ResNetV1c) else type(module).__name__}"
+        )
+    for ours, tensor in own.items():
         name = ours
         for pattern, replacement in [*RULES[type(module)], *EVERYWHERE]:
             name = re.sub(pattern, replacement, name)
