@@ -42,7 +42,7 @@ def check_backbone(name: str) -> None:
 class Model:
     """Describes the network and its initial weights; None stands for the model's own default."""
 
-    model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"] = "apcnet"
+    model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"] = "apcnet"
     """Use this head, with its neck if it has one."""
     backbone: str = "resnet50"
     """Extract features with this backbone: resnet18, resnet34, resnet50, resnet101, tiny, tv:resnet50 or timm:NAME."""
@@ -67,7 +67,7 @@ class Model:
     channels: int | None = None
     """Give the head this many channels."""
     scales: tuple[int, ...] | None = None
-    """Pool to square grids with these side lengths (APCNet and PSPNet only)."""
+    """Pool to square grids with these side lengths (APCNet, PSPNet and UPerNet only)."""
     guide: bool | None = None
     """Guide the affinities by the image's global feature (APCNet only)."""
     fusion: bool | None = None

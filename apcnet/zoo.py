@@ -24,7 +24,7 @@ def create(
     """Creates a segmentation model with new weights, in training mode.
 
     Args:
-        model: "apcnet", "pspnet", "encnet", "semantic_fpn" or "fcn".
+        model: "apcnet", "pspnet", "encnet", "semantic_fpn", "fcn" or "upernet".
         backbone: "resnet18", "resnet34", "resnet50" or "resnet101" (ResNetV1c), "tv:resnet50" and so on (torchvision's
             ResNet), "timm:NAME" (a model of timm), or "tiny".
         num_classes: Number of classes.

@@ -18,23 +18,25 @@ from apcnet.models.resnet import BLOCKS, ResNetV1c
 from apcnet.models.segmentor import Segmentor
 from apcnet.models.timm_encoder import TimmEncoder
 from apcnet.models.tiny import Tiny
+from apcnet.models.uper import UPerHead
 
 HEADS = {"apcnet": APCHead, "pspnet": PSPHead, "encnet": EncHead, "semantic_fpn": FPNHead, "fcn": FCNHead}
+HEADS |= {"upernet": UPerHead}
 BACKBONES = {f"resnet{depth}": functools.partial(ResNetV1c, depth) for depth in BLOCKS} | {"tiny": Tiny}
 BACKBONES |= {f"tv:resnet{depth}": functools.partial(ResNetV1c, depth, stem="7x7") for depth in BLOCKS}
-PYRAMIDS = (FPNHead,)  # heads that read every map of the backbone
+PYRAMIDS = (FPNHead, UPerHead)  # heads that read every map of the backbone
 
 
 def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **options) -> Segmentor:
     """Builds a segmentor with new weights. Its `architecture` attribute holds these arguments.
 
     Args:
-        model: Name of the head: "apcnet", "pspnet", "encnet", "semantic_fpn" or "fcn".
+        model: Name of the head: "apcnet", "pspnet", "encnet", "semantic_fpn", "fcn" or "upernet".
         backbone: Name of the backbone: "resnet18", "resnet34", "resnet50", "resnet101" (ResNetV1c), the same with "tv:"
             before it (torchvision's ResNet), "tiny", or "timm:NAME" with the name of a model in timm.
         num_classes: Number of classes.
         options: Keyword arguments of the backbone (`ResNetV1c`, `TimmEncoder`, `Tiny`), of the head (`APCHead`,
-            `PSPHead`, `EncHead`, `FPNHead`, `FCNHead`), and of the neck, the auxiliary head and the losses
+            `PSPHead`, `EncHead`, `FPNHead`, `FCNHead`, `UPerHead`), and of the neck, the auxiliary head and the losses
             (`assemble`).
     """
     check_choice(model, "model", HEADS)

@@ -17,7 +17,8 @@ from apcnet.interop.backbones import adapted
 from apcnet.models import build
 from apcnet.models.timm_encoder import TimmEncoder
 
-HEADS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"]
+HEADS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"]
+PYRAMIDS = ("semantic_fpn", "upernet")
 ENCODERS = {  # families: strides for heads that read one map, and for those that read a pyramid
     "resnet18d": ([4, 8, 16, 32],) * 2,
     "convnext_atto": ([4, 8, 16, 32],) * 2,
@@ -60,12 +61,12 @@ def created(model, encoder, **options):
 def test_every_head_on_every_encoder(timm, tmp_path, encoder, head):
     """Tests a forward pass, a training step, and that a saved model computes the same."""
     model = created(head, encoder)
-    strides = ENCODERS[encoder][head == "semantic_fpn"]
+    strides = ENCODERS[encoder][head in PYRAMIDS]
     assert model.backbone.strides == strides
     x, target = images(64, 96), torch.randint(0, 5, (2, 64, 96), generator=torch.Generator().manual_seed(1))
     model.eval()
     before = model(x)
-    last = strides[0] if head == "semantic_fpn" else strides[-1]
+    last = strides[0] if head in PYRAMIDS else strides[-1]
     assert before.shape == (2, 5, 64 // last, 96 // last)
 
     optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-3)
@@ -232,8 +233,8 @@ def test_weights_of_an_encoder(timm, tmp_path, monkeypatch, encoder):
 def test_names_that_are_no_encoder(timm):
     with pytest.raises(ValueError, match=r"backbone: timm: .*did you mean 'resnet50'"):
         build("fcn", "timm:resnet5O")
-    with pytest.raises(ValueError, match=r"option of fcn on timm:resnet18d: .*did you mean 'channels'"):
-        build("fcn", "timm:resnet18d", chanels=8)
+    with pytest.raises(ValueError, match=r"option of fcn on timm:resnet18d: .*did you mean 'convs'"):
+        build("fcn", "timm:resnet18d", convz=8)
     with pytest.raises(ValueError, match="model: expected parts that mmsegmentation's models here have"):
         mmseg.state_dict(created("fcn", "resnet18d"))
 
@@ -312,6 +313,7 @@ def test_an_encoder_with_windows_is_exported_for_one_size(timm, tmp_path):
         ("mobilenetv4_conv_small", "pspnet"),
         ("efficientnet_b0", "encnet"),
         ("vit_small_patch16_dinov3", "semantic_fpn"),
+        ("convnext_atto", "upernet"),
         ("resnet18d", "fcn"),
     ],
 )
