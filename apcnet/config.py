@@ -173,20 +173,28 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Describes the losses and their minimisation: SGD with a polynomial learning rate schedule."""
+    """Describes the losses and their minimisation: by default SGD with a polynomial learning rate schedule."""
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Use this optimizer."""
+    schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
+    """Move the learning rate along this curve; one_cycle rises for 30 % of the steps, from 1/25 of the rate."""
     lr: float = 0.01
-    """Set the learning rate of the first step."""
+    """Set the largest learning rate."""
     min_lr: float = 1e-4
     """Set the learning rate of the last step."""
     power: float = 0.9
     """Set the exponent of the polynomial schedule."""
+    warmup: int = 0
+    """Give this many first steps a learning rate that rises linearly; the schedule takes the others."""
     momentum: float = 0.9
-    """Set the momentum of SGD."""
+    """Set the momentum of SGD, or the first beta of AdamW; its second is 0.999."""
     weight_decay: float = 5e-4
-    """Set the weight decay of all parameters, including those of batch norms."""
+    """Set the weight decay: of all parameters with SGD, without biases, norms and positions with AdamW."""
     head_lr: float = 1.0
     """Multiply the learning rate of all parameters outside the backbone by this factor."""
+    layer_decay: float = 1.0
+    """Multiply the learning rate by this factor for every layer between a parameter and the head (timm only)."""
     clip: float | None = None
     """Clip the total norm of the gradients to this value; by default they are not clipped."""
     accumulate: int = 1
@@ -203,8 +211,11 @@ class Optimisation:
     def __post_init__(self):
         _convert_fields(self)
         _check(self, *POSITIVE, "lr", "head_lr", "clip")
+        _check(self, "above 0, up to 1", lambda factor: 0 < factor <= 1, "layer_decay")
         _check(self, f"0 up to lr, {self.lr}", lambda rate: 0 <= rate <= self.lr, "min_lr")
-        _check(self, *NOT_NEGATIVE, "power", "weight_decay")
+        _check(self, *NOT_NEGATIVE, "power", "weight_decay", "warmup")
+        if self.warmup and self.schedule == "one_cycle":
+            raise ValueError(f"warmup: expected 0 with schedule one_cycle, which has one of its own, got {self.warmup}")
         _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
         _check(self, *COUNT, "accumulate")
 

@@ -128,6 +128,11 @@ class Segmentor(nn.Module):
         aux = None if self.auxiliary is None else self.auxiliary(features)
         if target is None:
             return Output(logits, aux, se)
+        if self.num_classes == 1:
+            raise ValueError(
+                "num_classes: expected 2 or more for a softmax cross entropy, which is 0 for a single class, got 1; "
+                "create the model with a class for the background too"
+            )
 
         def cross_entropy(logits: Tensor, align_corners: bool) -> Tensor:
             return apc_kernels.upsample_cross_entropy(

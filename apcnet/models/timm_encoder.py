@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -104,6 +105,30 @@ class TimmEncoder(nn.Module):
                 f"backbone_weights: expected weights of timm:{tag}, got others; missing: {listed(missing)}"
             )
         assign(self.body.state_dict(), loaded, f"backbone_weights: timm:{tag}")
+
+    def depths(self) -> dict[str, int]:
+        """Returns for each parameter the number of layers from it to the head, as timm counts layers."""
+        model, names = self._classifier()
+        if not hasattr(model, "group_matcher"):
+            raise ValueError(f"layer_decay: expected 1 for timm:{self.name}, whose layers timm does not tell")
+        layers = package().models.group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values())  # the classifier's, where the head is
+        return {own: last - layers[name] for own, name in names.items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of the parameters that timm exempts from weight decay, such as positions."""
+        model, names = self._classifier()
+        patterns = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        return {own for own, name in names.items() if any(fnmatch(name, pattern) for pattern in patterns)}
+
+    def _classifier(self) -> tuple[nn.Module, dict[str, str]]:
+        """Returns timm's classifier, without weights, and its names of our parameters; the encoder's are changed."""
+        options = {key: value for key, value in self.options.items() if key not in ("out_indices", "feature_cls")}
+        with torch.device("meta"):
+            model = package().create_model(self.name, num_classes=2, **options)
+        theirs = {name for name, _ in model.named_parameters()}
+        known = {changed: n for n in theirs for changed in (n, f"model.{n}", f"body.{n}", n.replace(".", "_", 1))}
+        return model, {f"body.{name}": known[name] for name, _ in self.body.named_parameters()}
 
     def _sizes(self, image_size: Sequence[int] | None) -> tuple[int, tuple[int, int] | None]:
         """Returns the number that sides of images are padded to a multiple of, and the one size of images, or None.

@@ -42,6 +42,13 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(f"log_every: expected 1 or more, got {log_every}")
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
+    if config.optimisation.warmup >= config.steps:
+        raise ValueError(f"warmup: expected fewer than the {config.steps} steps, got {config.optimisation.warmup}")
+    if config.optimisation.layer_decay != 1 and not config.model.backbone.startswith("timm:"):
+        raise ValueError(
+            f"layer_decay: expected 1 for {config.model.backbone}, whose layers share one learning rate, got "
+            f"{config.optimisation.layer_decay}; encoders of timm (--backbone timm:NAME) have it"
+        )
     model, share = config.model, config.batch_size // world_size()
     if config.batch_size % world_size():
         raise ValueError(f"batch_size: expected a multiple of the {world_size()} processes, got {config.batch_size}")

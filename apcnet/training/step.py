@@ -1,4 +1,4 @@
-"""Takes one step of stochastic gradient descent: learning rate, losses, gradients, check, update.
+"""Takes one step of an optimizer: learning rate, losses, gradients, check, update.
 
 The losses of a step share one denominator over all parts and processes, so that splitting a batch does not change the
 result. Before the update, losses and gradients of all processes are checked together: if a value is not finite, the
@@ -18,6 +18,9 @@ from apcnet.data.sample import IGNORE
 from apcnet.distributed import rank, synchronise_batch_norms, world_size
 from apcnet.keys import DROPOUT, keyed
 from apcnet.models import Segmentor
+from apcnet.training.optimizer import optimizer
+
+ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 25  # share of steps with a rising rate; the largest rate over the first
 
 
 class NotFiniteError(ArithmeticError):
@@ -29,9 +32,26 @@ class NotFiniteError(ArithmeticError):
 
 
 def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
-    """Returns the learning rate of a step: polynomial decay from lr to min_lr, as in mmsegmentation 1.x."""
-    remaining = 1 - step / max(steps - 1, 1)
-    return (settings.lr - settings.min_lr) * remaining**settings.power + settings.min_lr
+    """Returns the learning rate of a step.
+
+    The polynomial decay is mmsegmentation's, `one_cycle` is PyTorch's OneCycleLR with its defaults.
+    """
+    lr, low, warmup = settings.lr, settings.min_lr, settings.warmup
+    if step < warmup:
+        return lr * (step + 1) / (warmup + 1)
+    if settings.schedule == "one_cycle":
+        peak = max(ONE_CYCLE_RISE * steps - 1, 0)
+        if step < peak:
+            return _cosine(lr / ONE_CYCLE_START, lr, step / peak)
+        return _cosine(lr, low, (step - peak) / max(steps - 1 - peak, 1))
+    done = (step - warmup) / max(steps - 1 - warmup, 1)
+    if settings.schedule == "cosine":
+        return _cosine(lr, low, done)
+    return (lr - low) * (1 - done) ** settings.power + low
+
+
+def _cosine(first: float, last: float, done: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Trainer:
@@ -49,9 +69,7 @@ class Trainer:
         self.model = model
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
-        self.optimizer = torch.optim.SGD(
-            self._parameter_groups(), momentum=self.settings.momentum, weight_decay=self.settings.weight_decay
-        )
+        self.optimizer = optimizer(self.model, self.settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.buffers = list(self.model.buffers())
@@ -120,12 +138,6 @@ class Trainer:
             self.result.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-
-    def _parameter_groups(self) -> list[dict]:
-        backbone = list(self.model.backbone.parameters())
-        others = [p for name, p in self.model.named_parameters() if not name.startswith("backbone.")]
-        parts = (backbone, 1.0), (others, self.settings.head_lr)
-        return [{"params": parameters, "lr": 0.0, "factor": factor} for parameters, factor in parts]
 
     def _gradients(self, number: int, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """Accumulates the gradients of all parts of the batch, and returns its losses."""

@@ -1,6 +1,6 @@
 """Tests encoders of timm and torchvision under every head: maps, training, weights, files and export."""
 
-import importlib.util
+import importlib
 import json
 import sys
 
@@ -11,11 +11,13 @@ from torch import nn
 
 import apcnet
 from apcnet import cli
+from apcnet.config import Optimisation
 from apcnet.export import export
 from apcnet.interop import mmseg
 from apcnet.interop.backbones import adapted
 from apcnet.models import build
 from apcnet.models.timm_encoder import TimmEncoder
+from apcnet.training.optimizer import optimizer
 
 HEADS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"]
 PYRAMIDS = ("semantic_fpn", "upernet")
@@ -228,6 +230,27 @@ def test_weights_of_an_encoder(timm, tmp_path, monkeypatch, encoder):
         created("fcn", encoder, backbone_weights=tmp_path / "other.pth")
     with pytest.raises(FileNotFoundError, match="expected a file or one of timm, timm:NAME, got nothing"):
         created("fcn", encoder, backbone_weights="nothing")
+
+
+@pytest.mark.parametrize("encoder", ["convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_layer_decay_and_exemptions_are_timms(timm, encoder):
+    """Tests that each parameter of the encoder has the factor and the weight decay that timm gives it."""
+    model, theirs = created("upernet", encoder), timm.create_model(encoder)
+    settings = Optimisation(optimizer="adamw", layer_decay=0.7, weight_decay=0.05, head_lr=3.0)
+    exempt = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
+    groups = importlib.import_module("timm.optim").param_groups_layer_decay(theirs, 0.05, exempt, layer_decay=0.7)
+    expected = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    order = [expected[id(p)] for name, p in theirs.named_parameters() if not name.startswith(("head.", "norm."))]
+    given = {
+        id(p): (g["factor"], g["weight_decay"]) for g in optimizer(model, settings).param_groups for p in g["params"]
+    }
+    body = [given[id(p)] for name, p in model.backbone.body.named_parameters() if not name.startswith("model.norm.")]
+    assert [factor for factor, _ in body] == pytest.approx([factor for factor, _ in order])
+    assert [decay for _, decay in body] == [decay for _, decay in order]
+    assert len({factor for factor, _ in body}) > 5
+    assert {given[id(p)] for p in model.head.parameters()} == {(3.0, 0.05), (3.0, 0.0)}
+    if model.backbone.pyramid is not None:
+        assert {given[id(p)][0] for p in model.backbone.pyramid.parameters()} == {1.0}
 
 
 def test_names_that_are_no_encoder(timm):

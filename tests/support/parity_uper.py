@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-
 HEADS = {
     "uper": ({"in_channels": [16, 24, 32, 48], "channels": 12}, (24, 32)),
     "uper_odd": (
