@@ -30,13 +30,15 @@ def create(
     """Creates a segmentation model with new weights, in training mode.
 
     Args:
-        model: "apcnet", "pspnet", "encnet", "semantic_fpn" or "fcn".
-        backbone: "resnet18", "resnet34", "resnet50" or "resnet101" (ResNetV1c), or "tiny".
+        model: "apcnet", "pspnet", "encnet", "semantic_fpn", "fcn" or "upernet".
+        backbone: "resnet18", "resnet34", "resnet50" or "resnet101" (ResNetV1c), "tv:resnet50" and so on (torchvision's
+            ResNet), "timm:NAME" (a model of timm), or "tiny".
         num_classes: Number of classes.
-        backbone_weights: Pretrained weights of the backbone: a file (mmsegmentation's resnet50_v1c .pth, or any saved
-            model), or "timm:resnet50c" or "timm:resnet101c". The default is None: random weights.
+        backbone_weights: Pretrained weights of the backbone: a file (mmsegmentation's resnet50_v1c .pth, torchvision's
+            or timm's weights, or any saved model), "timm" for those that timm has for the backbone, "timm:NAME" or
+            "tv:resnet50". The default is None: random weights.
         options: Further options of the backbone, the head and the losses, see `apcnet.models.build`; for example
-            output_stride, channels, scales, dropout, align_corners.
+            output_stride, in_channels, channels, scales, dropout, align_corners.
 
     Returns:
         The model: `model(images)` returns logits, `model(images, target)` the training losses.
@@ -46,8 +48,7 @@ def create(
     """
     segmentor = build(model, backbone, num_classes, **options)
     if backbone_weights is not None:
-        tensors = backbones.read(backbone_weights)
-        assign(segmentor.backbone.state_dict(), tensors, f"backbone_weights: {backbone_weights}")
+        backbones.load(segmentor.backbone, backbone_weights)
     return segmentor
 
 

@@ -42,6 +42,13 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(f"log_every: expected 1 or more, got {log_every}")
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
+    if config.optimisation.warmup >= config.steps:
+        raise ValueError(f"warmup: expected fewer than the {config.steps} steps, got {config.optimisation.warmup}")
+    if config.optimisation.layer_decay != 1 and not config.model.backbone.startswith("timm:"):
+        raise ValueError(
+            f"layer_decay: expected 1 for {config.model.backbone}, whose layers share one learning rate, got "
+            f"{config.optimisation.layer_decay}; encoders of timm (--backbone timm:NAME) have it"
+        )
     model, share = config.model, config.batch_size // world_size()
     if config.batch_size % world_size():
         raise ValueError(f"batch_size: expected a multiple of the {world_size()} processes, got {config.batch_size}")
@@ -49,10 +56,12 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(
             f"accumulate: expected a divisor of the {share} images per process, got {config.optimisation.accumulate}"
         )
-    if model.backbone.startswith("resnet") and not (model.backbone_weights or model.init or model.from_scratch):
+    if model.backbone != "tiny" and not (model.backbone_weights or model.init or model.from_scratch):
+        kind = model.backbone.partition(":")[0]
+        known = {"timm": "timm", "tv": model.backbone}.get(kind, "timm:resnet50c")
         raise ValueError(
             f"backbone_weights: expected pretrained weights for {model.backbone}, got none; add "
-            "--backbone-weights FILE (or timm:resnet50c), --init MODEL.safetensors or --from-scratch"
+            f"--backbone-weights FILE (or {known}), --init MODEL.safetensors or --from-scratch"
         )
 
 
