@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import os
 import sys
@@ -17,8 +18,13 @@ from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
 from apcnet.console import RunDisplay, progress_bar, show_download, table
 from apcnet.files import make_folder, write_json
+from apcnet.flags import ways_on
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
+
+# The backbone weights of the preset `folder` where the package timm is installed, unless one of these flags is given.
+OWN_WEIGHTS = "timm:resnet50c"
+WEIGHTS = ("--backbone", "--backbone-weights", "--init", "--from-scratch")
 
 PROBLEMS_FOUND, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit statuses; wrong flags exit with 2 too
 
@@ -343,10 +349,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     commands = {command.__name__: command for command in COMMANDS}
     if arguments and arguments[0] in commands:
-        name, arguments = arguments[0], arguments[1:]
+        typed, name, arguments = ["apcnet", *arguments], arguments[0], arguments[1:]
         arguments, defaults = _defaults(name, arguments)
         command = functools.partial(commands[name], **defaults)
-        tyro.cli(command, prog=f"apcnet {name}", args=arguments)
+        try:
+            tyro.cli(command, prog=f"apcnet {name}", args=arguments)
+        except ValueError as error:
+            raise ValueError(f"{error}{_ways_on(error, typed, defaults)}") from None
     else:
         tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
 
@@ -363,6 +372,9 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
         for flag, following in itertools.zip_longest(arguments, arguments[1:]):
             if flag == "--init" or flag.startswith("--init="):
                 config = dataclasses.replace(config, model=_read_model(flag.partition("=")[2] or following))
+        chosen = {word.partition("=")[0].replace("_", "-") for word in arguments}
+        if name == "folder" and not chosen & set(WEIGHTS) and importlib.util.find_spec("timm"):
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone_weights=OWN_WEIGHTS))
         return arguments[len(names[:1]) :], {"config": config, "out": Path("runs") / name}
     if command == "evaluate" and names:
         config = preset(names[1]) if len(names) > 1 else _read_run_config(Path(names[0]))
@@ -370,6 +382,15 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
     if command == "predict" and names and Path(names[0]).is_dir():
         return arguments, {"protocol": _read_run_config(Path(names[0])).evaluation}
     return arguments, {}
+
+
+def _ways_on(error: ValueError, typed: list[str], defaults: dict) -> str:
+    """Returns the commands to type after an AnotherRunError, and nothing after other errors."""
+    stored, fields = getattr(error, "stored", None), getattr(error, "fields", [])
+    if stored is None:
+        return ""
+    go_on, new = ways_on(typed, stored, fields, defaults["config"])
+    return f". To go on with it: {go_on}; to start another run: {new}" if fields else f". To start another run: {new}"
 
 
 def _read_model(path: str | None) -> Model:

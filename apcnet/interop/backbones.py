@@ -38,11 +38,17 @@ def _from_timm(name: str) -> dict[str, Tensor]:
     try:
         import timm
     except ImportError:
-        raise ImportError(
+        raise ModuleNotFoundError(
             f"backbone_weights: timm:{name} needs the package timm; install it: pip install timm"
         ) from None
     with torch.random.fork_rng(devices=[]):  # timm draws weights before it loads them
-        return _of_backbone(timm.create_model(name, pretrained=True).state_dict())
+        try:
+            return _of_backbone(timm.create_model(name, pretrained=True).state_dict())
+        except Exception as error:  # a download raises the errors of several packages
+            raise OSError(
+                f"backbone_weights: timm could not load {name} ({type(error).__name__}: {error}); try again, or give a "
+                "file: --backbone-weights FILE"
+            ) from error
 
 
 def _of_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

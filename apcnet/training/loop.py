@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +19,17 @@ import torch
 
 from apcnet import draw
 from apcnet.config import Config
+from apcnet.data.sample import Dataset
 from apcnet.data.stream import Batch, Batches, loader
 from apcnet.distributed import gather, process_group, rank, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
 from apcnet.training import checkpoint
-from apcnet.training.folder import BEST, FINAL, another_run, claim, config_changes
+from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
-from apcnet.training.start import augmentation, check, class_weights, initial_model, open_data
+from apcnet.training.start import augmentation, check, class_weights, initial_model, open_data, warn_about_few_images
 from apcnet.training.step import NotFiniteError, Trainer
 
 PREVIEW_IMAGES = 4
@@ -44,6 +46,9 @@ def train(
     show: Callable[[dict], None] = lambda record: None,
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
+
+    A folder belongs to a run after its first step. The run goes on with more steps, and with other values of any field
+    in `apcnet.training.folder.MAY_CHANGE`; with another recipe it is refused.
 
     Args:
         config: The config of the run.
@@ -70,22 +75,29 @@ def train(
         >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
     with process_group(device) as place, _reproducible(config, place), Interrupts() as interrupts:
-        run = Run(config, Path(out), place, workers, log_every, log_to, show, interrupts)
-        if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
-            run.evaluate()
-        if run.step == 0:
-            run.save_preview()
-        for batch in run.batches():
-            values, stop = run.train_step(batch)
-            if run.due(log_every):
-                run.record_losses(values)
-            if run.due(config.save_every) or run.due(config.eval_every) or stop:
-                run.save()
-            if stop:
-                run.stop()
-            if run.due(config.eval_every):
+        check(config, log_every, workers)
+        data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
+        with claimed(Path(out), config) as record:
+            run = Run(config, data, val_data, Path(out), place, workers, log_to, show, interrupts)
+            if run.step > 0:
+                record()
+            if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
                 run.evaluate()
-        return run.finish()
+            if run.step == 0:
+                warn_about_few_images(config, len(data))
+                run.save_preview()
+            for batch in run.batches():
+                values, stop = run.train_step(batch)
+                record()
+                if run.due(log_every):
+                    run.record_losses(values)
+                if run.due(config.save_every) or run.due(config.eval_every) or stop:
+                    run.save()
+                if stop:
+                    run.stop()
+                if run.due(config.eval_every):
+                    run.evaluate()
+            return run.finish()
 
 
 class Run:
@@ -94,20 +106,19 @@ class Run:
     def __init__(
         self,
         config: Config,
+        data: Dataset,
+        val_data: Dataset,
         out: Path,
         device: torch.device,
         workers: int,
-        log_every: int,
         log_to: Writer | None,
         show: Callable[[dict], None],
         interrupts: Interrupts,
     ):
-        self.config, self.out, self.device, self.workers = config, out, device, workers
+        self.config, self.data, self.val_data = config, data, val_data
+        self.out, self.device, self.workers = out, device, workers
         self.is_main, self.interrupts = rank() == 0, interrupts
         self.show = show if self.is_main else lambda record: None
-        check(config, log_every, workers)
-        self.data, self.val_data = (open_data(config.data, s) for s in (config.data.split, config.data.val_split))
-        self.lock = claim(out, config)
         weights = class_weights(config, self.data.classes)
         self.trainer = Trainer(initial_model(config, self.data).to(device), config, weights)
         self.model = self.trainer.result
@@ -117,13 +128,21 @@ class Run:
         self.identity = {"config": config.to_json(), "images": len(self.data), "class_weights": weights}
         state = checkpoint.load(out, repair=self.is_main)
         if state is not None:
-            _check_state(state, self.identity, out)
+            before = _check_state(state, self.identity, out)
             self.trainer.restore(state)
             self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+            if scoring_changed(before, config):
+                self.evaluated, self.best = 0, None
+            if before.steps != config.steps and self.is_main:
+                warnings.warn(
+                    f"steps: {before.steps} → {config.steps}; from step {self.step} on, the learning rate follows the "
+                    "new number of steps",
+                    stacklevel=3,
+                )
         self.saved = self.step
         if len(set(steps := gather(self.step))) > 1:
             raise ValueError(f"out: expected one folder for all processes, found checkpoints of steps {steps} in {out}")
-        self.log = Log(out, self.step, self.evaluated, log_to) if self.is_main else None
+        self.log = Log(out, self.step, state["evaluated"] if state else 0, log_to) if self.is_main else None
         self.log_time, self.log_step = time.perf_counter(), self.step
         self.show(
             {
@@ -280,10 +299,11 @@ class Run:
         )
 
 
-def _check_state(state: dict, identity: dict, out: Path) -> None:
-    """Checks that a checkpoint belongs to this run, with the same data."""
+def _check_state(state: dict, identity: dict, out: Path) -> Config:
+    """Checks that a checkpoint belongs to this run, with the same data, and returns its config."""
     try:
-        changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
+        stored, config = (Config.from_json(each["config"]) for each in (state, identity))
+        changed = config_changes(stored, config)
         changed += [
             f"{name}: {state[name]} → {identity[name]}"
             for name in ("images", "class_weights")
@@ -294,7 +314,13 @@ def _check_state(state: dict, identity: dict, out: Path) -> None:
             f"out: expected the checkpoint of a run in {out / checkpoint.LAST}, it has no {error}"
         ) from None
     if changed:
-        raise ValueError(another_run(out, changed))
+        raise AnotherRunError(out, stored, changed)
+    if config.steps < state["step"]:
+        raise ValueError(
+            f"steps: expected {state['step']} or more, which the run in {out} has taken, got {config.steps}; "
+            f"type --steps {state['step']}, or add --new for another run"
+        )
+    return stored
 
 
 @contextmanager

@@ -17,9 +17,12 @@ from apcnet.data.stream import Transform
 from apcnet.data.synthetic import Synthetic
 from apcnet.distributed import world_size
 from apcnet.files import read_json
+from apcnet.interop.backbones import TIMM
 from apcnet.keys import WEIGHTS, keyed
 from apcnet.models import Segmentor
 from apcnet.zoo import create, load
+
+FEW_IMAGES = 2000  # below it, the weights that a backbone starts from decide how good a model becomes
 
 
 def augmentation(data: Data, model: Segmentor) -> Transform:
@@ -50,9 +53,22 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
             f"accumulate: expected a divisor of the {share} images per process, got {config.optimisation.accumulate}"
         )
     if model.backbone.startswith("resnet") and not (model.backbone_weights or model.init or model.from_scratch):
+        known = f"timm:{model.backbone}c"
+        where = f" (or {known}, after pip install timm)" if known.removeprefix("timm:") in TIMM else ""
         raise ValueError(
             f"backbone_weights: expected pretrained weights for {model.backbone}, got none; add "
-            "--backbone-weights FILE (or timm:resnet50c), --init MODEL.safetensors or --from-scratch"
+            f"--backbone-weights FILE{where}, --init MODEL.safetensors or --from-scratch, which needs many "
+            "thousands of images to be as good"
+        )
+
+
+def warn_about_few_images(config: Config, images: int) -> None:
+    """Warns before the first step if random weights will see too few photographs to learn much."""
+    if config.data.dataset == "folder" and config.model.from_scratch and images < FEW_IMAGES:
+        warnings.warn(
+            f"from_scratch: {images} images teach a network with random weights little, whatever the number of steps; "
+            "start from weights that know photographs: --backbone-weights FILE or --init MODEL.safetensors",
+            stacklevel=2,
         )
 
 
