@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
-from apcnet.console import RunDisplay, progress_bar, show_download, table
+from apcnet.console import RunDisplay, progress_bar, progress_steps, show_download, table
 from apcnet.files import make_folder, write_json
 from apcnet.flags import ways_on
 from apcnet.presets import preset
@@ -320,7 +321,50 @@ def prepare(
     print(f"{root}: {written} files written, {kept} already there")
 
 
-COMMANDS = (train, evaluate, predict, presets, convert, export, check, prepare, info)
+def import_data(
+    source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    classes: Path | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+    groups: str | None = None,
+) -> None:
+    """Convert the annotations of other tools to a folder to train on. The source stays as it is.
+
+    Reads COCO, YOLO segmentation, LabelMe, CVAT, Label Studio, Roboflow masks, VOC and Cityscapes folders, and images
+    with masks of any values or colours. An import that was stopped goes on. The exit status is 1 if `apcnet check`
+    finds that the result cannot be used.
+
+    Args:
+        source: Read this folder, or the file of annotations in it.
+        out: Write images, masks, classes.txt and a sheet of examples to this folder.
+        classes: Read the names of classes from this file, and their colours for coloured masks.
+        val_share: Give this share of the images to val, if the source is not split into train and val.
+        seed: Choose them by this seed.
+        groups: Keep the images together in whose names this regular expression matches the same text.
+    """
+    from apcnet.data.doctor.check import check as check_dataset
+    from apcnet.data.imports.convert import convert as convert_source
+
+    with progress_steps() as progress:
+        made = convert_source(
+            source, out, classes=classes, val_share=val_share, seed=seed, groups=groups, progress=progress
+        )
+        progress("checking", 0, 1)
+        report = check_dataset("folder", out, progress=lambda done, total: progress("checking", done, total))
+    splits = ", ".join(f"{count} {split}" for split, count in sorted(made.splits.items(), reverse=True))
+    print(f"{source} holds {made.format}: {sum(made.splits.values())} images, {len(made.classes)} classes")
+    for note in made.notes:
+        print(f"note: {note}")
+    print(f"{out}: {splits}; {made.written} images written, {made.kept} already there; see {out / 'examples.png'}\n")
+    print(report.text())
+    if not report.ok:
+        sys.exit(PROBLEMS_FOUND)
+    print(shlex.join(["apcnet", "train", "folder", "--root", str(out)]), "trains on it")
+
+
+import_data.__name__ = "import"  # the name of the command is a keyword of Python
+COMMANDS = (train, evaluate, predict, presets, convert, export, check, import_data, prepare, info)
 
 
 def main(arguments: list[str] | None = None) -> None:

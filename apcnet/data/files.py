@@ -24,6 +24,8 @@ _WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "WEBP")
 _LOSSY_IN_TIFF = ("jpeg", "tiff_jpeg", "webp")
 
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange width and height
+
 
 class Pair(NamedTuple):
     """Holds the name of a sample and the paths of its image and mask."""
@@ -87,6 +89,17 @@ def read_image(path: str | Path) -> Tensor:
     return _load(path, levels_of)
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Returns the height and width of an image file as `read_image` reads it, without decoding it."""
+    _check_regular(Path(path))
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds of errors
+        raise ValueError(f"{path}: cannot be decoded: {error}") from error
+
+
 def levels_of(image: Image.Image) -> Tensor:
     """Turns a Pillow image upright, in place, and returns its RGB levels, (3, H, W) uint8."""
     ImageOps.exif_transpose(image, in_place=True)
@@ -101,9 +114,8 @@ def levels_of(image: Image.Image) -> Tensor:
 def read_mask(path: str | Path) -> Tensor:
     """Reads the values that a mask file stores, (H, W) uint8: the grey levels, or the indices into its palette."""
     image = _load(path)
-    compression = image.info.get("compression") if image.format == "TIFF" else None
-    if image.format in _LOSSY or compression in _LOSSY_IN_TIFF:
-        found = f"TIFF compressed by {compression}" if compression else image.format
+    if is_lossy(image):
+        found = f"TIFF compressed by {image.info['compression']}" if image.format == "TIFF" else image.format
         raise ValueError(
             f"{path}: expected a PNG, got {found}, which changes the labels that it stores; "
             "write the mask anew from its source, as a PNG"
@@ -120,6 +132,12 @@ def read_mask(path: str | Path) -> Tensor:
         f"{path}: expected a grey or palette PNG with a class index at each pixel, got {found} "
         f"(Pillow's mode {image.mode}); run `apcnet check` to find the cause"
     )
+
+
+def is_lossy(image: Image.Image) -> bool:
+    """Returns True if the file of an image changes the values that it stores."""
+    compression = image.info.get("compression") if image.format == "TIFF" else None
+    return image.format in _LOSSY or compression in _LOSSY_IN_TIFF
 
 
 def _load(path: str | Path, convert: Callable = lambda image: image):

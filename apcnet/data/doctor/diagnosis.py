@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from apcnet.data.classes import UNKNOWN, Color
-from apcnet.data.files import Files, Pair, read_image, read_mask
+from apcnet.data.files import ORIENTATION, Files, Pair, read_image, read_mask
 from apcnet.data.sample import IGNORE
 
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange width and height
 ERRORS = (OSError, ValueError, MemoryError)
 
 
