@@ -18,7 +18,7 @@ from torch import Tensor
 from apcnet.data.classes import UNKNOWN, Color, label_table
 from apcnet.data.sample import Sample
 
-_EXACT = ("L", "P")  # the modes of Pillow that keep each pixel as one stored byte
+_EXACT = ("1", "L", "P")  # the modes of Pillow that keep the stored value of each pixel
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
 # Pillow's names of what decodes to other values than were stored; JPEG 2000 does not tell whether it is lossless
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "WEBP")
@@ -121,13 +121,13 @@ def read_mask(path: str | Path) -> Tensor:
             "write the mask anew from its source, as a PNG"
         )
     if image.mode in _EXACT:
-        return torch.from_numpy(np.array(image))
+        return torch.from_numpy(np.array(image).astype(np.uint8, copy=False))
     if image.mode in _WIDE:
         values = np.asarray(image)
         if values.max() > 255:
             raise ValueError(f"{path}: expected labels from 0 to 255, got the value {values.max()}")
         return torch.from_numpy(values.astype(np.uint8))
-    found = {"1": "one bit", "RGB": "colours", "RGBA": "colours"}.get(image.mode, "other values")
+    found = {"RGB": "colours", "RGBA": "colours"}.get(image.mode, "other values")
     raise ValueError(
         f"{path}: expected a grey or palette PNG with a class index at each pixel, got {found} "
         f"(Pillow's mode {image.mode}); run `apcnet check` to find the cause"

@@ -29,7 +29,15 @@ from apcnet.training import checkpoint
 from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
-from apcnet.training.start import augmentation, check, class_weights, initial_model, open_data, warn_about_few_images
+from apcnet.training.start import (
+    augmentation,
+    check,
+    class_weights,
+    initial_model,
+    judge,
+    open_data,
+    warn_about_few_images,
+)
 from apcnet.training.step import NotFiniteError, Trainer
 
 PREVIEW_IMAGES = 4
@@ -78,6 +86,8 @@ def train(
         check(config, log_every, workers)
         data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
         with claimed(Path(out), config) as record:
+            if not (Path(out) / checkpoint.LAST).exists():
+                judge(config, {config.data.split: data, config.data.val_split: val_data}, workers)
             run = Run(config, data, val_data, Path(out), place, workers, log_to, show, interrupts)
             if run.step > 0:
                 record()

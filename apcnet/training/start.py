@@ -11,11 +11,12 @@ import torch
 import apcnet.data
 from apcnet.config import Config, Data, Model, differences
 from apcnet.data import augment
+from apcnet.data.doctor.check import judge as judge_files
 from apcnet.data.files import Files
 from apcnet.data.sample import Dataset
 from apcnet.data.stream import Transform
 from apcnet.data.synthetic import Synthetic
-from apcnet.distributed import world_size
+from apcnet.distributed import gather, rank, world_size
 from apcnet.files import read_json
 from apcnet.interop.backbones import TIMM
 from apcnet.keys import WEIGHTS, keyed
@@ -60,6 +61,23 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
             f"--backbone-weights FILE{where}, --init MODEL.safetensors or --from-scratch, which needs many "
             "thousands of images to be as good"
         )
+
+
+def judge(config: Config, opened: dict[str, Files | Synthetic], workers: int) -> None:
+    """Judges one's own data as `apcnet check` does: raises its errors before the first step, and repeats its warnings.
+
+    All processes have to call this; the first one judges.
+    """
+    files = {split: data for split, data in opened.items() if isinstance(data, Files)}
+    complaint = None
+    if rank() == 0 and config.data.dataset == "folder":
+        assert config.data.root is not None  # open_data has checked it
+        report = judge_files("folder", config.data.root, files, workers)
+        complaint = report.complaint()
+        for warning in [] if complaint else report.warnings():
+            warnings.warn(f"root: {warning}", stacklevel=2)
+    if complaint := gather(complaint)[0]:
+        raise ValueError(f"root: {complaint}")
 
 
 def warn_about_few_images(config: Config, images: int) -> None:

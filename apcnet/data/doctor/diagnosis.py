@@ -107,8 +107,6 @@ def _inspect_rejected_mask(
     elif image.mode.startswith("I;16"):  # read_mask rejects only those with values above 255
         values, counts = np.unique(np.asarray(image), return_counts=True)
         return [], size, dict(zip(values.tolist(), counts.tolist(), strict=True))
-    elif image.mode == "1":
-        cause = "one bit for each pixel: save 0 and 1 as 8-bit grey"
     elif image.mode in ("RGB", "RGBA"):
         cause, detail = _about_colors(image.convert("RGB"), palette)
     else:
@@ -182,8 +180,8 @@ def problem_of_values(values: Mapping[int, int], name: str, data: Files) -> Prob
     reduced = bool(data.labels[0] == IGNORE and data.labels[1] == 0)
     if UNKNOWN in stands_for.values():
         return Problem("labels out of range", _why_unknown(values, name, data, reduced))
-    if set(values) == {0, 255} and stands_for[255] == IGNORE and classes > 1:
-        hint = ", or give labels={0: 0, 255: 1}" if name == "folder" else ""
+    if set(values) == {0, 255} and stands_for[255] == IGNORE and (classes > 1 or name == "folder"):
+        hint = ", or give labels={0: 0, 255: 1}, on the command line --labels 0 0 255 1" if name == "folder" else ""
         return Problem("nothing to learn", f"masks of 0 and 255, and 255 is ignored: save 1 in its place{hint}")
     if values and set(stands_for.values()) == {IGNORE}:
         return Problem("nothing to learn", "every pixel of every mask is ignored")

@@ -1,6 +1,7 @@
 """Reports the findings of `check`: as text for people, and as a dictionary for JSON."""
 
 import math
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ SEVERITY = {  # every kind of finding, in the order of the report; an error stop
     "nothing to learn": ERROR,
     "mask of no image": WARNING,
     "labels shifted": WARNING,
+    "most pixels ignored": WARNING,
     "palette disagrees": WARNING,
     "turned image": WARNING,
     "image in two splits": WARNING,
@@ -71,6 +73,7 @@ class Report:
     classes: tuple[str, ...]
     splits: dict[str, Split]
     findings: tuple[Finding, ...]
+    conversion: str | None = None  # the command that may convert the masks to ones that can be used
 
     @property
     def ok(self) -> bool:
@@ -108,7 +111,27 @@ class Report:
             lines += ["", *self._table()]
         counts = [sum(finding.severity == severity for finding in self.findings) for severity in (ERROR, WARNING, NOTE)]
         counted = [f"{n} {what}{'s' * (n > 1)}" for n, what in zip(counts, (ERROR, WARNING, NOTE), strict=True) if n]
-        return "\n".join([*lines, "", ", ".join(counted) or "No problems found.", ""])
+        conversion = [f"To convert the masks, type: {self.conversion}", ""] if self.conversion else []
+        return "\n".join([*lines, "", *conversion, ", ".join(counted) or "No problems found.", ""])
+
+    def complaint(self) -> str | None:
+        """Returns the most severe error in one line, with the command to type next; None if there is no error."""
+        errors = [finding for finding in self.findings if finding.severity == ERROR]
+        if not errors:
+            return None
+        first, convertible = errors[0], any(finding.kind == errors[0].kind for finding in errors)
+        step = self.conversion if self.conversion and convertible else None
+        where = f"{first.kind}, {first.count} in {first.split}: {first.cause} ({first.examples[0]})"
+        check = shlex.join(["apcnet", "check", self.dataset, self.root])
+        return f"{where}; type: {step or check}"
+
+    def warnings(self) -> list[str]:
+        """Returns the warnings, each in one line."""
+        return [
+            f"{finding.kind}, {finding.count} in {finding.split}: {finding.cause} ({finding.examples[0]})"
+            for finding in self.findings
+            if finding.severity == WARNING
+        ]
 
     def _table(self) -> list[str]:
         """Formats a table with the pixels, the images and the weight of each class."""

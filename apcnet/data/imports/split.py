@@ -32,26 +32,31 @@ def choose_val(
     for name in names:
         members[groups[name] if groups else name].append(name)
     order = sorted(members, key=lambda group: (keyed(seed, zlib.crc32(group.encode(errors="surrogateescape"))), group))
+    labels = {group: {label for name in members[group] for label in (present or {}).get(name, ())} for group in order}
     holding = defaultdict(list)  # the groups that hold each class, in the random order
     for group in order:
-        for label in {label for name in members[group] for label in (present or {}).get(name, ())}:
+        for label in labels[group]:
             holding[label].append(group)
     val: set[str] = set()
+    full: set[int] = set()  # the classes of which val holds its share
 
     def fill(candidates: list[str], wanted: float) -> None:
         """Moves groups to val until it holds the wanted number of samples, and leaves one group at least."""
-        count = sum(len(members[group]) for group in candidates if group in val)
-        for group in candidates:
-            left = sum(other not in val for other in candidates)
+        count, left = (
+            sum(len(members[group]) for group in candidates if group in val),
+            sum(group not in val for group in candidates),
+        )
+        for group in sorted(candidates, key=lambda group: len(labels[group] & full)):  # stable: otherwise random
             if count >= wanted or left <= 1:
                 return
             if group not in val:
                 val.add(group)
-                count += len(members[group])
+                count, left = count + len(members[group]), left - 1
 
     for label in sorted(holding, key=lambda label: (len(holding[label]), label)):
         total = sum(len(members[group]) for group in holding[label])
         fill(holding[label], max(1, round(share * total)))
+        full.add(label)
     fill(order, max(1, round(share * len(names))))
     return {name for group in val for name in members[group]}
 
