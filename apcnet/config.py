@@ -48,6 +48,8 @@ class Model:
     """Give the backbone's first stage this many channels."""
     stem_width: int | None = None
     """Give the backbone's stem this many channels."""
+    in_channels: int | None = None
+    """Read images with this many channels."""
     channels: int | None = None
     """Give the head this many channels."""
     scales: tuple[int, ...] | None = None
@@ -89,7 +91,7 @@ class Model:
         _convert_fields(self)
         if bool(self.backbone_weights) + bool(self.init) + self.from_scratch > 1:
             raise ValueError("backbone_weights, init, from_scratch: expected one of them at most")
-        _check(self, *COUNT, "width", "stem_width", "channels", "codes", "kernel_size", "neck_channels")
+        _check(self, *COUNT, "width", "stem_width", "in_channels", "channels", "codes", "kernel_size", "neck_channels")
         _check(self, *NOT_NEGATIVE, "convs", "auxiliary_channels", "auxiliary_weight", "presence_weight")
         _check(self, *FRACTION, "dropout")
 

@@ -30,7 +30,7 @@ def create(
         backbone_weights: Pretrained weights of the backbone: a file (mmsegmentation's resnet50_v1c .pth, or any saved
             model), or "timm:resnet50c" or "timm:resnet101c". The default is None: random weights.
         options: Further options of the backbone, the head and the losses, see `apcnet.models.build`; for example
-            output_stride, channels, scales, dropout, align_corners.
+            output_stride, in_channels, channels, scales, dropout, align_corners.
 
     Returns:
         The model: `model(images)` returns logits, `model(images, target)` the training losses.
@@ -64,6 +64,8 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
     trained = architecture["num_classes"]
     model = build(**{**architecture, "num_classes": num_classes or trained})
     model.mean, model.std = tuple(about["mean"]), tuple(about["std"])
+    if about.get("range"):
+        model.range = tuple((low, high) for low, high in about["range"])
     if model.num_classes == trained:
         model.classes = about["classes"] and tuple(about["classes"])
         model.palette = about["palette"] and tuple(map(tuple, about["palette"]))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from apcnet.choices import check_choice
+from apcnet.data.sample import MEAN, STD
 from apcnet.models.apc import APCHead
 from apcnet.models.enc import EncHead
 from apcnet.models.fcn import FCNHead
@@ -45,6 +46,8 @@ def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **opti
         for names in (head_names, backbone_names, options.keys() - head_names - backbone_names)
     )
     segmentor = assemble(*parts, num_classes, head_options, backbone_options, **others)
+    channels = segmentor.in_channels
+    segmentor.mean, segmentor.std = (_for_channels(values, channels) for values in (MEAN, STD))
     segmentor.architecture = {"model": model, "backbone": backbone, "num_classes": num_classes, **options}
     return segmentor
 
@@ -97,6 +100,11 @@ def assemble(
             channels[2], num_classes, channels=auxiliary_channels, convs=1, concat=False, index=2, **shared_options
         )
     return Segmentor(backbone, head(in_channels, num_classes, **head_options), neck, auxiliary, **losses)
+
+
+def _for_channels(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Returns values for images of this number of channels: grey images take the mean, others repeat the RGB values."""
+    return (sum(rgb) / len(rgb),) if channels == 1 else tuple(rgb[i % len(rgb)] for i in range(channels))
 
 
 def _options(function: Callable) -> list[str]:

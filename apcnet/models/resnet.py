@@ -19,20 +19,23 @@ class ResNetV1c(nn.Module):
         output_stride: Stride of the last map, in pixels of the image: 8, 16 or 32.
         width: Number of channels of the first stage's 3×3 convolutions; 64 in the published models.
         stem_width: Number of channels of the stem's result.
+        in_channels: Number of channels of the images.
 
     Attributes:
         channels: Numbers of channels of the four maps.
         strides: Strides of the four maps, in pixels of the image.
     """
 
-    def __init__(self, depth: int = 50, *, output_stride: int = 8, width: int = 64, stem_width: int = 64):
+    def __init__(
+        self, depth: int = 50, *, output_stride: int = 8, width: int = 64, stem_width: int = 64, in_channels: int = 3
+    ):
         super().__init__()
         if output_stride not in STAGES:
             raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
         block = BasicBlock if depth < 50 else Bottleneck
-        half = stem_width // 2
+        half, self.in_channels = stem_width // 2, in_channels
         self.stem = nn.Sequential(
-            *_conv_norm(3, half, 3, stride=2), nn.ReLU(inplace=True),
+            *_conv_norm(in_channels, half, 3, stride=2), nn.ReLU(inplace=True),
             *_conv_norm(half, half, 3), nn.ReLU(inplace=True),
             *_conv_norm(half, stem_width, 3), nn.ReLU(inplace=True),
         )  # fmt: skip

@@ -8,6 +8,7 @@ best.safetensors       the model with the highest mIoU so far
 final.safetensors      the model after the last step
 metrics.json           scores of the final model
 confusion.npy, .png    confusion matrix of the final model
+images.json            levels of images that are not 8-bit RGB, measured before the first step
 preview/000150.png     images, labels, predictions and errors of every evaluation
 failed.json            the samples of a step whose losses are not finite
 """

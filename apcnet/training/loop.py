@@ -19,7 +19,9 @@ import torch
 
 from apcnet import draw
 from apcnet.config import Config
+from apcnet.data.levels import visible
 from apcnet.data.sample import Dataset
+from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
 from apcnet.distributed import gather, process_group, rank, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
@@ -30,13 +32,15 @@ from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
 from apcnet.training.start import (
+    STATISTICS,
     augmentation,
     check,
     class_weights,
     initial_model,
     judge,
     open_data,
-    warn_about_few_images,
+    read_statistics,
+    warn_about_images,
 )
 from apcnet.training.step import NotFiniteError, Trainer
 
@@ -86,19 +90,22 @@ def train(
         check(config, log_every, workers)
         data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
         with claimed(Path(out), config) as record:
+            statistics = read_statistics(Path(out))
             if not (Path(out) / checkpoint.LAST).exists():
-                judge(config, {config.data.split: data, config.data.val_split: val_data}, workers)
-            run = Run(config, data, val_data, Path(out), place, workers, log_to, show, interrupts)
+                statistics = judge(config, {config.data.split: data, config.data.val_split: val_data}, workers)
+            run = Run(config, data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts)
             if run.step > 0:
                 record()
             if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
                 run.evaluate()
             if run.step == 0:
-                warn_about_few_images(config, len(data))
+                warn_about_images(config, len(data), statistics)
                 run.save_preview()
             for batch in run.batches():
                 values, stop = run.train_step(batch)
                 record()
+                if run.step == 1:
+                    run.save_statistics()
                 if run.due(log_every):
                     run.record_losses(values)
                 if run.due(config.save_every) or run.due(config.eval_every) or stop:
@@ -118,6 +125,7 @@ class Run:
         config: Config,
         data: Dataset,
         val_data: Dataset,
+        statistics: Statistics | None,
         out: Path,
         device: torch.device,
         workers: int,
@@ -125,12 +133,12 @@ class Run:
         show: Callable[[dict], None],
         interrupts: Interrupts,
     ):
-        self.config, self.data, self.val_data = config, data, val_data
+        self.config, self.data, self.val_data, self.statistics = config, data, val_data, statistics
         self.out, self.device, self.workers = out, device, workers
         self.is_main, self.interrupts = rank() == 0, interrupts
         self.show = show if self.is_main else lambda record: None
         weights = class_weights(config, self.data.classes)
-        self.trainer = Trainer(initial_model(config, self.data).to(device), config, weights)
+        self.trainer = Trainer(initial_model(config, self.data, statistics).to(device), config, weights)
         self.model = self.trainer.result
         self.step, self.evaluated = 0, 0
         self.best: dict | None = None
@@ -198,6 +206,11 @@ class Run:
         self._record({"step": self.step, **finite, "images_per_second": round(speed, 2), "memory_mib": self._memory()})
         self.log_time, self.log_step = time.perf_counter(), self.step
 
+    def save_statistics(self) -> None:
+        """Saves the levels of the images that this run normalises by, unless they are 8-bit RGB."""
+        if self.is_main and self.statistics is not None:
+            write_json(self.out / STATISTICS, self.statistics.json())
+
     def save(self) -> None:
         """Saves a checkpoint, unless this step has one already."""
         if self.is_main and self.saved != self.step:  # a second save would replace previous.pt by the same state
@@ -258,7 +271,7 @@ class Run:
         images = [sample.image for sample in samples]
         predictions = predict(self.model, images, self.config.evaluation, precision=self.config.precision)
         rows = [
-            (sample.image, sample.mask, prediction.labels)
+            (visible(sample.image, self.model.range), sample.mask, prediction.labels)
             for sample, prediction in zip(samples, predictions, strict=True)
         ]
         (self.out / "preview").mkdir(exist_ok=True)

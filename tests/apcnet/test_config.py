@@ -23,6 +23,7 @@ OTHER = {  # for every field a value other than its default
     "output_stride": 16,
     "width": 8,
     "stem_width": 8,
+    "in_channels": 4,
     "channels": 8,
     "scales": (1, 2),
     "guide": False,

@@ -298,9 +298,15 @@ def bands(path: Path, image: np.ndarray) -> None:
     height, width, count = image.shape
     data = image.astype("<u2").tobytes()
     bits = 8 + len(data)
-    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, count, bits), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, count, bits if count > 2 else 16 << 16 | 16),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+    ]
     entries += [(273, 4, 1, 8), (277, 3, 1, count), (278, 3, 1, height), (279, 4, 1, len(data)), (284, 3, 1, 1)]
-    entries += [(338, 3, count - 1, bits + 2 * count)]
+    entries += [(338, 3, count - 1, bits + 2 * count if count > 3 else 0)]
     directory = bits + 4 * count
     body = data + struct.pack(f"<{count}H", *[16] * count) + bytes(2 * count)
     head = struct.pack("<2sHI", b"II", 42, directory)

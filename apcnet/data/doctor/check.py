@@ -17,7 +17,9 @@ from apcnet.data.doctor.diagnosis import Inspection, Inspector, Problem, label_o
 from apcnet.data.doctor.report import SEVERITY, Finding, Report, Split, is_training
 from apcnet.data.files import Files, Pair
 from apcnet.data.folder import import_command
+from apcnet.data.levels import Form
 from apcnet.data.sample import IGNORE
+from apcnet.data.statistics import Statistics
 from apcnet.data.stream import loader
 
 SAMPLE = 256  # of each split: the pairs of files that training judges before its first step; `check` judges all
@@ -102,7 +104,8 @@ def _judge(
     classes = next((tuple(files.classes) for files in opened.values()), ())
     findings = notes.findings()
     convertible = name == "folder" and any(finding.kind in CONVERTED for finding in findings)
-    return Report(name, str(root), classes, statistics, findings, import_command(root) if convertible else None)
+    conversion = import_command(root) if convertible else None
+    return Report(name, str(root), classes, statistics, findings, conversion, _measure(opened, inspections))
 
 
 class _Notes:
@@ -165,11 +168,29 @@ def _inspect_all(
     inspections = {}
     report(0, len(pairs))
     if pairs:
-        inspector = Inspector(pairs, opened[0].palette, opened[0].labels)
+        inspector = Inspector(pairs, opened[0].palette, opened[0].labels, _form_of(opened))
         for pair, inspection in zip(pairs, loader(inspector, range(len(pairs)), workers), strict=True):
             inspections[pair] = inspection
             report(len(inspections), len(pairs))
     return inspections
+
+
+def _form_of(opened: Iterable[Files]) -> Form | None:
+    """Returns the form of the first image that can be read; the others are judged by it."""
+    for files in opened:
+        try:
+            return files.form
+        except (OSError, ValueError):  # which becomes a finding of this image
+            continue
+    return None
+
+
+def _measure(opened: Mapping[str, Files], inspections: Mapping[Pair, Inspection]) -> Statistics | None:
+    """Measures the levels of the training images, or of all images without a training split."""
+    form = _form_of(opened.values())
+    splits = [files for split, files in opened.items() if is_training(split)] or list(opened.values())
+    moments = [inspections[pair].moments for files in splits for pair in files.pairs]
+    return None if form is None else Statistics.over(form.kind, filter(None, moments))
 
 
 def _count(files: Files, masks: Mapping[str, Mapping[int, int]]) -> Split:

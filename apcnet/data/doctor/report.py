@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from apcnet.data.statistics import Statistics
+
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITY = {  # every kind of finding, in the order of the report; an error stops training or makes it worthless
     "split not opened": ERROR,
@@ -74,6 +76,7 @@ class Report:
     splits: dict[str, Split]
     findings: tuple[Finding, ...]
     conversion: str | None = None  # the command that may convert the masks to ones that can be used
+    images: Statistics | None = None  # the levels of the training images, if they are not 8-bit RGB
 
     @property
     def ok(self) -> bool:
@@ -97,6 +100,8 @@ class Report:
             "findings": [{"severity": finding.severity, **asdict(finding)} for finding in self.findings],
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
+        if self.images:
+            report["images"] = self.images.json()
         if weights := self.class_weights():
             report["class_weights"] = {"split": weights[0], "rule": RULE, "weights": weights[1]}
         return report
@@ -105,6 +110,10 @@ class Report:
         """Returns the report as text for a terminal."""
         lines = [f"{self.dataset} in {self.root}"]
         lines += [f"  {name}: {_extent(split)}" for name, split in self.splits.items()]
+        if self.images:
+            lines += [f"  images: {self.images}"]
+            for measure, values in (("mean", self.images.mean), ("std", self.images.std)):
+                lines.append(f"  {measure} of each channel: {' '.join(f'{value:.4g}' for value in values)}")
         for finding in self.findings:
             lines += ["", *_finding_as_lines(finding)]
         if any(split.masks_read for split in self.splits.values()):

@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw
 
 from apcnet import draw
 from apcnet.data.classes import Color
-from apcnet.data.files import image_size, read_image
+from apcnet.data.files import checked_form, image_size, read_as
 from apcnet.data.imports.source import Item
+from apcnet.data.levels import visible
 
 EXAMPLES, COLUMNS = 12, 2  # samples, and how many stand side by side
 SIDE, GAP = 220, 12  # pixels of the longer side of a picture, and between pictures
@@ -53,7 +54,8 @@ def choose(counts: Sequence[Counter]) -> list[int]:
 
 def _panels(item: Item, palette: Sequence[Color]) -> list[Image.Image]:
     """Returns the image, the mask in colours and both together, in one size."""
-    image, labels = read_image(item.image), torch.from_numpy(item.mask(image_size(item.image)))
+    image = visible(read_as(item.image, checked_form(item.image)))
+    labels = torch.from_numpy(item.mask(image_size(item.image)))
     factor = SIDE / max(labels.shape)
     size = max(1, round(labels.shape[1] * factor)), max(1, round(labels.shape[0] * factor))
     photo = Image.fromarray(image.permute(1, 2, 0).numpy())
