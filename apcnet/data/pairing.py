@@ -33,6 +33,14 @@ MASK_ENDING = re.compile(
     re.IGNORECASE,
 )
 IMAGE_ENDING = re.compile(r"(.+?)[_.-](?:leftImg8bit|image|img|rgb)", re.IGNORECASE)
+PHOTO_ENDING = re.compile(r"(.+)\.(?:jpe?g|png|bmp|tiff?|webp)", re.IGNORECASE)  # a.jpg.png, the mask of a.jpg
+# The ways to name images and masks alike, the first that pairs some: which endings they lose, and if folders count.
+WAYS = [
+    (images, masks, folders)
+    for folders in (True, False)
+    for images in (None, IMAGE_ENDING)
+    for masks in (None, MASK_ENDING, PHOTO_ENDING)
+]
 UNUSED_ENDING = re.compile(r".+_gt(?:Fine|Coarse)_(?:color|instanceIds|polygons)", re.IGNORECASE)
 
 
@@ -63,9 +71,9 @@ def find_pairs(root: Path) -> Pairing:
     files = [path for path in files if not _is_unused(parts[path])]
     masks = [path for path in files if _folders_of(parts[path]) & MASK_FOLDERS]
     images = [path for path in files if path not in set(masks)]
-    if not masks:
-        masks = [path for path in images if MASK_ENDING.fullmatch(path.stem)]
-        images = [path for path in images if path not in set(masks)]
+    if not masks or not images:
+        masks = [path for path in files if MASK_ENDING.fullmatch(path.stem)]
+        images = [path for path in files if path not in set(masks)]
     if not masks or not images:
         images, masks = _by_suffix(files, parts)
     if any(_folders_of(parts[path]) & IMAGE_FOLDERS for path in images):
@@ -98,20 +106,20 @@ def _by_suffix(files: list[Path], parts: Mapping[Path, PurePosixPath]) -> tuple[
 
 def _matched(root: Path, images: list[Path], masks: list[Path]) -> Pairing:
     """Names images and masks by their paths without the words that tell their kind and split."""
-    image_names, mask_names = _named(root, images, None), _named(root, masks, None)
-    if not image_names.keys() & mask_names.keys():
-        stripped = _named(root, images, IMAGE_ENDING), _named(root, masks, MASK_ENDING)
-        image_names = next(
-            (each for each in (image_names, stripped[0]) if each.keys() & stripped[1].keys()), stripped[0]
-        )
-        mask_names = stripped[1]
+    image_names, mask_names = {}, {}
+    for image_ending, mask_ending, folders in WAYS:
+        image_names = _named(root, images, image_ending, folders)
+        mask_names = _named(root, masks, mask_ending, folders)
+        if {name.name for name in image_names} & {name.name for name in mask_names}:
+            break
     if not any(name.split for name in mask_names):  # one folder of masks serves the images of all splits
         plain = {name.name: path for name, path in mask_names.items()}
         mask_names = {name: plain[name.name] for name in image_names if name.name in plain} or mask_names
     return Pairing(image_names, mask_names)
 
 
-def _named(root: Path, files: Iterable[Path], ending: re.Pattern | None) -> dict[Named, Path]:
+def _named(root: Path, files: Iterable[Path], ending: re.Pattern | None, folders: bool) -> dict[Named, Path]:
+    """Names files by the folders and the name that are left, if `folders` count at all."""
     found: dict[Named, Path] = {}
     for path in sorted(files):
         split, kept = None, []
@@ -119,7 +127,7 @@ def _named(root: Path, files: Iterable[Path], ending: re.Pattern | None) -> dict
             lower = part.lower()
             if split is None and lower in SPLITS:
                 split = SPLITS[lower]
-            elif lower not in IMAGE_FOLDERS | MASK_FOLDERS:
+            elif folders and lower not in IMAGE_FOLDERS | MASK_FOLDERS:
                 kept.append(part)
         match = ending.fullmatch(path.stem) if ending else None
         name = Named("/".join([*kept, match[1] if match else path.stem]), split)

@@ -271,6 +271,16 @@ def masks(samples: Samples, root: Path, encode, suffix: str = "png", classes=CLA
         save_lines(classes, root / "classes.txt")
 
 
+def camvid(samples: Samples, root: Path) -> None:
+    """Writes CamVid's folders: coloured masks with the ending _L, and label_colors.txt."""
+    for name, (image, mask) in samples.items():
+        save(image, root / "701_StillsRaw_full" / f"{name}.png")
+        save(np.array(COLORS, np.uint8)[mask], root / "LabeledApproved_full" / f"{name}_L.png")
+    save_lines(
+        (f"{r} {g} {b}\t\t{name}" for name, (r, g, b) in zip(CLASSES, COLORS, strict=True)), root / "label_colors.txt"
+    )
+
+
 def flat(samples: Samples, root: Path, ending: str = "_mask") -> None:
     """Writes images and masks into one folder."""
     for name, (image, mask) in samples.items():

@@ -10,11 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from apcnet.data.imports.regions import Size, coco_run_lengths, polygon
-from apcnet.data.imports.source import Images, Item, Source, missing_note, name_of, paint, split_in, with_background
+from apcnet.data.imports.regions import Size, coco_run_lengths
+from apcnet.data.imports.source import (
+    Images,
+    Item,
+    Source,
+    missing_note,
+    name_of,
+    paint,
+    read_json_with,
+    split_in,
+    with_background,
+)
 from apcnet.data.layout import files_below
 
 KIND = "annotations of COCO"
+KEYS = ("images", "annotations", "categories")
 
 
 def files(root: Path) -> list[Path]:
@@ -23,11 +34,8 @@ def files(root: Path) -> list[Path]:
 
 
 def _is_coco(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
+    content = read_json_with(path, *KEYS)
+    return isinstance(content, dict) and content.keys() >= set(KEYS)
 
 
 def read(root: Path, paths: list[Path]) -> Source:
@@ -63,13 +71,13 @@ def read(root: Path, paths: list[Path]) -> Source:
 
 
 def _mask(path: Path, regions: list[tuple[int, dict]], size: Size) -> np.ndarray:
-    def pixels(one: dict) -> np.ndarray:
+    def shape(one: dict) -> np.ndarray | list[np.ndarray]:
         try:
             code = one["segmentation"]
             if isinstance(code, dict):
                 return coco_run_lengths(code, size)
-            return np.logical_or.reduce([np.zeros(size, bool), *(polygon(ring, size) for ring in code)])
+            return [np.array(ring, np.float64).reshape(-1, 2) for ring in code]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: annotation {one.get('id')}: {error}") from error
 
-    return paint(((label, pixels(one)) for label, one in regions), size, by_area=True)
+    return paint(((label, shape(one)) for label, one in regions), size, by_area=True)

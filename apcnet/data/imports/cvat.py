@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from apcnet.data.imports.regions import Size, ellipse, from_lengths, polygon, rectangle
+from apcnet.data.imports.regions import Size, ellipse, from_lengths, rectangle
 from apcnet.data.imports.source import (
     Images,
     Item,
@@ -82,12 +82,12 @@ def _mask(path: Path, name: str, shapes: list[Element], classes: list[str], size
     return paint(regions, size, by_area=False)
 
 
-def _pixels(shape: Element, size: Size) -> np.ndarray:
+def _pixels(shape: Element, size: Size) -> np.ndarray | list[np.ndarray]:
     def number(attribute: str) -> float:
         return float(shape.get(attribute, ""))
 
     if shape.tag == "polygon":
-        return polygon([point.split(",") for point in shape.get("points", "").split(";")], size)
+        return [np.array([point.split(",") for point in shape.get("points", "").split(";")], np.float64)]
     if shape.tag == "box":
         return rectangle(number("xtl"), number("ytl"), number("xbr"), number("ybr"), size)
     if shape.tag == "ellipse":

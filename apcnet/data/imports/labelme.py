@@ -13,8 +13,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apcnet.data.imports.regions import Size, ellipse, polygon, rectangle
-from apcnet.data.imports.source import Images, Item, Source, missing_note, name_of, paint, split_in, with_background
+from apcnet.data.imports.regions import Size, ellipse, rectangle
+from apcnet.data.imports.source import (
+    Images,
+    Item,
+    Source,
+    missing_note,
+    name_of,
+    paint,
+    read_json_with,
+    split_in,
+    with_background,
+)
 from apcnet.data.layout import files_below
 
 KIND = "annotations of LabelMe"
@@ -28,15 +38,12 @@ def files(root: Path) -> list[Path]:
 
 
 def _is_labelme(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        return False
+    content = read_json_with(path, "shapes", "imagePath")
     return isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys()
 
 
 def read(root: Path, paths: list[Path]) -> Source:
-    """Reads annotations, whose images lie beside them, elsewhere below the root, or inside the files."""
+    """Reads annotations, whose images lie beside them or elsewhere below the root."""
     contents = {path: json.loads(path.read_bytes()) for path in paths}
     lists = [path for name in ("labels.txt", "classes.txt") for path in root.rglob(name)]
     if lists:
@@ -72,11 +79,11 @@ def _mask(path: Path, shapes: list[dict], classes: list[str], size: Size) -> np.
     return paint(regions, size, by_area=False)
 
 
-def _pixels(shape: dict, size: Size) -> np.ndarray | None:
+def _pixels(shape: dict, size: Size) -> np.ndarray | list[np.ndarray] | None:
     points = np.array(shape["points"], np.float64)
     match shape.get("shape_type", "polygon"):
         case "polygon":
-            return polygon(points, size)
+            return [points]
         case "rectangle":
             (left, top), (right, bottom) = points.min(0), points.max(0)
             return rectangle(left, top, right, bottom, size)

@@ -4,7 +4,6 @@ Labels become classes in alphabetic order, after the background. The names of PN
 not the image: a JSON export beside them says which image a task is.
 """
 
-import json
 import re
 from collections import defaultdict
 from functools import partial
@@ -14,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from apcnet.data.imports.regions import Size, ellipse, label_studio_run_lengths, polygon, rectangle
+from apcnet.data.imports.regions import Size, ellipse, label_studio_run_lengths, rectangle
 from apcnet.data.imports.source import (
     Images,
     Item,
@@ -23,6 +22,7 @@ from apcnet.data.imports.source import (
     missing_note,
     name_of,
     paint,
+    read_json_with,
     split_in,
     with_background,
 )
@@ -44,10 +44,7 @@ def files(root: Path) -> list[Path]:
 
 def _tasks(path: Path) -> list[dict]:
     """Returns the tasks of a JSON export, or nothing if the file is something else."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        return []
+    content = read_json_with(path)
     if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
         return []
     return content if any("annotations" in task or "completions" in task or _min(task) for task in content) else []
@@ -122,7 +119,7 @@ def _mask(path: Path, name: str, results: list[dict], classes: list[str], size: 
     return paint(regions, size, by_area=True)
 
 
-def _pixels(one: dict, value: dict, size: Size) -> np.ndarray | None:
+def _pixels(one: dict, value: dict, size: Size) -> np.ndarray | list[np.ndarray] | None:
     """Returns the pixels of a region, whose coordinates are percentages of the size."""
     height, width = size
     if "rle" in value:
@@ -131,7 +128,7 @@ def _pixels(one: dict, value: dict, size: Size) -> np.ndarray | None:
             raise ValueError(f"expected brush labels of {width}×{height}, got {stored[1]}×{stored[0]}")
         return label_studio_run_lengths(value["rle"], size)
     if "points" in value:
-        return polygon(np.array(value["points"], float) * (width / 100, height / 100), size)
+        return [np.array(value["points"], float) * (width / 100, height / 100)]
     if "radiusX" in value:
         x, y, across, down = (value[key] / 100 for key in ("x", "y", "radiusX", "radiusY"))
         return ellipse(x * width, y * height, across * width, down * height, size)

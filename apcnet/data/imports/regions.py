@@ -1,14 +1,17 @@
 """Turns polygons, ellipses and run lengths into masks: the shapes in which annotation tools store regions.
 
 A pixel belongs to a region if its centre lies in it: the centre of the pixel in row i and column j is (j + ½, i + ½).
+Contours of programs count otherwise: OpenCV's go through the centres of the outermost pixels, whose coordinates they
+take as whole numbers, and scikit-image's half a pixel around them. `counting` tells them by their coordinates.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 Size = tuple[int, int]  # height and width
+WHOLE = 0.02  # of a pixel: coordinates that are stored as shares of the size are rounded
 
 
 def polygon(points: np.ndarray | Sequence, size: Size) -> np.ndarray:
@@ -26,6 +29,40 @@ def polygon(points: np.ndarray | Sequence, size: Size) -> np.ndarray:
             crossings = x + (rows + 0.5 - y) * ((next_x - x) / (next_y - y))
             toggles[rows, np.ceil(crossings - 0.5).clip(0, width).astype(np.int64)] += 1
     return toggles[:, :width].cumsum(1) % 2 == 1
+
+
+def counting(rings: Iterable[np.ndarray]) -> str:
+    """Tells how the polygons of an image count pixels: "corners", or as contours of "opencv" or of "skimage"."""
+    rings = [np.asarray(ring, np.float64).reshape(-1, 2) for ring in rings]
+    if not rings:
+        return "corners"
+    points = np.concatenate(rings)
+    whole, half = (abs(points - offset - np.round(points - offset)) < WHOLE for offset in (0, 0.5))
+    if (whole ^ half).all() and (whole.sum(1) == 1).all():
+        return "skimage"
+    steps = np.concatenate([ring - np.roll(ring, 1, axis=0) for ring in rings])
+    slanted = (abs(steps) > WHOLE).all(1).any()  # outlines along the edges of pixels are never slanted
+    return "opencv" if whole.all() and slanted else "corners"
+
+
+def fill(rings: Iterable[np.ndarray], size: Size, counted: str) -> np.ndarray:
+    """Marks the pixels of all rings, which count pixels as `counting` says."""
+    pixels = np.zeros(size, bool)
+    for ring in rings:
+        points = np.asarray(ring, np.float64).reshape(-1, 2)
+        pixels |= polygon(points if counted == "corners" else points + 0.5, size)
+        if counted == "opencv":
+            _draw_outline(points, pixels)
+    return pixels
+
+
+def _draw_outline(points: np.ndarray, pixels: np.ndarray) -> None:
+    """Marks the pixels on the lines between points, which are the outermost pixels of a contour."""
+    for (x, y), (next_x, next_y) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        count = int(max(abs(next_x - x), abs(next_y - y)) + 0.5) + 1
+        rows = np.round(np.linspace(y, next_y, count)).astype(int).clip(0, pixels.shape[0] - 1)
+        columns = np.round(np.linspace(x, next_x, count)).astype(int).clip(0, pixels.shape[1] - 1)
+        pixels[rows, columns] = True
 
 
 def rectangle(left: float, top: float, right: float, bottom: float, size: Size) -> np.ndarray:

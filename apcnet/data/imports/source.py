@@ -1,21 +1,22 @@
 """Defines what every reader returns: the classes of a source, and a name, an image and a mask for each sample."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from apcnet.data.classes import Color
-from apcnet.data.imports.regions import Size
+from apcnet.data.imports.regions import Size, counting, fill
 from apcnet.data.layout import SUFFIXES, files_below
 from apcnet.data.pairing import SPLITS
 
 BACKGROUND = "background"
-Region = tuple[int, np.ndarray]  # the index of a class, and its pixels
+Region = tuple[int, np.ndarray | list[np.ndarray]]  # the index of a class, and its pixels (H, W) or its rings (N, 2)
 
 
 class Item(NamedTuple):
@@ -48,10 +49,12 @@ def with_background(names: Iterable[str]) -> list[str]:
 def paint(regions: Iterable[Region], size: Size, by_area: bool) -> np.ndarray:
     """Draws regions on a mask of class 0, in order or from the largest to the smallest; later ones cover others."""
     regions = list(regions)
+    counted = counting(ring for _, shape in regions if isinstance(shape, list) for ring in shape)
+    drawn = [(label, fill(shape, size, counted) if isinstance(shape, list) else shape) for label, shape in regions]
     if by_area:
-        regions.sort(key=lambda region: -int(region[1].sum()))
+        drawn.sort(key=lambda region: -int(region[1].sum()))
     mask = np.zeros(size, np.uint8)
-    for label, pixels in regions:
+    for label, pixels in drawn:
         mask[pixels] = label
     return mask
 
@@ -100,6 +103,17 @@ def missing_note(missing: Sequence[str]) -> list[str]:
     if not missing:
         return []
     return [f"{len(missing)} annotated images are not in the source and were left out: {', '.join(missing[:3])} …"]
+
+
+def read_json_with(path: Path, *keys: str) -> Any:
+    """Reads a JSON file that holds these words as keys, or returns None; files of gigabytes without them are fast."""
+    content = path.read_bytes()
+    if not all(f'"{key}"'.encode() in content for key in keys):
+        return None
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
 
 
 def read_xml(path: Path) -> ElementTree.Element:

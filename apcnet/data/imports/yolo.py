@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apcnet.data.imports.regions import Size, polygon
+from apcnet.data.imports.regions import Size
 from apcnet.data.imports.source import Images, Item, Source, name_of, paint, split_in, with_background
 from apcnet.data.layout import files_below
 
@@ -102,5 +102,5 @@ def _mask(path: Path | None, labels: list[int], size: Size) -> np.ndarray:
                 f"{line[:40]!r}"
             )
         points = np.array(numbers).reshape(-1, 2) * (width, height)
-        regions.append((labels[int(index)], polygon(points, size)))
+        regions.append((labels[int(index)], [points]))
     return paint(regions, size, by_area=True)

@@ -4,12 +4,14 @@ from functools import partial
 from pathlib import Path
 
 import annotation_trees as trees
+import fake_trees
 import numpy as np
 import pytest
 from PIL import Image
 
 import apcnet.data
 from apcnet.data.imports.convert import convert
+from apcnet.data.imports.regions import coco_run_lengths, counting, fill, from_lengths, polygon
 
 COLORS, VOC = np.array(trees.COLORS, np.uint8), np.array(trees.VOC, np.uint8)
 COLORED = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(trees.CLASSES, trees.COLORS, strict=True)]
@@ -39,6 +41,8 @@ FORMS = {  # how a source is written, what it is taken for, and the share of equ
     ),
     "jpeg-grey": (partial(trees.masks, encode=lambda m: m * 85, suffix="jpg"), "mask images, 4 values", 0.93),
     "suffixes": (partial(trees.masks, encode=np.copy, ending="_segmentation"), "mask images, class indices", 1),
+    "two-suffixes": (partial(trees.masks, encode=np.copy, ending=".jpg"), "mask images, class indices", 1),
+    "camvid": (trees.camvid, "mask images, the colours", 1),
     "flat": (trees.flat, "mask images, class indices", 1),
     "mmsegmentation": (trees.mmsegmentation, "mask images, class indices", 1),
 }
@@ -110,3 +114,50 @@ def test_masks_of_two_values_keep_the_object(form, tmp_path):
         assert ((original > 0) == (imported == 1)).mean() >= (0.97 if suffix == "jpg" else 1)
         assert set(np.unique(imported)) <= {0, 1}
     assert any("JPEG" in note for note in made.notes) == (suffix == "jpg")
+
+
+def test_polygons_mark_the_pixels_whose_centres_they_enclose():
+    rng, size = np.random.default_rng(1), (40, 50)
+    for _ in range(20):
+        points = rng.uniform(-5, 55, (7, 2))
+        marked = polygon(points, size)
+        for i, j in rng.integers(0, 40, (60, 2)):
+            x, y, inside = j + 0.5, i + 0.5, False
+            for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, 0), strict=True):
+                if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
+                    inside = not inside
+            assert marked[i, j] == inside
+
+
+def test_contours_of_programs_count_pixels_in_their_own_way():
+    """Tests a rhombus of pixels from its outline, as OpenCV, as scikit-image, and along the edges of pixels."""
+    v, u = np.ogrid[:40, :50]
+    region = abs(u - 20) + abs(v - 15) <= 8
+    corners = np.array([(28, 15), (20, 23), (12, 15), (20, 7)], float)
+    around = [(12 + i, 15.5 + i) if half else (11.5 + i, 15 + i) for i in range(9) for half in (0, 1)]
+    skimage = around + [(40 - x, 30 - y) for x, y in around]
+    skimage += [(x, 30 - y) for x, y in around] + [(40 - x, y) for x, y in around]
+    center = np.array((20, 15))
+    skimage = np.array(sorted(set(skimage), key=lambda point: np.arctan2(*(np.array(point) - center)[::-1])))
+    edges = trees.outlines(region)
+    for rings, kind in (([corners], "opencv"), ([skimage], "skimage"), (edges, "corners")):
+        assert counting(rings) == kind
+        assert np.array_equal(fill(rings, region.shape, kind), region), kind
+    assert counting([corners + 0.3]) == "corners" and counting([]) == "corners"
+
+
+@pytest.mark.parametrize("counts", [[3, 5], [-1, 21], "zz"])
+def test_run_lengths_that_are_wrong_are_refused(counts):
+    with pytest.raises(ValueError, match=r"expected (a )?run"):
+        coco_run_lengths({"size": [4, 5], "counts": counts}, (4, 5))
+    assert from_lengths([2, 3], 5).tolist() == [False, False, True, True, True]
+
+
+def test_an_export_that_names_several_images_alike_is_refused(tmp_path):
+    trees.coco(trees.draw_samples(2), tmp_path / "mine")
+    images = tmp_path / "mine" / "images"
+    for folder in ("a", "b"):
+        fake_trees.save(np.zeros((60, 84, 3), np.uint8), images / folder / "photo 00.jpg")
+    (images / "photo 00.jpg").unlink()
+    with pytest.raises(ValueError, match=r"expected one image photo 00\.jpg, found .*; remove one"):
+        convert(tmp_path / "mine", tmp_path / "out")
