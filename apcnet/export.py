@@ -52,8 +52,9 @@ def export(
             `size`; encoders with windows, such as Swin, can only do that.
         output: "logits" at the model's own resolution, as `model(images)` returns them; "upsampled", logits at the size
             of the images; or "labels" at the size of the images, uint8 for up to 256 classes.
-        normalise: Accept RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std. Otherwise the
-            file takes normalised float32 images.
+        normalise: Accept RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std; or the levels
+            of other images in float32, if the model was trained with such. Otherwise the file takes normalised float32
+            images.
 
     Returns:
         For every compared size (H, W), the largest difference relative to the largest logit, or the share of labels
@@ -66,7 +67,8 @@ def export(
     format = _format(path, format)
     size = _checked(model, size, dynamic, output)
     deployed = Deployed(model, output, normalise).eval()
-    about = json.dumps({name: getattr(model, name) for name in ("classes", "palette", "mean", "std")})
+    described = ("classes", "palette", "mean", "std", *(["range"] if model.range is not None else []))
+    about = json.dumps({name: getattr(model, name) for name in described})
     with torch.no_grad(), replacing(path) as temporary:
         program = _traced(deployed, size, dynamic)
         if format == "exportedprogram":
@@ -99,6 +101,9 @@ class Deployed(nn.Module):
         shape, generator = (batch, self.model.in_channels, *size), torch.Generator().manual_seed(0)
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         pixels = pixels.to(self.pixel_mean.device)
+        if self.model.range is not None:
+            low, high = torch.tensor(self.model.range, device=pixels.device).T[:, :, None, None]
+            pixels = low + pixels * ((high - low) / 255)
         return pixels if self.normalise else (pixels.float() - self.pixel_mean) / self.pixel_std
 
 

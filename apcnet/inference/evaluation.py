@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from apc_kernels import augment
 from apcnet import inference
 from apcnet.config import Precision, Protocol
 from apcnet.confusion import ConfusionMatrix
-from apcnet.data.augment import check_sample, view_sizes
+from apcnet.data.augment import check_channels, check_sample, view, view_sizes
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
 from apcnet.distributed import rank, world_size
@@ -100,7 +99,8 @@ class Inputs:
                 most = len(self.dataset.classes) - 1
                 raise ValueError(f"expected labels of 0 to {most} and {IGNORE}, got {wrong[0]}")
             sizes = view_sizes(image.shape[1:], self.protocol.ratios, self.protocol.test_scale)
-            return [augment(image, size, mean=self.mean, std=self.std) for size in sizes], mask, name
+            check_channels(image, self.mean)
+            return [view(image, size, self.mean, self.std) for size in sizes], mask, name
         except Exception as error:
             name = f"sample {self.dataset.names[index]!r} (number {index} of {len(self.dataset)})"
             raise SampleError(f"{name}: {type(error).__name__}: {error}") from error

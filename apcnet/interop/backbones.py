@@ -76,7 +76,14 @@ def _read(source: str | Path, others: str) -> dict[str, Any]:
 def _from_timm(name: str) -> dict[str, Tensor]:
     check_choice(name, "backbone_weights: timm", FROM_TIMM)
     with torch.random.fork_rng(devices=[]):  # timm draws weights before it loads them
-        return package().create_model(name, pretrained=True).state_dict()
+        make = package().create_model
+        try:
+            return make(name, pretrained=True).state_dict()
+        except Exception as error:  # a download raises the errors of several packages
+            raise OSError(
+                f"backbone_weights: timm could not load {name} ({type(error).__name__}: {error}); try again, or give a "
+                "file: --backbone-weights FILE"
+            ) from error
 
 
 def _from_torchvision(name: str) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ class Segmentor(nn.Module):
         classes: Names of the classes, or None.
         palette: RGB colours of the classes, or None.
         mean, std: Values of the channels, 0–255, by which images are normalised.
+        range: The lowest and the highest level of each channel, or None for 8-bit RGB.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Segmentor(nn.Module):
         self.palette: Sequence[tuple[int, int, int]] | None = None
         self.mean: tuple[float, ...] = MEAN
         self.std: tuple[float, ...] = STD
+        self.range: tuple[tuple[float, float], ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -175,6 +177,8 @@ class Segmentor(nn.Module):
                 "save its weights by torch.save(model.state_dict(), path)"
             )
         about = {name: getattr(self, name) for name in ("architecture", "classes", "palette", "mean", "std")}
+        if self.range is not None:
+            about["range"] = self.range
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         content = save(tensors, metadata={"apcnet": json.dumps(about)})
         with replacing(path) as temporary:
