@@ -147,7 +147,7 @@ def test_a_start_that_takes_no_step_leaves_its_folder_free(root, out, monkeypatc
     """Tests that a start that fails, before its first step or in it, writes nothing that another start runs into."""
     for extra in ("timm", "wandb"):
         monkeypatch.setitem(sys.modules, extra, None)
-    with pytest.raises(ModuleNotFoundError, match="needs the package timm.* pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package timm.* pip install"):
         train(small(root, model=Model("apcnet", "resnet50", "timm:resnet50c")), out / "of" / "mine")
     assert not out.exists()
     masks = next((root / "masks" / "train").iterdir())
