@@ -232,8 +232,6 @@ void Machine::run() {
     const uint64_t draw = random() % 8;
     run_warp(warp, draw == 0 ? -1 : static_cast<int>(1 + draw * draw));
   }
-  for (const Region& region : regions)
-    for (const uint8_t flags : region.flags) counts.distinct_bytes += !!(flags & was_read) + !!(flags & was_written);
 }
 
 }  // namespace ptx

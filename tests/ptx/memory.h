@@ -62,8 +62,7 @@ struct Counts {
   std::vector<uint64_t> lanes;     // lanes' instructions
   std::vector<uint64_t> sums;      // of what they left in the first register, each number mixed
   uint64_t global_read_bytes = 0, global_written_bytes = 0, global_read_sectors = 0, global_written_sectors = 0;
-  uint64_t addresses = 0;       // the sum of all that was accessed, each mixed with its instruction
-  uint64_t distinct_bytes = 0;  // read, and written, each byte counted once
+  uint64_t addresses = 0;  // the sum of all that was accessed, each mixed with its instruction
   uint64_t shared_accesses = 0, bank_conflicts = 0, barriers = 0, blocks = 0;
 };
 

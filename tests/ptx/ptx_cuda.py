@@ -7,11 +7,16 @@ nvcc compiles the launches of the emulation (tests/emulation) as CUDA; a runtime
 import ctypes
 import functools
 import re
+import subprocess
+from pathlib import Path
 from types import ModuleType
 
 import native_modules
 import numpy as np
 import ptx
+import torch
+
+from apc_kernels import build
 
 # The arguments of every function, by name; those in capitals are results.
 ARGUMENTS = {
@@ -32,9 +37,26 @@ def bindings() -> ModuleType:
 
 @functools.cache
 def texts() -> dict[str, str]:
-    """Returns the PTX of every kernel as a module of its own: what its file declares, and the kernel."""
+    """Returns the PTX of every kernel as a module of its own."""
+    return kernels_of(bindings().texts())
+
+
+def library_texts(arch: int, folder: Path) -> dict[str, str]:
+    """Returns the same of the files that the library is linked from, compiled as for the library."""
+    include = Path(torch.__file__).parent / "include"
+    texts = []
+    for source in sorted(build.SOURCES.rglob("*.cu")):
+        target = folder / f"{source.stem}.ptx"
+        flags = [*build.nvcc_flags(), f"-isystem={include}", f"-arch=compute_{arch}", "-ptx"]
+        subprocess.run([build.find_nvcc(), *flags, source, "-o", target], check=True, capture_output=True)
+        texts.append(target.read_text())
+    return kernels_of(texts)
+
+
+def kernels_of(texts: list[str]) -> dict[str, str]:
+    """Cuts files into kernels: each with what its file declares."""
     kernels = {}
-    for text in bindings().texts():
+    for text in texts:
         files = "".join(re.findall(r"^\t*\.file.*\n", text, flags=re.MULTILINE))
         head, *entries = re.split(r"^(?=(?:\.visible |\.weak )?\.entry )", text, flags=re.MULTILINE)
         for entry in entries:

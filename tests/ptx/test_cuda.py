@@ -33,3 +33,15 @@ def test_results(cuda_emulation, dtype, layout):
     for ours, emulated in zip(first, cuda_calls(cuda_emulation, layout, dtype), strict=True):
         largest = emulated.abs().max().item()
         torch.testing.assert_close(ours, emulated, rtol=0, atol=4 * torch.finfo(ours.dtype).eps * largest + 2e-5)
+
+
+@slow
+@pytest.mark.parametrize("arch", [80, 100])
+def test_the_library_has_this_code(tmp_path, arch):
+    """The files that the library is linked from, with their PTX for sm_80, and for sm_100 as the library ships it."""
+    texts = ptx_cuda.library_texts(arch, tmp_path)
+    assert set(texts) == set(ptx_cuda.texts())
+    for dtype, layout in ((torch.bfloat16, channels_last), (torch.float32, nchw)):
+        expected = cuda_calls(ptx_cuda.Kernels(), layout, dtype)
+        ours = cuda_calls(ptx_cuda.Kernels(changed=lambda kernel, _: texts[kernel]), layout, dtype)
+        assert all(same_bits(a, b) for a, b in zip(ours, expected, strict=True))
