@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -387,6 +388,9 @@ COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command, and reports wrong input in one line, without a traceback."""
     warnings.showwarning = _print_error
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")  # names of files need not be valid in any encoding
     threads.sleep_while_waiting()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -74,9 +74,10 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content) -> None:
-    """Writes a value as indented JSON."""
+    """Writes a value as indented JSON. Names of files that are not UTF-8 get JSON's escapes, and read the same."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:

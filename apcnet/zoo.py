@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import safetensors.torch
 from torch import Tensor
 
 from apcnet.files import printable
@@ -129,14 +129,13 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a file that model.save wrote, got {path}: there is no such file")
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+    data = path.read_bytes()  # safe_open cannot open names that are not UTF-8
+    length = int.from_bytes(data[:8], "little")
     try:
         if length > HEADER:
             raise ValueError(f"it declares a header of {length:,} bytes")
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("apcnet", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = safetensors.torch.load(data)
+        about = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("apcnet", "null"))
     except Exception as error:  # an untrusted file can make a library raise anything
         raise ValueError(
             f"{path}: expected a whole safetensors file, got another or a damaged one ({printable(error)}); for "

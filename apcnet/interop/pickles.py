@@ -35,7 +35,7 @@ def read(path: str | Path) -> dict[str, Any]:
         head = file.peek(64)[:64]
         try:
             if head[8:9] == b"{":
-                return safetensors.torch.load_file(path)
+                return safetensors.torch.load(file.read())
             checkpoint = (_read_zip if head.startswith(ZIP_MAGIC) else _read_legacy)(file, head)
         except RefusedNameError as error:
             raise ValueError(
