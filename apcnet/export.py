@@ -49,7 +49,8 @@ def export(
         format: "exportedprogram" (read it by `torch.export.load`) or "onnx". The default follows from the path.
         size: (H, W) of the images to trace with.
         dynamic: Accept any number of images of any size from 17 pixels on. Otherwise the file takes one image of
-            `size`; encoders with windows, such as Swin, can only do that.
+            `size`. Encoders that take images of one size, or have windows other than Swin's, can only do that; with
+            Swin, sides are longer than 32 windows, 224 pixels for most.
         output: "logits" at the model's own resolution, as `model(images)` returns them; "upsampled", logits at the size
             of the images; or "labels" at the size of the images, uint8 for up to 256 classes.
         normalise: Accept RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std; or the levels
@@ -134,7 +135,7 @@ def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) 
     check_choice(output, "output", OUTPUTS)
     if dynamic and not getattr(model.backbone, "any_size_exports", True):
         raise ValueError(
-            f"dynamic: expected False for timm:{model.backbone.name}, which has windows or takes images of one size, "
+            f"dynamic: expected False for timm:{model.backbone.name}, which takes images of one size, or has windows, "
             "got True: add --no-dynamic, and --size for the size of the images"
         )
     try:

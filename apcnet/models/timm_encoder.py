@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apcnet.choices import check_choice
+from apcnet.models import windows
 from apcnet.models.pyramid import MAPS, SimplePyramid
 from apcnet.models.weights import assign, listed
 
@@ -71,8 +73,10 @@ class TimmEncoder(nn.Module):
                 "the model with another image_size, or predict in windows"
             )
         if self.multiple > 1:
-            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
-        maps = self.body(images)
+            down, right = (-(-side // self.multiple) * self.multiple - side for side in (height, width))
+            images = F.pad(images, (0, right, 0, down))
+        with windows.exportable() if torch.compiler.is_exporting() else nullcontext():
+            maps = self.body(images)
         if getattr(self.body, "output_fmt", None) == "NHWC":
             maps = [x.permute(0, 3, 1, 2) for x in maps]  # channels_last, without a copy
         if self.pyramid is not None:
@@ -84,8 +88,8 @@ class TimmEncoder(nn.Module):
 
     @property
     def any_size_exports(self) -> bool:
-        """Tells whether an exported graph can take any size; to trace an unknown number of windows would not end."""
-        return not self.image_size and not any(hasattr(module, "window_size") for module in self.body.modules())
+        """Tells whether an exported graph can take images of other sizes."""
+        return not self.image_size and windows.are_exportable(self.body)
 
     def load_pretrained(self, tag: str = "", tensors: Mapping[str, Tensor] | None = None) -> None:
         """Loads pretrained weights as timm does, which adapts the stem to the channels and positions to the size.
@@ -136,8 +140,12 @@ class TimmEncoder(nn.Module):
         timm does not tell which sizes a model takes: it is run on some.
         """
         first, last = self.strides[0], self.strides[-1]
-        plain = len(self.strides) == 1  # a plain transformer needs whole patches; some compute nonsense without
-        for multiple in sorted({1, first, last})[plain:]:
+        multiples = {1, first, last}
+        if len(self.strides) == 1:
+            multiples = {last}  # a plain transformer needs whole patches; some compute nonsense without
+        elif windows.have_windows(self.body):
+            multiples = {1, last}  # maps can then be merged at every size, which an exported graph has to know
+        for multiple in sorted(multiples):
             if self._refusal((3 * last + multiple, 4 * last + multiple)) is None:
                 return multiple, None
         size = tuple(image_size or self.body.pretrained_cfg["input_size"][1:])

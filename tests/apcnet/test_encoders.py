@@ -15,7 +15,7 @@ from apcnet.config import Optimisation
 from apcnet.export import export
 from apcnet.interop import mmseg
 from apcnet.interop.backbones import adapted
-from apcnet.models import build
+from apcnet.models import build, windows
 from apcnet.models.timm_encoder import TimmEncoder
 from apcnet.training.optimizer import optimizer
 
@@ -127,7 +127,7 @@ def test_a_pyramid_is_made_of_one_map(timm):
     ("encoder", "pyramid", "multiple"),
     [
         ("resnet18d", False, 1),
-        ("swin_tiny_patch4_window7_224", False, 4),
+        ("swin_tiny_patch4_window7_224", False, 32),
         ("hrnet_w18_small", False, 32),
         ("vit_tiny_patch16_224", True, 16),
         ("vit_small_patch14_dinov2", True, 14),
@@ -319,9 +319,21 @@ def test_a_run_trains_evaluates_and_predicts(timm, tmp_path, capsys):
     assert apcnet.load(tmp_path / "run" / "final.safetensors").architecture["backbone"] == "timm:resnet18d"
 
 
-def test_an_encoder_with_windows_is_exported_for_one_size(timm, tmp_path):
-    model = created("fcn", "swin_tiny_patch4_window7_224").eval()
-    with pytest.raises(ValueError, match=r"dynamic: expected False for timm:swin_tiny.*--no-dynamic"):
+@pytest.mark.parametrize("encoder", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_the_windows_of_exported_models_are_timms(timm, encoder):
+    body = TimmEncoder(encoder).eval().body
+    for size in ((64, 96), (224, 256), (288, 320)):
+        with torch.no_grad():
+            expected = body(images(*size, batch=1))
+            with windows.exportable():
+                given = body(images(*size, batch=1))
+        for a, b in zip(given, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_an_encoder_that_is_exported_for_one_size(timm, tmp_path):
+    model = created("fcn", "coat_lite_tiny", image_size=(64, 96)).eval()
+    with pytest.raises(ValueError, match=r"dynamic: expected False for timm:coat_lite_tiny, which.*--no-dynamic"):
         export(model, tmp_path / "model.pt2", size=(64, 96))
     differences = export(model, tmp_path / "model.pt2", size=(64, 96), dynamic=False)
     assert list(differences) == [(64, 96)] and max(differences.values()) <= 1e-4
@@ -337,9 +349,12 @@ def test_an_encoder_with_windows_is_exported_for_one_size(timm, tmp_path):
         ("efficientnet_b0", "encnet"),
         ("vit_small_patch16_dinov3", "semantic_fpn"),
         ("convnext_atto", "upernet"),
+        ("swin_tiny_patch4_window7_224", "upernet"),
         ("resnet18d", "fcn"),
     ],
 )
 def test_an_onnx_file_takes_another_size(timm, tmp_path, encoder, head):
-    differences = export(created(head, encoder).eval(), tmp_path / "model.onnx", size=(128, 160))
-    assert list(differences) == [(128, 160), (97, 201)] and max(differences.values()) <= 1e-4
+    size = (128, 160) if "swin" not in encoder else (320, 256)
+    differences = export(created(head, encoder).eval(), tmp_path / "model.onnx", size=size)
+    other = (size[0] * 3 // 4 + 1, size[1] * 5 // 4 + 1)
+    assert list(differences) == [size, other] and max(differences.values()) <= 1e-4
