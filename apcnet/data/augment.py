@@ -286,10 +286,14 @@ def _check(tensor: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected the shape {shape} without zeros, got {tuple(tensor.shape)}")
 
 
-def check_channels(image: Tensor, mean: Sequence[float]) -> None:
-    """Checks that an image has the channels that a model was trained with."""
-    if len(image) != len(mean):
-        raise ValueError(f"image: expected {len(mean)} channels, as the model was trained with, got {len(image)}")
+def check_channels(image: Tensor, channels: int, is_rgb: bool) -> None:
+    """Checks that an image has the channels and the depth that a model was trained with."""
+    if len(image) != channels or is_rgb != (image.dtype == torch.uint8):
+        expected, given = (
+            "8-bit RGB" if rgb else f"{count} channels of more levels"
+            for rgb, count in ((is_rgb, channels), (image.dtype == torch.uint8, len(image)))
+        )
+        raise ValueError(f"image: expected {expected}, as the model was trained with, got {given}")
 
 
 def check_sample(sample: Sample) -> None:

@@ -60,12 +60,9 @@ def list_folder(
         drawn = {name.name: masks[name] for name in chosen if name in masks}
         table = _labels(len(names), labels, masks.values())
         return Listing(pictures, pictures, drawn, Path(root), Path(root), names, colors, table)
-    try:
-        root = find_root(root, "images")
-    except FileNotFoundError as error:
-        if root is not None and Path(root).is_dir() and (kind := _kind_of(Path(root))):
-            raise ValueError(f"root: {root} holds {kind}, which are imported first: {import_command(root)}") from None
-        raise error
+    if root is not None and not usual and Path(root).is_dir() and (kind := _kind_of(Path(root))):
+        raise ValueError(f"root: {root} holds {kind}, which have to be imported first; type: {import_command(root)}")
+    root = find_root(root, "images")
     names, colors = _classes(root, classes, palette)
     image_folder, mask_folder, listed = root / "images", root / "masks", None
     if split is not None:

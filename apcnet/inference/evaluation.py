@@ -63,7 +63,8 @@ def evaluate(
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     mine = range(rank(), len(dataset), world_size())
-    inputs = Inputs(dataset, protocol, model.mean, model.std)
+    is_rgb = getattr(model, "range", None) is None and len(model.mean) == 3
+    inputs = Inputs(dataset, protocol, model.mean, model.std, is_rgb)
     matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
@@ -87,8 +88,10 @@ def evaluate(
 class Inputs:
     """Prepares samples for loaders: normalised views (3, h, w) at every ratio, the original mask (H, W), the name."""
 
-    def __init__(self, dataset: Dataset, protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
-        self.dataset, self.protocol, self.mean, self.std = dataset, protocol, mean, std
+    def __init__(
+        self, dataset: Dataset, protocol: Protocol, mean: Sequence[float], std: Sequence[float], is_rgb: bool = True
+    ):
+        self.dataset, self.protocol, self.mean, self.std, self.is_rgb = dataset, protocol, mean, std, is_rgb
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor, str]:
         try:
@@ -99,7 +102,7 @@ class Inputs:
                 most = len(self.dataset.classes) - 1
                 raise ValueError(f"expected labels of 0 to {most} and {IGNORE}, got {wrong[0]}")
             sizes = view_sizes(image.shape[1:], self.protocol.ratios, self.protocol.test_scale)
-            check_channels(image, self.mean)
+            check_channels(image, len(self.mean), self.is_rgb)
             return [view(image, size, self.mean, self.std) for size in sizes], mask, name
         except Exception as error:
             name = f"sample {self.dataset.names[index]!r} (number {index} of {len(self.dataset)})"

@@ -14,7 +14,7 @@ from apcnet.config import Config, Data, Model, differences
 from apcnet.data import augment
 from apcnet.data.doctor.check import judge as judge_files
 from apcnet.data.files import Files
-from apcnet.data.sample import Dataset
+from apcnet.data.sample import MEAN, STD, Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Transform
 from apcnet.data.synthetic import Synthetic
@@ -154,6 +154,8 @@ def initial_model(config: Config, data: Dataset, statistics: Statistics | None =
                 )
     if statistics is not None and model.range is None:  # a model that was trained with such images keeps its own
         model.mean, model.std, model.range = statistics.mean, statistics.std, statistics.range
+    if statistics is None and model.range is not None:
+        model.mean, model.std, model.range = MEAN, STD, None
     model.classes, model.palette = classes, tuple(data.palette)
     return model.train()
 

@@ -26,6 +26,7 @@ from apcnet.data.imports import coco, cvat, labelme, labelstudio, masks, sheet, 
 from apcnet.data.imports.regions import Size
 from apcnet.data.imports.source import Item, Source
 from apcnet.data.imports.split import VAL_SHARE, choose_val, groups_by
+from apcnet.data.layout import SUFFIXES, files_below
 from apcnet.files import make_folder, read_json, remove_leftovers, replacing, write_json
 
 Progress = Callable[[str, int, int], None]
@@ -45,9 +46,17 @@ class Imported:
     kept: int
 
 
+def root_of(source: Path) -> Path:
+    """Returns the folder of a source: of a file of annotations the nearest one above it that holds images."""
+    if source.is_dir():
+        return source
+    beside = any(path.suffix.lower() in SUFFIXES for path in files_below(source.parent))
+    return source.parent if beside else source.parent.parent
+
+
 def recognise(source: Path) -> str | None:
     """Returns the kind of annotations in a folder or file, or None if there are none that can be imported."""
-    root = source if source.is_dir() else source.parent
+    root = root_of(source)
     for reader in READERS:
         if _files(reader, root, source):
             return reader.KIND
@@ -100,8 +109,8 @@ def _check(source: Path, out: Path, val_share: float, classes: str | Path | None
         raise ValueError(f"source: expected a folder, got {source}; unpack it first, then import the folder")
     if not source.exists():
         raise FileNotFoundError(f"source: expected a folder or a file of annotations, got {source}: there is none")
-    root = (source if source.is_dir() else source.parent).resolve()
-    if root == out.resolve() or (root in out.resolve().parents and source.is_dir()):
+    root = root_of(source).resolve()
+    if root == out.resolve() or root in out.resolve().parents:
         raise ValueError(f"out: expected a folder outside the source, which is never changed, got {out}")
     if not 0 < val_share < 1:
         raise ValueError(f"val_share: expected a share between 0 and 1, got {val_share}")
@@ -115,7 +124,7 @@ def _files(reader, root: Path, source: Path) -> list[Path]:
 
 
 def _read(source: Path, classes: Path | None, progress: Progress) -> Source:
-    root = source if source.is_dir() else source.parent
+    root = root_of(source)
     for reader in READERS:
         if files := _files(reader, root, source):
             read = reader.read(root, files)
@@ -135,7 +144,7 @@ def _read(source: Path, classes: Path | None, progress: Progress) -> Source:
 
 def _with_unique_names(read: Source, source: Path) -> list[Item]:
     """Gives samples of one name and split their whole paths as names."""
-    root = source if source.is_dir() else source.parent
+    root = root_of(source)
     alike = Counter((item.name, item.split) for item in read.items)
     items = [
         item if alike[item.name, item.split] == 1 else item._replace(name=_whole_name(item.image, root))

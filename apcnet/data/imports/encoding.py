@@ -21,6 +21,7 @@ from apcnet.data.sample import IGNORE
 BORDER = 224 << 16 | 224 << 8 | 192  # the colour of ignored pixels in PASCAL VOC
 RARE = 2e-3  # of all pixels of JPEG masks: values that occur less often are noise
 FLAT = 24  # the largest difference between neighbouring pixels of one class in JPEG masks
+SHARP, CLEAR = 0.9, 0.01  # the shares of pixels with the values of all classes, and of each, in smoothed masks
 MANY = 1 << 12  # more different colours than a mask without losses has
 
 
@@ -173,6 +174,8 @@ def _by_value(counts: Counter, legend: Legend, lossy: bool, source: str) -> Enco
     values, names = sorted(counts), legend.names
     ignored = {255: IGNORE} if 255 in values or not lossy else {}  # never the nearest of values that do not occur
     if len(values) > MAX_CLASSES + 1 or not 0 <= values[0] <= values[-1] < 1 << 16:
+        if (peaks := _peaks_of(counts, names)) is not None:
+            return _smoothed(_by_value(peaks, legend, True, source))
         raise ValueError(f"{source}: expected masks of at most {MAX_CLASSES} values, found {len(values)}")
 
     def made(classes: Sequence[str], table: dict[int, int], words: str, *notes: str) -> Encoding:
@@ -200,6 +203,8 @@ def _by_value(counts: Counter, legend: Legend, lossy: bool, source: str) -> Enco
         if len(names) + 1 == len(labelled) and labelled[0] == 0:
             table = ignored | {value: i for i, value in enumerate(labelled)}
             return made([BACKGROUND, *names], table, "values with 0 for no class", "0 became the class background")
+        if not lossy and (peaks := _peaks_of(counts, names)) is not None:
+            return _smoothed(_by_value(peaks, legend, True, source))
         raise ValueError(
             f"{source}: expected {len(names)} values, as many as its list of classes, found {len(values)} in masks: "
             f"{', '.join(map(str, values[:12]))}; give a list of them: --classes FILE"
@@ -214,6 +219,20 @@ def _by_value(counts: Counter, legend: Legend, lossy: bool, source: str) -> Enco
         return made(classes, table, "class indices", _rename(classes))
     classes = [f"value {value}" for value in values]
     return made(classes, {value: i for i, value in enumerate(values)}, f"{len(values)} values", _rename(classes))
+
+
+def _peaks_of(counts: Counter, names: Sequence[str] | None) -> Counter | None:
+    """Returns the values of the classes in masks that were smoothed at borders, or None if they are not clear."""
+    total = sum(counts.values())
+    peaks = Counter({value: counts[value] for value in _frequent(counts, False)})
+    clear = sum(pixels >= CLEAR * total for pixels in peaks.values())
+    peaks = Counter(dict(peaks.most_common(clear if names is None else len(names))))
+    return peaks if 2 <= len(peaks) <= clear and sum(peaks.values()) >= SHARP * total else None
+
+
+def _smoothed(encoding: Encoding) -> Encoding:
+    encoding.notes.append("masks hold values between those of the classes: each pixel became the nearest class")
+    return encoding
 
 
 def _by_color(counts: Counter, legend: Legend, lossy: bool, source: str) -> Encoding:

@@ -44,6 +44,9 @@ def files(root: Path) -> list[Path]:
 
 def _tasks(path: Path) -> list[dict]:
     """Returns the tasks of a JSON export, or nothing if the file is something else."""
+    with path.open("rb") as file:
+        if not file.read(64).lstrip().startswith(b"["):  # COCO's gigabytes are not parsed for this
+            return []
     content = read_json_with(path)
     if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
         return []

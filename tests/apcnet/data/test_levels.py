@@ -39,11 +39,11 @@ def png(levels: np.ndarray, filters=(0, 1, 2, 3, 4)) -> bytes:
         above = stored[i - 1] if i else 0 * row
         between = np.vstack([0 * row[:1], above[:-1]])
         near = [abs(left + above - between - each) for each in (left, above, between)]
-        paeth = np.where(
+        nearest = np.where(
             (near[0] <= near[1]) & (near[0] <= near[2]), left, np.where(near[1] <= near[2], above, between)
         )
         kind = filters[i % len(filters)]
-        guess = (0 * row, left, above, (left + above) // 2, paeth)[kind]
+        guess = (0 * row, left, above, (left + above) // 2, nearest)[kind]
         rows += bytes([kind]) + ((row - guess) % 256).astype(np.uint8).tobytes()
 
     def block(name: bytes, data: bytes) -> bytes:
@@ -285,3 +285,10 @@ def test_a_model_of_rgb_says_that_it_drops_bits(tmp_path):
     trees.bands(tmp_path / "b.tif", np.zeros((40, 40, 8), np.uint16))
     with pytest.raises(ValueError, match=r"b\.tif: expected 8-bit RGB, as the model was trained with, got 8 channels"):
         apcnet.predict(model, tmp_path / "b.tif")
+
+
+def test_a_model_is_evaluated_on_images_of_its_own_kind_alone(tmp_path):
+    write_folder(tmp_path / "data", 1)
+    data = open_data("folder", tmp_path / "data", "val")
+    with pytest.raises(ValueError, match="expected 8-bit RGB, as the model was trained with, got 1 channels of more"):
+        apcnet.evaluate(apcnet.create("fcn", "tiny", 4, width=8, channels=8), data)
