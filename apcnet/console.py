@@ -105,6 +105,20 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def progress_steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows a progress bar for one step after another; gives the function to update it with (step, done, total)."""
+    with _progress(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def update(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total)
+            progress.update(tasks[step], completed=done, total=total)
+
+        yield update
+
+
 def show_download(received: int, total: int | None) -> None:
     """Prints the number of megabytes received, over the previous number."""
     if sys.stderr.isatty():

@@ -98,4 +98,7 @@ def synchronise_batch_norms(model: nn.Module) -> None:
     share.
     """
     if world_size() > 1 and next(model.parameters()).device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is itself a batch norm
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        if "timm" in sys.modules:  # timm's batch norms may include an activation, which PyTorch's function would drop
+            from timm.layers import convert_sync_batchnorm as convert
+        convert(model)  # in place, but for a model that is itself a batch norm

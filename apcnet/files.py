@@ -1,7 +1,8 @@
-"""Writes files completely or not at all, and reads and writes JSON."""
+"""Writes files completely or not at all, reads and writes JSON, and shows texts of any origin."""
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,13 @@ def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
         raise
 
 
+def printable(text: object, limit: int = 200) -> str:
+    """Returns a text, for example of an untrusted file, as one short line that any terminal and encoding can show."""
+    line = str(text) if isinstance(text, str | Path | BaseException) else reprlib.repr(text)  # short at any depth
+    line = line if len(line) <= limit else f"{line[:limit]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def make_folder(path: Path, argument: str) -> None:
     """Creates a folder, or raises an OSError that names the argument it was given by."""
     try:
@@ -66,9 +74,10 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content) -> None:
-    """Writes a value as indented JSON."""
+    """Writes a value as indented JSON. Names of files that are not UTF-8 get JSON's escapes, and read the same."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:

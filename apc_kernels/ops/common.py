@@ -18,6 +18,13 @@ def name_of(dtype: torch.dtype) -> str:
 def check_tensor(tensor: Tensor, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got one in {tensor.layout}")
+
+
+def check_flag(value: bool, name: str) -> None:
+    if value is not True and value is not False:
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_dtype(tensor: Tensor, name: str) -> None:

@@ -13,7 +13,6 @@ empty results and lets the selected backend fill them; its fake kernel only chec
 once, on every path. Under torch.export the call becomes the reference, whose stock operators need no package.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
+from apc_kernels.ops.autograd import differentiable, mapped
 
 On = tuple[Tensor, dict[str, str]]  # the tensor that decides on the backend, and reasons against some backends
 
@@ -40,24 +40,17 @@ def define(
 ) -> Callable[..., Any]:
     """Defines torch.ops.apc_kernels.<name> and returns it.
 
-    `body` computes it, `fake` makes its results from fake tensors. Without a `backward`, differentiating it raises; an
-    operator that writes to an argument has none.
+    `body` computes it, `fake` makes its results from fake tensors; `backward` and `remember` are those of
+    differentiable.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     _LIBRARY.impl(name, body, "CompositeExplicitAutograd")
     torch.library.register_fake(f"apc_kernels::{name}", fake, lib=_LIBRARY)
-    if "!" not in schema:
-        backward = backward or functools.partial(_refuse_to_differentiate, name)
-        torch.library.register_autograd(f"apc_kernels::{name}", backward, setup_context=remember, lib=_LIBRARY)
-    return getattr(torch.ops.apc_kernels, name).default
-
-
-def _refuse_to_differentiate(name: str, *_: Any) -> None:
-    operation, is_gradient, _rest = name.partition("_backward")
-    if is_gradient:
-        raise RuntimeError(f"{operation} is differentiable once: expected no derivative of its gradient")
-    raise RuntimeError(f"{operation} is not differentiable: call it under torch.no_grad(), or detach its arguments")
+    operator = getattr(torch.ops.apc_kernels, name).default
+    _LIBRARY.impl(name, differentiable(operator, backward, remember), "Autograd")
+    torch.library.register_vmap(f"apc_kernels::{name}", mapped(operator), lib=_LIBRARY)
+    return operator
 
 
 class Operator:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from apc_kernels.ops.common import check_dtype, check_scales, check_tensor, name_of
+from apc_kernels.ops.common import check_dtype, check_flag, check_scales, check_tensor, name_of
 from apc_kernels.ops.interpolation import as_size, check_extent, matrix
 
 MAX_SCALES, MAX_SCALE = 64, 32768
@@ -53,6 +53,7 @@ def pyramid_conv(
     Every backend is PyTorch's matrix products: differentiable any number of times, and the same under torch.compile and
     torch.export.
     """
+    check_flag(align_corners, "align_corners")
     size, scales, kernel = _check(regions, weight, size, scales, memory_format)
     last = memory_format == torch.channels_last
     (batch, channels), outputs = regions.shape[:2], weight.shape[0]

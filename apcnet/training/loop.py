@@ -10,26 +10,40 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from apcnet import draw
 from apcnet.config import Config
+from apcnet.data.levels import visible
+from apcnet.data.sample import Dataset
+from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
 from apcnet.distributed import gather, process_group, rank, settle, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
-from apcnet.training import checkpoint
+from apcnet.training import checkpoint, report
 from apcnet.training.environment import changes, environment, names_digest
-from apcnet.training.folder import BEST, FINAL, another_run, claim, config_changes
+from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
-from apcnet.training.start import augmentation, check, class_weights, initial_model, open_data
+from apcnet.training.start import (
+    STATISTICS,
+    augmentation,
+    check,
+    class_weights,
+    initial_model,
+    judge,
+    open_data,
+    read_statistics,
+    warn_about_images,
+)
 from apcnet.training.step import NotFiniteError, Trainer
 
 METRICS = "metrics.json"
@@ -47,6 +61,9 @@ def train(
     show: Callable[[dict], None] = lambda record: None,
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
+
+    A folder belongs to a run after its first step. The run goes on with more steps, and with other values of any field
+    in `apcnet.training.folder.MAY_CHANGE`; with another recipe it is refused.
 
     Args:
         config: The config of the run.
@@ -73,22 +90,34 @@ def train(
         >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
     with process_group(device) as place, _reproducible(config, place), Interrupts() as interrupts:
-        run = Run(config, Path(out), place, workers, log_every, log_to, show, interrupts)
-        if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
-            run.evaluate()
-        if run.step == 0:
-            run.save_preview()
-        for batch in run.batches():
-            values, stop = run.train_step(batch)
-            if run.due(log_every):
-                run.record_losses(values)
-            if run.due(config.save_every) or run.due(config.eval_every) or stop:
-                run.save()
-            if stop:
-                run.stop()
-            if run.due(config.eval_every):
+        check(config, log_every, workers)
+        data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
+        with claimed(Path(out), config) as record:
+            statistics = read_statistics(Path(out))
+            if not (Path(out) / checkpoint.LAST).exists():
+                statistics = judge(config, {config.data.split: data, config.data.val_split: val_data}, workers)
+            run = Run(config, data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts)
+            if run.step > 0:
+                record(run.environment)
+            if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
                 run.evaluate()
-        return run.finish()
+            if run.step == 0:
+                warn_about_images(config, len(data), statistics)
+                run.save_preview()
+            for batch in run.batches():
+                values, stop = run.train_step(batch)
+                record(run.environment)
+                if run.step == 1:
+                    run.save_statistics()
+                if run.due(log_every):
+                    run.record_losses(values)
+                if run.due(config.save_every) or run.due(config.eval_every) or stop:
+                    run.save()
+                if stop:
+                    run.stop()
+                if run.due(config.eval_every):
+                    run.evaluate()
+            return run.finish()
 
 
 class Run:
@@ -97,22 +126,22 @@ class Run:
     def __init__(
         self,
         config: Config,
+        data: Dataset,
+        val_data: Dataset,
+        statistics: Statistics | None,
         out: Path,
         device: torch.device,
         workers: int,
-        log_every: int,
         log_to: Writer | None,
         show: Callable[[dict], None],
         interrupts: Interrupts,
     ):
-        self.config, self.out, self.device, self.workers = config, out, device, workers
+        self.config, self.data, self.val_data, self.statistics = config, data, val_data, statistics
+        self.out, self.device, self.workers = out, device, workers
         self.is_main, self.interrupts = rank() == 0, interrupts
         self.show = show if self.is_main else lambda record: None
-        check(config, log_every, workers)
-        self.data, self.val_data = (open_data(config.data, s) for s in (config.data.split, config.data.val_split))
-        self.lock = claim(out, config)
         weights = class_weights(config, self.data.classes)
-        self.trainer = Trainer(initial_model(config, self.data).to(device), config, weights)
+        self.trainer = Trainer(initial_model(config, self.data, statistics).to(device), config, weights)
         self.model = self.trainer.result
         self.step, self.evaluated = 0, 0
         self.best: checkpoint.Best | None = None
@@ -130,12 +159,10 @@ class Run:
             self._resume(state)
         if name := self.trainer.not_finite():
             raise ValueError(f"{self._origin(state)}: expected finite numbers, found others in {name}")
-        if self.is_main:
-            write_json(out / "environment.json", self.environment)
         self.saved = self.step
         if len(set(steps := gather(self.step))) > 1:
             raise ValueError(f"out: expected one folder for all processes, found checkpoints of steps {steps} in {out}")
-        self.log = Log(out, self.step, self.evaluated, log_to) if self.is_main else None
+        self.log = Log(out, self.step, state["evaluated"] if state else 0, log_to) if self.is_main else None
         self.log_time, self.log_step = time.perf_counter(), self.step
         self.show(
             {
@@ -154,16 +181,31 @@ class Run:
 
     def _resume(self, state: checkpoint.State) -> None:
         """Continues from the state of a checkpoint, if it belongs to this run and fits its model."""
+        before = Config.from_json(state["config"])
         if changed := _differences(state, self.identity):
-            raise ValueError(another_run(self.out, changed))
+            raise AnotherRunError(self.out, before, changed)
+        if self.config.steps < state["step"]:
+            raise ValueError(
+                f"steps: expected {state['step']} or more, which the run in {self.out} has taken, got "
+                f"{self.config.steps}; type --steps {state['step']}, or add --new for another run"
+            )
         try:
             self.trainer.restore(state)
         except ValueError as error:
             raise ValueError(f"{self._origin(state)}: {error}; start another run with --new") from None
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
-        if self.is_main:
-            for change in changes(state["environment"], self.environment):
-                warnings.warn(f"{self.out}: results may no longer be bit-identical, {change}", stacklevel=2)
+        if scoring_changed(before, self.config):
+            self.evaluated, self.best = 0, None
+        if not self.is_main:
+            return
+        if before.steps != self.config.steps:
+            warnings.warn(
+                f"steps: {before.steps} → {self.config.steps}; from step {self.step} on, the learning rate follows the "
+                "new number of steps",
+                stacklevel=4,
+            )
+        for change in changes(state["environment"], self.environment):
+            warnings.warn(f"{self.out}: results may no longer be bit-identical, {change}", stacklevel=4)
 
     def _origin(self, state: checkpoint.State | None) -> Path | str | None:
         """Returns the file that the weights come from, or None if they are random."""
@@ -198,6 +240,11 @@ class Run:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # float16's norm
         self._record({"step": self.step, **finite, "images_per_second": round(speed, 2), "memory_mib": self._memory()})
         self.log_time, self.log_step = time.perf_counter(), self.step
+
+    def save_statistics(self) -> None:
+        """Saves the levels of the images that this run normalises by, unless they are 8-bit RGB."""
+        if self.is_main and self.statistics is not None:
+            write_json(self.out / STATISTICS, self.statistics.json())
 
     def save(self) -> None:
         """Saves a checkpoint, unless this step has one already or a number in it is not finite."""
@@ -238,6 +285,7 @@ class Run:
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
+        last, wrong = self.step == self.config.steps, []
         matrix = evaluate(
             self.model,
             self.val_data,
@@ -246,6 +294,7 @@ class Run:
             precision=self.config.precision,
             channels_last=self.config.channels_last,
             progress=progress,
+            each=(lambda _, counts: wrong.append(wrong_share(counts))) if last else None,
         )
         scores = matrix.scores()
         if math.isnan(scores.miou):
@@ -259,9 +308,18 @@ class Run:
         self.evaluated = self.step
         self._record(self.scores)
         self.save_preview()
-        if self.is_main and self.step == self.config.steps:
+        shares = gather(wrong)
+        if self.is_main:
             matrix.save(self.out / "confusion.npy")
-            draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
+            if last:
+                draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
+                by_image = sorted(
+                    ((s, i * world_size() + r) for r, part in enumerate(shares) for i, s in enumerate(part))
+                )
+                self._save_pictures(
+                    [index for _, index in by_image[: -PREVIEW_IMAGES - 1 : -1]], self.out / "worst.png"
+                )
+            report.write([self.out])
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
 
@@ -269,18 +327,20 @@ class Run:
         """Saves a picture of some images with their labels, predictions and errors."""
         if not self.is_main:
             return
-        samples = [self.val_data[index] for index in range(min(PREVIEW_IMAGES, len(self.val_data)))]
+        (self.out / "preview").mkdir(exist_ok=True)
+        remove_leftovers(self.out / "preview")
+        first = range(min(PREVIEW_IMAGES, len(self.val_data)))
+        self._save_pictures(first, self.out / "preview" / f"{self.step:06}.png")
+
+    def _save_pictures(self, indices: Iterable[int], path: Path) -> None:
+        samples = [self.val_data[index] for index in indices]
         images = [sample.image for sample in samples]
         predictions = predict(self.model, images, self.config.evaluation, precision=self.config.precision)
         rows = [
-            (sample.image, sample.mask, prediction.labels)
+            (visible(sample.image, self.model.range), sample.mask, prediction.labels)
             for sample, prediction in zip(samples, predictions, strict=True)
         ]
-        (self.out / "preview").mkdir(exist_ok=True)
-        remove_leftovers(self.out / "preview")
-        draw.save(
-            draw.preview(rows, self.data.classes, self.data.palette), self.out / "preview" / f"{self.step:06}.png"
-        )
+        draw.save(draw.preview(rows, self.data.classes, self.data.palette), path)
 
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
@@ -338,6 +398,12 @@ class Run:
             f"step {self.step}: losses or gradients are not finite ({error}){cause}. {self._last_good()}, the samples "
             f"of this step are in {self.out / 'failed.json'}. Try a lower --lr, or --clip with --new"
         )
+
+
+def wrong_share(counts: Tensor) -> float:
+    """Returns the share of an image's pixels that are predicted wrong; 0 if none is labelled."""
+    total = int(counts.sum())
+    return 1 - int(counts.diagonal().sum()) / total if total else 0.0
 
 
 def _differences(state: Mapping[str, Any], identity: dict) -> list[str]:

@@ -55,7 +55,12 @@ def with_gradients(function, maps, weight, grad):
     return result.detach(), *torch.autograd.grad(result, leaves, grad)
 
 
-def check(case, dtype=torch.float32, layout=nchw, function=_forward):
+def by_tiles(maps, weight):
+    """Computes conv3x3 by tiles at every size."""
+    return _forward(weight, maps)
+
+
+def check(case, dtype=torch.float32, layout=nchw, function=by_tiles):
     given = draw(case, dtype, layout)
     maps, weight, grad = given
     wide = [x.double() for x in maps], weight.double(), grad.double()
@@ -92,7 +97,7 @@ def test_public_function_in_every_dtype(dtype):
 def test_any_size_in_float64(batch, channels, outputs, size):
     given = draw(Case(batch, tuple(channels), outputs, size), torch.float64)
     with apc_kernels.backend("cpp"):
-        actual = with_gradients(_forward, *given)
+        actual = with_gradients(by_tiles, *given)
     for ours, expected in zip(actual, with_gradients(stock, *given), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
 
@@ -102,13 +107,13 @@ def test_gradcheck(backend):
     maps, weight, _ = draw(Case(2, (2, 1), 2, (3, 4)), torch.float64)
     leaves = [t.requires_grad_() for t in (*maps, weight)]
     with apc_kernels.backend(backend):
-        assert torch.autograd.gradcheck(lambda a, b, w: _forward([a, b], w), leaves)
+        assert torch.autograd.gradcheck(lambda a, b, w: by_tiles([a, b], w), leaves)
 
 
 def test_only_the_gradients_asked_for():
     maps, weight, grad = draw(Case(1, (2, 3), 2, (4, 4)))
     maps[1].requires_grad_()
-    result = _forward(maps, weight)
+    result = by_tiles(maps, weight)
     (ours,) = torch.autograd.grad(result, [maps[1]], grad)
     (expected,) = torch.autograd.grad(stock(maps, weight), [maps[1]], grad)
     torch.testing.assert_close(ours, expected)
@@ -117,7 +122,7 @@ def test_only_the_gradients_asked_for():
 def test_a_part_of_a_weight():
     """PSPNet's bottleneck gives the features' part of it; other channels of the outputs lie between."""
     maps, weight, _ = draw(Case(1, (3, 4), 5, (6, 6)))
-    torch.testing.assert_close(_forward(maps[:1], weight[:, :3]), stock(maps[:1], weight[:, :3]))
+    torch.testing.assert_close(by_tiles(maps[:1], weight[:, :3]), stock(maps[:1], weight[:, :3]))
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[6]], ids=str)
@@ -125,7 +130,7 @@ def test_same_bits_every_time_and_for_any_number_of_threads(case, threads):
     given, bits = draw(case), []
     for count in (2, 2, 1, 3):
         threads(count)
-        bits.append(with_gradients(_forward, *given))
+        bits.append(with_gradients(by_tiles, *given))
     for other in bits[1:2]:
         assert all(same_bits(a, b) for a, b in zip(bits[0], other, strict=True))
     for other in bits[2:]:  # the library's products may split their sums by threads
@@ -140,7 +145,7 @@ def test_opcheck(backend):
     maps, weight, grad = draw(Case(2, (3, 5), 4, (7, 9)))
     leaves = [x.requires_grad_() for x in maps]
     with apc_kernels.backend(backend):
-        torch.library.opcheck(_forward, (leaves, weight.requires_grad_()))
+        torch.library.opcheck(_forward, (weight.requires_grad_(), leaves))
         torch.library.opcheck(_backward_maps, (grad, weight.detach(), [3, 5]))
         torch.library.opcheck(_backward_weight, (grad, [x.detach() for x in leaves]))
 
@@ -149,14 +154,14 @@ def test_compiled_whole_by_tiles():
     case = Case(2, (LEAST_CHANNELS, 8), LEAST_CHANNELS, (48, 48))
     given = draw(case)
     compiled = torch.compile(apc_kernels.conv3x3, fullgraph=True, backend="aot_eager")
-    for ours, expected in zip(with_gradients(compiled, *given), with_gradients(_forward, *given), strict=True):
+    for ours, expected in zip(with_gradients(compiled, *given), with_gradients(by_tiles, *given), strict=True):
         assert same_bits(ours, expected)
 
 
 def test_what_takes_tiles(monkeypatch):
     """Large maps in float32 on a CPU; not small ones, low precision, channels_last, autocast."""
     taken = []
-    monkeypatch.setattr("apc_kernels.ops.conv3x3._forward", lambda maps, weight: taken.append(len(maps)))
+    monkeypatch.setattr("apc_kernels.ops.conv3x3._forward", lambda weight, maps: taken.append(len(maps)))
     maps, weight, _ = draw(Case(1, (LEAST_CHANNELS,), LEAST_CHANNELS, (64, 64)))
     apc_kernels.conv3x3(maps, weight)
     assert taken == [1]
@@ -186,7 +191,7 @@ X, W = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 3, 3)
         (X.long(), W, ValueError, r"maps\[0\]: expected float32"),
         ([X, X[:, :, :2]], W, ValueError, r"maps\[1\]: expected batch, size and dtype of maps\[0\]"),
         ([X, X.double()], W, ValueError, r"maps\[1\]: expected batch, size and dtype of maps\[0\]"),
-        ([X, X], W, ValueError, r"weight: expected \(O, 6, 3, 3\), got \(2, 3, 3, 3\)"),
+        ([X, X], W, ValueError, r"weight: expected \(O, 6, 3, 3\), O > 0, got \(2, 3, 3, 3\)"),
         (X, W[..., :2], ValueError, r"weight: expected \(O, 3, 3, 3\)"),
         (X, W.to("meta"), ValueError, "weight: expected a tensor on cpu, got one on meta"),
     ],

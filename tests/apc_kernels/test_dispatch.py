@@ -145,11 +145,3 @@ def test_forcing_a_gpus_backend_does_not_mean_what_runs_on_cpus_alone(gpu, monke
 def test_what_a_backend_does_not_have_it_does_not_serve(backend, operation):
     assert info.why_not(backend, operation, "cuda", torch.float32) == f"{backend} has no {operation}"
     assert info.explain(operation, "cuda", torch.float32)[0] != backend
-
-
-def test_a_second_derivative_is_refused_by_name():
-    x = torch.randn(2, 8, 3, 4, requires_grad=True)
-    z = apc_kernels.adaptive_context(x, torch.randn(2, 5, 4), torch.randn(5, 4), torch.zeros(5), (1, 2))
-    (grad,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="adaptive_context is differentiable once"):
-        grad.sum().backward()

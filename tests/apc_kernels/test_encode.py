@@ -75,6 +75,14 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(apc_kernels.encode, leaves)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(layout):
+    t = draw_code(ODD, dtype=torch.float64)
+    leaves = [t[name].requires_grad_() for name in NAMES]
+    leaves[0] = leaves[0].detach().to(memory_format=layout).requires_grad_()
+    torch.library.opcheck(torch.ops.apc_kernels.encode.default, leaves)
+
+
 @DEVICES
 def test_same_bits_every_time(device):
     tensors = draw_code(ODD, device=device)

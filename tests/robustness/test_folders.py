@@ -1,6 +1,9 @@
 """Tests folders of images whose links lead nowhere."""
 
+from PIL import Image
+
 import apcnet
+from apcnet.cli import main
 from apcnet.inference.prediction import predict_files
 
 
@@ -14,3 +17,13 @@ def test_links_in_a_circle_fail_alone(tmp_path, monkeypatch):
     assert report.done == 0
     (failure,) = report.failures
     assert "a.jpg: expected an image file" in failure
+
+
+def test_a_name_that_starts_with_a_dash(tmp_path, monkeypatch):
+    """Tests that `--` ends the options, as in other programs."""
+    monkeypatch.setenv("APC_KERNELS_BACKEND", "reference")
+    monkeypatch.chdir(tmp_path)
+    apcnet.create("fcn", "resnet18", 3, width=8, stem_width=8, channels=8).save("model.safetensors")
+    Image.new("RGB", (40, 30)).save("-x.png")
+    main(["predict", "model.safetensors", "--out", "out", "--", "-x.png"])
+    assert (tmp_path / "out" / "-x.png").exists()

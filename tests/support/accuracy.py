@@ -32,5 +32,5 @@ def assert_accurate(actual: Tensor, exact: Tensor, pytorch: Tensor, name: str) -
 def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return bool((a.contiguous().view(integer) == b.contiguous().view(integer)).all())

@@ -23,14 +23,17 @@ def within(seconds: int):
         signal.signal(signal.SIGALRM, before)
 
 
-def verdict(call: Callable[[], object], right: Callable[[object], bool], name: str, seconds: int = 10) -> str:
-    """Returns "right" or "named", or raises an AssertionError that says what else happened."""
+def verdict(call: Callable[[], object], right: Callable[[object], bool], *names: str, seconds: int = 10) -> str:
+    """Returns "right" or "named", or raises an AssertionError that says what else happened.
+
+    An error has to hold one of the names.
+    """
     try:
         with within(seconds):
             result = call()
     except NAMED as error:
         text = str(error)
-        assert name in text, f"the error does not name {name}: {type(error).__name__}: {text}"
+        assert any(name in text for name in names), f"the error names none of {names}: {type(error).__name__}: {text}"
         assert "\n" not in text, f"the error has several lines: {text}"
         return "named"
     assert right(result), "accepted in silence, and the result is wrong"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, check_for_images, limits
 from apc_kernels.ops.affinities.reference import blocks
-from apc_kernels.ops.common import as_scales, check_small, check_tensor, widened
+from apc_kernels.ops.common import as_scales, check_flag, check_small, check_tensor, widened
 from apc_kernels.ops.operator import On, Operator
 
 
@@ -64,7 +64,8 @@ def adaptive_context(
     regions, weight, bias = widened(regions, "regions", x), widened(weight, "weight", x), widened(bias, "bias", x)
     shift = None if shift is None else widened(shift, "shift", x)
     center = None if center is None else widened(center, "center", x)
-    return context(x, regions, weight, bias, as_scales(scales), shift, bool(residual), center)
+    check_flag(residual, "residual")
+    return context(x, regions, weight, bias, as_scales(scales), shift, residual, center)
 
 
 def _check(

@@ -13,7 +13,8 @@ from apc_kernels.ops.affinities.checks import check_affinities
 from apc_kernels.ops.affinities.context import backward_regions, backward_x
 from apc_kernels.ops.affinities.moments import through_moments
 from apc_kernels.ops.affinities.reference import blocks
-from apc_kernels.ops.common import check_small
+from apc_kernels.ops.autograd import under_transforms
+from apc_kernels.ops.common import check_flag, check_small
 from apc_kernels.ops.operator import define
 
 
@@ -81,6 +82,7 @@ def adaptive_context_norm(
     bias = check_small(bias, "bias", [(rows,)], x)
     regions = check_small(regions, "regions", [(x.shape[0], rows, channels)], x)
     projection = check_small(projection, "projection", [(x.shape[1], channels)], x)
+    check_flag(training, "training")
     if not isinstance(group, str):
         raise TypeError(f"group: expected the name of a process group (its group_name), got {type(group).__name__}")
     if (guide is None) != (guide_norm is None):
@@ -90,6 +92,9 @@ def adaptive_context_norm(
     if guide is not None and guide_norm is not None:
         guide = check_small(guide, "guide", [(x.shape[1], channels)], x)
         guide_norm = _check_norm(guide_norm, "guide_norm", x, values=images)
+
+    if training and under_transforms():
+        raise RuntimeError("adaptive_context_norm: training updates running statistics in place, not under torch.func")
 
     composed = not training or torch.compiler.is_exporting() or composition.forms_products(scales, channels)
     path = composition.adaptive_context_norm if composed else _one_node
@@ -289,10 +294,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(x, regions, weight, projection, gamma, beta, *of_guide, *output[1:])
 
 
-def _gradients(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x, regions, weight, projection, gamma, beta, *of_guide = ctx.saved_tensors[:9]
     parameters = (projection, gamma, beta, ctx.eps, *of_guide, ctx.guide_eps, ctx.group)
-    computed = _backward(grads[0], x, regions, weight, ctx.scales, *parameters, ctx.saved_tensors[9:])
+    computed = _backward(grad, x, regions, weight, ctx.scales, *parameters, list(ctx.saved_tensors[9:]))
     of_guide = computed[7:] or [None] * 3
     return *computed[:4], None, *computed[4:7], None, *of_guide, None, None
 

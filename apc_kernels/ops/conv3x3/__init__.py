@@ -42,13 +42,15 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
         (B, O, h, w) in the maps' dtype. From Winograd's tiles it is contiguous, and differentiable once in maps and
         weight.
     """
+    if not isinstance(maps, (Tensor, list, tuple)):
+        raise TypeError(f"maps: expected a tensor or a sequence of them, got {type(maps).__name__}")
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
     for name, tensor in _named(maps, weight):
         check_tensor(tensor, name)
     if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
         _check(maps, weight)
         return reference.conv3x3(maps, weight)
-    return _forward(maps, weight)
+    return _forward(weight, maps)
 
 
 def _named(maps: Sequence[Tensor], weight: Tensor) -> list[tuple[str, Tensor]]:
@@ -71,9 +73,11 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
         if other_size or (x.dtype != maps[0].dtype and not casts):
             first, given = (f"{tuple(t.shape)} in {name_of(t.dtype)}" for t in (maps[0], x))
             raise ValueError(f"maps[{i}]: expected batch, size and dtype of maps[0], {first}, got {given}")
+    if weight.dtype != maps[0].dtype and not casts:
+        raise ValueError(f"weight: expected the maps' dtype, {name_of(maps[0].dtype)}, got {name_of(weight.dtype)}")
     inputs = sum(x.shape[1] for x in maps)
-    if weight.shape[1:] != (inputs, 3, 3):
-        raise ValueError(f"weight: expected (O, {inputs}, 3, 3), got {tuple(weight.shape)}")
+    if weight.shape[1:] != (inputs, 3, 3) or weight.shape[0] == 0:
+        raise ValueError(f"weight: expected (O, {inputs}, 3, 3), O > 0, got {tuple(weight.shape)}")
 
 
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
@@ -92,7 +96,7 @@ def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     )
 
 
-def _convolve(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+def _convolve(weight: Tensor, maps: Sequence[Tensor]) -> Tensor:
     _check(maps, weight)
     with without_autocast(weight):
         if KERNELS.select("conv3x3", weight) == "reference":
@@ -100,7 +104,7 @@ def _convolve(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
         return tiles.convolve([_lines(x) for x in maps], _dense(weight))
 
 
-def _empty(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+def _empty(weight: Tensor, maps: Sequence[Tensor]) -> Tensor:
     _check(maps, weight)
     return maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
 
@@ -141,26 +145,26 @@ def _dense(weight: Tensor) -> Tensor:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    maps, weight = inputs
+    weight, maps = inputs
     ctx.save_for_backward(weight, *maps)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Sequence[Tensor | None], Tensor | None]:
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
     weight, *maps = ctx.saved_tensors
+    of_weight, *of_maps = ctx.needs_input_grad
     if grad is None:
-        return [None] * len(maps), None
-    of_maps, of_weight = ctx.needs_input_grad
+        return None, [None] * len(maps)
     grad_weight = _backward_weight(grad, maps) if of_weight else None
     grads = [None] * len(maps)
     if any(of_maps):
         computed = _backward_maps(grad, weight, [x.shape[1] for x in maps])
         grads = [g if wanted else None for g, wanted in zip(computed, of_maps, strict=True)]
-    return grads, grad_weight
+    return grad_weight, grads
 
 
 _forward = define(
-    "conv3x3(Tensor[] maps, Tensor weight) -> Tensor", _convolve, _empty, backward=_backward, remember=_remember
+    "conv3x3(Tensor weight, Tensor[] maps) -> Tensor", _convolve, _empty, backward=_backward, remember=_remember
 )
 _backward_maps = define(
     "conv3x3_backward_maps(Tensor grad, Tensor weight, SymInt[] channels) -> Tensor[]", _gradient_of_maps, _empty_maps

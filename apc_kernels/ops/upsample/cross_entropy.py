@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from apc_kernels import labels
-from apc_kernels.ops.common import check_small, check_tensor, name_of, widened, working_dtype
+from apc_kernels.ops.common import check_flag, check_small, check_tensor, name_of, widened, working_dtype
 from apc_kernels.ops.operator import Operator, define, fill
 from apc_kernels.ops.upsample import reference
 from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
@@ -72,8 +72,9 @@ def upsample_cross_entropy(
         weight = widened(weight, "weight", logits)
         if weight.requires_grad:
             raise ValueError("weight: expected a tensor without gradient, got one that requires it")
+    check_flag(align_corners, "align_corners")
     ignore_index, label_smoothing = as_ignored(ignore_index), _as_smoothing(label_smoothing)
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if denominator is not None:
         denominator = _check_denominator(denominator, reduction, logits)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from apc_kernels import labels
-from apc_kernels.ops.common import check_tensor, name_of, working_dtype
+from apc_kernels.ops.common import check_flag, check_tensor, name_of, working_dtype
 from apc_kernels.ops.interpolation import as_size, check_extent
 from apc_kernels.ops.operator import Operator, define, readable
 from apc_kernels.ops.upsample import reference
@@ -38,6 +38,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool 
     The operation has no gradient, and is deterministic to the bit.
     """
     check_tensor(logits, "logits")
+    check_flag(align_corners, "align_corners")
     return _argmax(logits, as_size(size), align_corners)
 
 
@@ -85,6 +86,7 @@ def upsample_confusion(
     """
     check_tensor(logits, "logits")
     check_tensor(target, "target")
+    check_flag(align_corners, "align_corners")
     return _confusion(logits, target, as_ignored(ignore_index), align_corners)[0]
 
 
@@ -147,6 +149,8 @@ def upsample_softmax(
     Results are deterministic to the bit.
     """
     check_tensor(logits, "logits")
+    check_flag(flip, "flip")
+    check_flag(align_corners, "align_corners")
     size = as_size(size)
     _check_softmax(logits, size, out)  # the operator cannot check `size`: it only takes the result to write to
     if torch.is_grad_enabled() and (logits.requires_grad or (out is not None and out.requires_grad)):

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 
 import parity
@@ -14,7 +15,7 @@ import torch
 from small_runs import digest, flags, small, start
 
 import apcnet
-from apcnet.config import Model, Optimisation
+from apcnet.config import Model, Optimisation, Protocol
 from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
 from apcnet.training.start import check, initial_model
@@ -36,6 +37,7 @@ def test_a_run_writes_its_files(root, out):
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
+        *("worst.png", "report.html"),
     }
     assert sorted(path.name for path in (out / "preview").iterdir()) == ["000000.png", "000006.png", "000012.png"]
     assert json.loads((out / "metrics.json").read_text()) == scores
@@ -113,9 +115,54 @@ def test_a_signal_stops_a_run_after_its_step_and_it_resumes(root, tmp_path, numb
 
 def test_another_config_in_the_same_folder_is_refused(root, out):
     train(small(root, steps=2), out)
-    changed = small(root, steps=3, optimisation=Optimisation(lr=0.5))
-    with pytest.raises(ValueError, match=r"out: .* holds another run, lr: 0.02 → 0.5; steps: 2 → 3"):
+    changed = small(root, steps=3, optimisation=Optimisation(lr=0.5, momentum=0.5))
+    with pytest.raises(ValueError, match=r"out: .* holds another run, lr: 0.02 → 0.5; momentum: 0.9 → 0.5\. Name"):
         train(changed, out)
+    assert train(small(root, steps=2), out)["step"] == 2  # the refused command has changed nothing
+
+
+def test_a_run_goes_on_with_more_steps_and_keeps_those_it_has_taken(root, out, tmp_path):
+    train(small(root, steps=6), out, log_every=1)
+    first = log.read(out)
+    with pytest.warns(UserWarning, match="steps: 6 → 12; from step 6 on, the learning rate follows the new number"):
+        scores = train(small(root, steps=12, eval_every=4, save_every=2), out, log_every=1)
+    records = log.read(out)
+    assert scores["step"] == 12 and records[:5] == first[:5] and [r["step"] for r in records if "lr" in r][-1] == 12
+    train(small(root, steps=12), tmp_path / "whole", log_every=1)
+    rates = [[r["lr"] for r in log.read(folder) if "lr" in r][6:] for folder in (out, tmp_path / "whole")]
+    assert rates[0] == rates[1]
+    assert json.loads((out / "config.json").read_text())["steps"] == 12
+    with pytest.raises(ValueError, match=r"steps: expected 12 or more, which the run in .* --steps 12, or add --new"):
+        train(small(root, steps=11), out)
+
+
+def test_another_protocol_chooses_the_best_model_anew(root, out):
+    before = train(small(root), out)
+    after = train(small(root, evaluation=Protocol(flip=True)), out)
+    assert after["step"] == after["best"]["step"] == 12 and after["best"]["miou"] == after["miou"]
+    assert next(r["step"] for r in log.read(out) if "miou" in r) == 6 and before["step"] == 12
+
+
+def test_a_start_that_takes_no_step_leaves_its_folder_free(root, out, monkeypatch):
+    """Tests that a start that fails, before its first step or in it, writes nothing that another start runs into."""
+    for extra in ("timm", "wandb"):
+        monkeypatch.setitem(sys.modules, extra, None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package timm.* pip install"):
+        train(small(root, model=Model("apcnet", "resnet50", "timm:resnet50c")), out / "of" / "mine")
+    assert not out.exists()
+    masks = next((root / "masks" / "train").iterdir())
+    content = masks.read_bytes()
+    masks.write_bytes(b"")
+    with pytest.raises(ValueError, match="expected an image"):
+        train(small(root, batch_size=8), out)
+    assert not out.exists()
+    masks.write_bytes(content)
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ModuleNotFoundError, match="log: wandb is not installed"):
+        train(small(root), out, log_to="wandb")
+    assert (out / "notes.txt").read_text() == "mine" and not (out / "config.json").exists()
+    assert train(small(root, steps=1), out)["step"] == 1
 
 
 def test_temporary_files_of_a_killed_process_are_removed(root, out):
@@ -146,7 +193,7 @@ def test_a_checkpoint_of_another_run_is_refused(root, out):
     (out / "config.json").unlink()
     with pytest.raises(ValueError, match="holds another run, seed: 0 → 9"):
         train(small(root, steps=4, seed=9), out)
-    (out / "config.json").unlink()
+    assert not (out / "config.json").exists()
     image, mask = (next((root / kind / "train").iterdir()) for kind in ("images", "masks"))
     for path in (image, mask):
         path.with_stem("one-more").write_bytes(path.read_bytes())
