@@ -169,10 +169,10 @@ def finished(tmp_path_factory):
     return config, folder / "run", train(config, folder / "run")
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_damaged_folder_ends_with_the_same_bits_or_is_named(finished, tmp_path, monkeypatch, count):
     config, whole, scores = finished
-    monkeypatch.setattr("apcnet.training.loop.Run.save_preview", lambda run: None)  # half of the time
+    small_runs.without_pictures(monkeypatch)
     expected, wrong, verdicts = digest(whole / "final.safetensors"), [], []
     for number, (name, damage) in enumerate(cases(0, count)):
         run = tmp_path / f"run-{number}"

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 
 import parity
 import pytest
@@ -14,7 +15,9 @@ import small_runs
 import torch
 from small_runs import digest, flags, small, start
 
+import apc_kernels
 import apcnet
+from apc_kernels import info
 from apcnet.config import Model, Optimisation, Protocol
 from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
@@ -199,6 +202,40 @@ def test_a_checkpoint_of_another_run_is_refused(root, out):
         path.with_stem("one-more").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match="holds another run, images: 7 → 8"):
         train(small(root, steps=4), out)
+
+
+def test_a_renamed_sample_is_refused_and_another_size_is_told(root, out):
+    train(small(root, steps=1), out)
+    image, other = sorted((root / "images" / "train").iterdir())[:2]
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.warns(UserWarning, match=rf"{out}: results may no longer be bit-identical, training files: \w+ → \w+"):
+        train(small(root, steps=1), out)
+    for path in (other, root / "masks" / "train" / other.name):
+        path.rename(path.with_stem("renamed"))
+    with pytest.raises(ValueError, match=r"holds another run, sample_names: \w+ → \w+"):
+        train(small(root, steps=1), out)
+
+
+def test_each_change_of_what_the_bits_depend_on_is_told_once(root, out, monkeypatch, threads):
+    """Tests variables, threads and the backend; a run that goes on without a change says nothing."""
+    threads(1)
+    train(small(root, steps=2, save_every=1), out)
+    (out / "last.pt").unlink()  # so that another checkpoint is written
+    threads(2)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with apc_kernels.backend("reference"), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(small(root, steps=2, save_every=1), out)
+    backends = [
+        name for name in ("cpp", "reference") if info.why_not(name, "pyramid_pool", "cpu", torch.float32) is None
+    ]
+    expected = {"threads: 1 → 2", "MKL_CBWR: unset → COMPATIBLE", "ONEDNN_MAX_CPU_ISA: unset → AVX2"}
+    expected |= {f"backend: {before} → reference"} if before != "reference" else set()
+    start = f"{out}: results may no longer be bit-identical, "
+    assert {str(one.message).removeprefix(start) for one in told if str(one.message).startswith(start)} == expected
+    with apc_kernels.backend("reference"), warnings.catch_warnings(action="error"):
+        train(small(root, steps=2, save_every=1), out)
 
 
 def test_repeated_signals_to_all_processes_stop_a_run_once(root, tmp_path):
