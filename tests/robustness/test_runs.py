@@ -183,7 +183,8 @@ def test_a_damaged_folder_ends_with_the_same_bits_or_is_named(finished, tmp_path
             return result == scores and digest(run / "final.safetensors") == expected
 
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 verdicts.append(verdict(lambda run=run: train(config, run), is_right, run.name))
         except Exception as error:
             wrong.append(f"{name}: {type(error).__name__}: {error}")

@@ -220,10 +220,11 @@ def test_each_change_of_what_the_bits_depend_on_is_told(root, out, monkeypatch, 
     """Tests threads, variables and the backend; a run that goes on without a change says nothing."""
     threads(1)
     train(small(root, steps=1), out)
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         train(small(root, steps=1), out)
     before = info.kernels("cpu")["backend"]
-    threads(2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     with apc_kernels.backend("reference"), warnings.catch_warnings(record=True) as told:
