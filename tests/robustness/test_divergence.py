@@ -35,6 +35,8 @@ def cases(seed: int, count: int) -> Iterator[dict]:
             ("ema", 0.9),
             ("accumulate", 2),
             ("reduction", "mean"),
+            ("optimizer", "adamw"),
+            ("schedule", "one_cycle"),
         ):
             if draws.random() < 0.3:
                 optimisation[name] = value
@@ -55,7 +57,7 @@ def not_finite(run: Path) -> list[str]:
     for path in run.glob("*.pt"):
         state = torch.load(path, weights_only=True)
         tensors |= {f"{path.name} {part} {n}": t for part in BOTH for n, t in (state[part] or {}).items()}
-        tensors |= {f"{path.name} momentum {n}": v["momentum_buffer"] for n, v in state["optimizer"].items()}
+        tensors |= {f"{path.name} {m} {n}": t for n, values in state["optimizer"].items() for m, t in values.items()}
     return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
