@@ -3,13 +3,16 @@
 import dataclasses
 import functools
 import importlib.util
+import io
 import itertools
+import json
 import os
 import shlex
 import sys
+import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -85,7 +88,7 @@ def train(
         table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
         print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
         print(f"model    {out / 'final.safetensors'}, best {out / 'best.safetensors'}")
-        print(f"pictures {out / 'preview' / str(scores['step']).zfill(6)}.png")
+        print(f"report   {out / 'report.html'}")
 
 
 def evaluate(
@@ -189,6 +192,21 @@ def predict(
         _print_error(failure)
     if report.failures:
         sys.exit(PROBLEMS_FOUND)
+
+
+def compare(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN ...", help_behavior_hint="")]],
+    out: Path = Path("compare.html"),
+) -> None:
+    """Write one page with the curves, scores and pictures of several runs.
+
+    Args:
+        runs: Show the runs in these folders.
+        out: Write the page to this file.
+    """
+    from apcnet.training import report
+
+    print(report.write(runs, out))
 
 
 def presets(containing: Positional[Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]] = "") -> None:
@@ -364,12 +382,15 @@ def import_data(
 
 
 import_data.__name__ = "import"  # the name of the command is a keyword of Python
-COMMANDS = (train, evaluate, predict, presets, convert, export, check, import_data, prepare, info)
+COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, import_data, prepare, info)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command, and reports wrong input in one line, without a traceback."""
     warnings.showwarning = _print_error
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")  # names of files need not be valid in any encoding
     threads.sleep_while_waiting()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -380,12 +401,13 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(CLOSED_PIPE)
-    except OSError as error:
-        _print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
-        sys.exit(BAD_INPUT)
-    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+    except ConnectionError as error:  # an OSError, but another process of the run has failed
         _print_error(error)
         sys.exit(BAD_INPUT)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
@@ -476,6 +498,15 @@ def _start_processes(gpus: int, device: str | None) -> None:
 def _default_workers() -> int:
     """Returns one worker per core, without the cores of the training processes, and at most 8."""
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
+
+
+def _fail(message: str) -> NoReturn:
+    """Prints an error and exits; torchrun, if it started this process, repeats the error at the end of its report."""
+    _print_error(message)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        report = {"message": " ".join(message.split()), "timestamp": int(time.time())}
+        Path(path).write_text(json.dumps(report), encoding="utf-8")
+    sys.exit(BAD_INPUT)
 
 
 def _print_error(message, *_) -> None:

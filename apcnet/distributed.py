@@ -1,11 +1,15 @@
 """Joins the processes of a distributed run, and shares values and batch statistics between them."""
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+PATIENCE = 5  # seconds in which torchrun ends the other processes of a run that failed
 
 
 @contextmanager
@@ -31,9 +35,20 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
         torch.distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     try:
         yield kind
+    except RuntimeError as error:
+        if not (joins and lost_process(error)):
+            raise
+        # The process that ended tells the reason. torchrun ends this one meanwhile; another launcher may not.
+        time.sleep(PATIENCE)
+        raise ConnectionError("another process of the run has ended: its message tells the reason") from None
     finally:
         if joins:
             torch.distributed.destroy_process_group()
+
+
+def lost_process(error: BaseException | None) -> bool:
+    """Tells whether an error says that the connection to another process was lost."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def rank() -> int:
@@ -61,4 +76,7 @@ def synchronise_batch_norms(model: nn.Module) -> None:
     share.
     """
     if world_size() > 1 and next(model.parameters()).device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is itself a batch norm
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        if "timm" in sys.modules:  # timm's batch norms may include an activation, which PyTorch's function would drop
+            from timm.layers import convert_sync_batchnorm as convert
+        convert(model)  # in place, but for a model that is itself a batch norm

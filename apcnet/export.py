@@ -4,6 +4,7 @@ While a model is traced, the operations of apc_kernels use their references, whi
 width and batch size stay symbolic. A file appears only after it was read back and its results matched the model's.
 """
 
+import io
 import json
 import operator
 import warnings
@@ -48,7 +49,8 @@ def export(
         format: "exportedprogram" (read it by `torch.export.load`) or "onnx". The default follows from the path.
         size: (H, W) of the images to trace with.
         dynamic: Accept any number of images of any size from 17 pixels on. Otherwise the file takes one image of
-            `size`.
+            `size`. Encoders that take images of one size, or have windows other than Swin's, can only do that; with
+            Swin, sides are longer than 32 windows, 224 pixels for most.
         output: "logits" at the model's own resolution, as `model(images)` returns them; "upsampled", logits at the size
             of the images; or "labels" at the size of the images, uint8 for up to 256 classes.
         normalise: Accept RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std; or the levels
@@ -131,6 +133,11 @@ def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) 
         if tensor.dtype != torch.float32:
             raise ValueError(f"model: expected float32, got {tensor.dtype} ({name}): call model.float() first")
     check_choice(output, "output", OUTPUTS)
+    if dynamic and not getattr(model.backbone, "any_size_exports", True):
+        raise ValueError(
+            f"dynamic: expected False for timm:{model.backbone.name}, which takes images of one size, or has windows, "
+            "got True: add --no-dynamic, and --size for the size of the images"
+        )
     try:
         height, width = map(operator.index, size)
     except (TypeError, ValueError):
@@ -153,8 +160,9 @@ def _traced(deployed: Deployed, size: tuple[int, int], dynamic: bool) -> Exporte
 
 
 def _exported_program(program: ExportedProgram, path: Path, about: str) -> Callable[[Tensor], Tensor]:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={"apcnet": about})
+    content = io.BytesIO()  # where a write fails, PyTorch's writer ends the process
+    torch.export.save(program, content, extra_files={"apcnet": about})
+    path.write_bytes(content.getbuffer())
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
@@ -172,7 +180,7 @@ def _onnx(
         return None
     import onnxruntime  # an extra
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.cpu().numpy()})[0])
 
 

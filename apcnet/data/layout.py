@@ -68,11 +68,10 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def names_in(file: Path) -> list[str]:
     """Reads the names that a file lists, one on each line."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: expected text with one name on each line, got other bytes: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files may hold any bytes
+    if "\0" in text:
+        raise ValueError(f"{file}: expected text with one name on each line, got other bytes")
+    names = [line.strip() for line in text.split("\n") if line.strip()]
     if not names:
         raise ValueError(f"{file}: expected one name on each line, but lists no names")
     if len(set(names)) < len(names):

@@ -31,6 +31,7 @@ def evaluate(
     channels_last: bool = False,
     progress: Callable[[int, int], None] | None = None,
     submission: Callable[[str, Tensor], None] | None = None,
+    each: Callable[[str, Tensor], None] | None = None,
 ) -> ConfusionMatrix:
     """Computes the confusion matrix of a model on a data set; every process of a group must call it.
 
@@ -45,6 +46,7 @@ def evaluate(
         progress: Called with the number of images that this process has finished, and its total.
         submission: Called with the name and the labels, (H, W) on the CPU, of each image of this process, in order;
             `apcnet.inference.submission.writer` returns one that writes files.
+        each: Called with the name and the counts, a confusion matrix, of each image of this process, in order.
 
     Returns:
         The confusion matrix over all processes; `matrix.scores()` computes IoU and accuracy.
@@ -71,11 +73,14 @@ def evaluate(
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
             target = mask[None].to(device, non_blocking=True)
             if submission is None:
-                matrix.add(inference.confusion(model, views, target, protocol, ignore_index=IGNORE))
+                counts = inference.confusion(model, views, target, protocol, ignore_index=IGNORE)
             else:
                 labels = inference.labels(model, views, protocol, size=target.shape[1:])
-                matrix.update(labels, target)
+                counts = ConfusionMatrix(model.num_classes, IGNORE, device).update(labels, target).matrix
                 submission(name, labels[0].cpu())
+            matrix.add(counts)
+            if each is not None:
+                each(name, counts)
             report(done, len(mine))
     return matrix.reduce()
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import apc_kernels
@@ -130,6 +129,11 @@ class Segmentor(nn.Module):
         aux = None if self.auxiliary is None else self.auxiliary(features)
         if target is None:
             return Output(logits, aux, se)
+        if self.num_classes == 1:
+            raise ValueError(
+                "num_classes: expected 2 or more for a softmax cross entropy, which is 0 for a single class, got 1; "
+                "create the model with a class for the background too"
+            )
 
         def cross_entropy(logits: Tensor, align_corners: bool) -> Tensor:
             return apc_kernels.upsample_cross_entropy(
@@ -176,11 +180,9 @@ class Segmentor(nn.Module):
         if self.range is not None:
             about["range"] = self.range
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        content = save(tensors, metadata={"apcnet": json.dumps(about)})
         with replacing(path) as temporary:
-            try:
-                save_file(tensors, temporary, metadata={"apcnet": json.dumps(about)})
-            except SafetensorError as error:
-                raise OSError(f"{path}: {error}") from None
+            temporary.write_bytes(content)
 
 
 def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

@@ -1,31 +1,29 @@
 """Manages the folder of a run: one run per folder, and one process at a time that writes to it.
 
 config.json            the config of the run: the same one resumes it, another one may differ in MAY_CHANGE only
-environment.json       versions of PyTorch and Python, device, threads, processes
+environment.json       versions, hardware, settings and data of the last start (environment.py)
 log.jsonl              losses, learning rate, speed; scores (log.py)
 last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
 best.safetensors       the model with the highest mIoU so far
 final.safetensors      the model after the last step
 metrics.json           scores of the final model
-confusion.npy, .png    confusion matrix of the final model
+confusion.npy, .png    confusion matrix of the last evaluation, and a picture of that of the final model
 images.json            levels of images that are not 8-bit RGB, measured before the first step
 preview/000150.png     images, labels, predictions and errors of every evaluation
+worst.png              the same of the images that the final model gets most wrong
+report.html            curves, scores and pictures on one page (report)
 failed.json            the samples of a step whose losses are not finite
 """
 
 import dataclasses
 import itertools
-import platform
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from apcnet.config import Config, Protocol, differences
-from apcnet.distributed import gather, rank, world_size
+from apcnet.distributed import gather, rank
 from apcnet.files import make_folder, read_json, remove_leftovers, write_json
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
@@ -48,11 +46,11 @@ class AnotherRunError(ValueError):
 
 
 @contextmanager
-def claimed(folder: Path, config: Config) -> Iterator[Callable[[], None]]:
+def claimed(folder: Path, config: Config) -> Iterator[Callable[[dict], None]]:
     """Holds the folder of a run, or raises an error if it holds another one; all processes have to enter this.
 
-    While the block runs, no other run can enter with this folder. It gives the function that records the run, to be
-    called after the first step; a block that fails without that call leaves the folder as it was.
+    While the block runs, no other run can enter with this folder. It gives the function that records the run and its
+    environment, to be called after the first step; a block that fails without that call leaves the folder as it was.
     """
     claim, failure = None, None
     if rank() == 0:
@@ -64,7 +62,7 @@ def claimed(folder: Path, config: Config) -> Iterator[Callable[[], None]]:
     if message:
         raise failure or ValueError(message)
     try:
-        yield claim.record if claim else lambda: None
+        yield claim.record if claim else lambda environment: None
     finally:
         if claim:
             claim.end()
@@ -86,17 +84,15 @@ class Claim:
                 if changed := config_changes(stored, config):
                     raise AnotherRunError(folder, stored, changed)
                 remove_leftovers(folder)
-            self._compare_environments()
         except (ValueError, OSError):
             self.end()
             raise
 
-    def record(self) -> None:
+    def record(self, environment: dict) -> None:
         """Writes the config and the environment of the run, at the first call."""
         if self.recorded:
             return
-        if not (self.folder / "environment.json").exists():
-            write_json(self.folder / "environment.json", environment())
+        write_json(self.folder / "environment.json", environment)
         write_json(self.folder / "config.json", self.config.to_json())  # last: it makes the folder a run's
         self.recorded = True
 
@@ -107,14 +103,6 @@ class Claim:
                 with suppress(OSError):  # it was never made, or holds files of others
                     path.rmdir() if path.is_dir() else path.unlink()
         self.lock.close()
-
-    def _compare_environments(self) -> None:
-        path = self.folder / "environment.json"
-        if not path.exists():
-            return
-        now, before = environment(), read_json(path)
-        if changed := [f"{key}: {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]]:
-            warnings.warn(f"{self.folder}: results may no longer be bit-identical, {'; '.join(changed)}", stacklevel=4)
 
 
 def _lock(path: Path) -> IO:
@@ -156,7 +144,8 @@ def read_config(folder: Path) -> Config:
     try:
         return Config.from_json(read_json(path))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: {reason}; start another run with --new, or restore the file") from None
 
 
 def unused_folder(folder: Path) -> Path:
@@ -175,15 +164,3 @@ def model_file(path: Path) -> Path:
     raise FileNotFoundError(
         f"{path}: expected a model file or the folder of a run, found neither {FINAL} nor {BEST} in it"
     )
-
-
-def environment() -> dict:
-    """Describes everything besides the config that the bits of the results depend on."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} {capability}",
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-    }

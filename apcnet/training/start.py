@@ -20,7 +20,7 @@ from apcnet.data.stream import Transform
 from apcnet.data.synthetic import Synthetic
 from apcnet.distributed import gather, rank, world_size
 from apcnet.files import read_json
-from apcnet.interop.backbones import TIMM
+from apcnet.interop.backbones import FROM_TIMM
 from apcnet.keys import WEIGHTS, keyed
 from apcnet.models import Segmentor
 from apcnet.zoo import create, load
@@ -49,6 +49,13 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(f"log_every: expected 1 or more, got {log_every}")
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
+    if config.optimisation.warmup >= config.steps:
+        raise ValueError(f"warmup: expected fewer than the {config.steps} steps, got {config.optimisation.warmup}")
+    if config.optimisation.layer_decay != 1 and not config.model.backbone.startswith("timm:"):
+        raise ValueError(
+            f"layer_decay: expected 1 for {config.model.backbone}, whose layers share one learning rate, got "
+            f"{config.optimisation.layer_decay}; encoders of timm (--backbone timm:NAME) have it"
+        )
     model, share = config.model, config.batch_size // world_size()
     if config.batch_size % world_size():
         raise ValueError(f"batch_size: expected a multiple of the {world_size()} processes, got {config.batch_size}")
@@ -56,9 +63,12 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(
             f"accumulate: expected a divisor of the {share} images per process, got {config.optimisation.accumulate}"
         )
-    if model.backbone.startswith("resnet") and not (model.backbone_weights or model.init or model.from_scratch):
-        known = f"timm:{model.backbone}c"
-        where = f" (or {known}, after pip install timm)" if known.removeprefix("timm:") in TIMM else ""
+    if model.backbone != "tiny" and not (model.backbone_weights or model.init or model.from_scratch):
+        kind = model.backbone.partition(":")[0]
+        known = {"timm": "timm", "tv": model.backbone}.get(kind, f"timm:{model.backbone}c")
+        package = "torchvision" if kind == "tv" else "timm"
+        has = ":" in model.backbone or known.removeprefix("timm:") in FROM_TIMM
+        where = f" (or {known}, after pip install {package})" if has else ""
         raise ValueError(
             f"backbone_weights: expected pretrained weights for {model.backbone}, got none; add "
             f"--backbone-weights FILE{where}, --init MODEL.safetensors or --from-scratch, which needs many "

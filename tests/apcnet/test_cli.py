@@ -67,7 +67,7 @@ def test_assumptions_are_reported(run, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convert", "a.pth", "a.safetensors"), "apcnet: align_corners: expected True or False, got none"),
+        (("convert", "a.pth", "a.safetensors"), "a.pth: align_corners: expected True or False, got none"),
         (("convert", "a.pth", "a.onnx"), "apcnet: out: expected NAME.safetensors in an existing folder, got "),
         (
             ("convert", "b.pth", "a.safetensors"),
@@ -195,8 +195,9 @@ def trained(run, tmp_path):
 def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     folder, out = trained
     assert f"{folder}: 0.0" in out and "step 12 of 12  loss" in out and "fabric by dots" in out
-    picture = out.splitlines()[-1].split()[-1]
-    assert picture == str(folder / "preview" / "000012.png") and Image.open(picture).width > 400
+    report = out.splitlines()[-1].split()[-1]
+    assert report == str(folder / "report.html") and "fabric by dots" in (folder / "report.html").read_text()
+    assert Image.open(folder / "worst.png").width == Image.open(folder / "preview" / "000012.png").width > 400
     results, labels = tmp_path / "results", tmp_path / "labels"
     status, out, err = run("evaluate", folder, "--out", results, "--predictions", labels)
     assert status == 0 and "mIoU" in out and {"class", "IoU", "accuracy"} <= set(out.split()), err

@@ -37,6 +37,7 @@ def test_a_run_writes_its_files(root, out):
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
+        *("worst.png", "report.html"),
     }
     assert sorted(path.name for path in (out / "preview").iterdir()) == ["000000.png", "000006.png", "000012.png"]
     assert json.loads((out / "metrics.json").read_text()) == scores
@@ -146,7 +147,7 @@ def test_a_start_that_takes_no_step_leaves_its_folder_free(root, out, monkeypatc
     """Tests that a start that fails, before its first step or in it, writes nothing that another start runs into."""
     for extra in ("timm", "wandb"):
         monkeypatch.setitem(sys.modules, extra, None)
-    with pytest.raises(ModuleNotFoundError, match="pip install timm"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package timm.* pip install"):
         train(small(root, model=Model("apcnet", "resnet50", "timm:resnet50c")), out / "of" / "mine")
     assert not out.exists()
     masks = next((root / "masks" / "train").iterdir())
