@@ -59,7 +59,7 @@ def list_folder(
         pictures = {name.name: images[name] for name in chosen}
         drawn = {name.name: masks[name] for name in chosen if name in masks}
         table = _labels(len(names), labels, masks.values())
-        return Listing(pictures, pictures, drawn, Path(root), Path(root), names, colors, table)
+        return Listing(pictures, pictures, drawn, Path(root), Path(root), names, colors, table, _complete(root))
     if root is not None and not usual and Path(root).is_dir() and (kind := _kind_of(Path(root))):
         raise ValueError(f"root: {root} holds {kind}, which have to be imported first; type: {import_command(root)}")
     root = find_root(root, "images")
@@ -77,7 +77,7 @@ def list_folder(
     images, masks = images_in(image_folder), _masks_of(mask_folder, image_folder)
     wanted = names_in(listed) if listed else images.keys() | masks.keys()
     table = _labels(len(names), labels, _all_masks(root))
-    return Listing(wanted, images, masks, image_folder, mask_folder, names, colors, table)
+    return Listing(wanted, images, masks, image_folder, mask_folder, names, colors, table, _complete(root))
 
 
 def import_command(root: str | Path) -> str:
@@ -86,6 +86,11 @@ def import_command(root: str | Path) -> str:
     name = f"{place.resolve().name}-imported"
     out = place.with_name(name) if place.name not in ("", "..") else place / ".." / name
     return shlex.join(["apcnet", "import", str(root), str(out)])
+
+
+def _complete(root: str | Path) -> str:
+    """Returns a hint for samples that lack a file."""
+    return f"; add it, or let `{import_command(root)}` take those that have both"
 
 
 def _kind_of(root: Path) -> str | None:
@@ -136,7 +141,7 @@ def _chosen(root: Path, split: str, classes, palette, labels: Mapping[int, int] 
         raise FileNotFoundError(f"split: expected two images or more with masks in {root}, for train and val")
     table = _labels(len(classes), labels, _all_masks(root))
     inside = {name: path for name, path in masks.items() if (name in val) == (split == "val")}
-    return Listing(chosen, images, inside, root / "images", root / "masks", classes, palette, table)
+    return Listing(chosen, images, inside, root / "images", root / "masks", classes, palette, table, _complete(root))
 
 
 def _no_split(root: Path, split: str, found: Sequence[str]) -> str:

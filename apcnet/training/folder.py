@@ -74,7 +74,7 @@ class Claim:
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
-        start = [folder / name for name in ("lock", "log.jsonl", "preview/000000.png", "preview")]
+        start = [folder / name for name in ("lock", "log.jsonl", "environment.json", "preview/000000.png", "preview")]
         self.new = [path for path in (*start, folder, *folder.parents) if not path.exists()]  # before the first step
         make_folder(folder, "out")
         self.lock = _lock(folder / "lock")
@@ -96,8 +96,8 @@ class Claim:
         """Writes the config and the environment of the run, at the first call."""
         if self.recorded:
             return
-        write_json(self.folder / "config.json", self.config.to_json())
         write_json(self.folder / "environment.json", environment)
+        write_json(self.folder / "config.json", self.config.to_json())  # last: it makes the folder a run's
         self.recorded = True
 
     def end(self) -> None:

@@ -188,6 +188,9 @@ def _by_value(counts: Counter, legend: Legend, lossy: bool, source: str) -> Enco
         if unknown:
             raise ValueError(f"{source}: expected the values of its list of classes, found {unknown[0]} in masks")
         return made(names, table, "the values of its list of classes")
+    greys = {color[0]: i for i, color in enumerate(legend.colors or ()) if len(set(color)) == 1}
+    if names is not None and greys.keys() >= set(values) and len(greys) == len(names):
+        return made(names, greys, "the grey colours of its list of classes")
     if set(values) <= {0, 255} and 255 in values and (names is None or len(names) <= 2):
         classes = names if names and len(names) == 2 else [BACKGROUND, *(names or ["object"])]
         return made(classes, {0: 0, 255: 1}, "0 and 255")
@@ -211,9 +214,8 @@ def _by_value(counts: Counter, legend: Legend, lossy: bool, source: str) -> Enco
         )
     if set(labelled) == {0, 1}:
         return made([BACKGROUND, "object"], ignored | {0: 0, 1: 1}, "0 and 1", _rename(labelled))
-    if not labelled or (
-        labelled[-1] < len(labelled) + 8 and labelled[-1] < 200
-    ):  # indices, of which some may be missing
+    few_missing = not labelled or labelled[-1] < min(len(labelled) + 8, 200)
+    if few_missing:
         classes = ["class 0"] if not labelled else [f"class {i}" for i in range(labelled[-1] + 1)]
         table = ignored | {i: i for i in range(len(classes))}
         return made(classes, table, "class indices", _rename(classes))
