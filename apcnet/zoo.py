@@ -30,13 +30,15 @@ def create(
     """Creates a segmentation model with new weights, in training mode.
 
     Args:
-        model: "apcnet", "pspnet", "encnet", "semantic_fpn" or "fcn".
-        backbone: "resnet18", "resnet34", "resnet50" or "resnet101" (ResNetV1c), or "tiny".
+        model: "apcnet", "pspnet", "encnet", "semantic_fpn", "fcn" or "upernet".
+        backbone: "resnet18", "resnet34", "resnet50" or "resnet101" (ResNetV1c), "tv:resnet50" and so on (torchvision's
+            ResNet), "timm:NAME" (a model of timm), or "tiny".
         num_classes: Number of classes.
-        backbone_weights: Pretrained weights of the backbone: a file (mmsegmentation's resnet50_v1c .pth, or any saved
-            model), or "timm:resnet50c" or "timm:resnet101c". The default is None: random weights.
+        backbone_weights: Pretrained weights of the backbone: a file (mmsegmentation's resnet50_v1c .pth, torchvision's
+            or timm's weights, or any saved model), "timm" for those that timm has for the backbone, "timm:NAME" or
+            "tv:resnet50". The default is None: random weights.
         options: Further options of the backbone, the head and the losses, see `apcnet.models.build`; for example
-            output_stride, channels, scales, dropout, align_corners.
+            output_stride, in_channels, channels, scales, dropout, align_corners.
 
     Returns:
         The model: `model(images)` returns logits, `model(images, target)` the training losses.
@@ -46,8 +48,7 @@ def create(
     """
     segmentor = build(model, backbone, num_classes, **options)
     if backbone_weights is not None:
-        tensors = backbones.read(backbone_weights)
-        assign(segmentor.backbone.state_dict(), tensors, f"backbone_weights: {backbone_weights}")
+        backbones.load(segmentor.backbone, backbone_weights)
     return segmentor
 
 
@@ -80,13 +81,16 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
 
 def _describe(model: Segmentor, about: dict) -> None:
     """Gives a model the classes, palette, mean and std in a file, or raises an error that names the wrong one."""
+    channels = model.in_channels
     for name in ("mean", "std"):
         values = about.get(name)
-        if not _are(values, lambda x: isinstance(x, float | int) and math.isfinite(x), 3) or (
-            name == "std" and min(values) <= 0
-        ):
-            raise ValueError(f"{name}: expected three numbers, got {printable(values)}")
+        if not _are(values, _is_finite, channels) or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{name}: expected {channels} numbers, got {printable(values)}")
         setattr(model, name, tuple(values))
+    if (levels := about.get("range")) is not None:
+        if not _are(levels, lambda pair: _are(pair, _is_finite, 2), channels):
+            raise ValueError(f"range: expected two numbers for each of {channels} channels, got {printable(levels)}")
+        model.range = tuple((low, high) for low, high in levels)
     if (classes := about.get("classes")) is not None:
         if not _are(classes, lambda x: isinstance(x, str), model.num_classes):
             raise ValueError(f"classes: expected {model.num_classes} names, got {printable(classes)}")
@@ -97,6 +101,10 @@ def _describe(model: Segmentor, about: dict) -> None:
         model.palette = tuple(map(tuple, palette))
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)
+
+
 def _are(values: object, is_valid: Callable[[Any], bool], count: int) -> bool:
     return isinstance(values, list) and len(values) == count and all(map(is_valid, values))
 
@@ -104,7 +112,7 @@ def _are(values: object, is_valid: Callable[[Any], bool], count: int) -> bool:
 def _with_classes(trained: Segmentor, num_classes: int, path: str | Path) -> Segmentor:
     """Returns a copy of a model for another number of classes, whose classifiers have new weights."""
     model = build(**{**trained.architecture, "num_classes": num_classes})
-    model.mean, model.std = trained.mean, trained.std
+    model.mean, model.std, model.range = trained.mean, trained.std, trained.range
     new = [name for name in model.state_dict() if name.startswith(CLASS_LAYERS)]
     kept = {name: tensor for name, tensor in trained.state_dict().items() if name not in new}
     assign({name: tensor for name, tensor in model.state_dict().items() if name not in new}, kept, str(path))

@@ -1,10 +1,7 @@
 """Sets up every test: Triton's interpreter if there is no GPU, and NaN in unwritten memory."""
 
 import os
-import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +12,6 @@ if not torch.cuda.is_available():
 os.environ.pop("PYTEST_XDIST_WORKER", None)  # what a test starts is no worker, as pytest-benchmark would have it
 
 from apc_kernels import build, info
-
-ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["-O1", "-fPIC", "-std=c++20", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fvisibility=hidden"]
 
 
 def pytest_configure(config) -> None:
@@ -72,35 +66,10 @@ def threads():
 
 @pytest.fixture(scope="session")
 def cuda_emulation():
-    """Compiles the CUDA kernels to run on the CPU (tests/emulation)."""
-    import fcntl
+    """Returns the CUDA kernels compiled to run on the CPU (tests/emulation)."""
+    import native_modules
 
-    import pybind11
-
-    folder = ROOT / "build" / "emulation"
-    folder.mkdir(parents=True, exist_ok=True)
-    emulation = ROOT / "tests" / "emulation"
-    includes = [f"-I{emulation}", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
-    flags = " ".join(map(build.quote, [*FLAGS, *includes]))
-    cxx = build.find_compiler()
-    sources = sorted(emulation.glob("*.cpp"))
-    rules = [
-        f"rule cxx\n  command = {cxx} {flags} -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {cxx} -shared $in -o $out",
-        *(f"build {source.stem}.o: cxx {build.escape(source)}" for source in sources),
-        f"build cuda_emulation.so: link {' '.join(f'{source.stem}.o' for source in sources)}",
-    ]
-    with (folder / "lock").open("w") as lock:  # of several processes the first builds, and the others find it built
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "build.ninja").write_text("\n".join(rules) + "\n")
-        result = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    sys.path.insert(0, str(folder))
-    try:
-        import cuda_emulation
-    finally:
-        sys.path.remove(str(folder))
-    return cuda_emulation
+    return native_modules.cuda_kernels("cuda_emulation")
 
 
 @pytest.fixture(scope="session", params=["emulation", pytest.param("ptx", marks=pytest.mark.slow)])

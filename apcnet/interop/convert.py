@@ -32,7 +32,7 @@ def convert(
         out: Name of the file to write, NAME.safetensors.
         align_corners: How the model resized its logits in training. Needed only if the checkpoint holds no config.
         output_stride: 8, 16 or 32. Needed only if the checkpoint holds no config; the default is the published
-            models' (8, or 32 for Semantic FPN).
+            models' (8, or 32 for Semantic FPN and UPerNet).
         folder: Folder for downloads; by default that of `torch.hub`.
         progress: Function that is called with (bytes received, bytes in total or None) during a download.
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from apcnet.choices import check_choice
+from apcnet.config import check_backbone
+from apcnet.data.sample import MEAN, STD
 from apcnet.files import printable
 from apcnet.models.apc import APCHead
 from apcnet.models.enc import EncHead
@@ -21,29 +23,42 @@ from apcnet.models.fpn import FPN, FPNHead
 from apcnet.models.psp import PSPHead
 from apcnet.models.resnet import BLOCKS, ResNetV1c
 from apcnet.models.segmentor import Segmentor
+from apcnet.models.timm_encoder import TimmEncoder
 from apcnet.models.tiny import Tiny
+from apcnet.models.uper import UPerHead
 from apcnet.models.weights import assign, check
 
 HEADS = {"apcnet": APCHead, "pspnet": PSPHead, "encnet": EncHead, "semantic_fpn": FPNHead, "fcn": FCNHead}
+HEADS |= {"upernet": UPerHead}
 INITIALISERS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_")
 BACKBONES = {f"resnet{depth}": functools.partial(ResNetV1c, depth) for depth in BLOCKS} | {"tiny": Tiny}
+BACKBONES |= {f"tv:resnet{depth}": functools.partial(ResNetV1c, depth, stem="7x7") for depth in BLOCKS}
+PYRAMIDS = (FPNHead, UPerHead)  # heads that read every map of the backbone
 
 
 def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **options) -> Segmentor:
     """Builds a segmentor with new weights. Its `architecture` attribute holds these arguments.
 
     Args:
-        model: Name of the head: "apcnet", "pspnet", "encnet", "semantic_fpn" or "fcn".
-        backbone: Name of the backbone: "resnet18", "resnet34", "resnet50", "resnet101" or "tiny".
+        model: Name of the head: "apcnet", "pspnet", "encnet", "semantic_fpn", "fcn" or "upernet".
+        backbone: Name of the backbone: "resnet18", "resnet34", "resnet50", "resnet101" (ResNetV1c), the same with "tv:"
+            before it (torchvision's ResNet), "tiny", or "timm:NAME" with the name of a model in timm.
         num_classes: Number of classes.
-        options: Keyword arguments of the backbone (`ResNetV1c`, `Tiny`), of the head (`APCHead`, `PSPHead`, `EncHead`,
-            `FPNHead`, `FCNHead`), and of the neck, the auxiliary head and the losses (`assemble`).
+        options: Keyword arguments of the backbone (`ResNetV1c`, `TimmEncoder`, `Tiny`), of the head (`APCHead`,
+            `PSPHead`, `EncHead`, `FPNHead`, `FCNHead`, `UPerHead`), and of the neck, the auxiliary head and the losses
+            (`assemble`).
     """
     check_choice(model, "model", HEADS)
-    check_choice(backbone, "backbone", BACKBONES)
     if not _is_a(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes: expected 1 or more, got {printable(num_classes)}")
-    parts = HEADS[model], BACKBONES[backbone]
+    if not isinstance(backbone, str):
+        raise ValueError(f"backbone: expected the name of a backbone, got {printable(backbone)}")
+    if backbone.startswith("timm:"):
+        encoder = functools.partial(TimmEncoder, backbone.removeprefix("timm:"), HEADS[model] in PYRAMIDS)
+    else:
+        check_backbone(backbone)
+        encoder = BACKBONES[backbone]
+    parts = HEADS[model], encoder
     head_names = set(_options(parts[0])) - {"index", "strides"}  # these two follow from the backbone
     backbone_names = set(_options(parts[1]))
     known = sorted({*_options(assemble), *_options(Segmentor), *head_names, *backbone_names})
@@ -58,6 +73,9 @@ def build(model: str, backbone: str = "resnet50", num_classes: int = 150, **opti
         for names in (head_names, backbone_names, options.keys() - head_names - backbone_names)
     )
     segmentor = assemble(*parts, num_classes, head_options, backbone_options, **others)
+    channels = segmentor.in_channels
+    segmentor.mean = _for_channels(getattr(segmentor.backbone, "mean", MEAN), channels)
+    segmentor.std = _for_channels(getattr(segmentor.backbone, "std", STD), channels)
     segmentor.architecture = {"model": model, "backbone": backbone, "num_classes": num_classes, **options}
     return segmentor
 
@@ -76,13 +94,17 @@ def build_filled(
         source: Where they come from, for the error message.
         names: Function that returns the model's tensors by the names that `tensors` has.
     """
-    with torch.device("meta"), _Uninitialised():
+    if str(architecture.get("backbone")).startswith("timm:"):  # computes buffers that no file holds
         model = build(**architecture)
-    check(names(model), tensors, source)
-    model.to_empty(device="cpu")
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            tensor.zero_()
+        check(names(model), tensors, source)
+    else:
+        with torch.device("meta"), _Uninitialised():
+            model = build(**architecture)
+        check(names(model), tensors, source)
+        model.to_empty(device="cpu")
+        for name, tensor in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.zero_()
     assign(names(model), tensors, source)
     return model
 
@@ -123,7 +145,7 @@ def assemble(
         losses: Keyword arguments of `Segmentor`: auxiliary_weight, presence_weight and reduction.
     """
     pyramid = head is FPNHead
-    if pyramid:
+    if head in PYRAMIDS:
         backbone_options = {"output_stride": 32, **backbone_options}
     backbone = make_backbone(**backbone_options)
     channels, neck = backbone.channels, None
@@ -144,6 +166,11 @@ def assemble(
             channels[2], num_classes, channels=auxiliary_channels, convs=1, concat=False, index=2, **shared_options
         )
     return Segmentor(backbone, head(in_channels, num_classes, **head_options), neck, auxiliary, **losses)
+
+
+def _for_channels(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Returns values for images of this number of channels: grey images take the mean, others repeat the RGB values."""
+    return (sum(rgb) / len(rgb),) if channels == 1 else tuple(rgb[i % len(rgb)] for i in range(channels))
 
 
 def _options(function: Callable) -> list[str]:

@@ -1,11 +1,14 @@
 // adaptive_context's CUDA kernels: the formulas are those of apc_kernels/ops/affinities/reference.py, the tiles
-// and products those of affinities.cuh. Maps that move, at the least:
+// and products those of affinities.cuh. Each kernel's least, everything moved once, for B images of C channels a scale,
+// N positions, J = sum of s^2 regions and P = sum of s^4 pairs of them:
 //
-//   aggregate             read x, write z; x is read again for the residual, out of the cache as a rule
-//   sum_region_gradients  read x and the gradient of z
-//   write_x_gradients     read x and the gradient of z, write that of x; x (and grad, for the residual) are read again
+//   aggregate             moves x, bias, shift, center, workspace, z; computes 4*B*N*J*C
+//   sum_region_gradients  moves grad, x, bias, shift, center, workspace; computes 8*B*N*J*C
+//   write_x_gradients     moves grad, x, bias, shift, center, linear, quadratic, constant, workspace, grad_x;
+//                         computes 6*B*N*J*C, 4*B*N*J*C more with grad, 2*B*N*P more with quadratic
+//   merge_slices          moves workspace, grad_regions, grad_shift, grad_bias, slope, slope_moments, grad_weight
 //
-// Affinities, and with them z where a relu needs it, are computed anew in each. Sums over positions: a block adds the
+// aggregate reads x twice for the residual, write_x_gradients x and grad, out of the cache as a rule. Affinities, and with them z where a relu needs it, are computed anew in each. Sums over positions: a block adds the
 // tiles of its chunk to a slice of the workspace that nobody else touches; merge_slices adds the slices, always in the
 // same order.
 #pragma once

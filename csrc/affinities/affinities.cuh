@@ -8,6 +8,10 @@
 //   tile · small     sums over regions      what every position is given
 //   tileᵀ · map      sums over positions    gradients of the small matrices
 //
+// Before them pack_rows rounds the small matrices to the map's type; its least, everything moved once:
+//
+//   pack_rows  moves weight, regions, workspace
+//
 // bfloat16 and float16 go to the tensor cores, float32 is multiplied as float32. Both leave a thread the same number
 // of sums. Whatever lies past the end (positions, channels, regions) is zero in shared memory.
 #pragma once

@@ -6,6 +6,12 @@
 //   spread_rows  a block works out the gradient of a row segment's rows once and writes it to each of them
 //
 // Threads run along whatever lies side by side in memory: channels of channels_last maps, columns of NCHW ones.
+//
+// Each kernel's least, everything moved once, for B images of C channels and N positions in J = sum of s^2 regions:
+//
+//   pool_rows    moves x, workspace; computes B*C*N
+//   pool_bins    moves workspace, out; computes B*C*J
+//   spread_rows  moves grad, grad_x; computes B*C*J
 #pragma once
 
 #include "../common/device.cuh"

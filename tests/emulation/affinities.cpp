@@ -1,8 +1,9 @@
-// The CUDA kernels on affinities without a GPU: numpy arrays into parameters, a workspace that holds NaN.
+// The CUDA kernels on affinities without a GPU: numpy arrays into parameters.
 #include <optional>
 
 #include "../../csrc/affinities/affinities_launch.h"
 #include "arrays.h"
+#include "launches.h"
 
 namespace {
 
@@ -33,22 +34,12 @@ AdaptiveContextCuda describe_context(py::array& x, const py::array& weight, cons
   return p;
 }
 
-// launch(a number of that dtype, launcher), the workspace of p laid out.
-template <typename Params, typename Function>
-void run(Params& p, const std::string& dtype, uint32_t seed, Function launch) {
-  with_scalar(dtype, [&](auto scalar) {
-    DeviceMemory memory(size_t(arrange(p, nullptr, sizeof scalar)));
-    arrange(p, memory.data(), sizeof scalar);
-    launch(scalar, Launch{seed});
-  });
-}
-
 void context(py::array x, const std::string& dtype, py::array regions, py::array weight, py::array bias, Scales scales,
              MaybeArray shift, bool residual, MaybeArray center, py::array z, uint32_t seed) {
   AdaptiveContextCuda p = describe_context(x, weight, bias, scales, regions, shift, center, 0);
   p.residual = residual;
   p.z = describe_map(z);
-  run(p, dtype, seed, [&](auto scalar, auto launch) { launch_aggregate<decltype(scalar)>(p, launch); });
+  run_adaptive_context(p, dtype, seed);
 }
 
 void context_backward_regions(py::array grad, py::array x, const std::string& dtype, py::array regions,
@@ -59,7 +50,7 @@ void context_backward_regions(py::array grad, py::array x, const std::string& dt
   p.grad = describe_map(grad);
   p.grad_regions = floats(grad_regions), p.grad_shift = floats(grad_shift), p.grad_bias = floats(grad_bias);
   p.slope = floats(slope), p.slope_moments = floats(slope_moments);
-  run(p, dtype, seed, [&](auto scalar, auto launch) { launch_region_gradients<decltype(scalar)>(p, launch); });
+  run_region_gradients(p, dtype, seed);
 }
 
 void context_backward_x(MaybeArray grad, py::array x, const std::string& dtype, MaybeArray regions, py::array weight,
@@ -72,14 +63,14 @@ void context_backward_x(MaybeArray grad, py::array x, const std::string& dtype, 
   p.linear = floats(linear), p.quadratic = floats(quadratic), p.constant = floats(constant);
   p.grad_x = describe_map(grad_x);
   p.grad_weight = floats(grad_weight), p.grad_bias = floats(grad_bias);
-  run(p, dtype, seed, [&](auto scalar, auto launch) { launch_x_gradients<decltype(scalar)>(p, launch); });
+  run_x_gradients(p, dtype, seed);
 }
 
 void moments(py::array x, const std::string& dtype, py::array weight, py::array bias, Scales scales, py::array mean,
              py::array covariance, int target_blocks, uint32_t seed) {
   auto p = describe<AffinityMomentsCuda>(x, weight, bias, scales, target_blocks);
   p.mean = doubles(mean), p.covariance = doubles(covariance);
-  run(p, dtype, seed, [&](auto scalar, auto launch) { launch_moments<decltype(scalar)>(p, launch); });
+  run_affinity_moments(p, dtype, seed);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// pyramid_pool's CUDA kernels without a GPU.
+// pyramid_pool's CUDA kernels without a GPU: numpy arrays into parameters.
 #include "../../csrc/pyramid_pool/pyramid_pool_launch.h"
 #include "arrays.h"
+#include "launches.h"
 
 namespace {
 
@@ -11,15 +12,13 @@ PyramidPoolCuda describe(py::array& map, py::array& pooled, const std::vector<in
 
 void forward(py::array x, const std::string& dtype, const std::vector<int64_t>& scales, py::array out, uint32_t seed) {
   PyramidPoolCuda p = describe(x, out, scales);
-  DeviceMemory row_sums(size_t(p.batch) * p.segments * p.chunks * p.columns * p.channels * sizeof(float));
-  p.row_sums = static_cast<float*>(row_sums.data());
-  with_scalar(dtype, [&](auto scalar) { launch_forward<decltype(scalar)>(p, Launch{seed}); });
+  run_pyramid_pool(p, dtype, seed);
 }
 
 void backward(py::array grad, const std::string& dtype, const std::vector<int64_t>& scales, py::array grad_x,
               uint32_t seed) {
-  const PyramidPoolCuda p = describe(grad_x, grad, scales);
-  with_scalar(dtype, [&](auto scalar) { launch_backward<decltype(scalar)>(p, Launch{seed}); });
+  PyramidPoolCuda p = describe(grad_x, grad, scales);
+  run_pyramid_pool_backward(p, dtype, seed);
 }
 
 }  // namespace

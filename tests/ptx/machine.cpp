@@ -113,6 +113,13 @@ bool Machine::release_barrier(Block& block) {
   return true;
 }
 
+void Machine::add_results(const Warp& warp, const Instruction& instruction, uint32_t mask) {
+  if (instruction.operands.empty() || instruction.operands[0] < 0) return;
+  const uint64_t* values = warp.read(instruction.operands[0]);
+  uint64_t& sum = counts.sums[static_cast<size_t>(warp.pc)];
+  for_lanes(mask, [&](unsigned lane) { sum += mixed(values[lane]); });
+}
+
 // Runs until a barrier, the end, or so many memory operations.
 bool Machine::run_warp(Warp& warp, int memory_operations) {
   while (!warp.groups.empty()) {
@@ -131,6 +138,7 @@ bool Machine::run_warp(Warp& warp, int memory_operations) {
     switch (kind) {
       case Kind::plain:
         if (mask) instruction.form->run(warp, instruction, mask);
+        if (counting) add_results(warp, instruction, mask);
         ++group->pc;
         break;
       case Kind::memory:
@@ -202,6 +210,7 @@ void Machine::run() {
     for (uint8_t& flags : region.flags) flags &= static_cast<uint8_t>(~(was_read | was_written));
   }
   counts.executed.assign(kernel->code.size(), 0), counts.lanes.assign(kernel->code.size(), 0);
+  counts.sums.assign(kernel->code.size(), 0);
   std::vector<uint32_t> order(grid.x * grid.y * grid.z);
   for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), random);
@@ -223,8 +232,6 @@ void Machine::run() {
     const uint64_t draw = random() % 8;
     run_warp(warp, draw == 0 ? -1 : static_cast<int>(1 + draw * draw));
   }
-  for (const Region& region : regions)
-    for (const uint8_t flags : region.flags) counts.distinct_bytes += !!(flags & was_read) + !!(flags & was_written);
 }
 
 }  // namespace ptx

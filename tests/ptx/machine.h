@@ -108,6 +108,7 @@ struct Machine {
   bool run_warp(Warp& warp, int memory_operations);
   void start_block(uint32_t number);
   bool release_barrier(Block& block);
+  void add_results(const Warp& warp, const Instruction& instruction, uint32_t mask);
   std::vector<std::unique_ptr<Block>> resident_;
   uint64_t executed_ = 0;
 };

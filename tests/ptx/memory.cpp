@@ -89,6 +89,7 @@ void Machine::report(const std::string& kind, const Warp& warp, uint32_t lane, u
 
 uint8_t* Machine::global(Warp& warp, uint32_t lane, uint64_t address, uint32_t bytes, const uint8_t* values,
                          bool atomic, uint64_t used) {
+  if (counting) counts.addresses += mixed(address ^ static_cast<uint64_t>(warp.pc) << 48);
   const bool write = values != nullptr || atomic;
   const auto holds = [&](const Region& region) { return address - region.begin < region.size; };
   if (last_region >= regions.size() || !holds(regions[last_region])) {
@@ -147,6 +148,7 @@ uint8_t* Machine::global(Warp& warp, uint32_t lane, uint64_t address, uint32_t b
 
 uint8_t* Machine::shared(Warp& warp, uint32_t lane, uint64_t address, uint32_t bytes, bool write, const uint8_t* values,
                          uint64_t used) {
+  if (counting) counts.addresses += mixed(address ^ static_cast<uint64_t>(warp.pc) << 48);
   Block& block = *warp.block;
   if (address + bytes > block.shared.size()) {
     report("out of bounds", warp, lane, address, "shared memory",

@@ -31,6 +31,12 @@ struct Cell {
 };
 constexpr uint32_t SEVERAL_BLOCKS = ~0u;
 
+// Spreads a number over 64 bits, so that sums of such tell apart what was added.
+inline uint64_t mixed(uint64_t number) {
+  number = (number + 1) * 0x9e3779b97f4a7c15;
+  return number ^ number >> 29;
+}
+
 enum Flag : uint8_t { addressable = 1, writable = 2, initialised = 4, was_read = 8, was_written = 16 };
 
 // A buffer and the bytes around it. Bytes without `addressable` are its red zones: those before and behind it, and
@@ -54,8 +60,9 @@ struct Finding {
 struct Counts {
   std::vector<uint64_t> executed;  // warps' instructions, by their place in the code
   std::vector<uint64_t> lanes;     // lanes' instructions
+  std::vector<uint64_t> sums;      // of what they left in the first register, each number mixed
   uint64_t global_read_bytes = 0, global_written_bytes = 0, global_read_sectors = 0, global_written_sectors = 0;
-  uint64_t distinct_bytes = 0;  // read, and written, each byte counted once
+  uint64_t addresses = 0;  // the sum of all that was accessed, each mixed with its instruction
   uint64_t shared_accesses = 0, bank_conflicts = 0, barriers = 0, blocks = 0;
 };
 

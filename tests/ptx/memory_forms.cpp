@@ -229,8 +229,8 @@ Form matrices_8x8() {
 template <Space space, typename T>
 void add_accesses(Forms& forms, const std::string& name, const std::string& type) {
   for (const char* vector : {"", ".v2", ".v4"}) {
-    forms["ld." + name + vector + "." + type] = load<space, T>();
-    if (space != Space::parameters) forms["st." + name + vector + "." + type] = store<space, T>();
+    forms["ld" + name + vector + "." + type] = load<space, T>();
+    if (space != Space::parameters) forms["st" + name + vector + "." + type] = store<space, T>();
   }
 }
 
@@ -257,9 +257,11 @@ void add_matrices(Forms& forms) {
 }  // namespace
 
 void add_memory(Forms& forms) {
-  add_space<Space::global>(forms, "global");
-  add_space<Space::shared>(forms, "shared"), add_space<Space::shared>(forms, "shared::cta");
-  add_space<Space::parameters>(forms, "param");
+  add_space<Space::global>(forms, ".global");
+  // Generic addresses are global ones: what would make one of a shared address, cvta.shared, is not known.
+  add_space<Space::global>(forms, "");
+  add_space<Space::shared>(forms, ".shared"), add_space<Space::shared>(forms, ".shared::cta");
+  add_space<Space::parameters>(forms, ".param");
   for (const char* order : {".gpu.relaxed", ".gpu.acq_rel", ""}) {
     const std::string atom = "atom.global" + std::string(order) + ".add.";
     forms[atom + "u64"] = atomic_add<uint64_t>(), forms[atom + "u32"] = atomic_add<uint32_t>();

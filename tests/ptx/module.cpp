@@ -69,14 +69,21 @@ py::dict launch(const Module& module, const std::string& name, Memory& memory,
     py::dict opcodes;
     for (const auto& [opcode, n] : by_opcode) opcodes[py::str(opcode)] = py::make_tuple(n.first, n.second);
     result["opcodes"] = opcodes;
-    py::set lines;
+    py::dict lines;  // those that were executed, each with the sum of what it computed
     for (size_t pc = 0; pc < machine.kernel->code.size(); ++pc)
-      if (c.lanes[pc]) lines.add(machine.kernel->lines[pc]);
+      if (c.lanes[pc]) lines[py::int_(machine.kernel->lines[pc])] = c.sums[pc];
     result["executed_lines"] = lines;
+    std::map<std::string, std::array<uint64_t, 3>> tensors;  // bytes, and how many of them were read and were written
+    for (const Region& region : memory.regions)
+      for (const uint8_t flags : region.flags) {
+        auto& [bytes, read, written] = tensors[region.name];
+        bytes += !!(flags & addressable), read += !!(flags & was_read), written += !!(flags & was_written);
+      }
+    result["tensors"] = tensors;
     result["global_read_bytes"] = c.global_read_bytes, result["global_written_bytes"] = c.global_written_bytes;
     result["global_read_sectors"] = c.global_read_sectors, result["global_written_sectors"] = c.global_written_sectors;
     result["shared_accesses"] = c.shared_accesses, result["bank_conflicts"] = c.bank_conflicts;
-    result["distinct_bytes"] = c.distinct_bytes;
+    result["addresses"] = c.addresses;
     result["barriers"] = c.barriers, result["blocks"] = c.blocks;
   }
   return result;
@@ -101,7 +108,11 @@ PYBIND11_MODULE(ptx_machine, module) {
              return result;
            })
       .def("forms", [](const Module& self, const std::string& kernel) { return self.kernels.at(kernel)->opcodes; });
-  py::class_<Memory>(module, "Memory").def(py::init<>()).def("add", &Memory::add).def("flags", &Memory::flags);
+  py::class_<Memory>(module, "Memory")
+      .def(py::init<>())
+      .def("add", &Memory::add)
+      .def("flags", &Memory::flags)
+      .def("copy", [](const Memory& self) { return Memory(self); });
   module.def("parse", [](const std::string& text) { return parse(text); });
   module.def("known_forms", known_forms);
   module.def("launch", launch, py::arg("module"), py::arg("kernel"), py::arg("memory"), py::arg("grid"),

@@ -3,17 +3,14 @@
 The machine itself is C++ (machine.h); this file builds it, and translates tensors into memory that it watches.
 """
 
-import fcntl
 import functools
 import hashlib
-import importlib.util
 import platform
-import subprocess
-import sysconfig
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import native_modules
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,33 +20,34 @@ from apc_kernels import build
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "build" / "ptx"
 # Neither contraction nor fast math: the interpreter rounds exactly where PTX does.
-FLAGS = ["-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-std=c++20", "-Wall", "-Wextra", "-fvisibility=hidden"]
+FLAGS = ["-march=native", "-ffp-contract=off"]
+COLD = {"module"}  # what runs once a launch: compiling it fast is worth more than running it fast
 RED_ZONE = 4096  # bytes in front of every tensor and behind it
 ALIGNMENT = 512  # of what a GPU's allocator returns
 LAUNCH_SEED = 0
 
 
 class FaultError(AssertionError):
-    """Holds what the checks found in a launch, a few lines each."""
+    """Holds what the checks found in a launch, and says it in a few lines each."""
+
+    def __init__(self, findings: list[dict]) -> None:
+        super().__init__("\n".join(map(described, findings)))
+        self.findings = findings
 
 
 @functools.cache
 def machine() -> ModuleType:
     """Returns the interpreter, built where a source has changed."""
-    import pybind11
-
-    includes = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
-    flags = " ".join(map(build.quote, [*FLAGS, *includes]))
     sources = sorted(HERE.glob("*.cpp"))
-    compiler = build.find_compiler()
-    lines = [  # the processor stands in the command, so that another one builds anew
-        f"rule cxx\n  command = {compiler} {flags} -DAPC_CPU='\"{_cpu()}\"' -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {compiler} -shared $in -o $out",
-        *(f"build {source.stem}.o: cxx {build.escape(source)}" for source in sources),
+    lines = [
+        *native_modules.rules([*FLAGS, f"-DAPC_CPU='\"{_cpu()}\"'"]),  # another processor builds anew
+        *(
+            f"build {source.stem}.o: cxx {build.escape(source)}\n  optimize = {'-O0' if source.stem in COLD else '-O2'}"
+            for source in sources
+        ),
         f"build ptx_machine.so: link {' '.join(f'{source.stem}.o' for source in sources)}",
     ]
-    return build_module(FOLDER, lines, "ptx_machine")
+    return native_modules.build_module(FOLDER, lines, "ptx_machine")
 
 
 def _cpu() -> str:
@@ -60,20 +58,6 @@ def _cpu() -> str:
         return platform.machine()
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return hashlib.sha256(features.encode()).hexdigest()[:12]
-
-
-def build_module(folder: Path, lines: list[str], name: str) -> ModuleType:
-    """Runs ninja and imports the module that it builds; of several processes the first builds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-        result = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @functools.lru_cache(maxsize=256)
@@ -108,6 +92,7 @@ class Memory:
             begin = RED_ZONE + -(arena.data_ptr() + RED_ZONE) % ALIGNMENT
             original = torch.tensor([], dtype=torch.uint8).set_(storage)
             arena[begin : begin + size] = original
+            self._arenas.append(arena.numpy())
             self._copies[key] = (original, arena, begin)
             flags = np.zeros(arena.numel(), np.uint8)
             for _, tensor, written, read in parts:
@@ -147,6 +132,21 @@ class Memory:
         flags[begin : begin + size] = 1 | 2
         self.core.add("workspace", arena.ctypes.data, arena.ctypes.data + begin, flags, True)
         return arena.ctypes.data + begin
+
+    def contents(self) -> list[np.ndarray]:
+        """Returns a copy of all bytes, those of red zones too."""
+        return [arena.copy() for arena in self._arenas]
+
+    def snapshot(self) -> Callable[[], None]:
+        """Returns a function that makes everything as it is now: bytes, and what counts as written."""
+        core, contents = self.core.copy(), self.contents()
+
+        def restore() -> None:
+            self.core = core.copy()
+            for arena, saved in zip(self._arenas, contents, strict=True):
+                arena[...] = saved
+
+        return restore
 
     def copy_arrays_back(self) -> None:
         for array, copy in self._arrays:
@@ -195,7 +195,7 @@ def launch(
     )
     faults = [f for f in result["findings"] if (f["kernel"], f["kind"], f["tensor"]) not in harmless]
     if faults:
-        raise FaultError("\n".join(map(described, faults)))
+        raise FaultError(faults)
     return result
 
 

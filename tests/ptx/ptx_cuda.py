@@ -1,22 +1,23 @@
 """Runs the CUDA kernels as compiled code: nvcc's PTX, executed by the machine of ptx.py.
 
-nvcc compiles the emulation's bindings (tests/emulation) as CUDA, with their launches; a runtime of our own
+nvcc compiles the launches of the emulation (tests/emulation) as CUDA; a runtime of our own
 (cuda/runtime.cpp) takes the launches and the PTX from what it compiled.
 """
 
 import ctypes
 import functools
 import re
-import sysconfig
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
+import native_modules
 import numpy as np
 import ptx
+import torch
 
 from apc_kernels import build
 
-BINDINGS = Path(__file__).resolve().parents[1] / "emulation"
 # The arguments of every function, by name; those in capitals are results.
 ARGUMENTS = {
     "pyramid_pool": "x dtype scales OUT seed",
@@ -30,32 +31,32 @@ ARGUMENTS = {
 }
 
 
-@functools.cache
 def bindings() -> ModuleType:
-    import pybind11
-
-    includes = f"-isystem {build.quote(pybind11.get_include())} -isystem {sysconfig.get_paths()['include']}"
-    # PTX alone, not compressed: no ptxas, and runtime.cpp reads it where the program registers it.
-    code = "-arch=compute_80 -code=compute_80 --no-compress -Xcompiler=-fvisibility=hidden,-O0"
-    nvcc, compiler = build.quote(build.find_nvcc()), build.find_compiler()
-    flags = " ".join(build.nvcc_flags())
-    dependencies = "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
-    lines = [
-        f"rule cuda\n  command = {nvcc} {flags} {code} {includes} -x cu {dependencies}",
-        f"rule cxx\n  command = {compiler} {' '.join(ptx.FLAGS)} {includes} {dependencies}",
-        f"rule link\n  command = {compiler} -shared $in -o $out",
-        *(f"build {name}.o: cuda {build.escape(BINDINGS / f'{name}.cpp')}" for name in ("affinities", "pyramid_pool")),
-        f"build runtime.o: cxx {build.escape(Path(ptx.__file__).parent / 'cuda' / 'runtime.cpp')}",
-        "build ptx_cuda.so: link affinities.o pyramid_pool.o runtime.o",
-    ]
-    return ptx.build_module(ptx.FOLDER / "cuda", lines, "ptx_cuda")
+    return native_modules.cuda_kernels("ptx_cuda")
 
 
 @functools.cache
 def texts() -> dict[str, str]:
-    """Returns the PTX of every kernel as a module of its own: what its file declares, and the kernel."""
+    """Returns the PTX of every kernel as a module of its own."""
+    return kernels_of(bindings().texts())
+
+
+def library_texts(arch: int, folder: Path) -> dict[str, str]:
+    """Returns the same of the files that the library is linked from, compiled as for the library."""
+    include = Path(torch.__file__).parent / "include"
+    texts = []
+    for source in sorted(build.SOURCES.rglob("*.cu")):
+        target = folder / f"{source.stem}.ptx"
+        flags = [*build.nvcc_flags(), f"-isystem={include}", f"-arch=compute_{arch}", "-ptx"]
+        subprocess.run([build.find_nvcc(), *flags, source, "-o", target], check=True, capture_output=True)
+        texts.append(target.read_text())
+    return kernels_of(texts)
+
+
+def kernels_of(texts: list[str]) -> dict[str, str]:
+    """Cuts files into kernels: each with what its file declares."""
     kernels = {}
-    for text in bindings().texts():
+    for text in texts:
         files = "".join(re.findall(r"^\t*\.file.*\n", text, flags=re.MULTILINE))
         head, *entries = re.split(r"^(?=(?:\.visible |\.weak )?\.entry )", text, flags=re.MULTILINE)
         for entry in entries:

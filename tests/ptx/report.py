@@ -1,24 +1,30 @@
-"""Counts what compiled kernels do, beside the least that a GPU would need: `python tests/ptx/report.py`.
+"""Counts what compiled kernels do, beside the least that their files state: `python tests/ptx/report.py`.
 
-The floors follow from counts alone: instructions that the schedulers of an H200 have to issue, and the distinct bytes
-of its tensors that a launch reads and writes, each moved once. They are no measurements: no cache, latency, clock or
-ptxas has a part in them, and PTX instructions are not the machine's. Sizes are small; both floors grow with the size.
+The floors follow from counts alone, and they are no measurements: the time that the schedulers of an H200 take to
+issue so many instructions, and its memory to move every tensor once (132 multiprocessors of 4 schedulers at 1.8 GHz,
+copies at 4.1 TB/s). No cache, latency, clock or ptxas has a part in them, and PTX instructions are not the GPU's. Sizes
+are small; both floors grow with them.
+
+least bytes, operations: as the first lines of the kernel's file state them. counted: additions, multiplications and
+exponentials of float numbers, those of tensor cores too, with what tiles are filled up with.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels of that kind run on CPU tensors
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "support")]
 
+import cuda_calls  # noqa: E402
+import least  # noqa: E402
 import ptx_cuda  # noqa: E402
 import ptx_triton  # noqa: E402
 import torch  # noqa: E402
+import workloads  # noqa: E402
 from cases import channels_last, nchw  # noqa: E402
-from cuda_calls import cuda_calls  # noqa: E402
-from workloads import WORKLOADS  # noqa: E402
 
 import apc_kernels  # noqa: E402
 
@@ -26,12 +32,14 @@ ISSUED_PER_SECOND = 132 * 4 * 1.8e9  # multiprocessors, schedulers of each, cloc
 BYTES_PER_SECOND = 4.1e12  # of measured copies
 KINDS = {
     "products": ("mma.", "wgmma.mma"),
-    "memory": ("ld.global", "st.global", "atom.", "cp.async.c"),
+    "memory": ("ld.global", "st.global", "atom.", "cp.async.ca", "cp.async.cg"),
     "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix"),
     "float": ("add.f", "sub.f", "mul.f", "fma.", "div.", "ex2.", "rcp.", "max.f", "min.f", "cvt."),
     "shuffles": ("shfl.", "redux."),
     "branches": ("bra",),
 }
+COLUMNS = ["blocks", "instructions", *KINDS, "least bytes", "bytes", "sectors", "conflicts", "barriers"]
+COLUMNS += ["operations", "counted", "issue ns", "memory ns"]
 
 
 class Patch:
@@ -42,37 +50,50 @@ class Patch:
         setattr(owner, name, value)
 
 
-def rows(counts: list[tuple[str, dict]]) -> list[tuple]:
-    """Returns a row for each launch: what it executed and moved, and the two floors in nanoseconds."""
-    result = []
-    for kernel, c in counts:
-        warps = {opcode: n for opcode, (n, _) in c["opcodes"].items()}
-        total = sum(warps.values())
-        kinds = [sum(n for opcode, n in warps.items() if opcode.startswith(names)) for names in KINDS.values()]
-        moved = c["distinct_bytes"], c["global_read_bytes"] + c["global_written_bytes"]
-        sectors = c["global_read_sectors"] + c["global_written_sectors"]
-        floors = total / ISSUED_PER_SECOND * 1e9, c["distinct_bytes"] / BYTES_PER_SECOND * 1e9
-        numbers = (c["blocks"], total, *kinds, *moved, sectors, c["bank_conflicts"], c["barriers"])
-        result.append((kernel, *numbers, *floors))
-    return result
+def touched(result: dict) -> dict[str, int]:
+    """Returns the bytes of each tensor that a launch accessed; of a workspace, those that it accessed."""
+    tensors = {name: (size, read + written) for name, (size, read, written) in result["tensors"].items()}
+    return {name: n if name == "workspace" else size for name, (size, n) in tensors.items() if n}
 
 
-def print_rows(title: str, counts: list[tuple[str, dict]]) -> None:
-    names = [
-        "blocks",
-        "instructions",
-        *KINDS,
-        "distinct bytes",
-        "bytes",
-        "sectors",
-        "conflicts",
-        "barriers",
-        "issue ns",
-        "memory ns",
-    ]
-    print(f"\n## {title}\n\n| kernel | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for kernel, *numbers in rows(counts):
-        print(f"| {kernel} | {' | '.join(f'{n:.1f}' if isinstance(n, float) else str(n) for n in numbers)} |")
+def row(kernel: str, result: dict, letters: Mapping[str, int]) -> list:
+    """Returns the columns of a launch: what it executed and moved, what its file states, the floors in nanoseconds."""
+    stated = least.least()[least.plain(kernel)]
+    tensors = touched(result)
+    least_bytes = sum(size for name, size in tensors.items() if set(name.split("/")) & set(stated.moves))
+    warps = {opcode: n for opcode, (n, _) in result["opcodes"].items()}
+    total = sum(warps.values())
+    kinds = [sum(n for opcode, n in warps.items() if opcode.startswith(names)) for names in KINDS.values()]
+    moved = result["global_read_bytes"] + result["global_written_bytes"]
+    sectors = result["global_read_sectors"] + result["global_written_sectors"]
+    numbers = [result["blocks"], total, *kinds, least_bytes, moved, sectors]
+    numbers += [result["bank_conflicts"], result["barriers"]]
+    numbers += [stated.operations(letters, tensors), least.operations(result["opcodes"])]
+    return [*numbers, total / ISSUED_PER_SECOND * 1e9, least_bytes / BYTES_PER_SECOND * 1e9]
+
+
+def print_rows(title: str, launches: list[tuple[str, dict, Mapping[str, int]]]) -> None:
+    print(f"\n## {title}\n\n| kernel | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
+    for kernel, result, letters in launches:
+        cells = [f"{n:.1f}" if isinstance(n, float) else str(n) for n in row(kernel, result, letters)]
+        print(f"| {least.plain(kernel)} | {' | '.join(cells)} |")
+
+
+def triton_launches(workload, arch: int, layout, dtype: torch.dtype) -> list[tuple[str, dict, Mapping[str, int]]]:
+    """Returns kernel, counts and the letters of the sizes for each launch."""
+    counts = []
+    ptx_triton.serve(Patch, arch, counts=counts)
+    with apc_kernels.backend("triton"):
+        workload(layout, dtype)
+    return [(kernel, result, workloads.letters(workloads.CASES[workload])) for kernel, result in counts]
+
+
+def cuda_launches(layout, dtype: torch.dtype) -> list[tuple[str, dict, Mapping[str, int]]]:
+    counts = []
+    cuda_calls.cuda_calls(ptx_cuda.Kernels(counts=counts), layout, dtype)
+    pyramid = {"pool_rows", "pool_bins", "spread_rows"}
+    of_map, of_context = workloads.letters(cuda_calls.MAP), workloads.letters(cuda_calls.CONTEXT)
+    return [(kernel, result, of_map if least.plain(kernel) in pyramid else of_context) for kernel, result in counts]
 
 
 def main() -> None:
@@ -81,16 +102,11 @@ def main() -> None:
     parser.add_argument("--nchw", action="store_true", help="Count with NCHW maps; by default they are channels_last.")
     arguments = parser.parse_args()
     layout = nchw if arguments.nchw else channels_last
-    print(__doc__.split("\n\n")[1])
-    for workload in WORKLOADS:
-        counts = []
-        ptx_triton.serve(Patch, arguments.arch, counts=counts)
-        with apc_kernels.backend("triton"):
-            workload(layout, torch.bfloat16)
-        print_rows(f"Triton, sm_{arguments.arch}, bfloat16, {workload.__name__}", counts)
-    counts = []
-    cuda_calls(ptx_cuda.Kernels(counts=counts), layout, torch.bfloat16)
-    print_rows("CUDA, sm_80, bfloat16", counts)
+    print(__doc__.split("\n\n", 1)[1])
+    for workload, case in workloads.CASES.items():
+        launches = triton_launches(workload, arguments.arch, layout, torch.bfloat16)
+        print_rows(f"Triton, sm_{arguments.arch}, bfloat16, {workload.__name__}, {case}", launches)
+    print_rows("CUDA, sm_80, bfloat16", cuda_launches(layout, torch.bfloat16))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ TYPES = {"b8": np.uint8, "u8": np.uint8, "s8": np.int8, "b16": np.uint16, "u16":
 TYPES |= {"b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.uint32}
 TYPES |= {"b64": np.uint64, "u64": np.uint64, "s64": np.uint64, "f64": np.uint64}
 VECTORS = ("", ".v2", ".v4")
-LOADS = [f"ld.{s}{v}.{t}" for s in ("global", "shared", "shared::cta", "param") for v in VECTORS for t in TYPES]
+SPACES = ("", ".global", ".shared", ".shared::cta", ".param")  # the first is generic: a global address
+LOADS = [f"ld{s}{v}.{t}" for s in SPACES for v in VECTORS for t in TYPES]
 STORES = [form.replace("ld.", "st.", 1) for form in LOADS if "param" not in form]
 ATOMICS = [f"atom.global{order}.add.{t}" for order in ("", ".gpu.relaxed", ".gpu.acq_rel") for t in ("u32", "u64")]
 SHUFFLES = [f"shfl.sync.{mode}.b32{p}" for mode in ("up", "down", "bfly", "idx") for p in ("", "|p")]
@@ -23,7 +24,9 @@ RANDOM = np.random.default_rng(0)
 
 def parts(form: str) -> tuple[str, int, type]:
     """Space, elements and type of a load or store."""
-    _, space, *vector, kind = form.split(".")
+    *space, kind = form.split(".")[1:]
+    vector = [part for part in space if part in ("v2", "v4")]
+    space = "global" if space == vector else space[0]
     return space, int(vector[0][1:]) if vector else 1, TYPES[kind]
 
 

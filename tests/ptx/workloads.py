@@ -125,4 +125,17 @@ def triples(*results) -> list[tuple]:
     return list(zip(*results, strict=True))
 
 
-WORKLOADS = [pooling, context, moments, losses, predictions]
+def letters(case: MapCase | ContextCase | UpsampleCase) -> dict[str, int]:
+    """Returns a case's sizes by the letters of the formulas that kernels state."""
+    if isinstance(case, UpsampleCase):
+        return {"B": case.batch, "K": case.classes, "M": case.size[0] * case.size[1]}
+    if isinstance(case, MapCase):
+        batch, channels, *size = case.shape
+    else:
+        batch, channels, size = case.batch, case.channels, case.size
+    powers = {letter: sum(s**n for s in case.scales) for letter, n in (("J", 2), ("P", 4))}
+    return {"B": batch, "C": channels, "N": size[0] * size[1], **powers}
+
+
+CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, losses: UPSAMPLE, predictions: UPSAMPLE}
+WORKLOADS = list(CASES)

@@ -6,7 +6,11 @@ A program takes a tile of positions of one image and one scale. It reads the til
 affinities, which stay in registers, and then writes z chunk by chunk. Maps in low precision are multiplied as such on
 tensor cores and summed in float32, weight and regions rounded to them; float32 is multiplied as float32.
 
-Bytes: x read once from memory, and with a residual once more from the cache; z written once. No workspace.
+The least, every tensor moved once, for B images of S scales of C channels, N positions, J = Σs² regions:
+
+    context_kernel  moves x, regions, weight, bias, shift, center, z; computes 4·B·N·J·C
+
+With a residual x is read once more, from the cache. No workspace.
 """
 
 import torch

@@ -4,9 +4,16 @@ A program takes a tile of positions of one image and one scale, as forward does,
 sum over positions in a workspace; the shares are added up in a fixed order afterwards, without atomics. It does not
 walk several tiles: that would save workspace, but costs 60 to 100 registers a thread and spills them.
 
-Bytes, regions: x and grad read once. x: x and grad read once, and once more from the cache; the gradient of x written
-once. Workspace, written and read once: 4·J·C for every tile of an image, in float32; with scales (1, 2, 3, 6), 0.4 of
-x's bytes.
+Each kernel's least, every tensor moved once, for B images of S scales of C channels, N positions, J = Σs² regions and
+P = Σs⁴ pairs of them:
+
+    regions_kernel  moves grad, x, regions, weight, bias, shift, center, grad_regions, grad_shift, grad_bias, slope,
+                    slope_moments; computes 8·B·N·J·C
+    map_kernel      moves grad, x, regions, weight, bias, shift, center, linear, quadratic, constant, result,
+                    grad_weight, grad_bias; computes 6·B·N·J·C, 4·B·N·J·C more with grad, 2·B·N·P more with quadratic
+
+map_kernel reads x and grad twice, as a rule from the cache. The sums over positions are the workspace: 4·J·C for every
+tile of an image, in float32; with scales (1, 2, 3, 6), 0.4 of x's bytes.
 """
 
 import torch

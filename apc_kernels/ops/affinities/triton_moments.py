@@ -4,8 +4,14 @@ A program takes a tile of positions of one image and one scale, and leaves the t
 of numbers that are small because the mean is gone; a second kernel joins the tiles in float64. Beside float32 maps the
 squares are float64 products: a batch norm's variance is what is left when they cancel.
 
-Bytes: x read once. Workspace, written and read once: 8·J + 4·Σ s⁴ (8 beside float32) for every tile of an image; with
-scales (1, 2, 3, 6) and 512 channels, 2 % of x's bytes in bfloat16, 4 % in float32.
+Each kernel's least, every tensor moved once, for B images of N positions, C channels a scale, J = Σs² regions and
+P = Σs⁴ pairs of them:
+
+    moments_kernel  moves x, weight, bias, means, rests, squares; computes 2·B·N·J·C, 2·B·N·P more
+    join_kernel     moves means, rests, squares, mean, covariance; computes B·P
+
+What lies between them takes 8·J + 4·P bytes (8·P beside float32) for every tile of an image; with scales (1, 2, 3, 6)
+and 512 channels, 2 % of x's bytes in bfloat16, 4 % in float32.
 """
 
 import torch

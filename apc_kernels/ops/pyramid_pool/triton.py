@@ -6,8 +6,13 @@ Cut at every bin edge, the rows fall into segments (csrc/pyramid_pool/bins.h). A
 which is the one read of x, and then its columns into the bins of every scale; a second kernel adds up the segments of
 each bin. The gradient is the same for all rows of a segment: a program works it out once and writes it to each of them.
 
-Bytes, forward: x once, and segments · Σs / (h · w) of its elements in float32, written and read again (3 % at 64×64).
-Backward: the gradient of x once.
+Each kernel's least, every tensor moved once, for B images of C channels and N positions in J = Σs² regions:
+
+    pool_rows_kernel    moves x, row_sums; computes B·C·N
+    pool_bins_kernel    moves row_sums, out; computes B·C·J
+    spread_rows_kernel  moves grad, grad_x; computes B·C·J
+
+row_sums has segments · Σs / (h · w) of x's elements in float32: 3 % at 64×64.
 """
 
 from collections.abc import Sequence

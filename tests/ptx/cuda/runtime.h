@@ -1,4 +1,4 @@
-// What the bindings of CUDA kernels (tests/emulation) take from the emulation, where nvcc compiles them for the machine
+// What the launches of CUDA kernels (tests/emulation) take from the emulation, where nvcc compiles them for the machine
 // that executes PTX. Launches are CUDA's own; runtime.cpp, linked in the place of NVIDIA's runtime, hands them on.
 #pragma once
 

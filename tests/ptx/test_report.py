@@ -1,0 +1,66 @@
+"""Tests what the kernels' files state of bytes and operations against what their compiled code does."""
+
+import re
+
+import least
+import pytest
+import report
+import torch
+from cases import channels_last
+from workloads import WORKLOADS, pooling
+
+from apc_kernels import build
+
+slow = pytest.mark.slow
+
+
+# Accessed only where there is such a label: none in the workloads.
+RARE = {("confusion_kernel", "invalid")}
+
+
+def assert_stated(launches) -> None:
+    """Checks that each kernel accesses the tensors that its file names, and no others."""
+    left = set()  # those that no launch has accessed yet
+    for kernel, result, _ in launches:
+        names = {part for name in result["tensors"] for part in name.split("/")}
+        left |= {(least.plain(kernel), name) for name in names & set(least.least()[least.plain(kernel)].moves)}
+    for kernel, result, letters in launches:
+        stated = least.least()[least.plain(kernel)]
+        accessed = {part for name in report.touched(result) for part in name.split("/")}
+        assert accessed and accessed <= set(stated.moves), kernel
+        left -= {(least.plain(kernel), name) for name in accessed}
+        operations = stated.operations(letters, accessed)
+        assert operations <= least.operations(result["opcodes"]), kernel
+        numbers = dict(zip(report.COLUMNS, report.row(kernel, result, letters), strict=True))
+        assert numbers["issue ns"] > 0 and numbers["memory ns"] > 0 and numbers["operations"] == operations
+    assert left <= RARE
+
+
+@pytest.mark.skipif(build.find_nvcc() is None, reason="needs nvcc")
+def test_cuda_kernels_do_what_their_files_state():
+    assert_stated(report.cuda_launches(channels_last, torch.bfloat16))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs kernels decorated for the interpreter")
+@pytest.mark.parametrize("workload", [w if w is pooling else pytest.param(w, marks=slow) for w in WORKLOADS])
+def test_triton_kernels_do_what_their_files_state(monkeypatch, workload):
+    pytest.importorskip("triton", reason="needs triton")
+    monkeypatch.setattr(report.Patch, "setattr", monkeypatch.setattr)
+    assert_stated(report.triton_launches(workload, 80, channels_last, torch.bfloat16))
+
+
+def test_every_kernel_states_its_least():
+    text = "".join(file.read_text() for file in least.files())
+    names = re.findall(r"^def (\w+_kernel)\(", text, re.MULTILINE)
+    names += re.findall(r"__global__ void (?:__launch_bounds__\(.*\)\s+)?(\w+)\(const", text)
+    assert sorted(names) == sorted(least.least())
+
+
+def test_operations_of_products():
+    opcodes = {
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": (3, 96),
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16": (4, 128),
+        "fma.rn.f32": (1, 32),
+        "add.s32": (9, 288),
+    }
+    assert least.operations(opcodes) == 3 * 2 * 16 * 8 * 16 + 2 * 64 * 32 * 16 + 64
