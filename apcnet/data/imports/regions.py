@@ -46,7 +46,7 @@ def counting(rings: Iterable[np.ndarray]) -> str:
 
 
 def fill(rings: Iterable[np.ndarray], size: Size, counted: str) -> np.ndarray:
-    """Marks the pixels of all rings, which count pixels as `counting` says."""
+    """Marks the pixels of all rings, which count pixels as `counting` says; a ring within another one is a hole."""
     pixels = np.zeros(size, bool)
     for ring in rings:
         points = np.asarray(ring, np.float64).reshape(-1, 2)
