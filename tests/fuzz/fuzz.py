@@ -24,8 +24,12 @@ def main() -> None:
     corpus = Path(tempfile.mkdtemp(prefix=f"apcnet-fuzz-{name}-"))
     for number, seed in enumerate(targets.seeds(name)):
         (corpus / f"seed{number}").write_bytes(seed)
-    limits = ["-timeout=10", "-rss_limit_mb=4096", "-max_len=4096"]
-    atheris.Setup([sys.argv[0], *limits, *sys.argv[1:], str(corpus)], targets.TARGETS[name])
+
+    def run(data: bytes) -> None:
+        targets.TARGETS[name](data)
+
+    limits = ["-timeout=10", "-rss_limit_mb=4096", "-max_len=8192"]
+    atheris.Setup([sys.argv[0], *limits, *sys.argv[1:], str(corpus)], run)
     atheris.Fuzz()
 
 

@@ -3,15 +3,15 @@
 fuzz.py runs them with mutated bytes, test_findings.py with what the fuzzer has found.
 """
 
+import functools
 import json
 import struct
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hostile_pickles import MAGIC, checkpoint, text, write
+from hostile_pickles import MAGIC, checkpoint, tensor, text, write
 
 import apcnet
 from apcnet.config import Config
@@ -21,11 +21,10 @@ from apcnet.training.folder import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(tempfile.mkdtemp(prefix="apcnet-fuzz-"))
-# The parts of a zip archive with one entry, archive/data.pkl, around its pickle.
-LOCAL, DIRECTORY, END = "<4s5H3I2H", "<4s6H3I5H2I", "<4s4H2IH"
+MATLAB = (ROOT / "data" / "prepare" / "plain.mat").read_bytes()
 
 
-def judged(read: Callable[[Path], object], data: bytes, name: str) -> None:
+def judged(read: Callable[[Path], object], data: bytes, name: str) -> str:
     """Reads a file with these bytes; an error of another kind, or without the file's name in one line, is a finding."""
     path = FOLDER / name
     path.write_bytes(data)
@@ -34,54 +33,64 @@ def judged(read: Callable[[Path], object], data: bytes, name: str) -> None:
     except (ValueError, OSError) as error:
         message = str(error)
         assert str(path) in message and "\n" not in message, f"not one line that names the file: {message!r}"
+        return "named"
+    return "right"
 
 
-def zipped(data: bytes) -> None:
+def zipped(data: bytes) -> str:
     """Reads a checkpoint of the zip format with these bytes as its pickle."""
-    name, size, checksum = b"archive/data.pkl", len(data), zlib.crc32(data)
-    sizes = checksum, size, size
-    local = struct.pack(LOCAL, b"PK\x03\x04", 20, 0, 0, 0, 0, *sizes, len(name), 0) + name + data
-    entry = struct.pack(DIRECTORY, b"PK\x01\x02", 20, 20, 0, 0, 0, 0, *sizes, len(name), 0, 0, 0, 0, 0, 0) + name
-    end = struct.pack(END, b"PK\x05\x06", 0, 0, 1, 1, len(entry), len(local), 0)
-    judged(weights, local + entry + end, "a.pth")
+    return judged(weights, write(FOLDER / "a.pth", data, True).read_bytes(), "a.pth")
 
 
-def archive(data: bytes) -> None:
+def archive(data: bytes) -> str:
     """Reads a checkpoint of the zip format with these bytes as the archive."""
-    judged(weights, b"PK\x03\x04" + data, "a.pth")
+    return judged(weights, b"PK\x03\x04" + data, "a.pth")
 
 
-def legacy(data: bytes) -> None:
+def legacy(data: bytes) -> str:
     """Reads a checkpoint of the legacy format with these bytes behind the magic number."""
-    judged(weights, MAGIC + data, "a.pth")
+    return judged(weights, MAGIC + data, "a.pth")
 
 
-def safetensors(data: bytes) -> None:
+def safetensors(data: bytes) -> str:
     """Loads a model file with these bytes as its header."""
-    judged(apcnet.load, struct.pack("<Q", len(data)) + data + bytes(4096), "a.safetensors")
+    return judged(apcnet.load, struct.pack("<Q", len(data)) + data + model_file()[1], "a.safetensors")
 
 
-def description(data: bytes) -> None:
+def description(data: bytes) -> str:
     """Loads a model file with these bytes as the description of the model."""
-    header = json.dumps({"__metadata__": {"apcnet": data.decode(errors="replace")}}).encode()
-    judged(apcnet.load, struct.pack("<Q", len(header)) + header, "a.safetensors")
+    header, numbers = model_file()
+    header = header | {"__metadata__": {"apcnet": data.decode(errors="replace")}}
+    text = json.dumps(header).encode()
+    return judged(apcnet.load, struct.pack("<Q", len(text)) + text + numbers, "a.safetensors")
 
 
-def matlab(data: bytes) -> None:
+def matlab(data: bytes) -> str:
     """Reads a mask from a MATLAB file with these bytes behind its header."""
-    judged(lambda path: read_field(path, "GTcls", "Segmentation"), MATLAB[:128] + data, "a.mat")
+    return judged(lambda path: read_field(path, "GTcls", "Segmentation"), MATLAB[:128] + data, "a.mat")
 
 
-def config(data: bytes) -> None:
+def config(data: bytes) -> str:
     """Reads the config of a run."""
-    judged(lambda path: read_config(path.parent), data, "config.json")
+    return judged(lambda path: read_config(path.parent), data, "config.json")
 
 
 def weights(path: Path) -> object:
     return pickles.weights(pickles.read(path), path)
 
 
-MATLAB = (ROOT / "data" / "prepare" / "plain.mat").read_bytes()
+@functools.cache
+def model_file() -> tuple[dict, bytes]:
+    """Returns header and numbers of a small model's file."""
+    torch.manual_seed(0)
+    apcnet.create("fcn", "tiny", 2, width=2, channels=2, convs=1, auxiliary_channels=0).save(
+        FOLDER / "seed.safetensors"
+    )
+    data = (FOLDER / "seed.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
 TARGETS = {
     function.__name__: function for function in (zipped, archive, legacy, safetensors, description, matlab, config)
 }
@@ -94,25 +103,17 @@ def seeds(target: str) -> list[bytes]:
     }
     match target:
         case "zipped":
-            state = {"state_dict": {"a": 1.5}, "meta": [None, ("a", 2), {3}], "epoch": -7}
-            torch.save(state, FOLDER / "seed.pth", _use_new_zipfile_serialization=False)
-            return [
-                checkpoint(b"", True),
-                checkpoint(text("x") + b"]q\x01h\x01a", True),
-                (FOLDER / "seed.pth").read_bytes()[51:],
-            ]
+            values = b"](K\x01G?\xf8" + bytes(6) + text("a") + b"\x85N\x88e"
+            state = b"}" + text("a") + tensor(True) + b"s"
+            return [checkpoint(b"", True), checkpoint(text("meta") + values + text("state_dict") + state, True)]
         case "archive":
             return [whole[True][4:]]
         case "legacy":
             return [whole[False][len(MAGIC) :]]
         case "safetensors":
-            about = {"__metadata__": {"apcnet": seeds("description")[0].decode()}}
-            about["a"] = {"dtype": "F32", "shape": [32, 32], "data_offsets": [0, 4096]}
-            return [json.dumps(about).encode()]
+            return [json.dumps(model_file()[0]).encode()]
         case "description":
-            model = apcnet.create("apcnet", "tiny", 3, width=8, channels=8, scales=(1, 2), auxiliary_channels=8)
-            names = ("architecture", "classes", "palette", "mean", "std")
-            return [json.dumps({name: getattr(model, name) for name in names}).encode()]
+            return [model_file()[0]["__metadata__"]["apcnet"].encode()]
         case "matlab":
             compressed = (ROOT / "data" / "prepare" / "compressed.mat").read_bytes()
             return [MATLAB[128:], compressed[128:]]

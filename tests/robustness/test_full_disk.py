@@ -64,6 +64,7 @@ def write_check(path: Path) -> None:
         for kind in ("images", "masks"):
             (root / kind / "train").mkdir(parents=True)
             Image.fromarray(NOISE[..., 0] % 3).save(root / kind / "train" / "a.png")
+        (root / "classes.txt").write_text("a\nb\nc\n")
     with io.StringIO() as out:
         before, sys.stdout = sys.stdout, out
         try:

@@ -311,7 +311,7 @@ def programs() -> Iterator[tuple[str, Callable[[], bytes], bool]]:
     """Yields every case by hand: (name, function that returns the pickle, whether in the zip format)."""
     for zipped in (True, False):
         for place in PLACES_OF_LARGE:  # deep enough to overflow C's stack when a key is hashed
-            yield f"deepest as {place}", partial(_placed, place, nested("tuple1", 500_000), zipped), zipped
+            yield f"deepest as {place}", partial(_placed, place, nested("tuple1", 250_000), zipped), zipped
         for dotted in DANGEROUS:
             module, _, last = dotted.rpartition(".")
             for how, hostile in {
