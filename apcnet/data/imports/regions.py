@@ -60,17 +60,21 @@ def counting(rings: Iterable[np.ndarray]) -> str:
 
 
 def fill(rings: Iterable[np.ndarray], size: Size, counted: str) -> Patch:
-    """Marks the pixels of all rings, which count pixels as `counting` says."""
+    """Marks the pixels of all rings, which count pixels as `counting` says; a ring within another one is a hole."""
     rings = [np.asarray(ring, np.float64).reshape(-1, 2) for ring in rings]
     corners = np.concatenate(rings) if rings else np.zeros((1, 2))
     left, top = np.floor(corners.min(0)).astype(int).clip(0)
     right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 2, size[::-1])
     pixels = np.zeros((max(bottom - top, 0), max(right - left, 0)), bool)
-    for ring in rings:
-        points = ring - (left, top)
-        pixels |= polygon(points if counted == "corners" else points + 0.5, (pixels.shape[0], pixels.shape[1]))
+    for ring in sorted(rings, key=lambda ring: -np.ptp(ring, axis=0).prod()):
+        points, outline = ring - (left, top), np.zeros_like(pixels)
+        inside = polygon(points if counted == "corners" else points + 0.5, (pixels.shape[0], pixels.shape[1]))
         if counted == "opencv":
-            _draw_outline(points, pixels)
+            _draw_outline(points, outline)  # of a hole, too, it lies on pixels of the region
+        if inside.any() and pixels[inside | outline].all():
+            pixels &= ~inside | outline
+        else:
+            pixels |= inside | outline
     return Patch(int(top), int(left), pixels)
 
 

@@ -156,6 +156,12 @@ def test_contours_of_programs_count_pixels_in_their_own_way():
         mask = np.zeros(region.shape, np.uint8)
         fill(rings, region.shape, kind).paint(mask, 1)
         assert np.array_equal(mask, region), kind
+    hole = abs(u - 20) + abs(v - 15) <= 3
+    inner = {"opencv": corners * 0.5 + (10, 7.5), "corners": trees.outlines(hole)[0]}
+    for rings, kind in (([corners], "opencv"), (edges, "corners")):
+        mask = np.zeros(region.shape, np.uint8)
+        fill([inner[kind], *rings], region.shape, kind).paint(mask, 1)
+        assert np.array_equal(mask, region & ~hole), kind
     for moved in (0, -16, 40):  # partly outside of the image, and outside of it
         mask = np.zeros(region.shape, np.uint8)
         fill([corners + np.array((moved, moved / 2))], region.shape, "opencv").paint(mask, 1)
