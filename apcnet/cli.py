@@ -21,7 +21,7 @@ import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
 from apcnet.console import RunDisplay, progress_bar, progress_steps, show_download, table
-from apcnet.files import make_folder, write_json
+from apcnet.files import make_folder, printable, write_json
 from apcnet.flags import ways_on
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
@@ -465,7 +465,11 @@ def _read_model(path: str | None) -> Model:
 
     if path is None:
         raise ValueError("init: expected the path of a model file, got none")
-    return Model.of(read(path)[0]["architecture"], init=Path(path))
+    architecture = read(path)[0]["architecture"]
+    try:
+        return Model.of(architecture, init=Path(path))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {printable(error)}") from None
 
 
 def _read_run_config(path: Path) -> Config:
@@ -504,8 +508,8 @@ def _fail(message: str) -> NoReturn:
     """Prints an error and exits; torchrun, if it started this process, repeats the error at the end of its report."""
     _print_error(message)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        report = {"message": " ".join(message.split()), "timestamp": int(time.time())}
-        Path(path).write_text(json.dumps(report), encoding="utf-8")
+        report = {"message": " ".join(message.split()), "extraInfo": {"timestamp": int(time.time())}}
+        Path(path).write_text(json.dumps({"message": report}), encoding="utf-8")
     sys.exit(BAD_INPUT)
 
 

@@ -220,8 +220,9 @@ class Optimisation:
             raise ValueError(f"warmup: expected 0 with schedule one_cycle, which has one of its own, got {self.warmup}")
         _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
         _check(self, *COUNT, "accumulate")
-        if self.lr * self.head_lr > LARGEST:
-            raise ValueError(f"head_lr: expected a learning rate up to {LARGEST}, got {self.lr:g} · {self.head_lr:g}")
+        largest = self.lr * max(self.head_lr, 1) / (1 - self.momentum)  # AdamW divides its first step by the last
+        if largest > LARGEST:
+            raise ValueError(f"lr: expected lr · head_lr / (1 − momentum) up to {LARGEST}, got {largest:g}")
 
 
 @dataclass(frozen=True)

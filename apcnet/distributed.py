@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+GLOO_THREADS = 2  # that execute calls
 PATIENCE = 5  # seconds in which torchrun ends the other processes of a run that failed
 
 
@@ -35,6 +36,8 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
         torch.distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     try:
         yield kind
+        if joins:
+            settle()
     except RuntimeError as error:
         if not (joins and lost_process(error)):
             raise
@@ -66,7 +69,26 @@ def gather(value: object) -> list:
     values = [value] * world_size()
     if world_size() > 1:
         torch.distributed.all_gather_object(values, value)
+        settle()
     return values
+
+
+def settle() -> None:
+    """Waits until gloo's threads have let go of the tensors of all calls before; every process of a group must call it.
+
+    They do so some time after a call has returned, and need Python's global lock. If this process forks or exits just
+    then, the new process hangs or this one aborts.
+    """
+    if torch.distributed.get_backend() != "gloo":
+        return
+    for _ in range(2 * GLOO_THREADS):  # so that each of them has taken a call, and so has finished the calls before
+        tensor = torch.zeros(1)
+        references = sys.getrefcount(tensor)
+        torch.distributed.all_reduce(tensor)
+        for _ in range(1000):
+            time.sleep(0.001)  # without the lock
+            if sys.getrefcount(tensor) <= references:
+                break
 
 
 def synchronise_batch_norms(model: nn.Module) -> None:

@@ -73,7 +73,7 @@ class TimmEncoder(nn.Module):
                 "the model with another image_size, or predict in windows"
             )
         if self.multiple > 1:
-            down, right = (-(-side // self.multiple) * self.multiple - side for side in (height, width))
+            down, right = (_ceil(side, self.multiple) * self.multiple - side for side in (height, width))
             images = F.pad(images, (0, right, 0, down))
         with windows.exportable() if torch.compiler.is_exporting() else nullcontext():
             maps = self.body(images)
@@ -220,7 +220,12 @@ def _last_maps(info: Any) -> tuple[int, ...]:
 def _cropped(x: Tensor, height: int, width: int, stride: float) -> Tensor:
     """Crops a map to ⌈height / stride⌉ × ⌈width / stride⌉; the stride is an integer, or 3.5 in a pyramid."""
     whole, parts = float(stride).as_integer_ratio()
-    return x[:, :, : -(-height * parts // whole), : -(-width * parts // whole)]
+    return x[:, :, : _ceil(height * parts, whole), : _ceil(width * parts, whole)]
+
+
+def _ceil(number: int, divisor: int) -> int:
+    """Returns ⌈number / divisor⌉. -(-number // divisor) would be wrong in ONNX, which rounds towards 0."""
+    return (number + divisor - 1) // divisor
 
 
 def _pixels(rgb: Sequence[float]) -> tuple[float, ...]:

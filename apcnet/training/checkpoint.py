@@ -4,7 +4,7 @@
     previous.pt    the checkpoint before it
 
 Each is written to a temporary file, flushed to disk and then renamed, so that one of the two always exists. Both hold
-only tensors, numbers, strings, lists and dicts (State), and are loaded with `weights_only=True`.
+only tensors, numbers, strings, lists and dicts (State); reading them runs no code (apcnet.interop.pickles).
 """
 
 import os
@@ -12,15 +12,15 @@ import shutil
 import types
 import typing
 import warnings
-import zipfile
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import IO, Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from apcnet.config import Config
 from apcnet.files import replacing
+from apcnet.interop import pickles
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
@@ -73,7 +73,7 @@ def load(folder: Path, repair: bool = False) -> State | None:
     """
     problems = []
     for path in (folder / LAST, folder / PREVIOUS):
-        if not path.exists():
+        if not os.path.lexists(path):
             continue
         state = _read(path)
         if isinstance(state, str):
@@ -90,15 +90,14 @@ def load(folder: Path, repair: bool = False) -> State | None:
 
 
 def _read(path: Path) -> State | str:
-    """Returns the state in a file, or the reason why it cannot be read. It verifies checksums, unlike PyTorch."""
+    """Returns the state in a file, or the reason why it cannot be read. It verifies checksums, unlike torch.load."""
+    if not path.is_file():
+        return "expected a file, found something else"  # reading a pipe would never end
     try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                return f"damaged in {damaged}"
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes may raise anything
-        return f"damaged ({type(error).__name__})"
-    return _problem(state) or state
+        state = pickles.read(path)
+    except (ValueError, OSError) as error:
+        return str(error).removeprefix(f"{path}: ")
+    return _problem(state) or cast(State, state)
 
 
 def _problem(state: Any) -> str | None:
@@ -112,11 +111,15 @@ def _problem(state: Any) -> str | None:
             found = state[name] if state[name] is None else type(state[name]).__name__
             return f"entry {name!r}: expected {getattr(kind, '__name__', kind)}, found {found} or other contents"
     try:
-        Config.from_json(state["config"])
+        steps = Config.from_json(state["config"]).steps
     except (ValueError, TypeError) as error:
         return f"entry 'config': {error}"
-    if not 0 <= state["evaluated"] <= state["step"]:
-        return f"entry 'evaluated': expected 0 up to the step, {state['step']}, found {state['evaluated']}"
+    if state["best"] and not 0 <= state["best"]["miou"] <= 1:
+        return f"entry 'best': expected a miou from 0 to 1, found {state['best']['miou']}"
+    best = state["best"]["step"] if state["best"] else 0
+    if not 0 <= best <= state["evaluated"] <= state["step"] <= steps:
+        found = f"best {best}, evaluated {state['evaluated']}, step {state['step']}, steps {steps}"
+        return f"entry 'step': expected steps in this order, found {found}"
     return None
 
 

@@ -17,6 +17,7 @@ failed.json            the samples of a step whose losses are not finite
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,8 +80,11 @@ class Claim:
         self.lock = _lock(folder / "lock")
         self.recorded = False
         try:
-            if (folder / "config.json").exists():
-                stored = read_config(folder)
+            if os.path.lexists(folder / "config.json"):
+                try:
+                    stored = read_config(folder)
+                except ValueError as error:
+                    raise ValueError(f"{error}; delete it and type the same command to resume, or add --new") from None
                 if changed := config_changes(stored, config):
                     raise AnotherRunError(folder, stored, changed)
                 remove_leftovers(folder)
@@ -145,7 +149,7 @@ def read_config(folder: Path) -> Config:
         return Config.from_json(read_json(path))
     except (ValueError, TypeError) as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {reason}; start another run with --new, or restore the file") from None
+        raise ValueError(f"{path}: {reason}") from None
 
 
 def unused_folder(folder: Path) -> Path:

@@ -30,7 +30,8 @@ class Log:
         records, damaged = _read(self.path)
         if damaged:
             copy = self.path.with_name(f"{NAME}.damaged")
-            shutil.copyfile(self.path, copy)
+            with replacing(copy) as temporary:
+                shutil.copyfile(self.path, temporary)
             warnings.warn(f"{self.path}: line {damaged[0]} is no record; {copy} keeps the log as it was", stacklevel=2)
         kept = [record for record in records if record["step"] <= limits["miou" in record]]
         with replacing(self.path) as temporary:
@@ -66,7 +67,7 @@ def _line(record: dict) -> str:
 def _read(path: Path) -> tuple[list[dict], list[int]]:
     """Reads the records, and the numbers of the lines that are none; a killed process may have cut the last line."""
     records, damaged = [], []
-    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *lines, _ = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

@@ -24,7 +24,7 @@ from apcnet.data.levels import visible
 from apcnet.data.sample import Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
-from apcnet.distributed import gather, process_group, rank, world_size
+from apcnet.distributed import gather, process_group, rank, settle, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
@@ -46,6 +46,7 @@ from apcnet.training.start import (
 )
 from apcnet.training.step import NotFiniteError, Trainer
 
+METRICS = "metrics.json"
 PREVIEW_IMAGES = 4
 
 
@@ -276,6 +277,7 @@ class Run:
         if world_size() > 1:  # on CPUs the batch norms of each process differ; those of the first one are used
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+            settle()  # the workers are forked next
 
         def progress(done: int, total: int) -> None:
             if self.interrupts.signal is not None:  # the step is saved; the resumed run repeats the evaluation
@@ -342,16 +344,29 @@ class Run:
 
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
-        metrics, final = self.out / "metrics.json", self.out / FINAL
-        if self.scores is None and metrics.exists() and final.exists():  # the run was finished before
-            return read_json(metrics)
+        stored = gather(self._stored_scores() if self.is_main else None)[0]
+        if self.scores is None and stored is not None:
+            return stored
         scores = self.scores or self.evaluate()
         if self.log is not None:
-            self.model.save(final)
-            write_json(metrics, scores)
+            self.model.save(self.out / FINAL)
+            write_json(self.out / METRICS, scores)
             self.log.close()
         gather(None)  # when train returns in any process, all files are written
         return scores
+
+    def _stored_scores(self) -> dict | None:
+        """Returns the scores of a run that was finished before, or None if there are none that can be read."""
+        if not (self.out / METRICS).is_file() or not (self.out / FINAL).is_file():
+            return None
+        try:
+            scores = read_json(self.out / METRICS)
+            iou, best, averages = scores["iou"], scores["best"], [scores[name] for name in ("miou", "macc", "aacc")]
+            whole = scores["step"] == self.step and list(iou) == list(self.data.classes)
+            numbers = [*averages, best["miou"], best["step"], *(value for value in iou.values() if value is not None)]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        return scores if whole and all(type(number) in (int, float) for number in numbers) else None
 
     def _record(self, record: dict) -> None:
         if self.log is not None:
@@ -399,8 +414,9 @@ def _differences(state: Mapping[str, Any], identity: dict) -> list[str]:
 
 
 def _check_processes(identity: dict, environment: dict) -> None:
-    """Checks that all processes have the same config and the same data."""
+    """Checks that all processes have the same config and the same data; the root of the data may differ."""
     mine = {**identity, **{name: environment[name] for name in ("training files", "validation files")}}
+    mine["config"] = {**mine["config"], "data": {**mine["config"]["data"], "root": None}}
     others = gather(mine)
     for number, other in enumerate(others):
         if different := [name for name in mine if other[name] != others[0][name]]:

@@ -192,7 +192,7 @@ def test_fields_are_converted_to_their_type():
         (Optimisation, {"momentum": 1.0}, "momentum: expected 0 or more, but less than 1, got 1.0"),
         (Optimisation, {"weight_decay": float("inf")}, r"weight_decay: expected 0 up to 3.4e\+38, got inf"),
         (Optimisation, {"lr": 1e308}, r"lr: expected a positive number up to 3.4e\+38, got 1e\+308"),
-        (Optimisation, {"lr": 1e30, "head_lr": 1e30}, r"head_lr: expected a learning rate up to 3.4e\+38"),
+        (Optimisation, {"lr": 1e30, "head_lr": 1e30}, r"lr: expected lr · head_lr / .* up to 3.4e\+38, got 1e\+61"),
         (Optimisation, {"accumulate": 0}, "accumulate: expected 1 or more, got 0"),
         (Protocol, {"ratios": ()}, r"ratios: expected positive numbers, at least one, got \(\)"),
         (Protocol, {"ratios": (1, -1)}, r"ratios: expected positive numbers, at least one, got \(1.0, -1.0\)"),

@@ -112,6 +112,7 @@ def test_models_are_converted_and_saved_under_them(tmp_path):
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_models_are_exported_under_them(tmp_path, ending):
     if ending == "onnx":

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 
 import parity
 import pytest
@@ -14,7 +15,9 @@ import small_runs
 import torch
 from small_runs import digest, flags, small, start
 
+import apc_kernels
 import apcnet
+from apc_kernels import info
 from apcnet.config import Model, Optimisation, Protocol
 from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
@@ -199,6 +202,38 @@ def test_a_checkpoint_of_another_run_is_refused(root, out):
         path.with_stem("one-more").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match="holds another run, images: 7 → 8"):
         train(small(root, steps=4), out)
+
+
+def test_a_renamed_sample_is_refused_and_another_size_is_told(root, out):
+    train(small(root, steps=1), out)
+    image, other = sorted((root / "images" / "train").iterdir())[:2]
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.warns(UserWarning, match=rf"{out}: results may no longer be bit-identical, training files: \w+ → \w+"):
+        train(small(root, steps=1), out)
+    for path in (other, root / "masks" / "train" / other.name):
+        path.rename(path.with_stem("renamed"))
+    with pytest.raises(ValueError, match=r"holds another run, sample_names: \w+ → \w+"):
+        train(small(root, steps=1), out)
+
+
+def test_each_change_of_what_the_bits_depend_on_is_told(root, out, monkeypatch, threads):
+    """Tests threads, variables and the backend; a run that goes on without a change says nothing."""
+    threads(1)
+    train(small(root, steps=1), out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(small(root, steps=1), out)
+    before = info.kernels("cpu")["backend"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with apc_kernels.backend("reference"), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(small(root, steps=1), out)
+    expected = {"threads: 1 → 2", "MKL_CBWR: unset → COMPATIBLE", "ONEDNN_MAX_CPU_ISA: unset → AVX2"}
+    expected |= {f"backend: {before} → reference"} if before != "reference" else set()
+    start = f"{out}: results may no longer be bit-identical, "
+    assert {str(one.message).removeprefix(start) for one in told} == expected
 
 
 def test_repeated_signals_to_all_processes_stop_a_run_once(root, tmp_path):
