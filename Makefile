@@ -1,4 +1,4 @@
-# make run | test | test-all | bench | gpu | wheel | format | clean.   PYTHON=python3.12 picks an interpreter,
+# make run | test | test-all | sanitize | bench | gpu | wheel | format | clean.   PYTHON=python3.12 picks an interpreter,
 # TORCH_INDEX=URL the index that torch comes from (PyTorch's CPU index, say), VENV a folder other than .venv.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(shell find csrc tests -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 SOURCES := $(shell find apc_kernels apcnet csrc -type f -not -name '*.pyc') setup.py pyproject.toml README.md
 
-.PHONY: run test test-all lint bench gpu wheel format clean needs
+.PHONY: run test test-all sanitize lint bench gpu wheel format clean needs
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed
@@ -24,6 +24,19 @@ test: lint
 # With what costs minutes and seldom changes: wheels built in several worlds, every kernel compiled for every GPU.
 test-all: lint
 	$(BIN)/pytest $(PARALLEL)
+
+# The CPU library under the address and undefined behaviour sanitizers, built in a copy of the sources.
+SANITIZED := build/sanitized
+PRELOAD = $(shell g++ -print-file-name=libasan.so) $(shell g++ -print-file-name=libubsan.so)
+
+sanitize: $(VENV)/installed
+	mkdir -p $(SANITIZED)
+	for part in apc_kernels apcnet csrc tests setup.py pyproject.toml; do rm -rf $(SANITIZED)/$$part && cp -r $$part $(SANITIZED); done
+	cd $(SANITIZED) && CXX="g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined -g1" \
+	  $(abspath $(BIN))/python -m apc_kernels.build
+	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
+	  $(abspath $(BIN))/python -m pytest -q tests/robustness/test_operations.py tests/apc_kernels \
+	  -k "(cpp or robustness or conv3x3) and not gates and not ptx and not interpreter"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

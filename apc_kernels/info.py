@@ -91,6 +91,29 @@ def serving() -> list[tuple[str, str]]:
     return rows
 
 
+def kernels(device: str) -> dict[str, str]:
+    """Returns what decides the bits of float32 results: version, instruction set, and the backends of operations.
+
+    A forced backend counts. Images are augmented on the CPU, whatever the device.
+    """
+    served: dict[str, list[str]] = {}
+    for operation, served_by in SERVED_BY.items():
+        if not isinstance(served_by, str):
+            dtype = served_by.dtypes[0]
+            x = torch.empty(0, dtype=dtype, device=device if dtype.is_floating_point else "cpu")
+            try:
+                served.setdefault(served_by.select(operation, x), []).append(operation)
+            except RuntimeError:  # a forced backend cannot serve it
+                served.setdefault("none", []).append(operation)
+    sources = library.cpu().record.get("sources", "")[:12]
+    backends = [f"{name} ({', '.join(operations)})" for name, operations in served.items()]
+    return {
+        "apc_kernels": f"{apc_kernels.__version__} {sources}".strip(),
+        "backend": "; ".join(backends if len(served) > 1 else served),
+        "instructions": _instruction_set() if library.cpu().loaded else "none",
+    }
+
+
 def report() -> str:
     """Returns the whole report as text."""
     sections = [versions(), libraries(), serving()]

@@ -1,4 +1,4 @@
-"""Trains and runs semantic segmentation models: APCNet, PSPNet, EncNet, Semantic FPN and FCN on fused operations."""
+"""Trains and runs segmentation models: APCNet, PSPNet, EncNet, Semantic FPN, FCN and UPerNet on fused operations."""
 
 import importlib.util
 import sys

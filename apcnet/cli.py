@@ -2,12 +2,17 @@
 
 import dataclasses
 import functools
+import importlib.util
+import io
 import itertools
+import json
 import os
+import shlex
 import sys
+import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -15,10 +20,15 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
-from apcnet.console import RunDisplay, progress_bar, show_download, table
-from apcnet.files import make_folder, write_json
+from apcnet.console import RunDisplay, progress_bar, progress_steps, show_download, table
+from apcnet.files import make_folder, printable, write_json
+from apcnet.flags import ways_on
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
+
+# The backbone weights of the preset `folder` where the package timm is installed, unless one of these flags is given.
+OWN_WEIGHTS = "timm:resnet50c"
+WEIGHTS = ("--backbone", "--backbone-weights", "--init", "--from-scratch")
 
 PROBLEMS_FOUND, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit statuses; wrong flags exit with 2 too
 
@@ -78,7 +88,7 @@ def train(
         table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
         print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
         print(f"model    {out / 'final.safetensors'}, best {out / 'best.safetensors'}")
-        print(f"pictures {out / 'preview' / str(scores['step']).zfill(6)}.png")
+        print(f"report   {out / 'report.html'}")
 
 
 def evaluate(
@@ -182,6 +192,21 @@ def predict(
         _print_error(failure)
     if report.failures:
         sys.exit(PROBLEMS_FOUND)
+
+
+def compare(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN ...", help_behavior_hint="")]],
+    out: Path = Path("compare.html"),
+) -> None:
+    """Write one page with the curves, scores and pictures of several runs.
+
+    Args:
+        runs: Show the runs in these folders.
+        out: Write the page to this file.
+    """
+    from apcnet.training import report
+
+    print(report.write(runs, out))
 
 
 def presets(containing: Positional[Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]] = "") -> None:
@@ -314,12 +339,58 @@ def prepare(
     print(f"{root}: {written} files written, {kept} already there")
 
 
-COMMANDS = (train, evaluate, predict, presets, convert, export, check, prepare, info)
+def import_data(
+    source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    classes: Path | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+    groups: str | None = None,
+) -> None:
+    """Convert the annotations of other tools to a folder to train on. The source stays as it is.
+
+    Reads COCO, YOLO segmentation, LabelMe, CVAT, Label Studio, Roboflow masks, VOC and Cityscapes folders, and images
+    with masks of any values or colours. An import that was stopped goes on. The exit status is 1 if `apcnet check`
+    finds that the result cannot be used.
+
+    Args:
+        source: Read this folder, or the file of annotations in it.
+        out: Write images, masks, classes.txt and a sheet of examples to this folder.
+        classes: Read the names of classes from this file, and their colours for coloured masks.
+        val_share: Give this share of the images to val, if the source is not split into train and val.
+        seed: Choose them by this seed.
+        groups: Keep the images together in whose names this regular expression matches the same text.
+    """
+    from apcnet.data.doctor.check import check as check_dataset
+    from apcnet.data.imports.convert import convert as convert_source
+
+    with progress_steps() as progress:
+        made = convert_source(
+            source, out, classes=classes, val_share=val_share, seed=seed, groups=groups, progress=progress
+        )
+        progress("checking", 0, 1)
+        report = check_dataset("folder", out, progress=lambda done, total: progress("checking", done, total))
+    splits = ", ".join(f"{count} {split}" for split, count in sorted(made.splits.items(), reverse=True))
+    print(f"{source} holds {made.format}: {sum(made.splits.values())} images, {len(made.classes)} classes")
+    for note in made.notes:
+        print(f"note: {note}")
+    print(f"{out}: {splits}; {made.written} images written, {made.kept} already there; see {out / 'examples.png'}\n")
+    print(report.text())
+    if not report.ok:
+        sys.exit(PROBLEMS_FOUND)
+    print(shlex.join(["apcnet", "train", "folder", "--root", str(out)]), "trains on it")
+
+
+import_data.__name__ = "import"  # the name of the command is a keyword of Python
+COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, import_data, prepare, info)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command, and reports wrong input in one line, without a traceback."""
     warnings.showwarning = _print_error
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")  # names of files need not be valid in any encoding
     threads.sleep_while_waiting()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -330,12 +401,13 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of the output, `head` for example, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(CLOSED_PIPE)
-    except OSError as error:
-        _print_error(f"{error.filename}: {error.strerror}" if error.filename else error)
-        sys.exit(BAD_INPUT)
-    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+    except ConnectionError as error:  # an OSError, but another process of the run has failed
         _print_error(error)
         sys.exit(BAD_INPUT)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
@@ -343,10 +415,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     commands = {command.__name__: command for command in COMMANDS}
     if arguments and arguments[0] in commands:
-        name, arguments = arguments[0], arguments[1:]
+        typed, name, arguments = ["apcnet", *arguments], arguments[0], arguments[1:]
         arguments, defaults = _defaults(name, arguments)
         command = functools.partial(commands[name], **defaults)
-        tyro.cli(command, prog=f"apcnet {name}", args=arguments)
+        try:
+            tyro.cli(command, prog=f"apcnet {name}", args=arguments)
+        except ValueError as error:
+            raise ValueError(f"{error}{_ways_on(error, typed, defaults)}") from None
     else:
         tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
 
@@ -363,6 +438,9 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
         for flag, following in itertools.zip_longest(arguments, arguments[1:]):
             if flag == "--init" or flag.startswith("--init="):
                 config = dataclasses.replace(config, model=_read_model(flag.partition("=")[2] or following))
+        chosen = {word.partition("=")[0].replace("_", "-") for word in arguments}
+        if name == "folder" and not chosen & set(WEIGHTS) and importlib.util.find_spec("timm"):
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone_weights=OWN_WEIGHTS))
         return arguments[len(names[:1]) :], {"config": config, "out": Path("runs") / name}
     if command == "evaluate" and names:
         config = preset(names[1]) if len(names) > 1 else _read_run_config(Path(names[0]))
@@ -372,13 +450,26 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
     return arguments, {}
 
 
+def _ways_on(error: ValueError, typed: list[str], defaults: dict) -> str:
+    """Returns the commands to type after an AnotherRunError, and nothing after other errors."""
+    stored, fields = getattr(error, "stored", None), getattr(error, "fields", [])
+    if stored is None:
+        return ""
+    go_on, new = ways_on(typed, stored, fields, defaults["config"])
+    return f". To go on with it: {go_on}; to start another run: {new}" if fields else f". To start another run: {new}"
+
+
 def _read_model(path: str | None) -> Model:
     """Reads the architecture of a model file, as a config describes it."""
     from apcnet.zoo import read
 
     if path is None:
         raise ValueError("init: expected the path of a model file, got none")
-    return Model.of(read(path)[0]["architecture"], init=Path(path))
+    architecture = read(path)[0]["architecture"]
+    try:
+        return Model.of(architecture, init=Path(path))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {printable(error)}") from None
 
 
 def _read_run_config(path: Path) -> Config:
@@ -411,6 +502,15 @@ def _start_processes(gpus: int, device: str | None) -> None:
 def _default_workers() -> int:
     """Returns one worker per core, without the cores of the training processes, and at most 8."""
     return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))
+
+
+def _fail(message: str) -> NoReturn:
+    """Prints an error and exits; torchrun, if it started this process, repeats the error at the end of its report."""
+    _print_error(message)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        report = {"message": " ".join(message.split()), "extraInfo": {"timestamp": int(time.time())}}
+        Path(path).write_text(json.dumps({"message": report}), encoding="utf-8")
+    sys.exit(BAD_INPUT)
 
 
 def _print_error(message, *_) -> None:

@@ -23,21 +23,32 @@ Precision = Literal["float32", "bfloat16", "float16"]
 # Conditions on values: the words of the error message, and the test.
 COUNT = "1 or more", lambda count: count >= 1
 SIDES = "two sides of 1 or more", lambda sides: min(sides) >= 1
-POSITIVE = "a positive number", lambda number: 0 < number < math.inf
+LARGEST = 3.4e38  # float32 holds no larger number, and PyTorch's optimizer raises an error
+POSITIVE = f"a positive number up to {LARGEST}", lambda number: 0 < number <= LARGEST
 NOT_NEGATIVE = "0 or more", lambda number: 0 <= number < math.inf
 FRACTION = "0 or more, but less than 1", lambda part: 0 <= part < 1
+
+
+RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101))
+BACKBONES = (*RESNETS, *(f"tv:{name}" for name in RESNETS), "tiny")
+
+
+def check_backbone(name: str) -> None:
+    """Checks the name of a backbone; timm itself checks the names of its models."""
+    if not name.startswith("timm:"):
+        check_choice(name, "backbone", (*BACKBONES, "timm:NAME"))
 
 
 @dataclass(frozen=True)
 class Model:
     """Describes the network and its initial weights; None stands for the model's own default."""
 
-    model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"] = "apcnet"
+    model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"] = "apcnet"
     """Use this head, with its neck if it has one."""
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "tiny"] = "resnet50"
-    """Extract features with this backbone."""
+    backbone: str = "resnet50"
+    """Extract features with this backbone: resnet18, resnet34, resnet50, resnet101, tiny, tv:resnet50 or timm:NAME."""
     backbone_weights: str | None = None
-    """Start the backbone from these ImageNet weights: a file, or timm:resnet50c."""
+    """Start the backbone from these ImageNet weights: a file, timm, timm:NAME or tv:resnet50."""
     from_scratch: bool = False
     """Train without pretrained backbone weights."""
     init: Path | None = None
@@ -48,10 +59,16 @@ class Model:
     """Give the backbone's first stage this many channels."""
     stem_width: int | None = None
     """Give the backbone's stem this many channels."""
+    stem: Literal["deep", "7x7"] | None = None
+    """Start a ResNet with three 3×3 convolutions (deep) or, as torchvision does, with one of 7×7."""
+    in_channels: int | None = None
+    """Read images with this many channels."""
+    image_size: Pair | None = None
+    """Use images of this height and width only (encoders of timm that take one size)."""
     channels: int | None = None
     """Give the head this many channels."""
     scales: tuple[int, ...] | None = None
-    """Pool to square grids with these side lengths (APCNet and PSPNet only)."""
+    """Pool to square grids with these side lengths (APCNet, PSPNet and UPerNet only)."""
     guide: bool | None = None
     """Guide the affinities by the image's global feature (APCNet only)."""
     fusion: bool | None = None
@@ -89,7 +106,9 @@ class Model:
         _convert_fields(self)
         if bool(self.backbone_weights) + bool(self.init) + self.from_scratch > 1:
             raise ValueError("backbone_weights, init, from_scratch: expected one of them at most")
-        _check(self, *COUNT, "width", "stem_width", "channels", "codes", "kernel_size", "neck_channels")
+        check_backbone(self.backbone)
+        _check(self, *SIDES, "image_size")
+        _check(self, *COUNT, "width", "stem_width", "in_channels", "channels", "codes", "kernel_size", "neck_channels")
         _check(self, *NOT_NEGATIVE, "convs", "auxiliary_channels", "auxiliary_weight", "presence_weight")
         _check(self, *FRACTION, "dropout")
 
@@ -155,20 +174,28 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Describes the losses and their minimisation: SGD with a polynomial learning rate schedule."""
+    """Describes the losses and their minimisation: by default SGD with a polynomial learning rate schedule."""
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Use this optimizer."""
+    schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
+    """Move the learning rate along this curve; one_cycle rises for 30 % of the steps, from 1/25 of the rate."""
     lr: float = 0.01
-    """Set the learning rate of the first step."""
+    """Set the largest learning rate."""
     min_lr: float = 1e-4
     """Set the learning rate of the last step."""
     power: float = 0.9
     """Set the exponent of the polynomial schedule."""
+    warmup: int = 0
+    """Give this many first steps a learning rate that rises linearly; the schedule takes the others."""
     momentum: float = 0.9
-    """Set the momentum of SGD."""
+    """Set the momentum of SGD, or the first beta of AdamW; its second is 0.999."""
     weight_decay: float = 5e-4
-    """Set the weight decay of all parameters, including those of batch norms."""
+    """Set the weight decay: of all parameters with SGD, without biases, norms and positions with AdamW."""
     head_lr: float = 1.0
     """Multiply the learning rate of all parameters outside the backbone by this factor."""
+    layer_decay: float = 1.0
+    """Multiply the learning rate by this factor for every layer between a parameter and the head (timm only)."""
     clip: float | None = None
     """Clip the total norm of the gradients to this value; by default they are not clipped."""
     accumulate: int = 1
@@ -185,10 +212,17 @@ class Optimisation:
     def __post_init__(self):
         _convert_fields(self)
         _check(self, *POSITIVE, "lr", "head_lr", "clip")
+        _check(self, "above 0, up to 1", lambda factor: 0 < factor <= 1, "layer_decay")
         _check(self, f"0 up to lr, {self.lr}", lambda rate: 0 <= rate <= self.lr, "min_lr")
-        _check(self, *NOT_NEGATIVE, "power", "weight_decay")
+        _check(self, *NOT_NEGATIVE, "power", "warmup")
+        _check(self, f"0 up to {LARGEST}", lambda decay: 0 <= decay <= LARGEST, "weight_decay")
+        if self.warmup and self.schedule == "one_cycle":
+            raise ValueError(f"warmup: expected 0 with schedule one_cycle, which has one of its own, got {self.warmup}")
         _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
         _check(self, *COUNT, "accumulate")
+        largest = self.lr * max(self.head_lr, 1) / (1 - self.momentum)  # AdamW divides its first step by the last
+        if largest > LARGEST:
+            raise ValueError(f"lr: expected lr · head_lr / (1 − momentum) up to {LARGEST}, got {largest:g}")
 
 
 @dataclass(frozen=True)

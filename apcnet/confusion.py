@@ -8,6 +8,7 @@ mIoU and mAcc are the means over the classes where this is not 0 / 0: a class th
 neither score; one that is predicted but never labelled has an IoU of 0 and no accuracy. aAcc is the share of hits.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,8 +136,10 @@ class ConfusionMatrix:
 
     def save(self, path: str | Path) -> None:
         """Writes the matrix to a file that `numpy.load` reads."""
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, self.matrix.cpu().numpy())
+        content = io.BytesIO()  # NumPy writes to files without saying why a write fails
+        np.save(content, self.matrix.cpu().numpy())
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
 
     def _check_range(self, labels: Tensor, name: str, more: str = "") -> None:
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]

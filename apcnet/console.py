@@ -1,6 +1,8 @@
 """Shows progress and results in a terminal, or as plain lines if there is none."""
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,14 @@ class RunDisplay:
         self.evaluation_task: TaskID | None = None
 
     def __call__(self, record: dict) -> None:
+        try:
+            self._show(record)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            _leave_terminal()
+
+    def _show(self, record: dict) -> None:
         match record.get("event"):
             case "started":
                 self._started(record)
@@ -95,11 +105,34 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def progress_steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows a progress bar for one step after another; gives the function to update it with (step, done, total)."""
+    with _progress(MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def update(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total)
+            progress.update(tasks[step], completed=done, total=total)
+
+        yield update
+
+
 def show_download(received: int, total: int | None) -> None:
     """Prints the number of megabytes received, over the previous number."""
     if sys.stderr.isatty():
         of_total = f" of {total / 1e6:.1f}" if total else ""
         print(f"\rdownload {received / 1e6:.1f}{of_total} MB", end="\n" if received == total else "", file=sys.stderr)
+
+
+def _leave_terminal() -> None:
+    """Sends all further output nowhere, after the terminal was closed: a run goes on, or stops in order."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        if stat.S_ISCHR(os.fstat(output).st_mode):  # not a file or a pipe
+            os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 def _progress(*columns) -> Progress:

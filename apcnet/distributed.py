@@ -1,11 +1,16 @@
 """Joins the processes of a distributed run, and shares values and batch statistics between them."""
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+GLOO_THREADS = 2  # that execute calls
+PATIENCE = 5  # seconds in which torchrun ends the other processes of a run that failed
 
 
 @contextmanager
@@ -31,9 +36,22 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
         torch.distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     try:
         yield kind
+        if joins:
+            settle()
+    except RuntimeError as error:
+        if not (joins and lost_process(error)):
+            raise
+        # The process that ended tells the reason. torchrun ends this one meanwhile; another launcher may not.
+        time.sleep(PATIENCE)
+        raise ConnectionError("another process of the run has ended: its message tells the reason") from None
     finally:
         if joins:
             torch.distributed.destroy_process_group()
+
+
+def lost_process(error: BaseException | None) -> bool:
+    """Tells whether an error says that the connection to another process was lost."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def rank() -> int:
@@ -51,7 +69,26 @@ def gather(value: object) -> list:
     values = [value] * world_size()
     if world_size() > 1:
         torch.distributed.all_gather_object(values, value)
+        settle()
     return values
+
+
+def settle() -> None:
+    """Waits until gloo's threads have let go of the tensors of all calls before; every process of a group must call it.
+
+    They do so some time after a call has returned, and need Python's global lock. If this process forks or exits just
+    then, the new process hangs or this one aborts.
+    """
+    if torch.distributed.get_backend() != "gloo":
+        return
+    for _ in range(2 * GLOO_THREADS):  # so that each of them has taken a call, and so has finished the calls before
+        tensor = torch.zeros(1)
+        references = sys.getrefcount(tensor)
+        torch.distributed.all_reduce(tensor)
+        for _ in range(1000):
+            time.sleep(0.001)  # without the lock
+            if sys.getrefcount(tensor) <= references:
+                break
 
 
 def synchronise_batch_norms(model: nn.Module) -> None:
@@ -61,4 +98,7 @@ def synchronise_batch_norms(model: nn.Module) -> None:
     share.
     """
     if world_size() > 1 and next(model.parameters()).device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is itself a batch norm
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+        if "timm" in sys.modules:  # timm's batch norms may include an activation, which PyTorch's function would drop
+            from timm.layers import convert_sync_batchnorm as convert
+        convert(model)  # in place, but for a model that is itself a batch norm

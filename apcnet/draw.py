@@ -6,6 +6,7 @@ their class.
 """
 
 import functools
+import io
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -217,8 +218,10 @@ def save(picture: Image.Image, path: str | Path) -> None:
     kind = kinds.get(Path(path).suffix.lower())
     if kind is None:
         raise ValueError(f"path: expected a name that ends with one of {', '.join(kinds)}, got {path}")
+    content = io.BytesIO()  # Pillow does not notice that a JPEG cannot be written to a full disk
+    picture.save(content, kind, **({"quality": 92} if kind == "JPEG" else {}))
     with replacing(path) as temporary:
-        picture.save(temporary, kind, **({"quality": 92} if kind == "JPEG" else {}))
+        temporary.write_bytes(content.getbuffer())
 
 
 def _panels(

@@ -4,6 +4,7 @@ While a model is traced, the operations of apc_kernels use their references, whi
 width and batch size stay symbolic. A file appears only after it was read back and its results matched the model's.
 """
 
+import io
 import json
 import operator
 import warnings
@@ -48,11 +49,13 @@ def export(
         format: "exportedprogram" (read it by `torch.export.load`) or "onnx". The default follows from the path.
         size: (H, W) of the images to trace with.
         dynamic: Accept any number of images of any size from 17 pixels on. Otherwise the file takes one image of
-            `size`.
+            `size`. Encoders that take images of one size, or have windows other than Swin's, can only do that; with
+            Swin, sides are longer than 32 windows, 224 pixels for most.
         output: "logits" at the model's own resolution, as `model(images)` returns them; "upsampled", logits at the size
             of the images; or "labels" at the size of the images, uint8 for up to 256 classes.
-        normalise: Accept RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std. Otherwise the
-            file takes normalised float32 images.
+        normalise: Accept RGB pixels, uint8 (B, 3, H, W), and normalise them by the model's mean and std; or the levels
+            of other images in float32, if the model was trained with such. Otherwise the file takes normalised float32
+            images.
 
     Returns:
         For every compared size (H, W), the largest difference relative to the largest logit, or the share of labels
@@ -65,7 +68,8 @@ def export(
     format = _format(path, format)
     size = _checked(model, size, dynamic, output)
     deployed = Deployed(model, output, normalise).eval()
-    about = json.dumps({name: getattr(model, name) for name in ("classes", "palette", "mean", "std")})
+    described = ("classes", "palette", "mean", "std", *(["range"] if model.range is not None else []))
+    about = json.dumps({name: getattr(model, name) for name in described})
     with torch.no_grad(), replacing(path) as temporary:
         program = _traced(deployed, size, dynamic)
         if format == "exportedprogram":
@@ -95,8 +99,12 @@ class Deployed(nn.Module):
 
     def example(self, batch: int, size: Sequence[int]) -> Tensor:
         """Returns random images in the format of `forward`, the same at every call."""
-        pixels = torch.randint(256, (batch, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        shape, generator = (batch, self.model.in_channels, *size), torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         pixels = pixels.to(self.pixel_mean.device)
+        if self.model.range is not None:
+            low, high = torch.tensor(self.model.range, device=pixels.device).T[:, :, None, None]
+            pixels = low + pixels * ((high - low) / 255)
         return pixels if self.normalise else (pixels.float() - self.pixel_mean) / self.pixel_std
 
 
@@ -125,6 +133,11 @@ def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) 
         if tensor.dtype != torch.float32:
             raise ValueError(f"model: expected float32, got {tensor.dtype} ({name}): call model.float() first")
     check_choice(output, "output", OUTPUTS)
+    if dynamic and not getattr(model.backbone, "any_size_exports", True):
+        raise ValueError(
+            f"dynamic: expected False for timm:{model.backbone.name}, which takes images of one size, or has windows, "
+            "got True: add --no-dynamic, and --size for the size of the images"
+        )
     try:
         height, width = map(operator.index, size)
     except (TypeError, ValueError):
@@ -147,8 +160,9 @@ def _traced(deployed: Deployed, size: tuple[int, int], dynamic: bool) -> Exporte
 
 
 def _exported_program(program: ExportedProgram, path: Path, about: str) -> Callable[[Tensor], Tensor]:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={"apcnet": about})
+    content = io.BytesIO()  # where a write fails, PyTorch's writer ends the process
+    torch.export.save(program, content, extra_files={"apcnet": about})
+    path.write_bytes(content.getbuffer())
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
@@ -166,7 +180,7 @@ def _onnx(
         return None
     import onnxruntime  # an extra
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.cpu().numpy()})[0])
 
 

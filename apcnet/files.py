@@ -1,7 +1,8 @@
-"""Writes files completely or not at all, and reads and writes JSON."""
+"""Writes files completely or not at all, reads and writes JSON, and shows texts of any origin."""
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +16,36 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a file in an existing folder, there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode
+    with naming(path, temporary):
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
+    """Names a file in the system's errors that name none or its temporary file: that of a full disk, for example."""
     try:
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None and str(error.filename) in ("None", str(temporary)):
+            error.filename = str(path)
+        raise
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Returns a text, for example of an untrusted file, as one short line that any terminal and encoding can show."""
+    line = str(text) if isinstance(text, str | Path | BaseException) else reprlib.repr(text)  # short at any depth
+    line = line if len(line) <= limit else f"{line[:limit]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def make_folder(path: Path, argument: str) -> None:
@@ -46,7 +66,7 @@ def read_json(path: Path) -> dict:
     """Reads a JSON file that holds an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, found something else ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -54,9 +74,10 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content) -> None:
-    """Writes a value as indented JSON."""
+    """Writes a value as indented JSON. Names of files that are not UTF-8 get JSON's escapes, and read the same."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:

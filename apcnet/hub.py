@@ -1,4 +1,4 @@
-"""Lists published results and weights of the five models, and downloads weights.
+"""Lists published results and weights of the models, and downloads weights.
 
 published.csv has a line for each run or file. mmsegmentation's figures come from the READMEs of its configs; a common
 page of results that shows PSPNet's rows under APCNet's name was not used. Only files that a model here can hold are

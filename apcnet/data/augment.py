@@ -5,6 +5,9 @@ Only the crop's window of the resized image is computed, and equals the crop of 
 distortion changes brightness, contrast, saturation and hue, each rounded to 8 bits; saturation and hue pass through
 OpenCV's 8-bit HSV, whose hue counts steps of two degrees. A sample draws a fixed number of integers from the given
 generator, and all arithmetic before the normalisation is exact, so that a seed gives the same pixels on every machine.
+
+Images that are not 8-bit RGB, (C, H, W) float32, go through the same steps in PyTorch with the same draws, but without
+distortion, which means colours: their levels are interpolated without rounding.
 """
 
 import math
@@ -98,6 +101,37 @@ def normalise(image: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] 
     return apc_kernels.augment(image, mean=mean, std=std)
 
 
+def view(image: Tensor, size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Resizes an image, uint8 RGB or float32 levels (C, H, W), to (h, w), and normalises it for a network."""
+    if image.dtype == torch.uint8:
+        return apc_kernels.augment(image, size, mean=mean, std=std)
+    return normalised(resized_levels(image, size, (0, 0, *size)), mean, std)
+
+
+def resized_levels(levels: Tensor, size: Sequence[int], window: Sequence[int], flip: bool = False) -> Tensor:
+    """Computes a window of resized levels (C, H, W) float32: bilinear, with half-pixel centres, without rounding."""
+    top, left, height, width = window
+    above, below, down = _neighbours(levels.shape[1], size[0], top, height)
+    before, after, right = _neighbours(levels.shape[2], size[1], left, width)
+    if flip:
+        before, after, right = before.flip(0), after.flip(0), right.flip(0)
+    rows = torch.lerp(levels[:, above], levels[:, below], down[:, None])
+    return torch.lerp(rows[:, :, before], rows[:, :, after], right)
+
+
+def normalised(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalises levels (C, H, W) float32."""
+    center, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+    return (levels - center) / scale
+
+
+def _neighbours(length: int, resized: int, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the two elements around each position of a window, and the weight of the second."""
+    places = ((torch.arange(start, start + count, dtype=torch.float64) + 0.5) * (length / resized) - 0.5).clamp(min=0)
+    index = places.long().clamp(max=length - 1)
+    return index, (index + 1).clamp(max=length - 1), (places - index).float()
+
+
 def brightness(image: Tensor, delta: float) -> Tensor:
     """Adds delta to every level of an image, (3, H, W) uint8 RGB; results are cut to 0–255."""
     return apc_kernels.augment(image, steps=[("brightness", delta)])
@@ -144,11 +178,11 @@ def train(
         cat_max_ratio: Draw the crop again, up to 10 times, unless it holds at least two classes and each covers less
             than this share of the pixels that count; 1 takes the first crop.
         antialias: Smooth images that shrink, which mmsegmentation does not do; it takes about 4 ms more.
-        mean: The mean of the RGB levels, 0–255.
-        std: The standard deviation of the RGB levels.
+        mean: The mean of the levels of each channel, 0–255 for RGB.
+        std: The standard deviation of the levels.
 
     Returns:
-        The image, (3, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
+        The image, (C, h, w) float32, 0 where padded, and the mask, (h, w) uint8, 255 where padded.
     """
     check_sample(sample)
     height, width = checked_pair(crop_size, "crop_size")
@@ -159,9 +193,15 @@ def train(
     size = keep_ratio_size(sample.image.shape[1:], (int(scale[0] * ratio), int(scale[1] * ratio)))
     window, labels = _varied_crop(sample.mask, size, (height, width), draws[DISTORTION_DRAWS:], cat_max_ratio, flip)
 
-    source = resize(sample.image, size, antialias=True) if antialias else sample.image
-    steps = distortion(draws[:DISTORTION_DRAWS])
-    image = apc_kernels.augment(source, size, window, flip=flip, steps=steps, mean=mean, std=std)
+    if sample.image.dtype == torch.uint8:
+        source = resize(sample.image, size, antialias=True) if antialias else sample.image
+        steps = distortion(draws[:DISTORTION_DRAWS])
+        image = apc_kernels.augment(source, size, window, flip=flip, steps=steps, mean=mean, std=std)
+    else:
+        source = sample.image
+        if antialias and (size[0] < source.shape[1] or size[1] < source.shape[2]):
+            source = F.interpolate(source[None], size, mode="bilinear", antialias=True)[0]
+        image = normalised(resized_levels(source, size, window, flip), mean, std)
     outside = (0, width - labels.shape[1], 0, height - labels.shape[0])
     if any(outside):
         image, labels = F.pad(image, outside), F.pad(labels, outside, value=IGNORE)
@@ -246,9 +286,20 @@ def _check(tensor: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected the shape {shape} without zeros, got {tuple(tensor.shape)}")
 
 
+def check_channels(image: Tensor, channels: int, is_rgb: bool) -> None:
+    """Checks that an image has the channels and the depth that a model was trained with."""
+    if len(image) != channels or is_rgb != (image.dtype == torch.uint8):
+        expected, given = (
+            "8-bit RGB" if rgb else f"{count} channels of more levels"
+            for rgb, count in ((is_rgb, channels), (image.dtype == torch.uint8, len(image)))
+        )
+        raise ValueError(f"image: expected {expected}, as the model was trained with, got {given}")
+
+
 def check_sample(sample: Sample) -> None:
     """Checks that image and mask have the right types and one size."""
-    _check(sample.image, "image")
+    if not isinstance(sample.image, Tensor) or sample.image.dtype != torch.float32 or sample.image.ndim != 3:
+        _check(sample.image, "image")
     _check(sample.mask, "mask")
     if sample.image.shape[1:] != sample.mask.shape:
         sizes = f"{tuple(sample.image.shape[1:])} and {tuple(sample.mask.shape)}"

@@ -26,7 +26,12 @@ def read_classes(file: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
 
     Empty lines and lines that begin with # are skipped. Without colours, the classes get those of PASCAL VOC.
     """
-    lines, source = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()], str(file)
+    try:
+        text, source = file.read_text(encoding="utf-8-sig"), str(file)
+    except UnicodeDecodeError as error:
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{file}: expected text in UTF-8, got other bytes in line {line}") from None
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     colored = [match for line in lines if (match := _COLORED.fullmatch(line))]
     if not colored:

@@ -1,11 +1,14 @@
 """Reads data sets that consist of files: every image and mask is decoded on access, or raises an error that names it.
 
-Images become 8-bit RGB as OpenCV decodes them for mmsegmentation: turned upright by their EXIF tag, without alpha, the
-upper 8 of 16 bits kept. Masks are never turned or converted: the stored values count.
+Images of 8 bits become RGB as OpenCV decodes them for mmsegmentation: turned upright by their EXIF tag, without alpha.
+Images of more bits or of other channels keep every level and channel, as float32 (`levels`). Masks are never turned or
+converted: the stored values count.
 """
 
+import functools
 import operator
 import stat
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +19,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from apcnet.data.classes import UNKNOWN, Color, label_table
+from apcnet.data.levels import Form, form_of, read_levels
 from apcnet.data.sample import Sample
 
-_EXACT = ("L", "P")  # the modes of Pillow that keep each pixel as one stored byte
+_EXACT = ("1", "L", "P")  # the modes of Pillow that keep the stored value of each pixel
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
 # Pillow's names of what decodes to other values than were stored; JPEG 2000 does not tell whether it is lossless
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "WEBP")
 _LOSSY_IN_TIFF = ("jpeg", "tiff_jpeg", "webp")
+
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange width and height
 
 
 class Pair(NamedTuple):
@@ -54,13 +60,18 @@ class Files:
         """Returns the names of all samples, in order."""
         return [pair.name for pair in self.pairs]
 
+    @functools.cached_property
+    def form(self) -> Form | None:
+        """Returns the form of the first image, which all others share; None for 8-bit RGB."""
+        return checked_form(self.pairs[0].image) if self.pairs else None
+
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[operator.index(index)]
         try:
-            image, stored = read_image(pair.image), read_mask(pair.mask)
+            image, stored = read_as(pair.image, self.form), read_mask(pair.mask)
             _check_sizes(pair, image, stored)
             return Sample(image, self._labels_of(pair, stored), pair.name)
         except (ValueError, FileNotFoundError) as error:
@@ -83,8 +94,46 @@ class Files:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Reads an image file as an RGB tensor, (3, H, W) uint8."""
+    """Reads an image file as an RGB tensor, (3, H, W) uint8; of 16 bits it keeps the upper 8."""
     return _load(path, levels_of)
+
+
+def read_as(path: str | Path, form: Form | None) -> Tensor:
+    """Reads an image with all its levels and channels, if they are of this form: (C, H, W), uint8 for None."""
+    found = checked_form(path)
+    if (found and found[:2]) != (form and form[:2]):
+        expected, given = (str(each or "8-bit RGB") for each in (form, found))
+        raise ValueError(f"{path}: expected {expected}, as the first image, got {given}")
+    if form is None:
+        return read_image(path)
+    try:
+        return read_levels(path, form)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # decoders raise many kinds of errors
+        message = str(error)
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: cannot be decoded: {error}") from error
+
+
+def checked_form(path: str | Path) -> Form | None:
+    """Returns the form of an image file, or raises an error that names the file."""
+    _check_regular(Path(path))
+    try:
+        return form_of(path)
+    except (struct.error, ValueError, OverflowError, MemoryError, OSError) as error:
+        raise ValueError(f"{path}: cannot be decoded: {error}") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Returns the height and width of an image file as `read_image` reads it, without decoding it."""
+    if form := checked_form(path):
+        return form.height, form.width
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # Pillow's decoders raise a dozen kinds of errors
+        raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
 
 def levels_of(image: Image.Image) -> Tensor:
@@ -101,25 +150,30 @@ def levels_of(image: Image.Image) -> Tensor:
 def read_mask(path: str | Path) -> Tensor:
     """Reads the values that a mask file stores, (H, W) uint8: the grey levels, or the indices into its palette."""
     image = _load(path)
-    compression = image.info.get("compression") if image.format == "TIFF" else None
-    if image.format in _LOSSY or compression in _LOSSY_IN_TIFF:
-        found = f"TIFF compressed by {compression}" if compression else image.format
+    if is_lossy(image):
+        found = f"TIFF compressed by {image.info['compression']}" if image.format == "TIFF" else image.format
         raise ValueError(
             f"{path}: expected a PNG, got {found}, which changes the labels that it stores; "
             "write the mask anew from its source, as a PNG"
         )
     if image.mode in _EXACT:
-        return torch.from_numpy(np.array(image))
+        return torch.from_numpy(np.array(image).astype(np.uint8, copy=False))
     if image.mode in _WIDE:
         values = np.asarray(image)
         if values.max() > 255:
             raise ValueError(f"{path}: expected labels from 0 to 255, got the value {values.max()}")
         return torch.from_numpy(values.astype(np.uint8))
-    found = {"1": "one bit", "RGB": "colours", "RGBA": "colours"}.get(image.mode, "other values")
+    found = {"RGB": "colours", "RGBA": "colours"}.get(image.mode, "other values")
     raise ValueError(
         f"{path}: expected a grey or palette PNG with a class index at each pixel, got {found} "
         f"(Pillow's mode {image.mode}); run `apcnet check` to find the cause"
     )
+
+
+def is_lossy(image: Image.Image) -> bool:
+    """Returns True if the file of an image changes the values that it stores."""
+    compression = image.info.get("compression") if image.format == "TIFF" else None
+    return image.format in _LOSSY or compression in _LOSSY_IN_TIFF
 
 
 def _load(path: str | Path, convert: Callable = lambda image: image):

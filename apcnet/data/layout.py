@@ -39,7 +39,7 @@ def images_in(folder: Path, ending: str = "") -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"expected the folder {folder}, but there is none")
     found: dict[str, Path] = {}
-    for path in _files_below(folder, ()):
+    for path in files_below(folder):
         stem, suffix = os.path.splitext(path.relative_to(folder).as_posix())
         if suffix.lower() not in SUFFIXES or not stem.endswith(ending):
             continue
@@ -52,7 +52,8 @@ def images_in(folder: Path, ending: str = "") -> dict[str, Path]:
     return found
 
 
-def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yields the files in a folder and its subfolders, without those whose names begin with a dot."""
     real = folder.resolve()
     if real in above:
         raise ValueError(f"{folder}: links to a folder that contains it; remove the link")
@@ -60,18 +61,17 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _files_below(path, (*above, real))
+            yield from files_below(path, (*above, real))
         else:
             yield path
 
 
 def names_in(file: Path) -> list[str]:
     """Reads the names that a file lists, one on each line."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: expected text with one name on each line, got other bytes: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files may hold any bytes
+    if "\0" in text:
+        raise ValueError(f"{file}: expected text with one name on each line, got other bytes")
+    names = [line.strip() for line in text.split("\n") if line.strip()]
     if not names:
         raise ValueError(f"{file}: expected one name on each line, but lists no names")
     if len(set(names)) < len(names):

@@ -21,6 +21,7 @@ import numpy as np
 
 from apcnet.choices import check_choice
 from apcnet.data.classes import LISTS, read_classes, reduced_labels
+from apcnet.data.imports.regions import from_text
 from apcnet.data.layout import Job, Listing, find_root, images_in, names_in
 
 PLACES = ("VOC2010", "VOCdevkit/VOC2010")
@@ -90,7 +91,7 @@ def paint(image: dict, regions: list[dict], source: Path) -> np.ndarray:
             code = region["segmentation"]
             if code["size"] != [height, width]:
                 raise ValueError(f"expected the size of the image, {[height, width]}, got {code['size']}")
-            categories[decode(code["counts"], width * height)] = region["category_id"]
+            categories[from_text(code["counts"], width * height)] = region["category_id"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{source}: region {region.get('id')} of {image['file_name']}: {error}") from error
     unknown = sorted(set(np.unique(categories).tolist()) - CLASS_OF.keys())
@@ -101,24 +102,3 @@ def paint(image: dict, regions: list[dict], source: Path) -> np.ndarray:
     table = np.zeros(max(CLASS_OF) + 1, dtype=np.uint8)
     table[list(CLASS_OF)] = list(CLASS_OF.values())
     return np.ascontiguousarray(table[categories].reshape(width, height).T)
-
-
-def decode(counts: str, pixels: int) -> np.ndarray:
-    """Decodes a run-length code to a boolean for every pixel.
-
-    A length takes a few characters, each 48 + its next 5 bits, lowest first, + 32 if more follow; the highest bit is
-    the sign. From the fourth length on, the difference to the length two before it is stored.
-    """
-    digits = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero(digits & 32 == 0)
-    if len(last) == 0 or last[-1] != len(digits) - 1 or digits.min() < 0 or digits.max() > 63:
-        raise ValueError("expected a run-length code, got other characters")
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
-    lengths = np.add.reduceat((digits & 31) << 5 * place, first)
-    lengths -= np.where(digits[last] & 16, 1 << 5 * (place[last] + 1), 0)
-    lengths[1::2] = lengths[1::2].cumsum()
-    lengths[2::2] = lengths[2::2].cumsum()
-    if lengths.min() < 0 or lengths.sum() != pixels:
-        raise ValueError(f"expected a run-length code of {pixels} pixels, got one of {lengths.sum()}")
-    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)

@@ -69,4 +69,4 @@ def _write(out: Path, make: Callable[[], np.ndarray | list[str]]) -> None:
         if isinstance(made, np.ndarray):
             Image.fromarray(made).save(temporary, format="PNG")
         else:
-            temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8")
+            temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8", errors="surrogateescape")

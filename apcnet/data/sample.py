@@ -13,7 +13,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class Sample(NamedTuple):
     """Holds an image, its mask and its name: `image, mask, name = data[0]`."""
 
-    image: Tensor  # (3, H, W) uint8, RGB
+    image: Tensor  # (3, H, W) uint8, RGB; or the levels of other images, (C, H, W) float32
     mask: Tensor  # (H, W) uint8: the index of a class, or IGNORE
     name: str
 

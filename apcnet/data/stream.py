@@ -9,7 +9,7 @@ state is neither read nor written; PyTorch's loader, too, gets a generator of it
 
 import atexit
 import functools
-import multiprocessing
+import multiprocessing.connection
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
+from torch.utils.data._utils import signal_handling
 
 from apcnet.data.sample import Dataset, Sample, SampleError
 from apcnet.keys import AUGMENTATION, ORDER, hashes, keyed
@@ -112,19 +113,24 @@ def loader(items, keys: Sequence[int], workers: int = 0, pin_memory: bool = Fals
             worker_init_fn=_ignore_interrupts,
         )
     )
+    processes = iterator._workers if workers else []
     if workers:
-        atexit.register(_kill, iterator._workers)  # they ignore the signals by which Python would end them
+        # PyTorch would raise an error for a killed worker wherever this process is; the iterator finds it out as well
+        signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+        atexit.register(_kill, processes)  # they ignore the signals by which Python would end them
     try:
         for item in iterator:
             if isinstance(item, SampleError):
                 iterator = None  # ends the workers now, and not when the traceback is freed
                 raise item
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError):
+        if not multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1):
             raise
+        status = next(process.exitcode for process in processes if not process.is_alive())
         raise SampleError(
-            f"a worker process was killed, perhaps because memory ran out; try fewer workers: {error}"
+            f"a worker process was killed (exit status {status}), perhaps because memory ran out; try fewer workers"
         ) from None
 
 
@@ -146,9 +152,10 @@ def _identity(item):
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ignores Ctrl-C and a scheduler's SIGTERM, which reach all processes: the parent may need one more batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ignores the signals that reach all processes of a run: the parent may need one more batch."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _kill(workers: list[multiprocessing.Process]) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from apc_kernels import augment
 from apcnet import inference
 from apcnet.config import Precision, Protocol
 from apcnet.confusion import ConfusionMatrix
-from apcnet.data.augment import check_sample, view_sizes
+from apcnet.data.augment import check_channels, check_sample, view, view_sizes
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
 from apcnet.distributed import rank, world_size
@@ -32,6 +31,7 @@ def evaluate(
     channels_last: bool = False,
     progress: Callable[[int, int], None] | None = None,
     submission: Callable[[str, Tensor], None] | None = None,
+    each: Callable[[str, Tensor], None] | None = None,
 ) -> ConfusionMatrix:
     """Computes the confusion matrix of a model on a data set; every process of a group must call it.
 
@@ -46,6 +46,7 @@ def evaluate(
         progress: Called with the number of images that this process has finished, and its total.
         submission: Called with the name and the labels, (H, W) on the CPU, of each image of this process, in order;
             `apcnet.inference.submission.writer` returns one that writes files.
+        each: Called with the name and the counts, a confusion matrix, of each image of this process, in order.
 
     Returns:
         The confusion matrix over all processes; `matrix.scores()` computes IoU and accuracy.
@@ -62,7 +63,8 @@ def evaluate(
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     mine = range(rank(), len(dataset), world_size())
-    inputs = Inputs(dataset, protocol, model.mean, model.std)
+    is_rgb = getattr(model, "range", None) is None and len(model.mean) == 3
+    inputs = Inputs(dataset, protocol, model.mean, model.std, is_rgb)
     matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
@@ -71,11 +73,14 @@ def evaluate(
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
             target = mask[None].to(device, non_blocking=True)
             if submission is None:
-                matrix.add(inference.confusion(model, views, target, protocol, ignore_index=IGNORE))
+                counts = inference.confusion(model, views, target, protocol, ignore_index=IGNORE)
             else:
                 labels = inference.labels(model, views, protocol, size=target.shape[1:])
-                matrix.update(labels, target)
+                counts = ConfusionMatrix(model.num_classes, IGNORE, device).update(labels, target).matrix
                 submission(name, labels[0].cpu())
+            matrix.add(counts)
+            if each is not None:
+                each(name, counts)
             report(done, len(mine))
     return matrix.reduce()
 
@@ -83,8 +88,10 @@ def evaluate(
 class Inputs:
     """Prepares samples for loaders: normalised views (3, h, w) at every ratio, the original mask (H, W), the name."""
 
-    def __init__(self, dataset: Dataset, protocol: Protocol, mean: Sequence[float], std: Sequence[float]):
-        self.dataset, self.protocol, self.mean, self.std = dataset, protocol, mean, std
+    def __init__(
+        self, dataset: Dataset, protocol: Protocol, mean: Sequence[float], std: Sequence[float], is_rgb: bool = True
+    ):
+        self.dataset, self.protocol, self.mean, self.std, self.is_rgb = dataset, protocol, mean, std, is_rgb
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor, str]:
         try:
@@ -95,7 +102,8 @@ class Inputs:
                 most = len(self.dataset.classes) - 1
                 raise ValueError(f"expected labels of 0 to {most} and {IGNORE}, got {wrong[0]}")
             sizes = view_sizes(image.shape[1:], self.protocol.ratios, self.protocol.test_scale)
-            return [augment(image, size, mean=self.mean, std=self.std) for size in sizes], mask, name
+            check_channels(image, len(self.mean), self.is_rgb)
+            return [view(image, size, self.mean, self.std) for size in sizes], mask, name
         except Exception as error:
             name = f"sample {self.dataset.names[index]!r} (number {index} of {len(self.dataset)})"
             raise SampleError(f"{name}: {type(error).__name__}: {error}") from error

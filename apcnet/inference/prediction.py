@@ -6,6 +6,7 @@ scores are averaged band by band, so its memory grows by no more than its pixels
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +19,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from apc_kernels import augment, upsample_argmax
+from apc_kernels import upsample_argmax
 from apcnet import draw, inference
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
-from apcnet.data.augment import view_sizes
-from apcnet.data.files import levels_of, read_image
+from apcnet.data.augment import view, view_sizes
+from apcnet.data.files import checked_form, levels_of, read_as, read_image
 from apcnet.data.layout import SUFFIXES
+from apcnet.data.levels import visible
 from apcnet.inference.protocol import WHOLE
 from apcnet.models.segmentor import Segmentor
 from apcnet.zoo import load
@@ -132,7 +134,8 @@ def predict(
             afterwards.
         images: A path; a PIL image of any mode, rotated by its EXIF orientation like a file; an array (H, W, 3) or a
             tensor (3, H, W) of RGB levels, or grey levels (H, W), uint8; or a list, tuple or batch of these, of any
-            sizes. For normalised images in floating point, use `apcnet.inference.labels`.
+            sizes. A model of other images takes their levels: (H, W, C), (C, H, W) or (H, W), of any type. For
+            normalised images in floating point, use `apcnet.inference.labels`.
         protocol: Scales, windows and flips. The protocol of the model's evaluation gives the best labels.
         max_pixels: Largest number of pixels that the network sees at once. A larger view is cut into tiles unless the
             protocol has a window. A pixel costs about 0.7 KiB with a ResNet-50 in float32. If only the image is
@@ -218,14 +221,17 @@ def _prepared(model: Segmentor | str | Path, max_pixels: int, precision: Precisi
 
 
 def _predict(model: Segmentor, image: object, name: str, protocol: Protocol, max_pixels: int) -> Prediction:
-    levels = _levels(image, name)
+    ranges = getattr(model, "range", None)
+    is_rgb = ranges is None and len(model.mean) == 3
+    levels = _levels(image, name) if is_rgb else _many_levels(image, name, len(model.mean))
     try:
         labels = _labels(model, levels, protocol, max_pixels)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
     colors = getattr(model, "palette", None) or draw.palette(model.num_classes)
-    return Prediction(labels.cpu(), levels, tuple(classes), tuple((red, green, blue) for red, green, blue in colors))
+    shown = visible(levels, ranges)
+    return Prediction(labels.cpu(), shown, tuple(classes), tuple((red, green, blue) for red, green, blue in colors))
 
 
 def _labels(model: Segmentor, image: Tensor, protocol: Protocol, max_pixels: int) -> Tensor:
@@ -250,8 +256,8 @@ def _tiled_labels(
     shrinks = math.prod(size) / max(map(math.prod, sizes))
     width = max(1, math.isqrt(int(max_pixels * shrinks)))
     height = min(width, max(MIN_TILE_ROWS, BAND_SCORES // (model.num_classes * size[1])))
-    tiles = _Tiles(model, [max(view) / max(size) for view in sizes], protocol)
-    levels = image[None].half()  # float16 holds every level exactly
+    tiles = _Tiles(model, [max(view) / max(size) for view in sizes], protocol, image.dtype)
+    levels = image[None].half() if image.dtype == torch.uint8 else image[None]  # float16 holds all 256 levels
     stride = max(1, 2 * height // 3), max(1, 2 * width // 3)
     return inference.labels(tiles, levels, Protocol(window=(height, width), stride=stride))[0]
 
@@ -262,12 +268,12 @@ class _Tiles:
     A tile is resized by the factors of the whole image.
     """
 
-    def __init__(self, model: Segmentor, factors: Sequence[float], protocol: Protocol):
-        self.model, self.factors, self.protocol = model, factors, protocol
+    def __init__(self, model: Segmentor, factors: Sequence[float], protocol: Protocol, dtype: torch.dtype):
+        self.model, self.factors, self.protocol, self.dtype = model, factors, protocol, dtype
         self.align_corners = model.align_corners
 
     def __call__(self, levels: Tensor) -> Tensor:
-        tile, size = levels[0].to(torch.uint8), levels.shape[2:]
+        tile, size = levels[0].to(self.dtype), levels.shape[2:]
         views = _views(self.model, tile, [[max(1, round(n * factor)) for n in size] for factor in self.factors])
         if self.protocol.averages:
             return inference.probabilities(self.model, views, self.protocol, size=size)
@@ -276,15 +282,21 @@ class _Tiles:
 
 
 def _views(model: Segmentor, image: Tensor, sizes: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-    """Yields an image (3, H, W) uint8, normalised for the network, at one size after the other."""
+    """Yields an image (C, H, W), normalised for the network, at one size after the other."""
     for size in sizes:
         parameter = next(model.parameters(), torch.empty(0))
-        yield augment(image, size, mean=model.mean, std=model.std)[None].to(parameter)  # its device and dtype
+        yield view(image, size, model.mean, model.std)[None].to(parameter)  # its device and dtype
 
 
 def _levels(image: object, name: str) -> Tensor:
     """Converts an image of any supported type to levels (3, H, W) uint8 on the CPU."""
     if isinstance(image, (str, Path)):
+        if form := checked_form(image):
+            if form.channels not in (1, 3) or form.kind != "uint16":
+                raise ValueError(f"{image}: expected 8-bit RGB, as the model was trained with, got {form}")
+            warnings.warn(
+                f"{image}: of 16 bits the upper 8 are used, because the model was trained with 8-bit RGB", stacklevel=2
+            )
         return read_image(image)
     if isinstance(image, Image.Image):
         try:
@@ -306,6 +318,25 @@ def _levels(image: object, name: str) -> Tensor:
     if not planes.numel() or not (planes.ndim == 2 or (planes.ndim == 3 and len(planes) == 3)):
         raise ValueError(f"{name}: expected the shape {shape} without zeros, got {tuple(image.shape)}")
     return planes.expand(3, *planes.shape[-2:]).clone(memory_format=torch.contiguous_format)
+
+
+def _many_levels(image: object, name: str, channels: int) -> Tensor:
+    """Converts an image to levels (C, H, W) float32, for a model that was trained with such."""
+    expected = f"{channels} channel{'s' * (channels > 1)}, as the model was trained with"
+    if isinstance(image, (str, Path)):
+        form = checked_form(image)
+        if form is None:
+            raise ValueError(f"{image}: expected {expected}, got 8-bit RGB")
+        levels = read_as(image, form)
+    elif isinstance(image, Tensor):
+        levels = image.detach().cpu().float()
+    else:
+        planes = np.asarray(image)
+        levels = torch.from_numpy((planes.transpose(2, 0, 1) if planes.ndim == 3 else planes).astype(np.float32))
+    levels = levels[None] if levels.ndim == 2 else levels
+    if levels.ndim != 3 or len(levels) != channels or not levels.numel():
+        raise ValueError(f"{name}: expected {expected}, got {len(levels)} in the shape {tuple(levels.shape)}")
+    return levels
 
 
 def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[tuple[Path, Path, Path | None]]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from apcnet import hub
+from apcnet.files import printable
 from apcnet.interop import mmseg, pickles, sssegmentation
 from apcnet.interop.mmseg.identify import config_of
 from apcnet.models import Segmentor
-from apcnet.models.weights import listed
 
 
 def convert(
@@ -32,7 +32,7 @@ def convert(
         out: Name of the file to write, NAME.safetensors.
         align_corners: How the model resized its logits in training. Needed only if the checkpoint holds no config.
         output_stride: 8, 16 or 32. Needed only if the checkpoint holds no config; the default is the published
-            models' (8, or 32 for Semantic FPN).
+            models' (8, or 32 for Semantic FPN and UPerNet).
         folder: Folder for downloads; by default that of `torch.hub`.
         progress: Function that is called with (bytes received, bytes in total or None) during a download.
 
@@ -45,32 +45,31 @@ def convert(
     out = Path(out)
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise ValueError(f"out: expected NAME.safetensors in an existing folder, got {out}")
-    checkpoint = pickles.read(hub.fetch(source, folder or Path(torch.hub.get_dir()) / "checkpoints", progress))
-    state_dict, meta = weights_of(checkpoint), _dict(checkpoint.get("meta"))
-    text = meta.get("cfg", meta.get("config"))  # in 1.x and in 0.x
-    if any(name.startswith("backbone_net.") for name in state_dict):
-        state_dict, text = sssegmentation.rename(state_dict), sssegmentation.CONFIG
-    text = text if isinstance(text, str) else None
-    config = config_of(state_dict, text, align_corners=align_corners, output_stride=output_stride)
-    model = mmseg.load_model(config, state_dict)
+    path = hub.fetch(source, folder or Path(torch.hub.get_dir()) / "checkpoints", progress)
+    checkpoint = pickles.read(path)
+    state_dict, meta = pickles.weights(checkpoint, path), _dict(checkpoint.get("meta"))
+    try:
+        model = _model(state_dict, meta, align_corners, output_stride)
+    except ValueError as error:
+        raise ValueError(f"{path}: {printable(error, 2000)}") from error
+    except Exception as error:  # an untrusted config can make any part raise anything
+        raise ValueError(
+            f"{path}: expected a config and weights that match, got others: {type(error).__name__}: {printable(error)}"
+        ) from error
     model.classes, model.palette = classes_of(meta, model.num_classes)
     model.save(out)
     return model
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the weights in a checkpoint, without DistributedDataParallel's prefix of their names."""
-    found = [checkpoint[key] for key in ("state_dict", "model") if key in checkpoint]
-    state_dict = found[0] if found else checkpoint
-    if not isinstance(state_dict, dict) or not state_dict:
-        given = "an empty dict" if isinstance(state_dict, dict) else type(state_dict).__name__
-        raise ValueError(f"source: expected a dict of weights, alone or under state_dict or model, got {given}")
-    others = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(
-            f"source: expected a dict of weights, alone or under state_dict or model, got others: {listed(others)}"
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+def _model(
+    state_dict: dict[str, Tensor], meta: Mapping[str, Any], align_corners: bool | None, output_stride: int | None
+) -> Segmentor:
+    text = meta.get("cfg", meta.get("config"))  # in 1.x and in 0.x
+    if any(name.startswith("backbone_net.") for name in state_dict):
+        state_dict, text = sssegmentation.rename(state_dict), sssegmentation.CONFIG
+    text = text if isinstance(text, str) else None
+    config = config_of(state_dict, text, align_corners=align_corners, output_stride=output_stride)
+    return mmseg.load_model(config, state_dict)
 
 
 def classes_of(meta: Mapping[str, Any], count: int) -> tuple[tuple[str, ...] | None, tuple | None]:

@@ -1,4 +1,4 @@
-"""Builds segmentation models: a backbone, one of five heads, and the segmentor that joins them."""
+"""Builds segmentation models: a backbone, one of six heads, and the segmentor that joins them."""
 
 from apcnet.models.build import build
 from apcnet.models.segmentor import Output, Segmentor

@@ -61,8 +61,8 @@ class FPNHead(nn.Module):
         self.index, self.align_corners = tuple(index), align_corners
         self.levels = nn.ModuleList()
         for width, stride in zip(in_channels, strides, strict=True):
-            doublings = (stride // strides[0]).bit_length() - 1
-            if stride != strides[0] << doublings:
+            doublings = int(stride / strides[0]).bit_length() - 1  # strides of patches of 14 pixels are no integers
+            if doublings < 0 or stride != strides[0] * 2**doublings:
                 raise ValueError(f"strides: expected the first stride times powers of two, got {tuple(strides)}")
             widths = [width, *[channels] * max(doublings, 1)]
             convs = (ConvNormReLU(a, b, 3) for a, b in pairwise(widths))

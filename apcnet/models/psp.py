@@ -43,16 +43,20 @@ class PSPHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         x = features[self.index]
-        regions = self.regions(x)
-        channels, width = x.shape[1], self.bottleneck.conv.in_channels
-        weight, pyramid_weight = self.bottleneck.conv.weight.split([channels, width - channels], dim=1)
-        product = apc_kernels.conv3x3(x, weight)
-        product = product + apc_kernels.pyramid_conv(
-            regions,
-            pyramid_weight,
-            x.shape[2:],
-            self.scales,
-            align_corners=self.align_corners,
-            memory_format=layout_of(product),
-        )
-        return self.classifier(self.bottleneck.activate(product))
+        return self.classifier(convolve_with_pyramid(x, self.regions, self.bottleneck, self.align_corners))
+
+
+def convolve_with_pyramid(x: Tensor, regions: RegionReduction, bottleneck: ConvNormReLU, align_corners: bool) -> Tensor:
+    """Applies a 3×3 bottleneck to a map and its reduced regions, as if these were upsampled and concatenated to it."""
+    channels, width = x.shape[1], bottleneck.conv.in_channels
+    weight, pyramid_weight = bottleneck.conv.weight.split([channels, width - channels], dim=1)
+    product = apc_kernels.conv3x3(x, weight)
+    product = product + apc_kernels.pyramid_conv(
+        regions(x),
+        pyramid_weight,
+        x.shape[2:],
+        regions.scales,
+        align_corners=align_corners,
+        memory_format=layout_of(product),
+    )
+    return bottleneck.activate(product)

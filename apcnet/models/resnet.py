@@ -1,11 +1,14 @@
 """Implements ResNetV1c: a ResNet with a stem of three 3×3 convolutions, dilated to keep 1/8 of the image's size.
 
 Layers and parameters have ResNetV1c's usual names (layer3.0.conv2.weight). A bottleneck's 3×3 convolution holds its
-stride; the first block of a dilated stage has half the stage's dilation.
+stride; the first block of a dilated stage has half the stage's dilation. With a stem of one 7×7 convolution it is
+torchvision's ResNet, dilated or not.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from apcnet.choices import check_choice
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2)), 32: ((1, 2, 2, 2), (1, 1, 1, 1))}
@@ -19,23 +22,38 @@ class ResNetV1c(nn.Module):
         output_stride: Stride of the last map, in pixels of the image: 8, 16 or 32.
         width: Number of channels of the first stage's 3×3 convolutions; 64 in the published models.
         stem_width: Number of channels of the stem's result.
+        stem: "deep", three 3×3 convolutions, or "7x7", one convolution as in torchvision.
+        in_channels: Number of channels of the images.
 
     Attributes:
         channels: Numbers of channels of the four maps.
         strides: Strides of the four maps, in pixels of the image.
     """
 
-    def __init__(self, depth: int = 50, *, output_stride: int = 8, width: int = 64, stem_width: int = 64):
+    def __init__(
+        self,
+        depth: int = 50,
+        *,
+        output_stride: int = 8,
+        width: int = 64,
+        stem_width: int = 64,
+        stem: str = "deep",
+        in_channels: int = 3,
+    ):
         super().__init__()
+        check_choice(stem, "stem", ("deep", "7x7"))
         if output_stride not in STAGES:
             raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
         block = BasicBlock if depth < 50 else Bottleneck
-        half = stem_width // 2
-        self.stem = nn.Sequential(
-            *_conv_norm(3, half, 3, stride=2), nn.ReLU(inplace=True),
-            *_conv_norm(half, half, 3), nn.ReLU(inplace=True),
-            *_conv_norm(half, stem_width, 3), nn.ReLU(inplace=True),
+        half, self.in_channels = stem_width // 2, in_channels
+        layers = (
+            (*_conv_norm(in_channels, half, 3, stride=2), nn.ReLU(inplace=True),
+             *_conv_norm(half, half, 3), nn.ReLU(inplace=True),
+             *_conv_norm(half, stem_width, 3), nn.ReLU(inplace=True))
+            if stem == "deep"
+            else (*_conv_norm(in_channels, stem_width, 7, stride=2), nn.ReLU(inplace=True))
         )  # fmt: skip
+        self.stem = nn.Sequential(*layers)
         channels, total = stem_width, 4
         self.channels, self.strides = [], []
         for stage, (blocks, stride, dilation) in enumerate(zip(BLOCKS[depth], *STAGES[output_stride], strict=True)):

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import apc_kernels
@@ -44,9 +43,11 @@ class Segmentor(nn.Module):
 
     Attributes:
         architecture: Arguments of `apcnet.models.build`, or None for a model that was built by hand.
+        in_channels: Number of channels of the images: the backbone's, or 3 if it does not tell.
         classes: Names of the classes, or None.
         palette: RGB colours of the classes, or None.
-        mean, std: RGB values, 0–255, by which images are normalised.
+        mean, std: Values of the channels, 0–255, by which images are normalised.
+        range: The lowest and the highest level of each channel, or None for 8-bit RGB.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Segmentor(nn.Module):
         self.backbone, self.neck, self.head, self.auxiliary = backbone, neck, head, auxiliary
         self.auxiliary_weight, self.presence_weight, self.reduction = auxiliary_weight, presence_weight, reduction
         self.architecture: dict | None = None
+        self.in_channels: int = getattr(backbone, "in_channels", 3)
         self.classes: Sequence[str] | None = None
         self.palette: Sequence[tuple[int, int, int]] | None = None
         self.mean: tuple[float, ...] = MEAN
         self.std: tuple[float, ...] = STD
+        self.range: tuple[tuple[float, float], ...] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -92,7 +95,7 @@ class Segmentor(nn.Module):
         """Returns the logits of images or, with a target, the training losses.
 
         Args:
-            images: (B, 3, H, W) floating point, normalised by `mean` and `std`.
+            images: (B, in_channels, H, W) floating point, normalised by `mean` and `std`.
             target: (B, H, W) integer labels.
             reduction: Reduction of the cross entropies. "mean_all" divides by all pixels, ignored ones too, as
                 mmsegmentation's recipes do; "mean" divides by the valid pixels. The default is the model's own:
@@ -110,9 +113,11 @@ class Segmentor(nn.Module):
             >>> loss = sum(model(images, target).values())
             >>> loss.backward()
         """
-        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            given = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
-            raise ValueError(f"images: expected normalised floating-point images (B, 3, H, W), got {given}")
+        if images.dim() != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
+            shape, given = f"(B, {self.in_channels}, H, W)", str(images.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"images: expected normalised floating-point images {shape}, got {tuple(images.shape)} {given}"
+            )
         features = self.backbone(images)
         if self.neck is not None:
             features = self.neck(features)
@@ -124,6 +129,11 @@ class Segmentor(nn.Module):
         aux = None if self.auxiliary is None else self.auxiliary(features)
         if target is None:
             return Output(logits, aux, se)
+        if self.num_classes == 1:
+            raise ValueError(
+                "num_classes: expected 2 or more for a softmax cross entropy, which is 0 for a single class, got 1; "
+                "create the model with a class for the background too"
+            )
 
         def cross_entropy(logits: Tensor, align_corners: bool) -> Tensor:
             return apc_kernels.upsample_cross_entropy(
@@ -167,12 +177,12 @@ class Segmentor(nn.Module):
                 "save its weights by torch.save(model.state_dict(), path)"
             )
         about = {name: getattr(self, name) for name in ("architecture", "classes", "palette", "mean", "std")}
+        if self.range is not None:
+            about["range"] = self.range
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        content = save(tensors, metadata={"apcnet": json.dumps(about)})
         with replacing(path) as temporary:
-            try:
-                save_file(tensors, temporary, metadata={"apcnet": json.dumps(about)})
-            except SafetensorError as error:
-                raise OSError(f"{path}: {error}") from None
+            temporary.write_bytes(content)
 
 
 def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

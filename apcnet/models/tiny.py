@@ -15,19 +15,20 @@ class Tiny(nn.Module):
     Args:
         output_stride: Stride of the last map, in pixels of the image: 4, 8, 16 or 32.
         width: Number of channels of every stage; 64 give 0.17 million parameters, 32 a quarter of that.
+        in_channels: Number of channels of the images.
 
     Attributes:
         channels: Numbers of channels of the four maps.
         strides: Strides of the four maps, in pixels of the image.
     """
 
-    def __init__(self, *, output_stride: int = 4, width: int = 64):
+    def __init__(self, *, output_stride: int = 4, width: int = 64, in_channels: int = 3):
         super().__init__()
         if output_stride not in STRIDES:
             raise ValueError(f"output_stride: expected 4, 8, 16 or 32, got {output_stride}")
-        self.stem = nn.Sequential(*_layer(3, width // 2, 2), *_layer(width // 2, width, 2))
+        self.stem = nn.Sequential(*_layer(in_channels, width // 2, 2), *_layer(width // 2, width, 2))
         self.stages = nn.ModuleList(nn.Sequential(*_layer(width, width, stride)) for stride in STRIDES[output_stride])
-        self.channels, self.strides, total = [width] * 4, [], 4
+        self.in_channels, self.channels, self.strides, total = in_channels, [width] * 4, [], 4
         for stride in STRIDES[output_stride]:
             total *= stride
             self.strides.append(total)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from apcnet.files import printable
+
 LISTED = 8  # names in one message
 
 
@@ -18,6 +20,14 @@ def assign(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
         tensors: The tensors to copy.
         source: Where they come from, for the error message.
     """
+    check(own, tensors, source)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Checks that tensors have the names, shapes and kinds of numbers of a model's own, as `assign` does."""
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
     shapes = [
@@ -25,19 +35,23 @@ def assign(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str
         for name, tensor in tensors.items()
         if name in own and own[name].shape != tensor.shape
     ]
-    problems = [
-        f"{problem}: {listed(names)}"
-        for problem, names in (("missing", missing), ("not in the model", unexpected), ("different shape", shapes))
-        if names
+    kinds = [
+        f"{name}: expected {own[name].dtype}, got {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if name in own and (tensor.is_complex() or (own[name].is_floating_point() and not tensor.is_floating_point()))
     ]
+    found = (
+        ("missing", missing),
+        ("not in the model", unexpected),
+        ("different shape", shapes),
+        ("other numbers", kinds),
+    )
+    problems = [f"{problem}: {listed(names)}" for problem, names in found if names]
     if problems:
         raise ValueError(f"{source}: expected the tensors of the model, got others; {'; '.join(problems)}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
 
 
 def listed(names: list[str]) -> str:
-    """Joins the first names by commas and counts the rest."""
+    """Joins the first names by commas and counts the rest; names of a file may hold anything."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(map(printable, names[:LISTED])) + more

@@ -8,7 +8,8 @@ step        one step: learning rate, losses, gradients, check, update
 checkpoint  saves and loads the state of a run
 folder      the files of a run, and the lock on its folder
 log         writes records of losses and scores
-signals     turns SIGINT and SIGTERM into a request to stop
+environment describes what else the bits of the results depend on
+signals     turns SIGINT, SIGTERM and SIGHUP into a request to stop
 """
 
 from apcnet.training.loop import train

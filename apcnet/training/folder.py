@@ -1,68 +1,112 @@
 """Manages the folder of a run: one run per folder, and one process at a time that writes to it.
 
-config.json            the config of the run: the same config resumes it, another one is refused
-environment.json       versions of PyTorch and Python, device, threads, processes
+config.json            the config of the run: the same one resumes it, another one may differ in MAY_CHANGE only
+environment.json       versions, hardware, settings and data of the last start (environment.py)
 log.jsonl              losses, learning rate, speed; scores (log.py)
 last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
 best.safetensors       the model with the highest mIoU so far
 final.safetensors      the model after the last step
 metrics.json           scores of the final model
-confusion.npy, .png    confusion matrix of the final model
+confusion.npy, .png    confusion matrix of the last evaluation, and a picture of that of the final model
+images.json            levels of images that are not 8-bit RGB, measured before the first step
 preview/000150.png     images, labels, predictions and errors of every evaluation
+worst.png              the same of the images that the final model gets most wrong
+report.html            curves, scores and pictures on one page (report)
 failed.json            the samples of a step whose losses are not finite
 """
 
+import dataclasses
 import itertools
-import platform
-import warnings
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-import torch
-
-from apcnet.config import Config, differences
-from apcnet.distributed import gather, rank, world_size
+from apcnet.config import Config, Protocol, differences
+from apcnet.distributed import gather, rank
 from apcnet.files import make_folder, read_json, remove_leftovers, write_json
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
 
-def claim(folder: Path, config: Config) -> IO | None:
-    """Creates the folder of a run, or checks that it holds the same run; all processes have to call this.
+# A run may go on with other values of these fields: the steps that it has taken keep their bits. The learning rates of
+# the steps to come follow the new number of steps. Workers and logging are no fields of a config, and change no bits.
+SCORING = ("val_split", *(field.name for field in dataclasses.fields(Protocol)))  # the best model is chosen anew
+MAY_CHANGE = ("root", "steps", "eval_every", "save_every", *SCORING)
 
-    Returns:
-        In the first process a locked file: while it is open, no other run can claim the folder. Otherwise None.
+
+class AnotherRunError(ValueError):
+    """Reports that a folder holds another run: `stored` is its config, `fields` are those that differ."""
+
+    def __init__(self, folder: Path, stored: Config, changed: list[str]):
+        self.stored, self.fields = stored, [_field_of(line) for line in changed]
+        super().__init__(
+            f"out: {folder} holds another run, {'; '.join(changed)}. Name another folder with --out, or add --new"
+        )
+
+
+@contextmanager
+def claimed(folder: Path, config: Config) -> Iterator[Callable[[dict], None]]:
+    """Holds the folder of a run, or raises an error if it holds another one; all processes have to enter this.
+
+    While the block runs, no other run can enter with this folder. It gives the function that records the run and its
+    environment, to be called after the first step; a block that fails without that call leaves the folder as it was.
     """
-    lock, failure = None, None
+    claim, failure = None, None
     if rank() == 0:
         try:
-            lock = _claim(folder, config)
+            claim = Claim(folder, config)
         except (ValueError, OSError) as error:
             failure = error
     message = gather(str(failure or ""))[0]
     if message:
         raise failure or ValueError(message)
-    return lock
+    try:
+        yield claim.record if claim else lambda environment: None
+    finally:
+        if claim:
+            claim.end()
 
 
-def _claim(folder: Path, config: Config) -> IO:
-    make_folder(folder, "out")
-    lock = _lock(folder / "lock")
-    if (folder / "config.json").exists():
-        if changed := config_changes(read_config(folder), config):
-            raise ValueError(another_run(folder, changed))
-        remove_leftovers(folder)
-    else:
-        write_json(folder / "config.json", config.to_json())
-    now, path = environment(), folder / "environment.json"
-    if path.exists():
-        before = read_json(path)
-        if changed := [f"{key}: {before.get(key)} → {now[key]}" for key in now if before.get(key) != now[key]]:
-            warnings.warn(f"{folder}: results may no longer be bit-identical, {'; '.join(changed)}", stacklevel=3)
-    else:
-        write_json(path, now)
-    return lock
+class Claim:
+    """Locks the folder of a run, checks that it holds no other run, and records the run."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.config = folder, config
+        start = [folder / name for name in ("lock", "log.jsonl", "environment.json", "preview/000000.png", "preview")]
+        self.new = [path for path in (*start, folder, *folder.parents) if not path.exists()]  # before the first step
+        make_folder(folder, "out")
+        self.lock = _lock(folder / "lock")
+        self.recorded = False
+        try:
+            if os.path.lexists(folder / "config.json"):
+                try:
+                    stored = read_config(folder)
+                except ValueError as error:
+                    raise ValueError(f"{error}; delete it and type the same command to resume, or add --new") from None
+                if changed := config_changes(stored, config):
+                    raise AnotherRunError(folder, stored, changed)
+                remove_leftovers(folder)
+        except (ValueError, OSError):
+            self.end()
+            raise
+
+    def record(self, environment: dict) -> None:
+        """Writes the config and the environment of the run, at the first call."""
+        if self.recorded:
+            return
+        write_json(self.folder / "environment.json", environment)
+        write_json(self.folder / "config.json", self.config.to_json())  # last: it makes the folder a run's
+        self.recorded = True
+
+    def end(self) -> None:
+        """Unlocks the folder; without a recorded run, removes what the start has written."""
+        if not self.recorded:
+            for path in self.new:
+                with suppress(OSError):  # it was never made, or holds files of others
+                    path.rmdir() if path.is_dir() else path.unlink()
+        self.lock.close()
 
 
 def _lock(path: Path) -> IO:
@@ -83,13 +127,17 @@ def _lock(path: Path) -> IO:
 
 
 def config_changes(stored: Config, config: Config) -> list[str]:
-    """Lists the differences between the stored config of a run and a new one; the root of its data may differ."""
-    return differences(replace(stored, data=replace(stored.data, root=config.data.root)), config)
+    """Lists the differences between the stored config of a run and a new one that the run cannot go on with."""
+    return [line for line in differences(stored, config) if _field_of(line) not in MAY_CHANGE]
 
 
-def another_run(folder: Path, changed: list[str]) -> str:
-    """Returns the error message for a folder that holds another run."""
-    return f"out: {folder} holds another run, {'; '.join(changed)}. Name another folder with --out, or add --new"
+def scoring_changed(stored: Config, config: Config) -> bool:
+    """Returns True if the scores of two configs cannot be compared."""
+    return any(_field_of(line) in SCORING for line in differences(stored, config))
+
+
+def _field_of(difference: str) -> str:
+    return difference.partition(":")[0]
 
 
 def read_config(folder: Path) -> Config:
@@ -100,7 +148,8 @@ def read_config(folder: Path) -> Config:
     try:
         return Config.from_json(read_json(path))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: {reason}") from None
 
 
 def unused_folder(folder: Path) -> Path:
@@ -119,15 +168,3 @@ def model_file(path: Path) -> Path:
     raise FileNotFoundError(
         f"{path}: expected a model file or the folder of a run, found neither {FINAL} nor {BEST} in it"
     )
-
-
-def environment() -> dict:
-    """Describes everything besides the config that the bits of the results depend on."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} {capability}",
-        "threads": torch.get_num_threads(),
-        "processes": world_size(),
-    }

@@ -6,10 +6,12 @@ evaluation.
 
 import hashlib
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Literal
 
-from apcnet.files import replacing
+from apcnet.files import naming, replacing
 
 Writer = Literal["tensorboard", "wandb"]
 NAME = "log.jsonl"
@@ -18,16 +20,23 @@ NAME = "log.jsonl"
 class Log:
     """Appends records to the log of a run that resumes at `step` and was last evaluated at step `evaluated`.
 
-    Records of later steps, written before the run was killed, are removed.
+    Records of later steps, written before the run was killed, are removed. If other lines are no records, the log as it
+    was is kept as log.jsonl.damaged.
     """
 
     def __init__(self, folder: Path, step: int = 0, evaluated: int = 0, to: Writer | None = None):
+        self.path = folder / NAME
         limits = {False: step, True: evaluated}
-        records = ((line, json.loads(line)) for line in _lines(folder / NAME))
-        kept = [line for line, record in records if record["step"] <= limits["miou" in record]]
-        with replacing(folder / NAME) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self.file = (folder / NAME).open("a", encoding="utf-8")
+        records, damaged = _read(self.path)
+        if damaged:
+            copy = self.path.with_name(f"{NAME}.damaged")
+            with replacing(copy) as temporary:
+                shutil.copyfile(self.path, temporary)
+            warnings.warn(f"{self.path}: line {damaged[0]} is no record; {copy} keeps the log as it was", stacklevel=2)
+        kept = [record for record in records if record["step"] <= limits["miou" in record]]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        self.file = self.path.open("a", encoding="utf-8")
         self.write_elsewhere = None
         if to is not None:
             try:
@@ -36,8 +45,9 @@ class Log:
                 raise ModuleNotFoundError(f"log: {to} is not installed: pip install {to}") from None
 
     def __call__(self, record: dict) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(_line(record))
+            self.file.flush()
         if self.write_elsewhere:
             self.write_elsewhere(record)
 
@@ -47,14 +57,27 @@ class Log:
 
 def read(folder: Path) -> list[dict]:
     """Reads all records of a run."""
-    return [json.loads(line) for line in _lines(folder / NAME)]
+    return _read(folder / NAME)[0]
 
 
-def _lines(path: Path) -> list[str]:
-    """Reads the complete lines; a killed process may have left an incomplete one at the end."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+def _line(record: dict) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _read(path: Path) -> tuple[list[dict], list[int]]:
+    """Reads the records, and the numbers of the lines that are none; a killed process may have cut the last line."""
+    records, damaged = [], []
+    *lines, _ = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
+        else:
+            damaged.append(number)
+    return records, damaged
 
 
 def _tensorboard(folder: Path, step: int):

@@ -9,27 +9,44 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from apcnet import draw
 from apcnet.config import Config
+from apcnet.data.levels import visible
+from apcnet.data.sample import Dataset
+from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
-from apcnet.distributed import gather, process_group, rank, world_size
+from apcnet.distributed import gather, process_group, rank, settle, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
-from apcnet.training import checkpoint
-from apcnet.training.folder import BEST, FINAL, another_run, claim, config_changes
+from apcnet.training import checkpoint, report
+from apcnet.training.environment import changes, environment, names_digest
+from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
-from apcnet.training.start import augmentation, check, class_weights, initial_model, open_data
+from apcnet.training.start import (
+    STATISTICS,
+    augmentation,
+    check,
+    class_weights,
+    initial_model,
+    judge,
+    open_data,
+    read_statistics,
+    warn_about_images,
+)
 from apcnet.training.step import NotFiniteError, Trainer
 
+METRICS = "metrics.json"
 PREVIEW_IMAGES = 4
 
 
@@ -45,6 +62,9 @@ def train(
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
 
+    A folder belongs to a run after its first step. The run goes on with more steps, and with other values of any field
+    in `apcnet.training.folder.MAY_CHANGE`; with another recipe it is refused.
+
     Args:
         config: The config of the run.
         out: The folder to write the run to; it is created if it does not exist.
@@ -59,10 +79,10 @@ def train(
         and with generated scenes context_miou.
 
     Raises:
-        FloatingPointError: Losses or gradients are not finite; last.pt holds the state before that step, and
-            failed.json names its samples.
-        SystemExit: SIGINT or SIGTERM stopped the run, after the current step was finished and saved; the code is 128
-            plus the signal's number.
+        FloatingPointError: Losses, gradients or weights are not finite; last.pt holds the last state whose numbers are,
+            and failed.json names the samples of the step.
+        SystemExit: SIGINT, SIGTERM or SIGHUP stopped the run, after the current step was finished and saved; the code
+            is 128 plus the signal's number.
 
     Example:
         >>> from apcnet.presets import preset
@@ -70,22 +90,34 @@ def train(
         >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
     with process_group(device) as place, _reproducible(config, place), Interrupts() as interrupts:
-        run = Run(config, Path(out), place, workers, log_every, log_to, show, interrupts)
-        if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
-            run.evaluate()
-        if run.step == 0:
-            run.save_preview()
-        for batch in run.batches():
-            values, stop = run.train_step(batch)
-            if run.due(log_every):
-                run.record_losses(values)
-            if run.due(config.save_every) or run.due(config.eval_every) or stop:
-                run.save()
-            if stop:
-                run.stop()
-            if run.due(config.eval_every):
+        check(config, log_every, workers)
+        data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
+        with claimed(Path(out), config) as record:
+            statistics = read_statistics(Path(out))
+            if not (Path(out) / checkpoint.LAST).exists():
+                statistics = judge(config, {config.data.split: data, config.data.val_split: val_data}, workers)
+            run = Run(config, data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts)
+            if run.step > 0:
+                record(run.environment)
+            if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
                 run.evaluate()
-        return run.finish()
+            if run.step == 0:
+                warn_about_images(config, len(data), statistics)
+                run.save_preview()
+            for batch in run.batches():
+                values, stop = run.train_step(batch)
+                record(run.environment)
+                if run.step == 1:
+                    run.save_statistics()
+                if run.due(log_every):
+                    run.record_losses(values)
+                if run.due(config.save_every) or run.due(config.eval_every) or stop:
+                    run.save()
+                if stop:
+                    run.stop()
+                if run.due(config.eval_every):
+                    run.evaluate()
+            return run.finish()
 
 
 class Run:
@@ -94,36 +126,43 @@ class Run:
     def __init__(
         self,
         config: Config,
+        data: Dataset,
+        val_data: Dataset,
+        statistics: Statistics | None,
         out: Path,
         device: torch.device,
         workers: int,
-        log_every: int,
         log_to: Writer | None,
         show: Callable[[dict], None],
         interrupts: Interrupts,
     ):
-        self.config, self.out, self.device, self.workers = config, out, device, workers
+        self.config, self.data, self.val_data, self.statistics = config, data, val_data, statistics
+        self.out, self.device, self.workers = out, device, workers
         self.is_main, self.interrupts = rank() == 0, interrupts
         self.show = show if self.is_main else lambda record: None
-        check(config, log_every, workers)
-        self.data, self.val_data = (open_data(config.data, s) for s in (config.data.split, config.data.val_split))
-        self.lock = claim(out, config)
         weights = class_weights(config, self.data.classes)
-        self.trainer = Trainer(initial_model(config, self.data).to(device), config, weights)
+        self.trainer = Trainer(initial_model(config, self.data, statistics).to(device), config, weights)
         self.model = self.trainer.result
         self.step, self.evaluated = 0, 0
-        self.best: dict | None = None
+        self.best: checkpoint.Best | None = None
         self.scores: dict | None = None
-        self.identity = {"config": config.to_json(), "images": len(self.data), "class_weights": weights}
+        self.identity = {
+            "config": config.to_json(),
+            "images": len(self.data),
+            "sample_names": names_digest(self.data),
+            "class_weights": weights,
+        }
+        self.environment = environment(device, self.data, self.val_data)
+        _check_processes(self.identity, self.environment)
         state = checkpoint.load(out, repair=self.is_main)
         if state is not None:
-            _check_state(state, self.identity, out)
-            self.trainer.restore(state)
-            self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+            self._resume(state)
+        if name := self.trainer.not_finite():
+            raise ValueError(f"{self._origin(state)}: expected finite numbers, found others in {name}")
         self.saved = self.step
         if len(set(steps := gather(self.step))) > 1:
             raise ValueError(f"out: expected one folder for all processes, found checkpoints of steps {steps} in {out}")
-        self.log = Log(out, self.step, self.evaluated, log_to) if self.is_main else None
+        self.log = Log(out, self.step, state["evaluated"] if state else 0, log_to) if self.is_main else None
         self.log_time, self.log_step = time.perf_counter(), self.step
         self.show(
             {
@@ -139,6 +178,40 @@ class Run:
                 "val_images": len(self.val_data),
             }
         )
+
+    def _resume(self, state: checkpoint.State) -> None:
+        """Continues from the state of a checkpoint, if it belongs to this run and fits its model."""
+        before = Config.from_json(state["config"])
+        if changed := _differences(state, self.identity):
+            raise AnotherRunError(self.out, before, changed)
+        if self.config.steps < state["step"]:
+            raise ValueError(
+                f"steps: expected {state['step']} or more, which the run in {self.out} has taken, got "
+                f"{self.config.steps}; type --steps {state['step']}, or add --new for another run"
+            )
+        try:
+            self.trainer.restore(state)
+        except ValueError as error:
+            raise ValueError(f"{self._origin(state)}: {error}; start another run with --new") from None
+        self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+        if scoring_changed(before, self.config):
+            self.evaluated, self.best = 0, None
+        if not self.is_main:
+            return
+        if before.steps != self.config.steps:
+            warnings.warn(
+                f"steps: {before.steps} → {self.config.steps}; from step {self.step} on, the learning rate follows the "
+                "new number of steps",
+                stacklevel=4,
+            )
+        for change in changes(state["environment"], self.environment):
+            warnings.warn(f"{self.out}: results may no longer be bit-identical, {change}", stacklevel=4)
+
+    def _origin(self, state: checkpoint.State | None) -> Path | str | None:
+        """Returns the file that the weights come from, or None if they are random."""
+        if state is not None:  # a damaged last.pt has been renamed
+            return next(p for p in (self.out / checkpoint.LAST, self.out / checkpoint.PREVIOUS) if p.exists())
+        return self.config.model.init or self.config.model.backbone_weights
 
     def batches(self) -> Iterator[Batch]:
         """Loads the batches of the remaining steps."""
@@ -156,7 +229,6 @@ class Run:
         try:
             result = self.trainer.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
         except NotFiniteError as error:
-            self.save()
             raise FloatingPointError(self._describe_failure(batch, error)) from None
         self.step += 1
         return result
@@ -169,12 +241,30 @@ class Run:
         self._record({"step": self.step, **finite, "images_per_second": round(speed, 2), "memory_mib": self._memory()})
         self.log_time, self.log_step = time.perf_counter(), self.step
 
+    def save_statistics(self) -> None:
+        """Saves the levels of the images that this run normalises by, unless they are 8-bit RGB."""
+        if self.is_main and self.statistics is not None:
+            write_json(self.out / STATISTICS, self.statistics.json())
+
     def save(self) -> None:
-        """Saves a checkpoint, unless this step has one already."""
-        if self.is_main and self.saved != self.step:  # a second save would replace previous.pt by the same state
-            state = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
-            checkpoint.save(self.out, {**state, **self.identity, **self.trainer.state()})
+        """Saves a checkpoint, unless this step has one already or a number in it is not finite."""
+        if self.saved == self.step:  # a second save would replace previous.pt by the same state
+            return
+        if name := self.trainer.not_finite():
+            raise FloatingPointError(
+                f"step {self.step}: {name} is not finite. {self._last_good()}. Try a lower --lr, or --clip with --new"
+            )
+        if self.is_main:
+            progress = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
+            state = {**progress, **self.identity, "environment": self.environment, **self.trainer.state()}
+            checkpoint.save(self.out, cast(checkpoint.State, state))
         self.saved = self.step
+
+    def _last_good(self) -> str:
+        """Tells which state the run has saved."""
+        if not self.saved:
+            return "No checkpoint was saved"
+        return f"{self.out / checkpoint.LAST} holds the state after step {self.saved}"
 
     def stop(self) -> None:
         """Ends the process, after all processes have saved."""
@@ -187,6 +277,7 @@ class Run:
         if world_size() > 1:  # on CPUs the batch norms of each process differ; those of the first one are used
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+            settle()  # the workers are forked next
 
         def progress(done: int, total: int) -> None:
             if self.interrupts.signal is not None:  # the step is saved; the resumed run repeats the evaluation
@@ -194,6 +285,7 @@ class Run:
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
+        last, wrong = self.step == self.config.steps, []
         matrix = evaluate(
             self.model,
             self.val_data,
@@ -202,6 +294,7 @@ class Run:
             precision=self.config.precision,
             channels_last=self.config.channels_last,
             progress=progress,
+            each=(lambda _, counts: wrong.append(wrong_share(counts))) if last else None,
         )
         scores = matrix.scores()
         if math.isnan(scores.miou):
@@ -215,9 +308,18 @@ class Run:
         self.evaluated = self.step
         self._record(self.scores)
         self.save_preview()
-        if self.is_main and self.step == self.config.steps:
+        shares = gather(wrong)
+        if self.is_main:
             matrix.save(self.out / "confusion.npy")
-            draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
+            if last:
+                draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
+                by_image = sorted(
+                    ((s, i * world_size() + r) for r, part in enumerate(shares) for i, s in enumerate(part))
+                )
+                self._save_pictures(
+                    [index for _, index in by_image[: -PREVIEW_IMAGES - 1 : -1]], self.out / "worst.png"
+                )
+            report.write([self.out])
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
 
@@ -225,31 +327,46 @@ class Run:
         """Saves a picture of some images with their labels, predictions and errors."""
         if not self.is_main:
             return
-        samples = [self.val_data[index] for index in range(min(PREVIEW_IMAGES, len(self.val_data)))]
+        (self.out / "preview").mkdir(exist_ok=True)
+        remove_leftovers(self.out / "preview")
+        first = range(min(PREVIEW_IMAGES, len(self.val_data)))
+        self._save_pictures(first, self.out / "preview" / f"{self.step:06}.png")
+
+    def _save_pictures(self, indices: Iterable[int], path: Path) -> None:
+        samples = [self.val_data[index] for index in indices]
         images = [sample.image for sample in samples]
         predictions = predict(self.model, images, self.config.evaluation, precision=self.config.precision)
         rows = [
-            (sample.image, sample.mask, prediction.labels)
+            (visible(sample.image, self.model.range), sample.mask, prediction.labels)
             for sample, prediction in zip(samples, predictions, strict=True)
         ]
-        (self.out / "preview").mkdir(exist_ok=True)
-        remove_leftovers(self.out / "preview")
-        draw.save(
-            draw.preview(rows, self.data.classes, self.data.palette), self.out / "preview" / f"{self.step:06}.png"
-        )
+        draw.save(draw.preview(rows, self.data.classes, self.data.palette), path)
 
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
-        metrics, final = self.out / "metrics.json", self.out / FINAL
-        if self.scores is None and metrics.exists() and final.exists():  # the run was finished before
-            return read_json(metrics)
+        stored = gather(self._stored_scores() if self.is_main else None)[0]
+        if self.scores is None and stored is not None:
+            return stored
         scores = self.scores or self.evaluate()
         if self.log is not None:
-            self.model.save(final)
-            write_json(metrics, scores)
+            self.model.save(self.out / FINAL)
+            write_json(self.out / METRICS, scores)
             self.log.close()
         gather(None)  # when train returns in any process, all files are written
         return scores
+
+    def _stored_scores(self) -> dict | None:
+        """Returns the scores of a run that was finished before, or None if there are none that can be read."""
+        if not (self.out / METRICS).is_file() or not (self.out / FINAL).is_file():
+            return None
+        try:
+            scores = read_json(self.out / METRICS)
+            iou, best, averages = scores["iou"], scores["best"], [scores[name] for name in ("miou", "macc", "aacc")]
+            whole = scores["step"] == self.step and list(iou) == list(self.data.classes)
+            numbers = [*averages, best["miou"], best["step"], *(value for value in iou.values() if value is not None)]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        return scores if whole and all(type(number) in (int, float) for number in numbers) else None
 
     def _record(self, record: dict) -> None:
         if self.log is not None:
@@ -266,6 +383,9 @@ class Run:
 
     def _describe_failure(self, batch: Batch, error: NotFiniteError) -> str:
         samples = gather([{"name": n, "position": p} for n, p in zip(batch.names, batch.positions, strict=True)])
+        broken = self.trainer.not_finite()  # the update before may have overflown
+        if broken is None:
+            self.save()
         details = {
             "step": self.step,
             "values": {k: str(v) for k, v in error.values.items()},
@@ -273,28 +393,37 @@ class Run:
         }
         if self.is_main:
             write_json(self.out / "failed.json", details)
+        cause = "" if broken is None else f", and {broken} is not finite since the step before"
         return (
-            f"step {self.step}: losses or gradients are not finite ({error}). The state before this step is in "
-            f"{self.out / checkpoint.LAST}, its samples are in {self.out / 'failed.json'}. Try a lower --lr, or --clip "
-            "with --new"
+            f"step {self.step}: losses or gradients are not finite ({error}){cause}. {self._last_good()}, the samples "
+            f"of this step are in {self.out / 'failed.json'}. Try a lower --lr, or --clip with --new"
         )
 
 
-def _check_state(state: dict, identity: dict, out: Path) -> None:
-    """Checks that a checkpoint belongs to this run, with the same data."""
-    try:
-        changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
-        changed += [
-            f"{name}: {state[name]} → {identity[name]}"
-            for name in ("images", "class_weights")
-            if state[name] != identity[name]
-        ]
-    except KeyError as error:
-        raise ValueError(
-            f"out: expected the checkpoint of a run in {out / checkpoint.LAST}, it has no {error}"
-        ) from None
-    if changed:
-        raise ValueError(another_run(out, changed))
+def wrong_share(counts: Tensor) -> float:
+    """Returns the share of an image's pixels that are predicted wrong; 0 if none is labelled."""
+    total = int(counts.sum())
+    return 1 - int(counts.diagonal().sum()) / total if total else 0.0
+
+
+def _differences(state: Mapping[str, Any], identity: dict) -> list[str]:
+    """Lists what a checkpoint and this run have not in common: fields of the config, and the data."""
+    changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
+    data = "images", "sample_names", "class_weights"
+    return changed + [f"{name}: {state[name]} → {identity[name]}" for name in data if state[name] != identity[name]]
+
+
+def _check_processes(identity: dict, environment: dict) -> None:
+    """Checks that all processes have the same config and the same data; the root of the data may differ."""
+    mine = {**identity, **{name: environment[name] for name in ("training files", "validation files")}}
+    mine["config"] = {**mine["config"], "data": {**mine["config"]["data"], "root": None}}
+    others = gather(mine)
+    for number, other in enumerate(others):
+        if different := [name for name in mine if other[name] != others[0][name]]:
+            raise ValueError(
+                f"root: expected the same config and data in all processes, process {number} has other "
+                f"{', '.join(different)} than process 0"
+            )
 
 
 @contextmanager

@@ -5,21 +5,28 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 import apcnet.data
 from apcnet.config import Config, Data, Model, differences
 from apcnet.data import augment
+from apcnet.data.doctor.check import judge as judge_files
 from apcnet.data.files import Files
-from apcnet.data.sample import Dataset
+from apcnet.data.sample import MEAN, STD, Dataset
+from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Transform
 from apcnet.data.synthetic import Synthetic
-from apcnet.distributed import world_size
+from apcnet.distributed import gather, rank, world_size
 from apcnet.files import read_json
+from apcnet.interop.backbones import FROM_TIMM
 from apcnet.keys import WEIGHTS, keyed
 from apcnet.models import Segmentor
 from apcnet.zoo import create, load
+
+STATISTICS = "images.json"  # in the folder of a run whose images are not 8-bit RGB: their levels
+FEW_IMAGES = 2000  # below it, the weights that a backbone starts from decide how good a model becomes
 
 
 def augmentation(data: Data, model: Segmentor) -> Transform:
@@ -42,6 +49,13 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(f"log_every: expected 1 or more, got {log_every}")
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
+    if config.optimisation.warmup >= config.steps:
+        raise ValueError(f"warmup: expected fewer than the {config.steps} steps, got {config.optimisation.warmup}")
+    if config.optimisation.layer_decay != 1 and not config.model.backbone.startswith("timm:"):
+        raise ValueError(
+            f"layer_decay: expected 1 for {config.model.backbone}, whose layers share one learning rate, got "
+            f"{config.optimisation.layer_decay}; encoders of timm (--backbone timm:NAME) have it"
+        )
     model, share = config.model, config.batch_size // world_size()
     if config.batch_size % world_size():
         raise ValueError(f"batch_size: expected a multiple of the {world_size()} processes, got {config.batch_size}")
@@ -49,16 +63,73 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(
             f"accumulate: expected a divisor of the {share} images per process, got {config.optimisation.accumulate}"
         )
-    if model.backbone.startswith("resnet") and not (model.backbone_weights or model.init or model.from_scratch):
+    if model.backbone != "tiny" and not (model.backbone_weights or model.init or model.from_scratch):
+        kind = model.backbone.partition(":")[0]
+        known = {"timm": "timm", "tv": model.backbone}.get(kind, f"timm:{model.backbone}c")
+        package = "torchvision" if kind == "tv" else "timm"
+        has = ":" in model.backbone or known.removeprefix("timm:") in FROM_TIMM
+        where = f" (or {known}, after pip install {package})" if has else ""
         raise ValueError(
             f"backbone_weights: expected pretrained weights for {model.backbone}, got none; add "
-            "--backbone-weights FILE (or timm:resnet50c), --init MODEL.safetensors or --from-scratch"
+            f"--backbone-weights FILE{where}, --init MODEL.safetensors or --from-scratch, which needs many "
+            "thousands of images to be as good"
         )
 
 
-def initial_model(config: Config, data: Dataset) -> Segmentor:
-    """Makes the model before the first step, on the CPU; the seed determines its random weights."""
+def judge(config: Config, opened: dict[str, Files | Synthetic], workers: int) -> Statistics | None:
+    """Judges one's own data as `apcnet check` does: raises its errors before the first step, and repeats its warnings.
+
+    All processes have to call this; the first one judges. Returns the levels of images that are not 8-bit RGB.
+    """
+    files = {split: data for split, data in opened.items() if isinstance(data, Files)}
+    complaint = measured = None
+    if rank() == 0 and config.data.dataset == "folder":
+        assert config.data.root is not None  # open_data has checked it
+        report = judge_files("folder", config.data.root, files, workers)
+        complaint, measured = report.complaint(), report.images
+        for warning in [] if complaint else report.warnings():
+            warnings.warn(f"root: {warning}", stacklevel=2)
+    complaint, measured = gather((complaint, measured))[0]
+    if complaint:
+        raise ValueError(f"root: {complaint}")
+    return measured
+
+
+def read_statistics(folder: Path) -> Statistics | None:
+    """Reads the levels of the images that a run has started with; None for 8-bit RGB."""
+    path = folder / STATISTICS
+    return Statistics.from_json(read_json(path)) if path.exists() else None
+
+
+def warn_about_images(config: Config, images: int, statistics: Statistics | None) -> None:
+    """Warns before the first step about images that are too few for random weights, or that are not 8-bit RGB."""
+    if statistics is not None:
+        warnings.warn(
+            f"images: {statistics}: normalised by their own mean and standard deviation, and augmented without changes "
+            "of brightness, contrast and colour",
+            stacklevel=2,
+        )
+    if config.data.dataset == "folder" and config.model.from_scratch and images < FEW_IMAGES:
+        warnings.warn(
+            f"from_scratch: {images} images teach a network with random weights little, whatever the number of steps; "
+            "start from weights that know photographs: --backbone-weights FILE or --init MODEL.safetensors",
+            stacklevel=2,
+        )
+
+
+def initial_model(config: Config, data: Dataset, statistics: Statistics | None = None) -> Segmentor:
+    """Makes the model before the first step, on the CPU; the seed determines its random weights.
+
+    Images that are not 8-bit RGB determine its number of channels and its normalisation by their statistics.
+    """
+    channels = 3 if statistics is None else statistics.channels
+    if config.model.in_channels not in (None, channels):
+        raise ValueError(
+            f"in_channels: expected {channels}, as the images have, got {config.model.in_channels}; leave it out"
+        )
     settings, classes = config.model, tuple(data.classes)
+    if statistics is not None and settings.init is None:
+        settings = replace(settings, in_channels=channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed(config.seed, WEIGHTS))
         if settings.init is None:
@@ -69,12 +140,22 @@ def initial_model(config: Config, data: Dataset) -> Segmentor:
             start = {name: getattr(settings, name) for name in ("backbone_weights", "from_scratch", "init")}
             assert model.architecture is not None  # every loaded model has one
             loaded = replace(config, model=Model.of(model.architecture, **start))
-            if changed := differences(loaded, config):
+            asked = replace(config, model=replace(settings, in_channels=None))
+            if model.in_channels != channels:
+                raise ValueError(
+                    f"init: expected a model of images with {channels} channels, got {settings.init} with "
+                    f"{model.in_channels}"
+                )
+            if changed := differences(replace(loaded, model=replace(loaded.model, in_channels=None)), asked):
                 raise ValueError(f"init: {settings.init} holds another model than the config, {'; '.join(changed)}")
             if model.classes and model.classes != classes:
                 warnings.warn(
                     f"init: {settings.init} was trained for other classes; its classifiers are kept", stacklevel=2
                 )
+    if statistics is not None and model.range is None:  # a model that was trained with such images keeps its own
+        model.mean, model.std, model.range = statistics.mean, statistics.std, statistics.range
+    if statistics is None and model.range is not None:
+        model.mean, model.std, model.range = MEAN, STD, None
     model.classes, model.palette = classes, tuple(data.palette)
     return model.train()
 

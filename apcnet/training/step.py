@@ -1,4 +1,4 @@
-"""Takes one step of stochastic gradient descent: learning rate, losses, gradients, check, update.
+"""Takes one step of an optimizer: learning rate, losses, gradients, check, update.
 
 The losses of a step share one denominator over all parts and processes, so that splitting a batch does not change the
 result. Before the update, losses and gradients of all processes are checked together: if a value is not finite, the
@@ -8,7 +8,9 @@ weights and the statistics of batch norms stay as they were.
 import copy
 import functools
 import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,9 @@ from apcnet.data.sample import IGNORE
 from apcnet.distributed import rank, synchronise_batch_norms, world_size
 from apcnet.keys import DROPOUT, keyed
 from apcnet.models import Segmentor
+from apcnet.training.optimizer import optimizer
+
+ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 25  # share of steps with a rising rate; the largest rate over the first
 
 
 class NotFiniteError(ArithmeticError):
@@ -29,9 +34,26 @@ class NotFiniteError(ArithmeticError):
 
 
 def learning_rate(settings: Optimisation, step: int, steps: int) -> float:
-    """Returns the learning rate of a step: polynomial decay from lr to min_lr, as in mmsegmentation 1.x."""
-    remaining = 1 - step / max(steps - 1, 1)
-    return (settings.lr - settings.min_lr) * remaining**settings.power + settings.min_lr
+    """Returns the learning rate of a step.
+
+    The polynomial decay is mmsegmentation's, `one_cycle` is PyTorch's OneCycleLR with its defaults.
+    """
+    lr, low, warmup = settings.lr, settings.min_lr, settings.warmup
+    if step < warmup:
+        return lr * (step + 1) / (warmup + 1)
+    if settings.schedule == "one_cycle":
+        peak = max(ONE_CYCLE_RISE * steps - 1, 0)
+        if step < peak:
+            return _cosine(lr / ONE_CYCLE_START, lr, step / peak)
+        return _cosine(lr, low, (step - peak) / max(steps - 1 - peak, 1))
+    done = (step - warmup) / max(steps - 1 - warmup, 1)
+    if settings.schedule == "cosine":
+        return _cosine(lr, low, done)
+    return (lr - low) * (1 - done) ** settings.power + low
+
+
+def _cosine(first: float, last: float, done: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 class Trainer:
@@ -49,9 +71,7 @@ class Trainer:
         self.model = model
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
-        self.optimizer = torch.optim.SGD(
-            self._parameter_groups(), momentum=self.settings.momentum, weight_decay=self.settings.weight_decay
-        )
+        self.optimizer = optimizer(self.model, self.settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.buffers = list(self.model.buffers())
@@ -109,23 +129,65 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "average": self.result.state_dict() if self.result is not self.model else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
         }
 
-    def restore(self, state: dict) -> None:
-        """Restores a state that `state` returned."""
-        self.model.load_state_dict(state["model"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores a state that `state` returned, or raises a ValueError that names the entry that does not fit."""
+        _assign(self.model.state_dict(), state["model"], "model")
         if self.result is not self.model:
-            self.result.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            _assign(self.result.state_dict(), state["average"] or {}, "average")
+        self._restore_moments(state)
+        expected, found = (sorted(scaler) for scaler in (self.scaler.state_dict(), state["scaler"]))
+        if expected != found:
+            raise ValueError(f"entry 'scaler': expected {expected}, found {found}")
         self.scaler.load_state_dict(state["scaler"])
 
-    def _parameter_groups(self) -> list[dict]:
-        backbone = list(self.model.backbone.parameters())
-        others = [p for name, p in self.model.named_parameters() if not name.startswith("backbone.")]
-        parts = (backbone, 1.0), (others, self.settings.head_lr)
-        return [{"params": parameters, "lr": 0.0, "factor": factor} for parameters, factor in parts]
+    def not_finite(self) -> str | None:
+        """Returns the name of a weight, statistic or moment that is not finite, the first one, or None."""
+        parts = [("", self.model.state_dict())]
+        if self.result is not self.model:
+            parts.append(("the average of ", self.result.state_dict()))
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for moment in self._moments():
+            values = {names[id(parameter)]: state.get(moment) for parameter, state in self.optimizer.state.items()}
+            parts.append((f"the {moment} of ", values))
+        tensors = {
+            prefix + name: tensor
+            for prefix, part in parts
+            for name, tensor in part.items()
+            if tensor is not None and tensor.is_floating_point()
+        }
+        largest = torch._foreach_norm(list(tensors.values()), math.inf)  # pyright: ignore[reportPrivateImportUsage]
+        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist()
+        return next((name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite), None)
+
+    def _restore_moments(self, state: Mapping[str, Any]) -> None:
+        found = state["optimizer"]
+        given = {f"{moment} of {number}": t for number, values in found.items() for moment, t in values.items()}
+        if all(tensor is None for tensor in given.values()) and not self._has_moments(state["step"]):
+            return
+        own = {
+            number: {moment: make(parameter) for moment, make in self._moments().items()}
+            for number, parameter in enumerate(self.parameters)
+        }
+        _assign(
+            {f"{moment} of {n}": t for n, values in own.items() for moment, t in values.items()}, given, "optimizer"
+        )
+        # The rates of its groups are set at each step.
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": own})
+
+    def _moments(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Returns what the optimizer holds for each parameter: names, and functions that make such tensors."""
+        if self.settings.optimizer == "adamw":
+            return {"step": lambda _: torch.zeros(()), "exp_avg": torch.empty_like, "exp_avg_sq": torch.empty_like}
+        return {"momentum_buffer": torch.empty_like}
+
+    def _has_moments(self, step: int) -> bool:
+        """Tells whether the optimizer has moments after some steps; a scaler may have skipped all of them."""
+        kept = self.settings.optimizer == "adamw" or self.settings.momentum > 0
+        return step > 0 and kept and not self.scaler.is_enabled()
 
     def _gradients(self, number: int, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """Accumulates the gradients of all parts of the batch, and returns its losses."""
@@ -167,6 +229,21 @@ class Trainer:
         if world_size() > 1:
             torch.distributed.all_reduce(total)
         return torch.where(total > 0, total / world_size(), 1.0)
+
+
+def _assign(own: Mapping[Any, Tensor], found: Mapping[Any, Tensor | None], entry: str) -> None:
+    """Copies the tensors of an entry to those of the same names, or names the first one of another kind."""
+
+    def kind(tensor: Tensor | None) -> str:
+        return "none" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)} {tensor.layout}"
+
+    for name in [*own, *found]:
+        expected, got = kind(own.get(name)), kind(found.get(name))
+        if expected != got:
+            raise ValueError(f"entry {entry!r}, tensor {name}: expected {expected}, found {got}".replace("torch.", ""))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(found[name])  # pyright: ignore[reportArgumentType] # checked above
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -15,6 +17,8 @@ import apcnet
 from apcnet import cli
 from apcnet.interop import mmseg
 from apcnet.models import build
+
+COMMANDS = re.compile(r".*To go on with it: (apcnet train .*); to start another run: (apcnet train .*)\n")
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_assumptions_are_reported(run, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convert", "a.pth", "a.safetensors"), "apcnet: align_corners: expected True or False, got none"),
+        (("convert", "a.pth", "a.safetensors"), "a.pth: align_corners: expected True or False, got none"),
         (("convert", "a.pth", "a.onnx"), "apcnet: out: expected NAME.safetensors in an existing folder, got "),
         (
             ("convert", "b.pth", "a.safetensors"),
@@ -191,8 +195,9 @@ def trained(run, tmp_path):
 def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     folder, out = trained
     assert f"{folder}: 0.0" in out and "step 12 of 12  loss" in out and "fabric by dots" in out
-    picture = out.splitlines()[-1].split()[-1]
-    assert picture == str(folder / "preview" / "000012.png") and Image.open(picture).width > 400
+    report = out.splitlines()[-1].split()[-1]
+    assert report == str(folder / "report.html") and "fabric by dots" in (folder / "report.html").read_text()
+    assert Image.open(folder / "worst.png").width == Image.open(folder / "preview" / "000012.png").width > 400
     results, labels = tmp_path / "results", tmp_path / "labels"
     status, out, err = run("evaluate", folder, "--out", results, "--predictions", labels)
     assert status == 0 and "mIoU" in out and {"class", "IoU", "accuracy"} <= set(out.split()), err
@@ -230,9 +235,27 @@ def test_the_same_command_resumes_and_another_one_is_refused(run, trained, tmp_p
     status, out, _ = run(*again[0], *again[1])
     assert status == 0 and "resuming at step 12" in out and "step 12 of 12" not in out
     status, _, err = run(*again[0], *again[1], "--lr", 0.5)
-    assert status == 2 and "holds another run, lr: 0.02 → 0.5" in err
+    assert status == 2 and "holds another run, lr: 0.02 → 0.5" in err and err.count("\n") == 1
+    go_on, new = (shlex.split(command) for command in COMMANDS.fullmatch(err).groups())
+    assert new == ["apcnet", *map(str, (*again[0], *again[1], "--lr", 0.5)), "--new"]
+    assert run(*go_on[1:])[0] == 0 and "--lr" in go_on
     status, out, _ = run(*again[0], *again[1], "--lr", 0.5, "--new", "--steps", 1)
     assert status == 0 and (tmp_path / "run-2" / "final.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "timm", "weights"),
+    [
+        ((), True, "timm:resnet50c"),
+        ((), False, None),
+        (("--from-scratch",), True, None),
+        (("--backbone=tiny",), True, None),
+    ],
+)
+def test_own_images_start_from_timms_weights_where_it_is_installed(monkeypatch, more, timm, weights):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: timm or None)
+    _, defaults = cli._defaults("train", ["folder", "--root", "mine", *more])
+    assert defaults["config"].model.backbone_weights == weights
 
 
 def test_several_processes_train_and_one_tests_the_same(run, tmp_path):

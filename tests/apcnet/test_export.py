@@ -15,7 +15,7 @@ import apcnet
 from apcnet import export as exporting
 from apcnet.export import export
 
-MODELS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"]
+MODELS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"]
 VARIANTS = [
     ("apcnet", {"plain": True, "scales": (1, 4), "align_corners": True}),
     ("encnet", {"lateral": True, "presence": False}),

@@ -17,7 +17,7 @@ V05 = "https://download.openmmlab.com/mmsegmentation/v0.5"
 
 
 def test_every_name_has_one_url():
-    assert len(hub.URLS) == 98
+    assert len(hub.URLS) == 114
     assert len({url.rsplit("-", 1)[1] for url in hub.URLS.values()}) == len(hub.URLS)
     for name, url in hub.URLS.items():
         assert hub.locate(name) == hub.locate(url.rsplit("/", 1)[1]) == url
@@ -47,6 +47,11 @@ def test_figures_stand_beside_the_file_of_their_own_run():
         (
             "fpn_r101_4xb4-160k_ade20k-512x512.py",
             f"{V05}/sem_fpn/fpn_r101_512x512_160k_ade20k/fpn_r101_512x512_160k_ade20k_20200718_131734-306b5004.pth",
+        ),
+        (
+            "upernet_r50_4xb4-160k_ade20k-512x512",
+            f"{V05}/upernet/upernet_r50_512x512_160k_ade20k/"
+            "upernet_r50_512x512_160k_ade20k_20200615_184328-8534de8d.pth",
         ),
         (
             "fcn_r101-d8_4xb2-amp-80k_cityscapes-512x1024",

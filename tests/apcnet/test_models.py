@@ -13,7 +13,7 @@ from apcnet.models import Output, build
 from apcnet.models.apc import APCHead
 from apcnet.models.segmentor import presence
 
-MODELS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"]
+MODELS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"]
 SMALL = {"backbone": "resnet18", "num_classes": 5, "width": 8, "stem_width": 8, "channels": 8}
 
 
@@ -32,7 +32,7 @@ def test_every_model_in_evaluation_and_training(name):
     model, x = small(name), images()
     model.eval()
     logits = model(x)
-    stride = 4 if name == "semantic_fpn" else 8
+    stride = 4 if name in ("semantic_fpn", "upernet") else 8
     assert logits.shape == (2, 5, -(-65 // stride), -(-72 // stride))
     output = model.train()(x)
     assert isinstance(output, Output)
@@ -278,7 +278,7 @@ def test_low_precision(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "semantic_fpn")) for name in MODELS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("semantic_fpn", "upernet"))) for name in MODELS]
 )
 def test_compiled_whole_with_any_size(name):
     """Compiles one graph for all sizes, without the backbone's convolutions, which are slow to trace."""

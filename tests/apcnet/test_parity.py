@@ -13,7 +13,8 @@ from apcnet.interop import mmseg
 from apcnet.interop.mmseg.names import in_place
 
 HEADS = ["apc", "apc_nofusion", "apc_odd", "apc_scales", "enc", "enc_lateral", "fcn", "fpn", "psp", "psp_aligned_odd"]
-MODELS = ["apcnet", "encnet", "fcn", "pspnet", "semantic_fpn"]
+HEADS += ["uper", "uper_odd"]
+MODELS = ["apcnet", "encnet", "fcn", "pspnet", "semantic_fpn", "upernet"]
 BACKENDS = ["reference", "cpp"]
 OUTPUT = {"eval": 1e-5, "train": 2e-4}
 INPUT_GRADIENT = {"eval": 1e-4, "train": 1e-3}

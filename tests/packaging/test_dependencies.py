@@ -77,7 +77,7 @@ def test_requirements(bare):
     assert needs(bare.metadata) == {"torch", "numpy"}
     assert needs(bare.metadata, "apcnet") == {"torch", "numpy", *EXTRA}
     extras = bare.metadata.metadata.get_all("Provides-Extra")
-    for extra in {"test", "onnx", "timm", "tensorboard", "wandb"} & set(extras):
+    for extra in {"test", "onnx", "tiff", "timm", "tensorboard", "wandb"} & set(extras):
         assert "apc_kernels" in needs(bare.metadata, extra), f"{extra} is of no use without apcnet"
 
 

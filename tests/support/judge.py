@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 
-NAMED = (ValueError, TypeError, OSError)
+NAMED = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ HEADS = {
     "enc": {"type": "EncHead", "num_codes": 8, "use_se_loss": True},
     "fcn": {"type": "FCNHead", "num_convs": 2, "concat_input": True},
     "fpn": {"type": "FPNHead", "feature_strides": [4, 8, 16, 32]},
+    "uper": {"type": "UPerHead", "pool_scales": (1, 2, 3, 6)},
 }
 
 LOSS = {"type": "CrossEntropyLoss"}
@@ -46,11 +47,11 @@ class _Operations(ModuleType):
 
 
 def head_config(name: str, channels: int = 16, width: int = 8, classes: int = 5, **changes) -> dict:
-    """Returns the config of a head on maps of `channels` (four maps for FPN), with `width` channels inside."""
+    """Returns the config of a head on maps of `channels` (FPN, UPerNet: four), with `width` channels inside."""
     inputs = {"in_channels": channels, "in_index": 0}
     if name == "enc":
         inputs = {"in_channels": [channels], "in_index": [0]}
-    elif name == "fpn":
+    elif name in ("fpn", "uper"):
         inputs = {"in_channels": [channels] * 4, "in_index": [0, 1, 2, 3]}
     common = {"channels": width, "num_classes": classes, "dropout_ratio": 0.0, "norm_cfg": {"type": "BN"}}
     return HEADS[name] | inputs | common | changes
@@ -126,10 +127,10 @@ def head_rank(rank: int, file: str, pickled: bytes, x: Tensor, results: dict) ->
 
 
 def inputs(head, batch=2, size=(21, 30)):
-    """Returns feature maps for a head; FPN's halve from level to level."""
+    """Returns feature maps for a head; those of FPN and UPerNet halve from level to level."""
     generator = torch.Generator().manual_seed(batch)
     levels = len(head.in_channels) if isinstance(head.in_channels, list | tuple) else 1
-    halving = type(head).__name__.endswith("FPNHead")
+    halving = type(head).__name__.endswith(("FPNHead", "UPerHead"))
     sizes = [tuple(-(-n // 2 ** (level * halving)) for n in size) for level in range(levels)]
     return [torch.randn(batch, 16, *size, generator=generator) for size in sizes]
 

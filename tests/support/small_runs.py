@@ -55,6 +55,12 @@ def flags(config: Config) -> list[str]:
     ]
 
 
+def without_pictures(monkeypatch) -> None:
+    """Trains without pictures and report pages, which take most of the time of a small run."""
+    monkeypatch.setattr("apcnet.training.loop.Run._save_pictures", lambda run, indices, path: None)
+    monkeypatch.setattr("apcnet.training.loop.report.write", lambda runs: None)
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

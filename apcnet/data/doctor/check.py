@@ -16,10 +16,15 @@ from apcnet.data.classes import UNKNOWN
 from apcnet.data.doctor.diagnosis import Inspection, Inspector, Problem, label_of, problem_of_values
 from apcnet.data.doctor.report import SEVERITY, Finding, Report, Split, is_training
 from apcnet.data.files import Files, Pair
+from apcnet.data.folder import import_command
+from apcnet.data.levels import Form
 from apcnet.data.sample import IGNORE
+from apcnet.data.statistics import Statistics
 from apcnet.data.stream import loader
 
-ALL = "all"  # the name of the split None, all images of a folder
+SAMPLE = 256  # of each split: the pairs of files that training judges before its first step; `check` judges all
+MOST = 0.5  # the share of ignored pixels above which they may well be a class
+CONVERTED = ("mask without indices", "labels out of range", "nothing to learn", "palette disagrees")  # by an import
 SAME = "the decoded pixels are equal"
 
 
@@ -41,7 +46,7 @@ def check(
         name: The data set, as for `apcnet.data.open`.
         root: Its folder, as for `apcnet.data.open`.
         splits: The splits to check. None for train and val; for voc2012 trainaug replaces train if it exists; for
-            folder train and val if they exist, otherwise all images.
+            folder, as for training, those that are made of all images if there are none.
         workers: The number of processes that decode; 0 decodes in this process, None takes one for each core.
         examples: The number of files that each finding names; its count includes all.
         progress: Is called with the number of checked pairs of files, and of all pairs.
@@ -59,8 +64,31 @@ def check(
         raise ValueError(f"examples: expected 1 or more, got {examples}")
     notes, opened, unused = _Notes(examples), {}, set()
     for split in dict.fromkeys(splits or _default_splits(name, root)):
-        if (files := _open(name, root, split, options, notes, unused)) is not None:
+        if (files := _open(name, root, split, options, notes, unused, asked=bool(splits))) is not None:
             opened[split] = files
+    return _judge(name, root, opened, notes, workers, progress)
+
+
+def judge(name: str, root: str | Path, opened: Mapping[str, Files], workers: int | None = None) -> Report:
+    """Judges splits that training has opened as `check` does, from at most SAMPLE pairs of files of each."""
+    some = {}
+    for split, files in opened.items():
+        chosen = files.pairs[:: -(-len(files) // SAMPLE)]
+        some[split] = Files(chosen, files.classes, files.palette, files.labels)
+    whole = all(len(some[split]) == len(files) for split, files in opened.items())
+    return _judge(name, root, some, _Notes(1), workers, None, whole)
+
+
+def _judge(
+    name: str,
+    root: str | Path,
+    opened: Mapping[str, Files],
+    notes: "_Notes",
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+    whole: bool = True,
+) -> Report:
+    """Inspects the files of all splits; only if these are `whole`, classes can be missing from them."""
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     inspections = _inspect_all(opened.values(), workers, progress)
@@ -71,10 +99,13 @@ def check(
                 notes.add(split, problem, pair.name)
         masks = {pair.name: values for pair in files.pairs if (values := inspections[pair].values) is not None}
         statistics[split] = _count(files, masks)
-        _note_labels(name, split, files, masks, statistics[split], notes)
+        _note_labels(name, split, files, masks, statistics[split], notes, whole)
     _note_duplicates(opened, inspections, notes)
     classes = next((tuple(files.classes) for files in opened.values()), ())
-    return Report(name, str(root), classes, statistics, notes.findings())
+    findings = notes.findings()
+    convertible = name == "folder" and any(finding.kind in CONVERTED for finding in findings)
+    conversion = import_command(root) if convertible else None
+    return Report(name, str(root), classes, statistics, findings, conversion, _measure(opened, inspections))
 
 
 class _Notes:
@@ -102,19 +133,17 @@ def _default_splits(name: str, root: str | Path) -> Sequence[str]:
         lists = layout.find_root(root, "JPEGImages", voc2012.PLACES) / "ImageSets" / "Segmentation"
         augmented = any((lists / f"{each}.txt").is_file() for each in ("trainaug", "aug"))
         return ("trainaug" if augmented else "train", "val")
-    if name == "folder":
-        found = layout.find_root(root, "images")
-        places = {split: (found / f"{split}.txt", found / "images" / split) for split in ("train", "val")}
-        return [split for split, (names, images) in places.items() if names.is_file() or images.is_dir()] or (ALL,)
     return ("train", "val")
 
 
-def _open(name: str, root: str | Path, split: str, options: dict, notes: _Notes, unused: set[Path]) -> Files | None:
+def _open(
+    name: str, root: str | Path, split: str, options: dict, notes: _Notes, unused: set[Path], asked: bool
+) -> Files | None:
     """Opens the samples of a split that are complete, and notes the files that are missing."""
     try:
-        listing = data.ON_DISK[name](root, None if split == ALL else split, **options)
+        listing = data.ON_DISK[name](root, split, **options)
     except (OSError, ValueError) as error:
-        if str(error).partition(":")[0] in ("root", "split", *options):
+        if str(error).partition(":")[0] in ("root", "classes", *(["split"] if asked else []), *options):
             raise  # an argument is wrong, not the data
         notes.add(split, Problem("split not opened", "none of its files were checked"), str(error))
         return None
@@ -139,11 +168,29 @@ def _inspect_all(
     inspections = {}
     report(0, len(pairs))
     if pairs:
-        inspector = Inspector(pairs, opened[0].palette, opened[0].labels)
+        inspector = Inspector(pairs, opened[0].palette, opened[0].labels, _form_of(opened))
         for pair, inspection in zip(pairs, loader(inspector, range(len(pairs)), workers), strict=True):
             inspections[pair] = inspection
             report(len(inspections), len(pairs))
     return inspections
+
+
+def _form_of(opened: Iterable[Files]) -> Form | None:
+    """Returns the form of the first image that can be read; the others are judged by it."""
+    for files in opened:
+        try:
+            return files.form
+        except (OSError, ValueError):  # which becomes a finding of this image
+            continue
+    return None
+
+
+def _measure(opened: Mapping[str, Files], inspections: Mapping[Pair, Inspection]) -> Statistics | None:
+    """Measures the levels of the training images, or of all images without a training split."""
+    form = _form_of(opened.values())
+    splits = [files for split, files in opened.items() if is_training(split)] or list(opened.values())
+    moments = [inspections[pair].moments for files in splits for pair in files.pairs]
+    return None if form is None else Statistics.over(form.kind, filter(None, moments))
 
 
 def _count(files: Files, masks: Mapping[str, Mapping[int, int]]) -> Split:
@@ -171,7 +218,13 @@ def _labels_in(mask: Mapping[int, int], files: Files) -> set[int]:
 
 
 def _note_labels(
-    name: str, split: str, files: Files, masks: Mapping[str, Mapping[int, int]], counted: Split, notes: _Notes
+    name: str,
+    split: str,
+    files: Files,
+    masks: Mapping[str, Mapping[int, int]],
+    counted: Split,
+    notes: _Notes,
+    whole: bool,
 ) -> None:
     """Notes the problems of the values in masks that could be read."""
     problem = problem_of_values(counted.stored_values, name, files)
@@ -193,7 +246,13 @@ def _note_labels(
         if is_training(split)
         else ("class never tested", "no pixel has these classes: they have no IoU, the mean is over the others")
     )
-    if masks:
+    ignored = counted.ignored_pixels / max(1, sum(counted.stored_values.values()))
+    if MOST < ignored < 1 and not problem:
+        values = ", ".join(str(v) for v in counted.stored_values if label_of(v, files.labels) == IGNORE)
+        hint = "; if it is a class, list it in classes.txt and add --labels VALUE INDEX …" if name == "folder" else ""
+        problem = Problem("most pixels ignored", f"the value {values} is ignored{hint}")
+        notes.add(split, problem, f"{ignored:.0%} of all pixels")
+    if masks and whole:
         for label, pixels in enumerate(counted.pixels):
             if not pixels:
                 notes.add(split, Problem(kind, cause), files.classes[label])

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from apcnet.data.classes import UNKNOWN, Color
-from apcnet.data.files import Files, Pair, read_image, read_mask
+from apcnet.data.files import ORIENTATION, Files, Pair, checked_form, read_as, read_mask
+from apcnet.data.levels import Form
 from apcnet.data.sample import IGNORE
+from apcnet.data.statistics import Moments
 
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange width and height
-ERRORS = (OSError, ValueError, MemoryError)
+ERRORS = (OSError, ValueError, MemoryError, ModuleNotFoundError)
 
 
 class Problem(NamedTuple):
@@ -34,23 +35,25 @@ class Inspection(NamedTuple):
     problems: list[Problem]
     digest: bytes | None  # of the size and the decoded pixels of the image; None if it cannot be decoded
     values: dict[int, int] | None  # the pixels of each value in the mask; None if it holds no values
+    moments: Moments | None = None  # of the levels of an image that is not 8-bit RGB
 
 
 class Inspector:
     """Inspects pairs of files on access, so that `stream.loader` can spread them over processes."""
 
-    def __init__(self, pairs: Sequence[Pair], palette: Sequence[Color], labels: np.ndarray):
-        self.pairs, self.palette, self.labels = pairs, palette, labels
+    def __init__(self, pairs: Sequence[Pair], palette: Sequence[Color], labels: np.ndarray, form: Form | None = None):
+        self.pairs, self.palette, self.labels, self.form = pairs, palette, labels, form
 
     def __getitem__(self, index: int) -> Inspection:
         """Decodes both files of a pair; whatever is wrong with them becomes part of the result."""
         pair, problems = self.pairs[index], []
-        digest = values = size = mask_size = None
+        digest = values = size = mask_size = moments = None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                image = read_image(pair.image)
+                image = read_as(pair.image, self.form)
                 size, digest = tuple(image.shape[1:]), _digest(image)
+                moments = None if image.dtype == torch.uint8 else Moments.of(image)
                 del image
             except ERRORS as error:
                 problems.append(Problem("unreadable image", _why_unreadable(pair.image, error), str(error)))
@@ -65,7 +68,7 @@ class Inspector:
             if size and mask_size:
                 problems += _compare_sizes(pair, size, mask_size)
         problems += [Problem("warning of the decoder", each.category.__name__, str(each.message)) for each in caught]
-        return Inspection(list(dict.fromkeys(problems)), digest, values)
+        return Inspection(list(dict.fromkeys(problems)), digest, values, moments)
 
 
 def _digest(image: Tensor) -> bytes:
@@ -88,8 +91,12 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return "a web page in place of the file: download it again"
     if "exceeds limit" in str(error):
         return "larger than Pillow decodes (Image.MAX_IMAGE_PIXELS): cut it into tiles"
-    if "truncated" in str(error):
+    if "truncated" in str(error) or "too early" in str(error):
         return "the file ends too early: copy or download it again"
+    if "as the first image" in str(error):
+        return "other levels or channels than the first image: convert one of them"
+    if "finite levels" in str(error):
+        return "levels that are no numbers: replace NaN and infinity, or remove the image"
     return "the file is damaged, or in a format that Pillow does not read"
 
 
@@ -108,8 +115,6 @@ def _inspect_rejected_mask(
     elif image.mode.startswith("I;16"):  # read_mask rejects only those with values above 255
         values, counts = np.unique(np.asarray(image), return_counts=True)
         return [], size, dict(zip(values.tolist(), counts.tolist(), strict=True))
-    elif image.mode == "1":
-        cause = "one bit for each pixel: save 0 and 1 as 8-bit grey"
     elif image.mode in ("RGB", "RGBA"):
         cause, detail = _about_colors(image.convert("RGB"), palette)
     else:
@@ -147,10 +152,7 @@ def _compare_palettes(path: Path, values: Iterable[int], palette: Sequence[Color
 
 
 def _compare_sizes(pair: Pair, size: tuple[int, int], mask_size: tuple[int, int]) -> list[Problem]:
-    with Image.open(pair.image) as image:
-        # getexif would decode a whole PNG in search of an EXIF block after its pixels
-        absent = image.format == "PNG" and "exif" not in image.info
-        orientation = 1 if absent else image.getexif().get(ORIENTATION, 1)
+    orientation = 1 if checked_form(pair.image) else _orientation(pair.image)
     detail = f"image {size[1]}×{size[0]}, mask {mask_size[1]}×{mask_size[0]}"
     turned_back = size == mask_size[::-1]
     if size == mask_size:
@@ -169,6 +171,13 @@ def _compare_sizes(pair: Pair, size: tuple[int, int], mask_size: tuple[int, int]
     return [Problem("sizes differ", cause, detail)]
 
 
+def _orientation(path: Path) -> int:
+    with Image.open(path) as image:
+        # getexif would decode a whole PNG in search of an EXIF block after its pixels
+        absent = image.format == "PNG" and "exif" not in image.info
+        return 1 if absent else image.getexif().get(ORIENTATION, 1)
+
+
 def label_of(value: int, labels: np.ndarray) -> int:
     """Returns the class index of a stored value, IGNORE or UNKNOWN."""
     return int(labels[value]) if value < len(labels) else UNKNOWN
@@ -183,8 +192,8 @@ def problem_of_values(values: Mapping[int, int], name: str, data: Files) -> Prob
     reduced = bool(data.labels[0] == IGNORE and data.labels[1] == 0)
     if UNKNOWN in stands_for.values():
         return Problem("labels out of range", _why_unknown(values, name, data, reduced))
-    if set(values) == {0, 255} and stands_for[255] == IGNORE and classes > 1:
-        hint = ", or give labels={0: 0, 255: 1}" if name == "folder" else ""
+    if set(values) == {0, 255} and stands_for[255] == IGNORE and (classes > 1 or name == "folder"):
+        hint = ", or give labels={0: 0, 255: 1}, on the command line --labels 0 0 255 1" if name == "folder" else ""
         return Problem("nothing to learn", f"masks of 0 and 255, and 255 is ignored: save 1 in its place{hint}")
     if values and set(stands_for.values()) == {IGNORE}:
         return Problem("nothing to learn", "every pixel of every mask is ignored")

@@ -1,9 +1,12 @@
 """Reports the findings of `check`: as text for people, and as a dictionary for JSON."""
 
 import math
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from apcnet.data.statistics import Statistics
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITY = {  # every kind of finding, in the order of the report; an error stops training or makes it worthless
@@ -18,6 +21,7 @@ SEVERITY = {  # every kind of finding, in the order of the report; an error stop
     "nothing to learn": ERROR,
     "mask of no image": WARNING,
     "labels shifted": WARNING,
+    "most pixels ignored": WARNING,
     "palette disagrees": WARNING,
     "turned image": WARNING,
     "image in two splits": WARNING,
@@ -71,6 +75,8 @@ class Report:
     classes: tuple[str, ...]
     splits: dict[str, Split]
     findings: tuple[Finding, ...]
+    conversion: str | None = None  # the command that may convert the masks to ones that can be used
+    images: Statistics | None = None  # the levels of the training images, if they are not 8-bit RGB
 
     @property
     def ok(self) -> bool:
@@ -94,6 +100,8 @@ class Report:
             "findings": [{"severity": finding.severity, **asdict(finding)} for finding in self.findings],
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
+        if self.images:
+            report["images"] = self.images.json()
         if weights := self.class_weights():
             report["class_weights"] = {"split": weights[0], "rule": RULE, "weights": weights[1]}
         return report
@@ -102,13 +110,37 @@ class Report:
         """Returns the report as text for a terminal."""
         lines = [f"{self.dataset} in {self.root}"]
         lines += [f"  {name}: {_extent(split)}" for name, split in self.splits.items()]
+        if self.images:
+            lines += [f"  images: {self.images}"]
+            for measure, values in (("mean", self.images.mean), ("std", self.images.std)):
+                lines.append(f"  {measure} of each channel: {' '.join(f'{value:.4g}' for value in values)}")
         for finding in self.findings:
             lines += ["", *_finding_as_lines(finding)]
         if any(split.masks_read for split in self.splits.values()):
             lines += ["", *self._table()]
         counts = [sum(finding.severity == severity for finding in self.findings) for severity in (ERROR, WARNING, NOTE)]
         counted = [f"{n} {what}{'s' * (n > 1)}" for n, what in zip(counts, (ERROR, WARNING, NOTE), strict=True) if n]
-        return "\n".join([*lines, "", ", ".join(counted) or "No problems found.", ""])
+        conversion = [f"To convert the masks, type: {self.conversion}", ""] if self.conversion else []
+        return "\n".join([*lines, "", *conversion, ", ".join(counted) or "No problems found.", ""])
+
+    def complaint(self) -> str | None:
+        """Returns the most severe error in one line, with the command to type next; None if there is no error."""
+        errors = [finding for finding in self.findings if finding.severity == ERROR]
+        if not errors:
+            return None
+        first, convertible = errors[0], any(finding.kind == errors[0].kind for finding in errors)
+        step = self.conversion if self.conversion and convertible else None
+        where = f"{first.kind}, {first.count} in {first.split}: {first.cause} ({first.examples[0]})"
+        check = shlex.join(["apcnet", "check", self.dataset, self.root])
+        return f"{where}; type: {step or check}"
+
+    def warnings(self) -> list[str]:
+        """Returns the warnings, each in one line."""
+        return [
+            f"{finding.kind}, {finding.count} in {finding.split}: {finding.cause} ({finding.examples[0]})"
+            for finding in self.findings
+            if finding.severity == WARNING
+        ]
 
     def _table(self) -> list[str]:
         """Formats a table with the pixels, the images and the weight of each class."""

@@ -26,10 +26,10 @@ class Report:
 def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
     """Speeds up a live mmsegmentation model in place, with the same outputs, losses, gradients and statistics.
 
-    APCHead, PSPHead, EncHead and its parts, FCNHead and FPNHead get a class that runs on apc_kernels, if their layers
-    allow it. Other modules stay as they are. Parameters, buffers, their names, the names of losses, deepcopy and pickle
-    are unchanged (reading such a pickle needs this package). Later changes to the model, such as a hook or a replaced
-    layer, take effect: every call checks for them.
+    APCHead, PSPHead, EncHead and its parts, FCNHead, FPNHead and UPerHead get a class that runs on apc_kernels, if
+    their layers allow it. Other modules stay as they are. Parameters, buffers, their names, the names of losses,
+    deepcopy and pickle are unchanged (reading such a pickle needs this package). Later changes to the model, such as a
+    hook or a replaced layer, take effect: every call checks for them.
 
     The function can be called again; the last call sets labels_only.
 

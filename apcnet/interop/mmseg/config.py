@@ -7,18 +7,20 @@ from torch import Tensor, nn
 
 from apcnet.choices import check_choice
 from apcnet.interop.mmseg.names import in_place
-from apcnet.models import Segmentor, build
-from apcnet.models.build import HEADS
+from apcnet.models import Segmentor
+from apcnet.models.build import HEADS, build_filled
 from apcnet.models.resnet import STAGES
 from apcnet.models.weights import assign
 
 MODELS = {"APCHead": "apcnet", "PSPHead": "pspnet", "EncHead": "encnet", "FPNHead": "semantic_fpn", "FCNHead": "fcn"}
+MODELS |= {"UPerHead": "upernet"}
 SHARED = {"channels": "channels", "dropout_ratio": "dropout", "align_corners": "align_corners"}
 OPTIONS = {  # of the heads: mmsegmentation's names and ours; the defaults agree
     "APCHead": {"pool_scales": "scales", "fusion": "fusion"},
     "PSPHead": {"pool_scales": "scales"},
     "EncHead": {"num_codes": "codes", "use_se_loss": "presence", "add_lateral": "lateral"},
     "FPNHead": {"feature_strides": "strides"},
+    "UPerHead": {"pool_scales": "scales"},
     "FCNHead": {"num_convs": "convs", "concat_input": "concat", "kernel_size": "kernel_size"},
 }
 FIXED = {  # options that must have one of these values where they are given
@@ -45,8 +47,8 @@ def load_head(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn
     """Builds the head of an mmsegmentation config and loads its weights.
 
     Args:
-        config: Plain dict of a decode head: type "APCHead", "PSPHead", "EncHead", "FPNHead" or "FCNHead", in_channels,
-            num_classes and the head's options.
+        config: Plain dict of a decode head: type "APCHead", "PSPHead", "EncHead", "FPNHead", "FCNHead" or "UPerHead",
+            in_channels, num_classes and the head's options.
         state_dict: Weights by the names that mmsegmentation's head has.
 
     Returns:
@@ -102,7 +104,7 @@ def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> S
     name = MODELS[_type(head, "config.decode_head", MODELS)]
     options |= _head_options(head, "config.decode_head")
     options.pop("strides", None)  # build takes them from the backbone
-    index = {"encnet": (1, 2, 3), "semantic_fpn": (0, 1, 2, 3)}.get(name, 3)
+    index = {"encnet": (1, 2, 3), "semantic_fpn": (0, 1, 2, 3), "upernet": (0, 1, 2, 3)}.get(name, 3)
     _check_index(head, "config.decode_head", index)
     options |= _neck(neck) if name == "semantic_fpn" else {}
     if neck is not None and name != "semantic_fpn":
@@ -112,8 +114,8 @@ def load_model(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> S
         options["reduction"] = "mean"
     if name == "encnet" and "loss_se_decode" in head:
         options["presence_weight"] = head["loss_se_decode"].get("loss_weight", 1.0)
-    model = build(name, backbone, head["num_classes"], **options)
-    assign(in_place(model), state_dict, "state_dict")
+    architecture = {"model": name, "backbone": backbone, "num_classes": head["num_classes"], **options}
+    model = build_filled(architecture, state_dict, "state_dict", in_place)
     model.mean, model.std = _normalisation(config.get("data_preprocessor") or {}, model)
     return model
 

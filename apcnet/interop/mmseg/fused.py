@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.structures import PixelData
-from mmseg.models.decode_heads import APCHead, EncHead, FCNHead, FPNHead, PSPHead
+from mmseg.models.decode_heads import APCHead, EncHead, FCNHead, FPNHead, PSPHead, UPerHead
 from mmseg.models.decode_heads.apc_head import ACM
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.decode_heads.enc_head import EncModule
@@ -69,21 +69,30 @@ class FusedPSPHead(PSPHead, FusedLoss):
     def _forward_feature(self, inputs):
         if any(obstacles.of_pyramid(self)):
             return super()._forward_feature(inputs)
-        x = self._transform_inputs(inputs)
-        scales, conv = self.psp_modules.pool_scales, self.bottleneck.conv
-        branches = zip(self.psp_modules, _pooled(x, scales), strict=True)
-        regions = torch.cat([reduce(rows).flatten(2) for (_, reduce), rows in branches], 2)
-        weight, pyramid_weight = conv.weight.split([x.shape[1], conv.in_channels - x.shape[1]], 1)
-        features = F.conv2d(x, weight, padding=conv.padding)
-        features += apc_kernels.pyramid_conv(
-            regions,
-            pyramid_weight,
-            features.shape[2:],
-            scales,
-            align_corners=self.psp_modules.align_corners,
-            memory_format=layout_of(features),
-        )
-        return self.bottleneck.activate(self.bottleneck.norm(features))
+        return _pyramid_features(self, self._transform_inputs(inputs))
+
+
+class FusedUPerHead(UPerHead, FusedLoss):
+    """Pools once for all scales, and convolves the pyramid and all levels without concatenating them."""
+
+    def psp_forward(self, inputs):
+        if any(obstacles.of_pyramid(self)):
+            return super().psp_forward(inputs)
+        return _pyramid_features(self, inputs[-1])
+
+    def _forward_feature(self, inputs):
+        if any(obstacles.of_concatenation(self.fpn_bottleneck, "fpn_bottleneck")):
+            return super()._forward_feature(inputs)
+        *others, last = self._transform_inputs(inputs)
+        resize = {"mode": "bilinear", "align_corners": self.align_corners}
+        level = self.psp_forward([*others, last])
+        levels = [level]
+        for x, lateral, output in zip(others[::-1], self.lateral_convs[::-1], self.fpn_convs[::-1], strict=True):
+            reduced = lateral(x)
+            level = reduced + F.interpolate(level, reduced.shape[2:], **resize)
+            levels.insert(0, output(level))
+        levels[1:] = [F.interpolate(level, levels[0].shape[2:], **resize) for level in levels[1:]]
+        return _convolved(self.fpn_bottleneck, levels)
 
 
 class FusedFCNHead(FCNHead, FusedLoss):
@@ -150,6 +159,7 @@ CLASSES = {
     EncHead: FusedEncHead,
     FCNHead: FusedFCNHead,
     FPNHead: FusedFPNHead,
+    UPerHead: FusedUPerHead,
     EncModule: FusedEncModule,
     Encoding: FusedEncoding,
     EncoderDecoder: LabelsOnlyEncoderDecoder,
@@ -165,6 +175,24 @@ def _pooled(x: Tensor, scales: list[int]) -> list[Tensor]:
     """Returns AdaptiveAvgPool2d(s)(x), (B, C, s, s), for every scale s."""
     rows = apc_kernels.pyramid_pool(x, scales).split([s * s for s in scales], 2)
     return [grid.unflatten(2, (s, s)) for grid, s in zip(rows, scales, strict=True)]
+
+
+def _pyramid_features(head: PSPHead | UPerHead, x: Tensor) -> Tensor:
+    """Computes a head's bottleneck of x and its pooled pyramid."""
+    scales, conv = head.psp_modules.pool_scales, head.bottleneck.conv
+    branches = zip(head.psp_modules, _pooled(x, scales), strict=True)
+    regions = torch.cat([reduce(rows).flatten(2) for (_, reduce), rows in branches], 2)
+    weight, pyramid_weight = conv.weight.split([x.shape[1], conv.in_channels - x.shape[1]], 1)
+    features = F.conv2d(x, weight, padding=conv.padding)
+    features += apc_kernels.pyramid_conv(
+        regions,
+        pyramid_weight,
+        features.shape[2:],
+        scales,
+        align_corners=head.psp_modules.align_corners,
+        memory_format=layout_of(features),
+    )
+    return head.bottleneck.activate(head.bottleneck.norm(features))
 
 
 def _adaptive_context(acm: ACM, pooled: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Infers the mmsegmentation config of a state dict from the names and shapes of its weights.
 
-Shapes show the depth, every width, the head and its options. They do not show strides, dilations, align_corners and
-PSPNet's pool scales: those come from the config text that mmsegmentation saves with the weights, or from the caller.
+Shapes show the depth, every width, the head and its options. They do not show strides, dilations, align_corners and the
+pool scales of PSPNet and UPerNet: those come from the config text that mmsegmentation saves with the weights, or from
+the caller.
 """
 
 import ast
@@ -21,6 +22,7 @@ HEADS = {  # parts of each head; no other head has the first one
     "PSPHead": ("psp_modules", "bottleneck", "conv_seg"),
     "EncHead": ("enc_module", "bottleneck", "conv_seg", "se_layer", "lateral_convs", "fusion"),
     "FPNHead": ("scale_heads", "conv_seg"),
+    "UPerHead": ("fpn_bottleneck", "fpn_convs", "lateral_convs", "psp_modules", "bottleneck", "conv_seg"),
     "FCNHead": ("convs", "conv_cat", "conv_seg"),
 }
 FIRST = {  # the convolution that shows how many channels a head takes and how many it has inside
@@ -28,6 +30,7 @@ FIRST = {  # the convolution that shows how many channels a head takes and how m
     "PSPHead": "psp_modules.0.1.conv.weight",
     "EncHead": "bottleneck.conv.weight",
     "FPNHead": "scale_heads.0.0.conv.weight",
+    "UPerHead": "psp_modules.0.1.conv.weight",
     "FCNHead": "convs.0.conv.weight",
 }
 PARTS = ("backbone", "neck", "decode_head", "auxiliary_head")
@@ -49,7 +52,7 @@ def config_of(
         config_text: Python source of a config, which is parsed and not run.
         align_corners: Setting of the heads, if there is no config text.
         output_stride: 8, 16 or 32, if there is no config text. Without both it is the published models' (8, or 32 for
-            Semantic FPN), with a warning.
+            Semantic FPN and UPerNet), with a warning.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     prefixes = {name.partition(".")[0] for name in shapes}
@@ -72,7 +75,8 @@ def config_of(
         config[part]["align_corners"] = _agreed(align_corners, configured, f"{part}.align_corners")
     if "neck" in prefixes:
         config["neck"] = {**settings["neck"], **_neck(parts["neck"])}
-    stages = _stages(settings["backbone"], output_stride, 32 if "neck" in prefixes else 8)
+    undilated = "neck" in prefixes or config["decode_head"]["type"] == "UPerHead"
+    stages = _stages(settings["backbone"], output_stride, 32 if undilated else 8)
     config["backbone"] = {**settings["backbone"], **backbone, **stages}
     if normalisation := _normalisation(text):
         config["data_preprocessor"] = normalisation
@@ -134,13 +138,17 @@ def _neck(shapes):
 
 def _head(shapes, part, settings, widths):
     kind = _kind(shapes, part, settings)
-    inferred = {"APCHead": _apc, "PSPHead": _psp, "EncHead": _enc, "FPNHead": _fpn, "FCNHead": _fcn}[kind]
+    inferred = {"APCHead": _apc, "PSPHead": _psp, "EncHead": _enc, "FPNHead": _fpn, "UPerHead": _psp, "FCNHead": _fcn}[
+        kind
+    ]
     options = inferred(shapes, part, settings)
     channels, taken = _shape(shapes, part, FIRST[kind])[:2]
     head = {"type": kind, "num_classes": _shape(shapes, part, "conv_seg.weight")[0], "norm_cfg": NORM}
     head |= {"channels": channels, "in_channels": taken, **options}
     if kind == "EncHead":  # without lateral convolutions only the last of its maps is used
         head |= {"in_index": [1, 2, 3], "in_channels": [*widths[1:3], taken]}
+    elif kind == "UPerHead":
+        head |= {"in_index": [0, 1, 2, 3], "in_channels": [*widths[:3], taken]}
     elif kind == "FPNHead":
         head["in_index"] = list(range(len(head["in_channels"])))
     elif taken in widths:

@@ -15,6 +15,7 @@ from apcnet.models.fcn import FCNHead
 from apcnet.models.fpn import FPN, FPNHead
 from apcnet.models.psp import PSPHead
 from apcnet.models.resnet import ResNetV1c
+from apcnet.models.uper import UPerHead
 
 PARTS = {"backbone": "backbone", "neck": "neck", "head": "decode_head", "auxiliary": "auxiliary_head"}
 EVERYWHERE = [(r"\bnorm\b", "bn"), (r"^classifier\.conv", "conv_seg")]
@@ -36,6 +37,12 @@ RULES = {  # * is replaced by the number of every scale
         (r"^code_norm", "enc_module.encoding.1"),
         (r"^gate", "enc_module.fc.0"),
         (r"^presence", "se_layer"),
+    ],
+    UPerHead: [
+        (r"^regions\.reductions\.(\d+)", r"psp_modules.\1.1"),
+        (r"^laterals", "lateral_convs"),
+        (r"^outputs", "fpn_convs"),
+        (r"^fusion", "fpn_bottleneck"),
     ],
     FCNHead: [(r"^concat", "conv_cat")],
     FPN: [
@@ -59,8 +66,13 @@ def in_place(module: nn.Module) -> dict[str, Tensor]:
             if part is not None
             for name, tensor in in_place(part).items()
         }
-    tensors = {}
-    for ours, tensor in module.state_dict().items():
+    tensors, own = {}, module.state_dict()
+    if type(module) not in RULES or (isinstance(module, ResNetV1c) and "stem.3.weight" not in own):
+        raise ValueError(
+            f"model: expected parts that mmsegmentation's models here have, such as ResNetV1c, got "
+            f"{'a ResNet with the stem 7x7' if isinstance(module, ResNetV1c) else type(module).__name__}"
+        )
+    for ours, tensor in own.items():
         name = ours
         for pattern, replacement in [*RULES[type(module)], *EVERYWHERE]:
             name = re.sub(pattern, replacement, name)

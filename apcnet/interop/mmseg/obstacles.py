@@ -10,7 +10,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmengine.model.utils import _BatchNormXd
 from mmengine.utils.dl_utils.parrots_wrapper import SyncBatchNorm
-from mmseg.models.decode_heads import APCHead, EncHead, FCNHead, PSPHead
+from mmseg.models.decode_heads import APCHead, EncHead, FCNHead, PSPHead, UPerHead
 from mmseg.models.decode_heads.apc_head import ACM
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.decode_heads.enc_head import EncModule
@@ -38,6 +38,9 @@ def of_module(module: nn.Module) -> dict[str, str | None]:
             methods["forward"] = of_context(module)
         elif isinstance(module, PSPHead):
             methods["_forward_feature"] = of_pyramid(module)
+        elif isinstance(module, UPerHead):
+            methods["psp_forward"] = of_pyramid(module)
+            methods["_forward_feature"] = of_concatenation(module.fpn_bottleneck, "fpn_bottleneck")
         elif isinstance(module, FCNHead) and module.concat_input:
             methods["_forward_feature"] = of_concatenation(module.conv_cat, "conv_cat")
     return {
@@ -100,7 +103,7 @@ def of_context(head: APCHead) -> Iterator[str]:
             yield f"{name} pools to {acm.pool_scale}, not to an integer up to {MAX_POOL_SCALE}"
 
 
-def of_pyramid(head: PSPHead) -> Iterator[str]:
+def of_pyramid(head: PSPHead | UPerHead) -> Iterator[str]:
     """Yields the obstacles to a fused pyramid pooling and bottleneck."""
     yield from of_concatenation(head.bottleneck, "bottleneck")
     conv, ppm = head.bottleneck.conv, head.psp_modules

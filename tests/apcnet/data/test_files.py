@@ -105,6 +105,8 @@ def test_masks_hold_what_is_stored(tmp_path):
     fake_trees.save(stored, tmp_path / "grey.png")
     fake_trees.save_palette(stored, tmp_path / "palette.png")
     (tmp_path / "wide.png").write_bytes(png(stored, 16, 0))
+    fake_trees.save(stored == 7, tmp_path / "bits.png")
+    assert torch.equal(read_mask(tmp_path / "bits.png"), torch.from_numpy((stored == 7).astype(np.uint8)))
     for name in ("grey", "palette", "wide"):
         mask = read_mask(tmp_path / f"{name}.png")
         assert mask.dtype == torch.uint8 and torch.equal(mask, torch.from_numpy(stored)), name
@@ -113,14 +115,13 @@ def test_masks_hold_what_is_stored(tmp_path):
 @pytest.mark.parametrize(
     ("image", "suffix", "message"),
     [
-        (Image.new("1", (4, 3)), "png", "expected .* a class index at each pixel, got one bit"),
         (Image.new("RGB", (4, 3)), "png", "colours .*`apcnet check`"),
         (Image.new("RGBA", (4, 3)), "png", "colours"),
         (Image.new("F", (4, 3)), "tif", "mode F"),
         (Image.new("L", (4, 3)), "jpg", "JPEG"),
         (Image.fromarray(np.full((3, 4), 256, np.uint16)), "png", "expected labels from 0 to 255, got the value 256"),
     ],
-    ids=["1", "RGB", "RGBA", "F", "JPEG", "wide"],
+    ids=["RGB", "RGBA", "F", "JPEG", "wide"],
 )
 def test_masks_that_cannot_be_labels_are_refused(tmp_path, image, suffix, message):
     image.save(tmp_path / f"m.{suffix}")

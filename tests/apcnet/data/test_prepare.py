@@ -13,8 +13,9 @@ import torch
 import apcnet.data
 from apcnet.data import prepare as preparing
 from apcnet.data.files import read_mask
+from apcnet.data.imports.regions import from_text
 from apcnet.data.matlab import read_field
-from apcnet.data.pascal_context import CATEGORIES, CLASS_OF, decode
+from apcnet.data.pascal_context import CATEGORIES, CLASS_OF
 from apcnet.data.prepare import prepare
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "prepare"
@@ -253,7 +254,7 @@ def test_files_of_matlab(name):
 def test_run_length_codes(case):
     """Decodes codes that pycocotools wrote."""
     height, width = case["size"]
-    mask = decode(case["counts"], height * width).reshape(width, height).T
+    mask = from_text(case["counts"], height * width).reshape(width, height).T
     assert mask.sum() == case["area"]
     assert hashlib.sha256(np.ascontiguousarray(mask, dtype=np.uint8).tobytes()).hexdigest() == case["sha256"]
     assert fake_trees.run_lengths(mask) == case["counts"]

@@ -154,7 +154,7 @@ def test_any_size(network, size):
     assert labels.shape == size and torch.equal(labels, inference.labels(network, view(image))[0])
 
 
-@pytest.mark.parametrize("model", ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn"])
+@pytest.mark.parametrize("model", ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"])
 def test_models_take_a_single_pixel(model):
     segmentor = apcnet.create(model, "resnet18", 4, width=8, stem_width=8, channels=8)
     assert predict(segmentor, draw_image(1, 1)).labels.shape == (1, 1)

@@ -32,6 +32,8 @@ VARIANTS = {
     "fcn": ("fcn", {}),
     "fcn auxiliary": ("fcn", {"num_convs": 1, "concat_input": False}),
     "fpn": ("fpn", {}),
+    "uper": ("uper", {}),
+    "uper with aligned corners and other scales": ("uper", {"align_corners": True, "pool_scales": (4, 1)}),
     "loss over valid pixels": ("fcn", {"loss_decode": peer.LOSS | {"avg_non_ignore": True, "loss_weight": 0.4}}),
     "a loss in a list, by another name": ("fcn", {"loss_decode": [peer.LOSS | {"loss_name": "loss_seg"}]}),
 }
@@ -176,12 +178,14 @@ def test_running_statistics_without_momentum_and_step_after_step():
 
 
 @needs_mmseg
-@pytest.mark.parametrize(("variant", "share"), [("apc", 0.6), ("psp", 0.8), ("enc", 0.35), ("fcn", 1), ("fpn", 1)])
+@pytest.mark.parametrize(
+    ("variant", "share"), [("apc", 0.6), ("psp", 0.8), ("enc", 0.35), ("fcn", 1), ("fpn", 1), ("uper", 0.9)]
+)
 def test_less_is_kept_for_backward(variant, share):
     """Tests memory with the channel ratio of real heads: the input has four times the inner channels."""
     name, _ = VARIANTS[variant]
     shape = {"channels": 256, "width": 64, "classes": 19} | ({"num_codes": 32} if name == "enc" else {})
-    if name == "fpn":
+    if name in ("fpn", "uper"):
         shape |= {"channels": 64, "width": 32}
     theirs = peer.build(peer.head_config(name, **shape))
     ours = copy.deepcopy(theirs)
@@ -195,7 +199,7 @@ def test_less_is_kept_for_backward(variant, share):
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))], ids=["deep", "pickle"]
 )
-@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn"])
+@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn", "uper"])
 def test_a_copy_has_weights_of_its_own(variant, copied):
     """Tests a deepcopy as an exponential moving average makes it: each copy uses its own weights."""
     theirs, ours, _ = pair(variant)
@@ -222,7 +226,7 @@ def test_parameters_and_names_are_untouched(variant):
 
 
 @needs_mmseg
-@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn"])
+@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn", "uper"])
 def test_accelerating_twice_changes_nothing(variant):
     _, ours, report = pair(variant)
     twice = copy.deepcopy(ours)
@@ -231,7 +235,7 @@ def test_accelerating_twice_changes_nothing(variant):
 
 
 @needs_mmseg
-@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn"])
+@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn", "uper"])
 def test_autocast(variant):
     """Tests that bfloat16 results are as close to float64 as mmsegmentation's under the same autocast."""
     theirs, ours, _ = pair(variant)
@@ -252,7 +256,7 @@ def test_autocast(variant):
 
 
 @needs_mmseg
-@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn"])
+@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn", "uper"])
 def test_a_model_in_low_precision(variant):
     theirs, ours, _ = pair(variant)
     maps = [x.bfloat16() for x in peer.inputs(theirs)]
@@ -266,7 +270,7 @@ def test_a_model_in_low_precision(variant):
 
 @needs_mmseg
 @MODES
-@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn"])
+@pytest.mark.parametrize("variant", ["apc", "psp", "enc", "fcn", "fpn", "uper"])
 def test_compiled_as_one_graph(variant, training):
     _, ours, _ = pair(variant)
     twin, maps = copy.deepcopy(ours.train(training)), peer.inputs(ours)

@@ -27,6 +27,7 @@ MODELS = {
     "encnet": {"channels": 16, "codes": 4, "auxiliary_channels": 8},
     "semantic_fpn": {"channels": 16, "neck_channels": 8},
     "fcn": {"channels": 16, "auxiliary_channels": 8},
+    "upernet": {"channels": 16, "scales": (1, 2, 3, 6), "auxiliary_channels": 8},
 }
 
 
@@ -94,7 +95,7 @@ def new(model, **text):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_converted_model_computes_the_same(tmp_path, name, checkpoint, zipped):
     model, images, logits = small(name)
-    path = save(checkpoint(model, stride=32 if name == "semantic_fpn" else 8), tmp_path / "a.pth", zipped)
+    path = save(checkpoint(model, stride=32 if name in ("semantic_fpn", "upernet") else 8), tmp_path / "a.pth", zipped)
     given = convert(path, tmp_path / "a.safetensors")
     loaded = apcnet.load(tmp_path / "a.safetensors")
     with torch.no_grad():
@@ -105,7 +106,7 @@ def test_a_converted_model_computes_the_same(tmp_path, name, checkpoint, zipped)
         assert found.mean == (1.0, 2.0, 3.0) and found.std == (4.0, 5.0, 6.0)
 
 
-@pytest.mark.parametrize("name", ["apcnet", "encnet", "fcn", "pspnet", "semantic_fpn"])
+@pytest.mark.parametrize("name", ["apcnet", "encnet", "fcn", "pspnet", "semantic_fpn", "upernet"])
 def test_mmsegmentations_own_models(tmp_path, name):
     case = parity.load(f"model_{name}")
     text = f"model = {case.about['model']!r}"

@@ -62,6 +62,7 @@ def test_every_real_model_of_the_parity_cases_is_identified():
         ("encnet", "resnet34", {"type": "EncHead", "in_channels": [16, 32, 64], "num_codes": 32, "use_se_loss": True}),
         ("fcn", "resnet50", {"type": "FCNHead", "num_convs": 2, "concat_input": True, "in_channels": 256}),
         ("semantic_fpn", "resnet50", {"type": "FPNHead", "feature_strides": [4, 8, 16, 32], "channels": 128}),
+        ("upernet", "resnet18", {"type": "UPerHead", "in_channels": [8, 16, 32, 64], "in_index": [0, 1, 2, 3]}),
     ],
 )
 def test_models_and_depths(model, backbone, expected):

@@ -3,16 +3,31 @@
 import errno
 import os
 import pickle
+import signal
 
 import pytest
 import torch
 
 from apcnet import files
+from apcnet.config import Config
 from apcnet.training import checkpoint
 
 
-def state(step: int) -> dict:
-    return {"step": step, "model": {"weight": torch.full((1000,), float(step))}, "best": {"miou": 0.5, "step": step}}
+def state(step: int) -> checkpoint.State:
+    return {
+        "step": step,
+        "evaluated": step,
+        "best": {"miou": 0.5, "step": step},
+        "config": Config().to_json(),
+        "images": 7,
+        "sample_names": "0123456789ab",
+        "class_weights": None,
+        "environment": {"threads": 1},
+        "model": {"weight": torch.full((1000,), float(step))},
+        "average": None,
+        "optimizer": {0: {"momentum_buffer": torch.zeros(1000)}},
+        "scaler": {},
+    }
 
 
 def test_the_last_two_are_kept(tmp_path):
@@ -66,10 +81,23 @@ def test_previous_is_copied_where_hard_links_are_missing(tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path)["step"] == 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_full_disk_is_the_systems_own_error():
-    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb") as file:
-        torch.save(state(1), file)
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit for the size of files")
+def test_a_full_disk_is_the_systems_own_error_wherever_it_fills_up(tmp_path):
+    """Tests limits for the size of files up to the checkpoint's own: the error names last.pt, which stays as it was."""
+    import resource
+
+    for step in (1, 2):
+        checkpoint.save(tmp_path, state(step))
+    size, (soft, hard) = (tmp_path / checkpoint.LAST).stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in [*range(0, size, size // 20), size - 1]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(OSError, match=r"File too large.*last\.pt"):
+                checkpoint.save(tmp_path, state(3))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LAST, checkpoint.PREVIOUS}
+        assert checkpoint.load(tmp_path)["step"] == 2
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import json
 import os
 import random
 import signal
+import sys
 import time
+import warnings
 
 import parity
 import pytest
@@ -13,8 +15,10 @@ import small_runs
 import torch
 from small_runs import digest, flags, small, start
 
+import apc_kernels
 import apcnet
-from apcnet.config import Model, Optimisation
+from apc_kernels import info
+from apcnet.config import Model, Optimisation, Protocol
 from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
 from apcnet.training.start import check, initial_model
@@ -36,6 +40,7 @@ def test_a_run_writes_its_files(root, out):
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
+        *("worst.png", "report.html"),
     }
     assert sorted(path.name for path in (out / "preview").iterdir()) == ["000000.png", "000006.png", "000012.png"]
     assert json.loads((out / "metrics.json").read_text()) == scores
@@ -113,9 +118,54 @@ def test_a_signal_stops_a_run_after_its_step_and_it_resumes(root, tmp_path, numb
 
 def test_another_config_in_the_same_folder_is_refused(root, out):
     train(small(root, steps=2), out)
-    changed = small(root, steps=3, optimisation=Optimisation(lr=0.5))
-    with pytest.raises(ValueError, match=r"out: .* holds another run, lr: 0.02 → 0.5; steps: 2 → 3"):
+    changed = small(root, steps=3, optimisation=Optimisation(lr=0.5, momentum=0.5))
+    with pytest.raises(ValueError, match=r"out: .* holds another run, lr: 0.02 → 0.5; momentum: 0.9 → 0.5\. Name"):
         train(changed, out)
+    assert train(small(root, steps=2), out)["step"] == 2  # the refused command has changed nothing
+
+
+def test_a_run_goes_on_with_more_steps_and_keeps_those_it_has_taken(root, out, tmp_path):
+    train(small(root, steps=6), out, log_every=1)
+    first = log.read(out)
+    with pytest.warns(UserWarning, match="steps: 6 → 12; from step 6 on, the learning rate follows the new number"):
+        scores = train(small(root, steps=12, eval_every=4, save_every=2), out, log_every=1)
+    records = log.read(out)
+    assert scores["step"] == 12 and records[:5] == first[:5] and [r["step"] for r in records if "lr" in r][-1] == 12
+    train(small(root, steps=12), tmp_path / "whole", log_every=1)
+    rates = [[r["lr"] for r in log.read(folder) if "lr" in r][6:] for folder in (out, tmp_path / "whole")]
+    assert rates[0] == rates[1]
+    assert json.loads((out / "config.json").read_text())["steps"] == 12
+    with pytest.raises(ValueError, match=r"steps: expected 12 or more, which the run in .* --steps 12, or add --new"):
+        train(small(root, steps=11), out)
+
+
+def test_another_protocol_chooses_the_best_model_anew(root, out):
+    before = train(small(root), out)
+    after = train(small(root, evaluation=Protocol(flip=True)), out)
+    assert after["step"] == after["best"]["step"] == 12 and after["best"]["miou"] == after["miou"]
+    assert next(r["step"] for r in log.read(out) if "miou" in r) == 6 and before["step"] == 12
+
+
+def test_a_start_that_takes_no_step_leaves_its_folder_free(root, out, monkeypatch):
+    """Tests that a start that fails, before its first step or in it, writes nothing that another start runs into."""
+    for extra in ("timm", "wandb"):
+        monkeypatch.setitem(sys.modules, extra, None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package timm.* pip install"):
+        train(small(root, model=Model("apcnet", "resnet50", "timm:resnet50c")), out / "of" / "mine")
+    assert not out.exists()
+    masks = next((root / "masks" / "train").iterdir())
+    content = masks.read_bytes()
+    masks.write_bytes(b"")
+    with pytest.raises(ValueError, match="expected an image"):
+        train(small(root, batch_size=8), out)
+    assert not out.exists()
+    masks.write_bytes(content)
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ModuleNotFoundError, match="log: wandb is not installed"):
+        train(small(root), out, log_to="wandb")
+    assert (out / "notes.txt").read_text() == "mine" and not (out / "config.json").exists()
+    assert train(small(root, steps=1), out)["step"] == 1
 
 
 def test_temporary_files_of_a_killed_process_are_removed(root, out):
@@ -146,12 +196,44 @@ def test_a_checkpoint_of_another_run_is_refused(root, out):
     (out / "config.json").unlink()
     with pytest.raises(ValueError, match="holds another run, seed: 0 → 9"):
         train(small(root, steps=4, seed=9), out)
-    (out / "config.json").unlink()
+    assert not (out / "config.json").exists()
     image, mask = (next((root / kind / "train").iterdir()) for kind in ("images", "masks"))
     for path in (image, mask):
         path.with_stem("one-more").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match="holds another run, images: 7 → 8"):
         train(small(root, steps=4), out)
+
+
+def test_a_renamed_sample_is_refused_and_another_size_is_told(root, out):
+    train(small(root, steps=1), out)
+    image, other = sorted((root / "images" / "train").iterdir())[:2]
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.warns(UserWarning, match=rf"{out}: results may no longer be bit-identical, training files: \w+ → \w+"):
+        train(small(root, steps=1), out)
+    for path in (other, root / "masks" / "train" / other.name):
+        path.rename(path.with_stem("renamed"))
+    with pytest.raises(ValueError, match=r"holds another run, sample_names: \w+ → \w+"):
+        train(small(root, steps=1), out)
+
+
+def test_each_change_of_what_the_bits_depend_on_is_told(root, out, monkeypatch, threads):
+    """Tests threads, variables and the backend; a run that goes on without a change says nothing."""
+    threads(1)
+    train(small(root, steps=1), out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(small(root, steps=1), out)
+    before = info.kernels("cpu")["backend"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with apc_kernels.backend("reference"), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(small(root, steps=1), out)
+    expected = {"threads: 1 → 2", "MKL_CBWR: unset → COMPATIBLE", "ONEDNN_MAX_CPU_ISA: unset → AVX2"}
+    expected |= {f"backend: {before} → reference"} if before != "reference" else set()
+    start = f"{out}: results may no longer be bit-identical, "
+    assert {str(one.message).removeprefix(start) for one in told} == expected
 
 
 def test_repeated_signals_to_all_processes_stop_a_run_once(root, tmp_path):

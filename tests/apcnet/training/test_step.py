@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import apcnet
-from apcnet.config import Config, Optimisation
+from apcnet.config import Config, Model, Optimisation
 from apcnet.interop import mmseg
+from apcnet.training.start import check
 from apcnet.training.step import NotFiniteError, Trainer, learning_rate
 
 CONFIG = Config(steps=10, batch_size=4, optimisation=Optimisation(lr=0.05))
@@ -67,6 +68,70 @@ def test_the_learning_rate_falls_from_the_first_step_to_the_last():
     rates = [learning_rate(Optimisation(lr=0.01, min_lr=1e-4), step, 100) for step in range(100)]
     assert rates[0] == 0.01 and rates[-1] == 1e-4 and rates == sorted(rates, reverse=True)
     assert learning_rate(Optimisation(lr=0.01), 0, 1) == 0.01
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 100])
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_schedules_are_pytorchs(schedule, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    if schedule == "cosine":
+        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps - 1, 1), eta_min=1e-4)
+    else:
+        options = {"final_div_factor": 0.01 / 25 / 1e-4, "cycle_momentum": False}
+        theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, max(steps, 4), **options)
+    settings = Optimisation(schedule=schedule, lr=0.01, min_lr=1e-4)
+    rates = [learning_rate(settings, step, steps) for step in range(steps)]
+    assert all(1e-4 <= rate <= 0.01 for rate in rates)
+    if schedule == "one_cycle" and steps < 4:  # PyTorch's peak would lie before the first step
+        return
+    for rate in rates:
+        assert rate == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step(), theirs.step()
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine"])
+def test_warm_up_rises_to_the_schedule(schedule):
+    settings = Optimisation(schedule=schedule, lr=0.01, warmup=10)
+    rates = [learning_rate(settings, step, 60) for step in range(60)]
+    assert rates[:10] == pytest.approx([0.01 * (step + 1) / 11 for step in range(10)])
+    plain = dataclasses.replace(settings, warmup=0)
+    assert rates[10:] == [learning_rate(plain, step, 50) for step in range(50)]
+    with pytest.raises(ValueError, match="warmup: expected fewer than the 10 steps, got 10"):
+        check(with_optimisation(warmup=10))
+
+
+def test_adamw_is_pytorchs_and_spares_biases_and_norms():
+    config = with_optimisation(optimizer="adamw", lr=1e-3, weight_decay=0.5, head_lr=2.0, min_lr=1e-3)
+    model, theirs = small_model(), small_model()
+    trainer = Trainer(model, config)
+    decayed = {id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.dim() > 1}
+    groups = [
+        {"params": [p], "lr": 1e-3 * (1 if name.startswith("backbone") else 2), "weight_decay": 0.5 * (p.dim() > 1)}
+        for name, p in theirs.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+    for step in range(3):
+        images, masks = batch(step)
+        trainer.step(step, images, masks)
+        optimizer.zero_grad()
+        sum(theirs(images, masks).values()).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(model), weights(theirs), rtol=1e-5, atol=1e-6)
+
+
+def test_layer_decay_needs_an_encoder_of_timm():
+    with pytest.raises(ValueError, match=r"layer_decay: expected 1 for tiny, .*got 0.75; encoders of timm"):
+        check(dataclasses.replace(with_optimisation(layer_decay=0.75), model=Model("pspnet", "tiny")))
+
+
+def test_a_softmax_over_one_class_is_refused():
+    model = small_model()
+    images, masks = batch(0)
+    single = apcnet.create("fcn", "tiny", num_classes=1, channels=8)
+    with pytest.raises(ValueError, match=r"num_classes: expected 2 or more for a softmax cross entropy.*got 1"):
+        single(images, masks)
+    assert single.eval()(images).shape[1] == 1 and model(images, masks)
 
 
 @pytest.mark.parametrize("reduction", ["mean_all", "mean"])

@@ -139,7 +139,13 @@ DEFECTS = {  # what is done; the kind of the finding, how many there are, what i
         "b: more than 256",
     ),
     "JPEG": (lambda r: redo(mask_of(r), np.copy, format="JPEG"), "mask without indices", 1, "a JPEG", "b"),
-    "one bit": (lambda r: redo(mask_of(r), lambda m: m == 1), "mask without indices", 1, "one bit", "b"),
+    "mostly ignored": (
+        lambda r: redo_masks(r, lambda m: np.where(np.arange(20)[:, None] > 4, 255, m).astype(np.uint8)),
+        "most pixels ignored",
+        1,
+        "the value 255 is ignored; if it is a class",
+        "% of all pixels",
+    ),
     "32 bits": (
         lambda r: save(read(mask_of(r)).astype(np.float32), mask_of(r), format="TIFF"),
         "mask without indices",
@@ -356,8 +362,11 @@ def test_a_folder_without_splits(root):
         (root / kind / "val").rename(root / kind / "second")
         (root / kind / "train").rename(root / kind / "first")
     report = check("folder", root, workers=0)
-    assert list(report.splits) == ["all"] and report.splits["all"].samples == 5 and report.findings == ()
-    assert report.class_weights()[0] == "all"
+    assert list(report.splits) == ["train", "val"] and report.findings == ()
+    assert [split.samples for split in report.splits.values()] == [4, 1] and report.class_weights()[0] == "train"
+    whole = check("folder", root, splits=("all",), workers=0)
+    assert list(whole.splits) == ["all"] and whole.splits["all"].samples == 5 and whole.findings == ()
+    assert whole.class_weights()[0] == "all"
 
 
 def test_names_that_are_no_utf8_can_be_printed(root):

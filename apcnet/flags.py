@@ -1,0 +1,56 @@
+"""Writes commands that a user can type: the flags of a config, and the two ways on where a folder holds another run."""
+
+import itertools
+import shlex
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+
+from apcnet.config import Config
+
+
+def flags(config: Config) -> dict[str, list[str]]:
+    """Returns the flag of every field of a config, with its value, as words of a command line."""
+    return dict(_flags(config))
+
+
+def ways_on(words: Sequence[str], stored: Config, fields: Sequence[str], defaults: Config) -> tuple[str, str]:
+    """Returns the command that goes on with a stored run, and the one that starts a new run beside it.
+
+    Args:
+        words: The command that was typed.
+        stored: The config of the run.
+        fields: The names of the fields in which the command differs from it.
+        defaults: The config without any flag.
+    """
+    default, before = flags(defaults), flags(stored)
+    changed = [name for name in fields if name in before]
+    more = itertools.chain.from_iterable(before[name] for name in changed if before[name] != default[name])
+    return shlex.join([*_without(words, changed), *more]), shlex.join([*words, "--new"])
+
+
+def _flags(section) -> Iterator[tuple[str, list[str]]]:
+    kinds = typing.get_type_hints(type(section))
+    for name, value in vars(section).items():
+        dashed = name.replace("_", "-")
+        if is_dataclass(value):
+            yield from _flags(value)
+        elif kinds[name] is bool:
+            yield name, [f"--{dashed}" if value else f"--no-{dashed}"]
+        elif isinstance(value, dict):
+            yield name, [f"--{dashed}", *(str(word) for pair in value.items() for word in pair)]
+        else:
+            yield name, [f"--{dashed}", *map(str, value if isinstance(value, tuple) else [value])]
+
+
+def _without(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Removes the flags of these fields and their values."""
+    dashed = [name.replace("_", "-") for name in names]
+    unwanted = {f"--{no}{name}" for name in dashed for no in ("", "no-")}
+    kept, taken = [], True
+    for word in words:
+        if word.startswith("--"):
+            taken = word.partition("=")[0].replace("_", "-") not in unwanted
+        if taken:
+            kept.append(word)
+    return kept

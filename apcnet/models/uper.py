@@ -1,0 +1,58 @@
+"""Implements UPerNet's head: PSPNet's pyramid pooling on the last map, and a feature pyramid over all maps."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction
+from apcnet.models.psp import convolve_with_pyramid
+
+
+class UPerHead(nn.Module):
+    """Predicts classes from all maps of a backbone, each added to the coarser ones (UPerNet).
+
+    The 3×3 convolution of all levels takes them as they are, without their concatenation.
+
+    Args:
+        in_channels: Numbers of channels of the maps `features[i] for i in index`, the finest first.
+        num_classes: Number of classes.
+        channels: Number of channels of each scale, of each level and of the head's result.
+        scales: Grid sizes of the pyramid; the published model uses (1, 2, 3, 6).
+        dropout: Probability that the classifier drops a channel.
+        align_corners: How grids, levels and logits are resized, as in `torch.nn.functional.interpolate`.
+        index: Positions of the head's inputs in the backbone's list of maps.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 512,
+        scales: Sequence[int] = (1, 2, 3, 6),
+        dropout: float = 0.1,
+        align_corners: bool = False,
+        index: Sequence[int] = (0, 1, 2, 3),
+    ):
+        super().__init__()
+        self.index, self.align_corners, self.scales = tuple(index), align_corners, tuple(scales)
+        *others, last = in_channels
+        self.regions = RegionReduction(last, channels, self.scales)
+        self.bottleneck = ConvNormReLU(last + len(self.scales) * channels, channels, kernel_size=3)
+        self.laterals = nn.ModuleList(ConvNormReLU(c, channels) for c in others)
+        self.outputs = nn.ModuleList(ConvNormReLU(channels, channels, kernel_size=3) for _ in others)
+        self.fusion = ConvNormReLU(len(in_channels) * channels, channels, kernel_size=3)
+        self.classifier = Classifier(channels, num_classes, dropout)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        *others, last = (features[i] for i in self.index)
+        level = convolve_with_pyramid(last, self.regions, self.bottleneck, self.align_corners)
+        levels = [level]
+        for x, lateral, output in zip(others[::-1], self.laterals[::-1], self.outputs[::-1], strict=True):
+            level = lateral(x) + self._resized(level, x)
+            levels.insert(0, output(level))
+        return self.classifier(self.fusion(*(self._resized(level, levels[0]) for level in levels)))
+
+    def _resized(self, x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=self.align_corners)
