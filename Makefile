@@ -22,7 +22,7 @@ test: lint
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 # With what costs minutes and seldom changes: wheels built in several worlds, every kernel compiled for every GPU.
-test-all: lint
+test-all: lint $(VENV)/peers
 	$(BIN)/pytest $(PARALLEL)
 
 # The CPU library under the address and undefined behaviour sanitizers, built in a copy of the sources.
@@ -83,6 +83,13 @@ $(VENV)/torch: | needs
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch $(TORCH). On Linux pip's default is the CUDA build, gigabytes; TORCH_INDEX=URL names another index."
 	$(PIP) install -q "torch==$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	touch $@
+
+# The packages of others that tests compare with; without them these tests are skipped. torchvision asks for a torch of
+# its own, from PyPI: it is installed alone.
+$(VENV)/peers: $(VENV)/installed
+	$(PIP) install -q --no-deps "timm>=1.0.31" "torchvision==0.28.*"
+	$(PIP) install -q huggingface_hub pyyaml
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)

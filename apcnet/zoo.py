@@ -70,6 +70,8 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
     try:
         model = build_filled(about["architecture"], tensors, str(path))
         _describe(model, about)
+    except ModuleNotFoundError:  # the file is right, and the error names the package that its encoder needs
+        raise
     except Exception as error:  # an untrusted description can make PyTorch raise anything
         raise ValueError(
             str(error) if str(path) in str(error) else f"{path}: its architecture cannot be built: {printable(error)}"

@@ -126,11 +126,14 @@ def loader(items, keys: Sequence[int], workers: int = 0, pin_memory: bool = Fals
                 raise item
             yield item
     except (RuntimeError, OSError, EOFError):
-        if not multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1):
+        ended = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=1)
+        if not ended:
             raise
-        status = next(process.exitcode for process in processes if not process.is_alive())
+        killed = next(process for process in processes if process.sentinel == ended[0])
+        killed.join()
         raise SampleError(
-            f"a worker process was killed (exit status {status}), perhaps because memory ran out; try fewer workers"
+            f"a worker process was killed (exit status {killed.exitcode}), perhaps because memory ran out; "
+            "try fewer workers"
         ) from None
 
 

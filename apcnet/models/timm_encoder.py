@@ -15,6 +15,7 @@ from apcnet.models import windows
 from apcnet.models.pyramid import MAPS, SimplePyramid
 from apcnet.models.weights import assign, listed
 
+OLDEST = 1, 0, 31  # older versions build no models on the meta device, or have no Swin for any size
 # Options by which models of timm take images of any size. Models that need none know neither.
 ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False})
 REFUSALS = (TypeError, AssertionError, NotImplementedError, ValueError)  # what timm raises for such an option
@@ -178,6 +179,11 @@ def package() -> Any:
             f"backbone: timm:NAME needs the package timm, which cannot be imported ({error}); install it: "
             "pip install 'apc_kernels[timm]'"
         ) from None
+    if tuple(map(int, timm.__version__.split(".")[:3])) < OLDEST:
+        raise ModuleNotFoundError(
+            f"backbone: timm:NAME needs timm {'.'.join(map(str, OLDEST))} or newer, found {timm.__version__}; upgrade "
+            "it: pip install -U timm"
+        )
     return timm
 
 

@@ -278,6 +278,12 @@ def test_without_timm_its_models_name_the_package(tmp_path, monkeypatch, capsys)
     assert stopped.value.code == cli.BAD_INPUT and "needs the package timm" in capsys.readouterr().err
 
 
+def test_an_older_timm_is_named(timm, monkeypatch):
+    monkeypatch.setattr(timm, "__version__", "1.0.24")
+    with pytest.raises(ModuleNotFoundError, match=r"timm:NAME needs timm 1\.0\.31 or newer, found 1\.0\.24; upgrade"):
+        apcnet.create("apcnet", "timm:resnet18d")
+
+
 @pytest.mark.parametrize("depth", [18, 50])
 def test_torchvisions_resnet(torchvision, tmp_path, monkeypatch, depth):
     """Tests that maps are torchvision's, dilated or not, with weights of a file or of torchvision."""

@@ -1,12 +1,14 @@
 """Tests operations with random arguments, right and wrong: each result is the reference's, or an error names the fault.
 
 A case draws an operation, sizes from 0 to 9, a dtype and a layout, and then, in two of three cases, one fault: a wrong
-size, dtype, device or type, NaN and infinities, or a number that is out of range.
+size, dtype, device or type, NaN and infinities, or a number that is out of range. A battery, see
+tests/support/battery.py; here its cases run in this process, so that `make sanitize` sees them.
 """
 
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -306,6 +308,14 @@ def _near_ties(case: Case, allowed: float) -> int:
         return upsampled[:, 0].numel()
     first, second = upsampled.topk(2, 1).values.unbind(1)
     return int((first - second <= allowed * first.abs().clamp_min(1)).sum())
+
+
+def random_calls(count: int, seed: int) -> Iterator[tuple[str, Callable[[Path], str]]]:
+    for i, case in enumerate(cases(count, seed)):
+        yield f"{i} {case.operation}", lambda _, case=case: judge(case)
+
+
+KINDS = {"random calls": random_calls}
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(6000, marks=pytest.mark.slow)])

@@ -1,10 +1,11 @@
 """Imports the packages of others that tests compare with, or skips the test.
 
-PyPI's torchvision is built for a CUDA build of torch. Beside a CPU build it lacks its compiled operators, and its
+PyPI's torchvision is built for a CUDA build of torch. Beside a CPU build it cannot load its compiled operators, and its
 import fails where it gives their shapes: two declarations are enough for models.
 """
 
-import importlib
+import importlib.util
+import sys
 from types import ModuleType
 
 import pytest
@@ -17,13 +18,21 @@ def imported(name: str) -> ModuleType:
     """Imports timm or torchvision, or skips the test."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"needs {name}")
-    _declare_operators()
+    if importlib.util.find_spec("torchvision") is not None:  # timm imports it
+        _import_torchvision()
     return importlib.import_module(name)
 
 
-def _declare_operators() -> None:
+def _import_torchvision() -> None:
     global _operators
-    if _operators is None and importlib.util.find_spec("torchvision") is not None and torch.version.cuda is None:
-        _operators = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for module in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        _operators = torch.library.Library("torchvision", "DEF")
         _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")

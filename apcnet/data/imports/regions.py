@@ -7,11 +7,25 @@ take as whole numbers, and scikit-image's half a pixel around them. `counting` t
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 Size = tuple[int, int]  # height and width
 WHOLE = 0.02  # of a pixel: coordinates that are stored as shares of the size are rounded
+
+
+class Patch(NamedTuple):
+    """Holds the pixels of a region in the smallest part of its image, because there may be hundreds of regions."""
+
+    top: int
+    left: int
+    pixels: np.ndarray  # (h, w) bool
+
+    def paint(self, mask: np.ndarray, label: int) -> None:
+        """Sets the pixels in a mask (H, W) to a label."""
+        height, width = self.pixels.shape
+        mask[self.top : self.top + height, self.left : self.left + width][self.pixels] = label
 
 
 def polygon(points: np.ndarray | Sequence, size: Size) -> np.ndarray:
@@ -45,24 +59,42 @@ def counting(rings: Iterable[np.ndarray]) -> str:
     return "opencv" if whole.all() and slanted else "corners"
 
 
-def fill(rings: Iterable[np.ndarray], size: Size, counted: str) -> np.ndarray:
-    """Marks the pixels of all rings, which count pixels as `counting` says."""
-    pixels = np.zeros(size, bool)
-    for ring in rings:
-        points = np.asarray(ring, np.float64).reshape(-1, 2)
-        pixels |= polygon(points if counted == "corners" else points + 0.5, size)
+def fill(rings: Iterable[np.ndarray], size: Size, counted: str) -> Patch:
+    """Marks the pixels of all rings, which count pixels as `counting` says; a ring within another one is a hole."""
+    rings = [np.asarray(ring, np.float64).reshape(-1, 2) for ring in rings]
+    corners = np.concatenate(rings) if rings else np.zeros((1, 2))
+    left, top = np.floor(corners.min(0)).astype(int).clip(0)
+    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 2, size[::-1])
+    pixels = np.zeros((max(bottom - top, 0), max(right - left, 0)), bool)
+    for ring in sorted(rings, key=lambda ring: -np.ptp(ring, axis=0).prod()):
+        points, outline = ring - (left, top), np.zeros_like(pixels)
+        inside = polygon(points if counted == "corners" else points + 0.5, (pixels.shape[0], pixels.shape[1]))
         if counted == "opencv":
-            _draw_outline(points, pixels)
-    return pixels
+            _draw_outline(points, outline)  # of a hole, too, it lies on pixels of the region
+        if inside.any() and pixels[inside | outline].all():
+            pixels &= ~inside | outline
+        else:
+            pixels |= inside | outline
+    return Patch(int(top), int(left), pixels)
+
+
+def cropped(pixels: np.ndarray) -> Patch:
+    """Returns the marked pixels of an image, without the rows and columns around them."""
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    if not len(rows):
+        return Patch(0, 0, pixels[:0, :0])
+    top, left = int(rows[0]), int(columns[0])
+    return Patch(top, left, pixels[top : rows[-1] + 1, left : columns[-1] + 1].copy())
 
 
 def _draw_outline(points: np.ndarray, pixels: np.ndarray) -> None:
     """Marks the pixels on the lines between points, which are the outermost pixels of a contour."""
     for (x, y), (next_x, next_y) in zip(points, np.roll(points, -1, axis=0), strict=True):
         count = int(max(abs(next_x - x), abs(next_y - y)) + 0.5) + 1
-        rows = np.round(np.linspace(y, next_y, count)).astype(int).clip(0, pixels.shape[0] - 1)
-        columns = np.round(np.linspace(x, next_x, count)).astype(int).clip(0, pixels.shape[1] - 1)
-        pixels[rows, columns] = True
+        rows = np.round(np.linspace(y, next_y, count)).astype(int)
+        columns = np.round(np.linspace(x, next_x, count)).astype(int)
+        inside = (rows >= 0) & (rows < pixels.shape[0]) & (columns >= 0) & (columns < pixels.shape[1])
+        pixels[rows[inside], columns[inside]] = True
 
 
 def rectangle(left: float, top: float, right: float, bottom: float, size: Size) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apcnet.data.classes import Color
-from apcnet.data.imports.regions import Size, counting, fill
+from apcnet.data.imports.regions import Size, counting, cropped, fill
 from apcnet.data.layout import SUFFIXES, files_below
 from apcnet.data.pairing import SPLITS
 
@@ -48,14 +48,14 @@ def with_background(names: Iterable[str]) -> list[str]:
 
 def paint(regions: Iterable[Region], size: Size, by_area: bool) -> np.ndarray:
     """Draws regions on a mask of class 0, in order or from the largest to the smallest; later ones cover others."""
-    regions = list(regions)
-    counted = counting(ring for _, shape in regions if isinstance(shape, list) for ring in shape)
-    drawn = [(label, fill(shape, size, counted) if isinstance(shape, list) else shape) for label, shape in regions]
+    shapes = [(label, shape if isinstance(shape, list) else cropped(shape)) for label, shape in regions]
+    counted = counting(ring for _, shape in shapes if isinstance(shape, list) for ring in shape)
+    patches = [(label, fill(shape, size, counted) if isinstance(shape, list) else shape) for label, shape in shapes]
     if by_area:
-        drawn.sort(key=lambda region: -int(region[1].sum()))
+        patches.sort(key=lambda region: -int(region[1].pixels.sum()))
     mask = np.zeros(size, np.uint8)
-    for label, pixels in drawn:
-        mask[pixels] = label
+    for label, patch in patches:
+        patch.paint(mask, label)
     return mask
 
 

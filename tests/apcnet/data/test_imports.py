@@ -153,7 +153,19 @@ def test_contours_of_programs_count_pixels_in_their_own_way():
     edges = trees.outlines(region)
     for rings, kind in (([corners], "opencv"), ([skimage], "skimage"), (edges, "corners")):
         assert counting(rings) == kind
-        assert np.array_equal(fill(rings, region.shape, kind), region), kind
+        mask = np.zeros(region.shape, np.uint8)
+        fill(rings, region.shape, kind).paint(mask, 1)
+        assert np.array_equal(mask, region), kind
+    hole = abs(u - 20) + abs(v - 15) <= 3
+    inner = {"opencv": corners * 0.5 + (10, 7.5), "corners": trees.outlines(hole)[0]}
+    for rings, kind in (([corners], "opencv"), (edges, "corners")):
+        mask = np.zeros(region.shape, np.uint8)
+        fill([inner[kind], *rings], region.shape, kind).paint(mask, 1)
+        assert np.array_equal(mask, region & ~hole), kind
+    for moved in (0, -16, 40):  # partly outside of the image, and outside of it
+        mask = np.zeros(region.shape, np.uint8)
+        fill([corners + np.array((moved, moved / 2))], region.shape, "opencv").paint(mask, 1)
+        assert np.array_equal(mask, abs(u - 20 - moved) + abs(v - 15 - moved / 2) <= 8), moved
     assert counting([corners + 0.3]) == "corners" and counting([]) == "corners"
 
 
