@@ -1,4 +1,4 @@
-"""Tests the readers with inputs that once ended in a traceback or an error without a name, and what the fuzzer finds."""
+"""Tests the readers with inputs that once ended in a traceback or an unclear error, and what the fuzzer finds."""
 
 import importlib.util
 from pathlib import Path
