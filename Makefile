@@ -36,7 +36,7 @@ sanitize: $(VENV)/installed
 	  $(abspath $(BIN))/python -m apc_kernels.build
 	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. \
 	  $(abspath $(BIN))/python -m pytest -q tests/robustness/test_operations.py tests/apc_kernels \
-	  -k "(cpp or robustness or conv3x3) and not gates and not ptx and not interpreter"
+	  -k "(cpp or random or threads or forked or conv3x3) and not (compile or ptx or emulation or interpreter or sm_)"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
