@@ -8,9 +8,9 @@
 //                         computes 6*B*N*J*C, 4*B*N*J*C more with grad, 2*B*N*P more with quadratic
 //   merge_slices          moves workspace, grad_regions, grad_shift, grad_bias, slope, slope_moments, grad_weight
 //
-// aggregate reads x twice for the residual, write_x_gradients x and grad, out of the cache as a rule. Affinities, and with them z where a relu needs it, are computed anew in each. Sums over positions: a block adds the
-// tiles of its chunk to a slice of the workspace that nobody else touches; merge_slices adds the slices, always in the
-// same order.
+// aggregate reads x twice for the residual, write_x_gradients x and grad, out of the cache as a rule. Affinities, and
+// with them z where a relu needs it, are computed anew in each. Sums over positions: a block adds the tiles of its
+// chunk to a slice of the workspace that nobody else touches; merge_slices adds the slices, always in the same order.
 #pragma once
 
 #include "affinities.cuh"

@@ -4,8 +4,8 @@
 //                  affinity vector of the chunk's first position, so that nothing large cancels
 //   merge_moments  puts the chunks together in order, each with a mean of its own (Chan, Golub and LeVeque 1979)
 //
-// Each kernel's least, everything moved once, for B images of C channels a scale, N positions, J = sum of s^2 regions and
-// P = sum of s^4 pairs of them:
+// Each kernel's least, everything moved once, for B images of C channels a scale, N positions, J = sum of s^2 regions
+// and P = sum of s^4 pairs of them:
 //
 //   sum_moments    moves x, bias, workspace; computes 2*B*N*J*C, 2*B*N*P more
 //   merge_moments  moves workspace, mean, covariance; computes B*P
