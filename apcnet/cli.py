@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -29,6 +30,10 @@ from apcnet.presets import table as table_of_presets
 # The backbone weights of the preset `folder` where the package timm is installed, unless one of these flags is given.
 OWN_WEIGHTS = "timm:resnet50c"
 WEIGHTS = ("--backbone", "--backbone-weights", "--init", "--from-scratch")
+
+# Errors of apc_kernels about APC_KERNELS_ISA and APC_KERNELS_BACKEND. To catch a class of their own, PyTorch would have to
+# be imported, which takes a second.
+ASKED_FOR = re.compile(r"APC_KERNELS_ISA=|\w+: the backend '\w+' was asked for, but ")
 
 PROBLEMS_FOUND, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit statuses; wrong flags exit with 2 too
 
@@ -408,6 +413,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if not ASKED_FOR.match(str(error)):
+            raise
+        _fail(str(error).partition("\n")[0])
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

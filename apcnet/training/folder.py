@@ -111,6 +111,8 @@ class Claim:
 
 def _lock(path: Path) -> IO:
     """Locks a file until this process ends; its child processes do not inherit the lock."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(f"out: expected a file or none, got another thing in {path}; name another folder with --out")
     file = path.open("a")
     try:
         import fcntl

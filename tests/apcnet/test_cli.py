@@ -319,3 +319,27 @@ def test_wrong_input_is_reported(run, tmp_path, monkeypatch, arguments, message)
     assert status == 2 and message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err and "dummy" not in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("APC_KERNELS_ISA", "sse9", "apcnet: APC_KERNELS_ISA=sse9: this processor allows"),
+        ("APC_KERNELS_BACKEND", "cuda", "the backend 'cuda' was asked for, but cuda does not run on cpu tensors"),
+    ],
+)
+def test_a_variable_that_cannot_be_served_is_named(tmp_path, variable, value, message):
+    command = [
+        sys.executable,
+        "-m",
+        "apcnet",
+        "train",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {variable: value})
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr

@@ -1,10 +1,15 @@
 """Tests folders of images whose links lead nowhere."""
 
+import os
+
+import pytest
+from judge import within
 from PIL import Image
 
 import apcnet
 from apcnet.cli import main
 from apcnet.inference.prediction import predict_files
+from apcnet.presets import preset
 
 
 def test_links_in_a_circle_fail_alone(tmp_path, monkeypatch):
@@ -27,3 +32,9 @@ def test_a_name_that_starts_with_a_dash(tmp_path, monkeypatch):
     Image.new("RGB", (40, 30)).save("-x.png")
     main(["predict", "model.safetensors", "--out", "out", "--", "-x.png"])
     assert (tmp_path / "out" / "-x.png").exists()
+
+
+def test_a_lock_that_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+    with within(30), pytest.raises(ValueError, match="out: expected a file or none, got another thing in .*lock"):
+        apcnet.train(preset("tiny"), tmp_path)

@@ -10,12 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gathered
 import pytest
 import small_runs
 import torch
 from small_runs import flags, small
 
-from apcnet.distributed import gather
 from apcnet.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -76,23 +76,8 @@ def test_without_torchrun_the_other_process_says_what_it_knows(root, tmp_path):
 def test_a_gathered_value_leaves_nothing_to_do(tmp_path):
     """Tests that gloo's threads hold no tensor of earlier calls: that made forks hang, and exits abort."""
     held = torch.multiprocessing.Manager().dict()
-    torch.multiprocessing.spawn(_gather, (2, str(tmp_path / "meeting"), held), nprocs=2)
+    torch.multiprocessing.spawn(gathered.count_held, (2, str(tmp_path / "meeting"), held), nprocs=2)
     assert held.values() == [0, 0]
-
-
-def _gather(rank: int, world: int, file: str, held) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    count = 0
-    for _ in range(50):
-        tensors = [torch.zeros(1) for _ in range(8)]
-        references = list(map(sys.getrefcount, tensors))
-        for index in range(len(tensors)):
-            torch.distributed.all_reduce(tensors[index])
-        gather(None)
-        count += list(map(sys.getrefcount, tensors)) != references
-    held[rank] = count
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("count", [40])
