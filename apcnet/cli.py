@@ -31,8 +31,8 @@ from apcnet.presets import table as table_of_presets
 OWN_WEIGHTS = "timm:resnet50c"
 WEIGHTS = ("--backbone", "--backbone-weights", "--init", "--from-scratch")
 
-# Errors of apc_kernels about APC_KERNELS_ISA and APC_KERNELS_BACKEND. To catch a class of their own, PyTorch would have to
-# be imported, which takes a second.
+# Errors of apc_kernels about APC_KERNELS_ISA and APC_KERNELS_BACKEND. To catch a class of their own, PyTorch would
+# have to be imported, which takes a second.
 ASKED_FOR = re.compile(r"APC_KERNELS_ISA=|\w+: the backend '\w+' was asked for, but ")
 
 PROBLEMS_FOUND, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit statuses; wrong flags exit with 2 too

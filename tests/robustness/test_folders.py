@@ -36,5 +36,5 @@ def test_a_name_that_starts_with_a_dash(tmp_path, monkeypatch):
 
 def test_a_lock_that_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "lock")
-    with within(30), pytest.raises(ValueError, match="out: expected a file or none, got another thing in .*lock"):
+    with within(30), pytest.raises(ValueError, match=r"out: expected a file or none, got another thing in .*lock"):
         apcnet.train(preset("tiny"), tmp_path)
