@@ -351,6 +351,7 @@ class Run:
         if self.log is not None:
             self.model.save(self.out / FINAL)
             write_json(self.out / METRICS, scores)
+            report.write([self.out])  # with commands for the final model
             self.log.close()
         gather(None)  # when train returns in any process, all files are written
         return scores

@@ -197,6 +197,7 @@ def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     assert f"{folder}: 0.0" in out and "step 12 of 12  loss" in out and "fabric by dots" in out
     report = out.splitlines()[-1].split()[-1]
     assert report == str(folder / "report.html") and "fabric by dots" in (folder / "report.html").read_text()
+    assert f"apcnet export {folder}/final.safetensors" in (folder / "report.html").read_text()
     assert Image.open(folder / "worst.png").width == Image.open(folder / "preview" / "000012.png").width > 400
     results, labels = tmp_path / "results", tmp_path / "labels"
     status, out, err = run("evaluate", folder, "--out", results, "--predictions", labels)
