@@ -52,9 +52,8 @@ def differentiable(
 
     def kernel(*arguments: Any) -> Any:
         if forward_ad._current_level >= 0 and any(map(_has_tangent, _flat(arguments, of_list))):
-            raise NotImplementedError(
-                f"{name.removesuffix('_backward')} has no forward-mode derivative: use reverse mode"
-            )
+            operation = name.partition("_backward")[0]
+            raise NotImplementedError(f"{operation} has no forward-mode derivative: use reverse mode")
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*arguments)

@@ -22,22 +22,6 @@ COMMANDS = re.compile(r".*To go on with it: (apcnet train .*); to start another 
 
 
 @pytest.fixture
-def run(capfd, monkeypatch):
-    """Runs a command, and returns its exit status, output and errors."""
-    monkeypatch.setattr("warnings.showwarning", None)  # restored afterwards, since main sets its own
-
-    def run(*arguments):
-        status = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def checkpoint(tmp_path):
     torch.manual_seed(0)
     model = build("fcn", "resnet18", 3, width=8, stem_width=16, channels=8, auxiliary_channels=8)

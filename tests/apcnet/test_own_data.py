@@ -12,7 +12,6 @@ import pytest
 import small_runs
 from PIL import Image
 
-from apcnet import cli
 from apcnet.data import open as open_data
 from apcnet.data.imports.convert import convert
 
@@ -57,22 +56,16 @@ IMPORTED = {
 
 
 @pytest.fixture
-def run(capfd, monkeypatch, tmp_path):
+def run(run, monkeypatch, tmp_path):
     """Runs a command in a folder of its own, and returns its exit status, output and errors."""
-    monkeypatch.setattr("warnings.showwarning", None)  # restored afterwards, since main sets its own
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
-        status = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capfd.readouterr()
+    def in_folder(*arguments):
+        status, out, err = run(*arguments)
         assert "Traceback" not in err
         return status, out, err
 
-    return run
+    return in_folder
 
 
 @pytest.mark.parametrize("form", DIRECT)

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 import apcnet
-from apcnet import cli
 from apcnet.data import augment
 from apcnet.data import open as open_data
 from apcnet.data.doctor.check import check
@@ -164,21 +163,6 @@ def test_pictures_show_the_range():
     shown = visible(levels, [(0.0, 100.0 * i) for i in range(1, 9)])
     assert shown.dtype == torch.uint8 and shown[:, 0].tolist() == [[0, 128, 255]] * 3
     assert visible(levels[:1])[:, 0].tolist() == [[0, 128, 255]] * 3
-
-
-@pytest.fixture
-def run(capfd, monkeypatch):
-    monkeypatch.setattr("warnings.showwarning", None)
-
-    def run(*arguments):
-        status = 0
-        try:
-            cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capfd.readouterr()
-
-    return run
 
 
 def write_folder(root, channels: int) -> dict[str, np.ndarray]:
