@@ -12,7 +12,13 @@ from apc_kernels.ops.conv3x3 import conv3x3
 from apc_kernels.ops.encode import encode
 from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
-from apc_kernels.ops.upsample import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
+from apc_kernels.ops.upsample import (
+    upsample_argmax,
+    upsample_confusion,
+    upsample_cross_entropy,
+    upsample_region_sums,
+    upsample_softmax,
+)
 
 __all__ = [
     "BatchNorm",
@@ -30,6 +36,7 @@ __all__ = [
     "upsample_argmax",
     "upsample_confusion",
     "upsample_cross_entropy",
+    "upsample_region_sums",
     "upsample_softmax",
 ]
 __version__ = "0.1.0"

@@ -35,5 +35,6 @@ def arguments(operation: str) -> dict:
         "upsample_argmax": logits | {"size": (11, 9)},
         "upsample_confusion": logits | target,
         "upsample_cross_entropy": logits | target | {"weight": drawn(4, dtype=single).square(), "label_smoothing": 0.1},
+        "upsample_region_sums": logits | target | {"weight": drawn(4, dtype=single).square(), "squares": True},
         "upsample_softmax": logits | {"size": (11, 9), "flip": True, "out": drawn(2, 4, 11, 9, dtype=single)},
     }[operation]
