@@ -122,11 +122,8 @@ def cells_kernel(
     if weight is not None:
         b_weight = tl.load(weight + channel, mask=channel < channels, other=0.0)
     shared = (grad, target, b_weight, largest, factor, own, grad_stride, ignore_index, channels, LABEL_SMOOTHING)
-    gather_cells(
-        *(logits, grad_logits, tile, channels, axis_y, axis_x, strides, out_strides),
-        *(cross_entropy_gradient, shared),
-        *(BLOCK_K, BLOCK_I, BLOCK_J, BLOCK_S),
-    )
+    maps = (logits, grad_logits, axis_y, axis_x, strides, out_strides)
+    gather_cells(maps, tile, channels, cross_entropy_gradient, shared, BLOCK_K, BLOCK_I, BLOCK_J, BLOCK_S)
 
 
 @triton.jit
@@ -163,14 +160,9 @@ def cells_of_program(channels, axis_y, axis_x, BLOCK_K: tl.constexpr, BLOCK_I: t
 
 @triton.jit
 def gather_cells(
-    logits,
-    grad_logits,
+    maps,
     tile,  # cells_of_program
     channels,
-    axis_y,
-    axis_x,
-    strides,
-    out_strides,
     GRADIENT: tl.constexpr,  # a function like cross_entropy_gradient, and
     shared,  # its first argument
     BLOCK_K: tl.constexpr,
@@ -179,6 +171,7 @@ def gather_cells(
     BLOCK_S: tl.constexpr,
 ):
     """Sums the gradients of the pixels of a tile's cells for each source value, and stores them."""
+    logits, grad_logits, axis_y, axis_x, strides, out_strides = maps
     (source_rows, rows, _, _, _), (source_columns, columns, _, _, _) = axis_y, axis_x
     stride_b, stride_c, stride_y, stride_x = strides
     out_stride_b, out_stride_c, out_stride_y, out_stride_x = out_strides
