@@ -21,7 +21,7 @@ struct Pixels {
 constexpr int64_t ROW_BLOCK = 16;     // output rows at a time
 constexpr int64_t COLUMN_BLOCKS = 8;  // vectors of columns whose pixels stay in L1 while classes go by
 
-template <typename T, bool SMOOTH>
+template <typename T, Form FORM>
 class Band {
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
@@ -119,9 +119,17 @@ class Band {
       normalizer[i] = static_cast<const A*>(p.normalizer)[lane];
       grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : lane];
     }
-    const Vec sum = load_lanes<A>(normalizer), upstream = load_lanes<A>(grad);
-    const Vec smooth = upstream * soft, scale = upstream * hard * at.weight + smooth * all_classes;
-    const Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
+    Vec sum = load_lanes<A>(normalizer);
+    const Vec upstream = load_lanes<A>(grad);
+    const Vec smooth = upstream * soft;
+    Vec scale = upstream * hard * at.weight + smooth * all_classes;
+    Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
+    if constexpr (FORM == Form::focal) {
+      const Focal<A> focal(most - at.logit, sum, static_cast<A>(p.focal));
+      scale = upstream * at.weight * focal.gradient;
+      own = -scale * focal.rest;
+      sum = focal.sum;
+    }
     const Int counts = label >= 0;
     const Vec none = Vec{} + static_cast<A>(__builtin_inf()), wrong = Vec{} + static_cast<A>(__builtin_nan(""));
     return {.most = counts ? most : none,
@@ -143,7 +151,7 @@ class Band {
         const Vec logit = weights[r].own * above + weights[r].next * below;
         const Vec probability = exp_lanes<true>(logit - pixel->most) * pixel->scale;
         Vec gradient = pixel->label == wanted ? pixel->own : probability;
-        if constexpr (SMOOTH) gradient -= pixel->soft * weight_of_class;
+        if constexpr (FORM == Form::smooth) gradient -= pixel->soft * weight_of_class;
         own += weights[r].own * gradient;
         next += weights[r].next * gradient;
       }
@@ -179,9 +187,9 @@ class Band {
   }
 };
 
-template <typename T, bool SMOOTH>
+template <typename T, Form FORM>
 void run_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
-  Band<T, SMOOTH> band(p);
+  Band<T, FORM> band(p);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t rows = p.rows.source, cut = unit % p.bands;
     band.run(unit / p.bands, cut * rows / p.bands, (cut + 1) * rows / p.bands);
@@ -190,10 +198,11 @@ void run_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
 
 template <typename T>
 void cross_entropy_backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
-  if (p.label_smoothing == 0)
-    run_bands<T, false>(p, begin, end);
-  else
-    run_bands<T, true>(p, begin, end);
+  switch (p.form()) {
+    case Form::plain: return run_bands<T, Form::plain>(p, begin, end);
+    case Form::smooth: return run_bands<T, Form::smooth>(p, begin, end);
+    case Form::focal: return run_bands<T, Form::focal>(p, begin, end);
+  }
 }
 
 }  // namespace
