@@ -65,7 +65,7 @@ def focal_of(b_gap, b_others, GAMMA: tl.constexpr):
     b_sum = b_own + b_others
     b_rest, b_p = b_others / b_sum, b_own / b_sum
     # −log p / (1 − p): near p = 1 its series, for there the logarithm is a rounding error.
-    b_ratio = (((b_rest / 6 + 1 / 5) * b_rest + 1 / 4) * b_rest + 1 / 3) * b_rest + 1 / 2
+    b_ratio = (((b_rest * (1 / 6) + 1 / 5) * b_rest + 1 / 4) * b_rest + 1 / 3) * b_rest + 1 / 2
     b_ratio = tl.where(b_rest < 1 / 16, b_ratio * b_rest + 1, (b_gap + tl.log(b_sum)) / b_rest)
     b_power = tl.where(b_rest == 0, 0.0, exp(GAMMA * tl.log(b_rest)))
     b_gradient = b_power * (1 + GAMMA * tl.where(b_p == 0, 0.0, b_p * b_ratio))
