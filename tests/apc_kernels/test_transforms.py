@@ -23,8 +23,8 @@ def function_of_tensors(operation: str):
     names = [
         n for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point() and n not in ("out", "target")
     ]
-    if operation == "upsample_cross_entropy":
-        names.remove("weight")
+    for fixed in {"weight", "pos_weight"} & set(names) if operation.endswith("cross_entropy") else ():
+        names.remove(fixed)
     if operation == "conv3x3":
         first, second = given.pop("maps")
         tensors = (first, second, given.pop("weight"))
