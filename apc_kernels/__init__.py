@@ -17,6 +17,7 @@ from apc_kernels.ops.upsample import (
     upsample_binary_cross_entropy,
     upsample_confusion,
     upsample_cross_entropy,
+    upsample_region_sums,
     upsample_softmax,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "upsample_binary_cross_entropy",
     "upsample_confusion",
     "upsample_cross_entropy",
+    "upsample_region_sums",
     "upsample_softmax",
 ]
 __version__ = "0.1.0"

@@ -24,6 +24,7 @@ SERVED_BY = {  # each public operation: its own kernels, or the operations it is
     "upsample_binary_cross_entropy": "upsample_cross_entropy",
     "upsample_confusion": upsample.KERNELS,
     "upsample_cross_entropy": upsample.KERNELS,
+    "upsample_region_sums": upsample.KERNELS,
     "upsample_softmax": upsample.KERNELS,
 }
 

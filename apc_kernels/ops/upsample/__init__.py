@@ -8,6 +8,7 @@ from apc_kernels.ops.upsample.binary import upsample_binary_cross_entropy
 from apc_kernels.ops.upsample.checks import KERNELS
 from apc_kernels.ops.upsample.cross_entropy import upsample_cross_entropy
 from apc_kernels.ops.upsample.evaluation import upsample_argmax, upsample_confusion, upsample_softmax
+from apc_kernels.ops.upsample.region_sums import upsample_region_sums
 
 __all__ = [
     "KERNELS",
@@ -15,5 +16,6 @@ __all__ = [
     "upsample_binary_cross_entropy",
     "upsample_confusion",
     "upsample_cross_entropy",
+    "upsample_region_sums",
     "upsample_softmax",
 ]

@@ -82,6 +82,11 @@ def upsample_cross_entropy_backward(
         of_class = scores.new_ones(classes) if weight is None else weight
         full += grad * label_smoothing / classes * (softmax * of_class.sum() - of_class[:, None, None])
     full = torch.where(valid[:, None], full, 0.0).masked_fill(wrong[:, None], float("nan"))
+    return _collapsed(full, logits, align_corners)
+
+
+def _collapsed(full: Tensor, logits: Tensor, align_corners: bool) -> Tensor:
+    """Returns the gradient of the logits from that of the upsampled logits."""
     rows = matrix(logits.shape[2], full.shape[2], align_corners, full)
     columns = matrix(logits.shape[3], full.shape[3], align_corners, full)
     with without_autocast(full):
@@ -106,6 +111,38 @@ def _focal(p: Tensor, rest: Tensor, own: Tensor, gamma: float) -> tuple[Tensor, 
     own = torch.where(rest < 0.5, -torch.log1p(-rest.clamp(max=0.5)), own)
     ratio = torch.where(is_zero, 1.0, own / torch.where(is_zero, 1.0, rest))
     return power * own, power * (1 + gamma * torch.where(p == 0, 0.0, p * ratio))
+
+
+def upsample_region_sums(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, sigmoid: bool, align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """Computes Σp, Σt, Σp·t and Σp² of every image and class, (4, B, K), and the number of labels out of range."""
+    scores = upsampled(logits, target.shape[-2:], align_corners)
+    own, weights, wrong = _regions(scores, target, weight, ignore_index)
+    p = torch.where(weights != 0, scores.sigmoid() if sigmoid else scores.softmax(1), 0.0)
+    t = torch.where(own | wrong, weights, 0.0)
+    terms = (weights * p, t, t * p, weights * p * p)
+    return torch.stack([term.sum((2, 3)) for term in terms]), wrong.sum()[None]
+
+
+def upsample_region_sums_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    sigmoid: bool,
+    align_corners: bool,
+) -> Tensor:
+    """Computes the gradient of logits from that of the sums, (4, B, K)."""
+    scores = upsampled(logits, target.shape[-2:], align_corners)
+    own, weights, _ = _regions(scores, target, weight, ignore_index)
+    of_sum, _, of_overlap, of_square = grad[..., None, None]
+    p = scores.sigmoid() if sigmoid else scores.softmax(1)
+    slope = of_sum + torch.where(own, of_overlap, 0.0) + 2 * of_square * p
+    full = p * (1 - p) * slope if sigmoid else p * (slope - (p * slope).sum(1, keepdim=True))
+    full = torch.where(weights != 0, weights * full, 0.0)
+    return _collapsed(full, logits, align_corners)
 
 
 def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
@@ -139,3 +176,20 @@ def _labels(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Te
     inside = (given >= 0) & (given < classes)
     kept = given != ignore_index
     return torch.where(inside & kept, given, 0)[:, None], inside & kept, kept & ~inside
+
+
+def _regions(scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the region of each class (B, K, H, W), and the weights of pixels and masks of labels out of range.
+
+    Weights and masks are (B, 1, H, W), or (B, K, H, W) of masks. Ignored pixels weigh 0, and wrong ones NaN.
+    """
+    if target.dim() == 4:
+        label, valid, wrong = _labels(target, 2, ignore_index)
+        label = label[:, 0]
+        own = label == 1
+    else:
+        label, valid, wrong = _labels(target, scores.shape[1], ignore_index)
+        valid, wrong = valid[:, None], wrong[:, None]
+        own = torch.arange(scores.shape[1], device=scores.device)[:, None, None] == label
+    weights = torch.ones_like(label, dtype=scores.dtype) if weight is None else weight[label]
+    return own & valid, torch.where(valid, weights, 0.0).masked_fill(wrong, float("nan")), wrong
