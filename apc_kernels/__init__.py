@@ -14,6 +14,7 @@ from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
 from apc_kernels.ops.upsample import (
     upsample_argmax,
+    upsample_binary_cross_entropy,
     upsample_confusion,
     upsample_cross_entropy,
     upsample_region_sums,
@@ -34,6 +35,7 @@ __all__ = [
     "pyramid_conv",
     "pyramid_pool",
     "upsample_argmax",
+    "upsample_binary_cross_entropy",
     "upsample_confusion",
     "upsample_cross_entropy",
     "upsample_region_sums",

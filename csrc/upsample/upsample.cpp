@@ -57,22 +57,23 @@ int64_t bands_of(const Upsample& u) {
 }
 
 CrossEntropy describe_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
-                                    int64_t ignore_index, double label_smoothing, bool align_corners,
+                                    int64_t ignore_index, double label_smoothing, double focal, bool align_corners,
                                     const Tensor& normalizer) {
   STD_TORCH_CHECK(target.dim() == 3, "target: expected (B, H, W)");
   CrossEntropy p{describe(logits, target.size(1), target.size(2), align_corners),
                  describe_labels(target, "target", logits)};
-  p.ignore_index = ignore_index, p.label_smoothing = label_smoothing;
+  STD_TORCH_CHECK(focal == 0 || label_smoothing == 0, "focal: expected 0 beside label_smoothing");
+  p.ignore_index = ignore_index, p.label_smoothing = label_smoothing, p.focal = focal;
   take(p.weight, weight, "weight", logits, {p.classes});
   take(p.normalizer, normalizer, "normalizer", logits, pixels(p));
   return p;
 }
 
 void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
-                            double label_smoothing, bool align_corners, bool per_pixel, const Tensor& normalizer,
-                            const Tensor& losses, const Tensor& sums) {
+                            double label_smoothing, double focal, bool align_corners, bool per_pixel,
+                            const Tensor& normalizer, const Tensor& losses, const Tensor& sums) {
   CrossEntropy p =
-      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer);
+      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, focal, align_corners, normalizer);
   if (per_pixel) take(p.losses, losses, "losses", logits, pixels(p));
   double* total;
   take(total, sums, "sums", logits, {4}, true);
@@ -85,9 +86,10 @@ void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const Ma
 
 void upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& weight, int64_t ignore_index, double label_smoothing,
-                                     bool align_corners, const Tensor& normalizer, const Tensor& grad_logits) {
+                                     double focal, bool align_corners, const Tensor& normalizer,
+                                     const Tensor& grad_logits) {
   CrossEntropy p =
-      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer);
+      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, focal, align_corners, normalizer);
   p.grad_is_scalar = grad.dim() == 1;
   take(p.grad, grad, "grad", logits, p.grad_is_scalar ? Shape{1} : pixels(p));
   check_map_like(grad_logits, "grad_logits", logits, "logits");
@@ -190,10 +192,11 @@ void upsample_softmax(const Tensor& logits, bool flip, bool align_corners, bool 
 
 constexpr Operator OPERATORS[] = {
     {"upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
-     "bool align_corners, bool per_pixel, Tensor(a!) normalizer, Tensor(b!) losses, Tensor(c!) sums) -> ()",
+     "float focal, bool align_corners, bool per_pixel, Tensor(a!) normalizer, Tensor(b!) losses, Tensor(c!) sums) -> "
+     "()",
      TORCH_BOX(&upsample_cross_entropy)},
     {"upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
-     "float label_smoothing, bool align_corners, Tensor normalizer, Tensor(a!) grad_logits) -> ()",
+     "float label_smoothing, float focal, bool align_corners, Tensor normalizer, Tensor(a!) grad_logits) -> ()",
      TORCH_BOX(&upsample_cross_entropy_backward)},
     {"upsample_region_sums(Tensor logits, Tensor target, Tensor? weight, int ignore_index, bool sigmoid, "
      "bool align_corners, Tensor(a!) sums, Tensor(b!) wrong) -> ()",

@@ -22,12 +22,17 @@ struct Labels {
   void* data;  // (batch, rows.size, columns.size), contiguous
 };
 
+// What the losses of pixels are: the forms that kernels are compiled for.
+enum class Form { plain, smooth, focal };
+
 struct CrossEntropy : Upsample {
   Labels target;
   const void* weight = nullptr;  // (classes), or nullptr
   int64_t ignore_index = 0;
-  double label_smoothing = 0;
-  void* normalizer = nullptr;  // (batch, rows.size, columns.size): the sum of exp(logit - largest logit)
+  double label_smoothing = 0;  // 0 with focal
+  double focal = 0;            // the exponent gamma of focal loss
+  void* normalizer = nullptr;  // (batch, rows.size, columns.size): the sum of exp(logit - largest logit), with focal
+                               // over all classes but the label
   void* losses = nullptr;      // the same shape, or nullptr
   double* sums = nullptr;      // (units, 4): losses, weights, correct pixels, labels out of range
   // Backward only.
@@ -35,6 +40,8 @@ struct CrossEntropy : Upsample {
   bool grad_is_scalar = false;
   Map grad_logits = {};
   int64_t bands = 0;  // of source rows, into which an image is cut
+
+  Form form() const { return focal != 0 ? Form::focal : label_smoothing != 0 ? Form::smooth : Form::plain; }
 };
 
 struct RegionSums : Upsample {

@@ -3,7 +3,7 @@
 
 namespace {
 
-template <typename T, bool SMOOTH>
+template <typename T, Form FORM>
 class CrossEntropyGradient {
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
@@ -40,7 +40,7 @@ class CrossEntropyGradient {
     return [wanted, weight = of_class[k]](Vec logit, const Pixels& pixel) {
       const Vec probability = exp_lanes<true>(logit - pixel.most) * pixel.scale;
       Vec gradient = pixel.label == wanted ? pixel.own : probability;
-      if constexpr (SMOOTH) gradient -= pixel.soft * weight;
+      if constexpr (FORM == Form::smooth) gradient -= pixel.soft * weight;
       return gradient;
     };
   }
@@ -58,9 +58,17 @@ class CrossEntropyGradient {
       normalizer[i] = static_cast<const A*>(p.normalizer)[lane];
       grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : lane];
     }
-    const Vec sum = load_lanes<A>(normalizer), upstream = load_lanes<A>(grad);
-    const Vec smooth = upstream * soft, scale = upstream * hard * at.weight + smooth * all_classes;
-    const Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
+    Vec sum = load_lanes<A>(normalizer);
+    const Vec upstream = load_lanes<A>(grad);
+    const Vec smooth = upstream * soft;
+    Vec scale = upstream * hard * at.weight + smooth * all_classes;
+    Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
+    if constexpr (FORM == Form::focal) {
+      const Focal<A> focal(most - at.logit, sum, static_cast<A>(p.focal));
+      scale = upstream * at.weight * focal.gradient;
+      own = -scale * focal.rest;
+      sum = focal.sum;
+    }
     const Int counts = label >= 0;
     const Vec none = Vec{} + static_cast<A>(__builtin_inf()), wrong = Vec{} + static_cast<A>(__builtin_nan(""));
     return {.most = counts ? most : none,
@@ -73,10 +81,11 @@ class CrossEntropyGradient {
 
 template <typename T>
 void cross_entropy_backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
-  if (p.label_smoothing == 0)
-    run_bands<T, CrossEntropyGradient<T, false>>(p, begin, end);
-  else
-    run_bands<T, CrossEntropyGradient<T, true>>(p, begin, end);
+  switch (p.form()) {
+    case Form::plain: return run_bands<T, CrossEntropyGradient<T, Form::plain>>(p, begin, end);
+    case Form::smooth: return run_bands<T, CrossEntropyGradient<T, Form::smooth>>(p, begin, end);
+    case Form::focal: return run_bands<T, CrossEntropyGradient<T, Form::focal>>(p, begin, end);
+  }
 }
 
 }  // namespace

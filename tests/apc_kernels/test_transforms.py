@@ -23,8 +23,8 @@ def function_of_tensors(operation: str):
     names = [
         n for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point() and n not in ("out", "target")
     ]
-    if operation in ("upsample_cross_entropy", "upsample_region_sums"):
-        names.remove("weight")
+    if operation.startswith("upsample"):
+        names = [n for n in names if n not in ("weight", "pos_weight")]
     if operation == "conv3x3":
         first, second = given.pop("maps")
         tensors = (first, second, given.pop("weight"))

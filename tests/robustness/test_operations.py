@@ -175,7 +175,10 @@ def loss(random) -> dict[str, Any]:
     given = labelled(random)
     if random.random() < 0.5:
         given["weight"] = normal(random, given["logits"].shape[1], dtype=small(given["logits"])).abs()
-    given["label_smoothing"] = float(random.choice([0.0, 0.1, 1.0]))
+    if random.random() < 0.3:
+        given["focal"] = float(random.choice([0.0, 0.5, 2.0, 1e6]))
+    else:
+        given["label_smoothing"] = float(random.choice([0.0, 0.1, 1.0]))
     return given | {"reduction": str(random.choice(["mean", "mean_all", "sum", "none"]))}
 
 

@@ -32,6 +32,7 @@ from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
     exp,
     first_of,
+    focal_of,
     geometry,
     lerp,
     load_label,
@@ -63,6 +64,7 @@ def pixels_kernel(
     axis_x,  # of columns (triton_tiles.py)
     strides,  # of logits: image, class, row, column
     LABEL_SMOOTHING: tl.constexpr,
+    FOCAL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -83,10 +85,18 @@ def pixels_kernel(
         if LABEL_SMOOTHING > 0:
             of_all = tl.load(total) if total is not None else channels * 1.0
             b_factor += LABEL_SMOOTHING / channels * of_all * b_grad
-        b_factor /= tl.load(normalizer + o_yx, mask=m_yx, other=1.0)
-        b_largest, _, _, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
+        b_sum = tl.load(normalizer + o_yx, mask=m_yx, other=1.0)
+        b_largest, _, _, _ = scan_classes(
+            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
+        )
         b_label_logit = load_label(corners, w_y, b_label, m_valid, strides[1])
-        b_own = b_factor * exp(b_label_logit - b_largest) - b_own
+        if FOCAL > 0:
+            b_sum, b_rest, _, b_gradient = focal_of(b_largest - b_label_logit, b_sum, FOCAL)
+            b_own = -b_own * b_gradient * b_rest
+            b_factor = b_factor * b_gradient / b_sum
+        else:
+            b_factor /= b_sum
+            b_own = b_factor * exp(b_label_logit - b_largest) - b_own
         tl.store(largest + o_yx, b_largest, mask=m_yx)
         tl.store(factor + o_yx, b_factor, mask=m_yx)
         tl.store(own + o_yx, b_own, mask=m_yx)
@@ -244,7 +254,7 @@ def upsample_cross_entropy_backward(*arguments) -> None:
 
 
 def backward_launches(
-    grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, grad_logits
+    grad, logits, target, weight, ignore_index, label_smoothing, focal, align_corners, normalizer, grad_logits
 ) -> list[tuple]:
     size = target.shape[1:]
     shared = {"grad": grad, "logits": logits, "target": target, "weight": weight}
@@ -252,7 +262,7 @@ def backward_launches(
     shared |= {"grad_stride": 1 if grad.dim() == 3 else 0, "ignore_index": ignore_index}
     shared |= {"LABEL_SMOOTHING": label_smoothing, **geometry(logits, size, align_corners)}
     total = weight.sum()[None] if weight is not None and label_smoothing else None
-    pixels = {"normalizer": normalizer, "total": total, **blocks(logits, size)}
+    pixels = {"normalizer": normalizer, "total": total, "FOCAL": focal, **blocks(logits, size)}
     cells = {"grad_logits": grad_logits, "out_strides": grad_logits.stride(), **cell_blocks(logits, size)}
     cells["weight"] = weight if label_smoothing else None
     return [
