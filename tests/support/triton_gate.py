@@ -96,7 +96,8 @@ UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, clas
 
 def upsample() -> Iterator[tuple[str, list]]:
     """Yields the launches: gradients of each pixel's loss with smoothing, or of the sum; flipped probabilities."""
-    for shape, size, align_corners, dtype, channels_last, labels, weighted, smoothing in UPSAMPLES:
+    for turn, case in enumerate(UPSAMPLES):
+        shape, size, align_corners, dtype, channels_last, labels, weighted, smoothing = case
         name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
         name += f" to {'x'.join(map(str, size))}"
         logits = meta(*shape, dtype=dtype, channels_last=channels_last)
@@ -121,14 +122,13 @@ def upsample() -> Iterator[tuple[str, list]]:
         )
         yield name, upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
         yield name, upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
-        masks = meta(*shape[:2], *size, dtype=labels)
-        sums = meta(parts.shape[0], *parts.shape[1:], shape[1], dtype=torch.float64)
+        masks, sums = meta(*shape[:2], *size, dtype=labels), meta(len(parts), 4, shape[1], dtype=torch.float64)
+        regions = [("", target, weight, False), ("sigmoid ", target, weight, True), ("masks ", masks, None, True)]
+        kind, regions, weight, sigmoid = regions[turn % 3]  # one of them for each shape, as compiling takes seconds
+        settings = (logits, regions, weight, 255, sigmoid, align_corners)
+        yield kind + name, upsample_regions.sums_launches(*settings, sums, meta(len(sums), dtype=torch.int32))
         grad = meta(4, *shape[:2], dtype=torch.float32)
-        for regions, of_labels, sigmoid in ((target, weight, False), (target, weight, True), (masks, None, True)):
-            settings = (logits, regions, of_labels, 255, sigmoid, align_corners)
-            what = f"{'masks ' if regions is masks else ''}{'sigmoid ' if sigmoid else ''}{name}"
-            yield what, upsample_regions.sums_launches(*settings, sums, meta(len(sums), dtype=torch.int32))
-            yield what, upsample_regions.gradient_launches(grad, *settings, logits)
+        yield kind + name, upsample_regions.gradient_launches(grad, *settings, logits)
 
 
 FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": upsample}
