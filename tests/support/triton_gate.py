@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for a GPU that is not present, and prints their needs: triton_gate.py sm_90 FAMILY ...
+"""Compiles Triton kernels for a GPU that is not present, and prints their needs: triton_gate.py sm_90|gfx942 FAMILY ...
 
 A process of its own: kernels that were decorated for the interpreter cannot be compiled. A family's launches are
 taken as they are, on meta tensors, so that what is compiled here is what runs there.
@@ -163,26 +163,32 @@ def _kind(value, path: tuple[int, ...], parameter, constants: dict, attributes: 
     return TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)
 
 
-def usage(cubin: bytes) -> dict[str, int]:
+def usage(assembly: dict) -> dict[str, int]:
     """Returns the registers and the stack (where spilled registers go) of a compiled kernel."""
+    if "amdgcn" in assembly:
+        counts = {name: int(n) for name, n in re.findall(r"\.(\w+_count):\s+(\d+)", assembly["amdgcn"])}
+        # Scalar registers spill to lanes of vector registers, not to memory.
+        return {"reg": counts["vgpr_count"], "stack": counts["vgpr_spill_count"]}
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(assembly["cubin"])
         file.flush()
         text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     return {key.lower(): int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
 
 
-def compile_all(family: str, capability: int) -> Iterator[dict]:
+def compile_all(family: str, architecture: str) -> Iterator[dict]:
+    target = GPUTarget("hip", architecture, 64)
+    if architecture.startswith("sm_"):
+        target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     for case, launches in FAMILIES[family]():
         for kernel, _, arguments in launches:
             options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
-            target = GPUTarget("cuda", capability, 32)
             compiled = triton.compile(source(kernel, arguments), target=target, options=options)
             yield {
-                "kernel": f"{kernel.fn.__name__} {case} sm_{capability}",
+                "kernel": f"{kernel.fn.__name__} {case} {architecture}",
                 "shared": compiled.metadata.shared,
-                **usage(compiled.asm["cubin"]),
+                **usage(compiled.asm),
             }
 
 
@@ -191,5 +197,4 @@ def _integer(value: int) -> str:
 
 
 if __name__ == "__main__":
-    capability = int(sys.argv[1].removeprefix("sm_"))
-    json.dump([kernel for family in sys.argv[2:] for kernel in compile_all(family, capability)], sys.stdout)
+    json.dump([kernel for family in sys.argv[2:] for kernel in compile_all(family, sys.argv[1])], sys.stdout)
