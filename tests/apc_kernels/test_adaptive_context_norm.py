@@ -2,6 +2,7 @@
 
 import os
 
+import calls
 import pytest
 import ranks
 import stock
@@ -196,7 +197,17 @@ def test_variance_is_as_accurate_as_the_unfused_path(backend, name):
     assert error <= 2 * allowed + 4 * torch.finfo(torch.float32).eps, f"{error:.1e}, the unfused path {allowed:.1e}"
 
 
-# Memory, bits, processes
+# Calls, memory, bits, processes
+
+
+def test_a_training_step_takes_few_calls():
+    """Counts 25 calls on a CPU: five work on maps, eight are phases, ten move running statistics, two add up."""
+    t = {name: tensor.requires_grad_(name in PARAMETERS) for name, tensor in draw_norm(ODD).items()}
+    leaves = [t[name] for name in PARAMETERS]
+    with apc_kernels.backend("cpp"):
+        counted = calls.count(lambda: torch.autograd.grad(ours(t, ODD.scales), leaves, t["grad"]))
+    assert counted["guide_gradients"] == counted["adaptive_context_backward_x"] == 1, counted
+    assert counted.total() <= 25, counted
 
 
 def saved_bytes(function) -> int:
