@@ -84,6 +84,7 @@ class Kernels:
     reference: ModuleType
     triton: Callable[[], ModuleType] | None = None  # imports the module: Triton is slow to import, and optional
     cuda: bool = False
+    wide_products: bool = False  # matrix products in float64, which Triton does not compile for AMD's GPUs
     dtypes: tuple[torch.dtype, ...] = FLOATS
 
     def function(self, backend: str, operation: str) -> Callable[..., Any]:
@@ -136,6 +137,8 @@ class Kernels:
             return f"{name} has no {operation}"
         if dtype not in dtypes:
             return f"{name} does not compute in {str(dtype).removeprefix('torch.')}"
+        if name == "triton" and self.wide_products and torch.version.hip:
+            return "triton has no float64 matrix products on AMD GPUs"
         return None if name == "reference" else _reason_unavailable(name, device)
 
 

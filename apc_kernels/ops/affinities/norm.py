@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ def adaptive_context_norm(
         z, (B, S·C, h, w), with x's dtype and the strides of torch.empty_like(x).
 
     The operation is differentiable once, with respect to all tensors but the running statistics. Results are the same
-    bits from run to run with the same number of threads (the small products are PyTorch's own).
+    bits from run to run with the same number of threads (the mean of x is PyTorch's own).
 
     If a scale has more regions than channels, and more than 64, its covariance costs more than the products it
     describes. Training then forms A·regions·projectionᵀ, takes its statistics, and saves three maps.
@@ -137,7 +138,13 @@ def _update(norm: BatchNorm, batch: Statistics) -> None:
 # The training path: one node, in phases (phases.py).
 
 
-PHASES = Kernels(phases)
+def _triton() -> ModuleType:
+    from apc_kernels.ops.affinities import triton_phases
+
+    return triton_phases
+
+
+PHASES = Kernels(phases, triton=_triton, wide_products=True)
 
 
 def _one_node(
@@ -220,9 +227,9 @@ Phase = Callable[[str, Sequence[Any], Sequence[Tensor]], None]
 def _phases(x: Tensor, scales: Sequence[int]) -> Phase:
     """Returns phase(name, arguments, results), which computes a phase in the backend that serves x."""
     backend = KERNELS.select("adaptive_context_norm", x, limits(x, scales))
-    if backend == "cuda":  # it has no kernels for small tensors
+    if PHASES.why_not(backend, "adaptive_context_norm", x.device.type, x.dtype):  # phases have no CUDA kernels
         reason = PHASES.why_not("triton", "adaptive_context_norm", x.device.type, x.dtype)
-        backend = "triton" if reason is None else "reference"
+        backend = "reference" if reason else "triton"
 
     def phase(name: str, arguments: Sequence[Any], results: Sequence[Tensor]) -> None:
         function = PHASES.function(backend, name)
