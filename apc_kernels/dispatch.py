@@ -13,6 +13,7 @@ for CPUs alone: a data loader's images are on the CPU. No other file decides by 
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -84,7 +85,6 @@ class Kernels:
     reference: ModuleType
     triton: Callable[[], ModuleType] | None = None  # imports the module: Triton is slow to import, and optional
     cuda: bool = False
-    wide_products: bool = False  # matrix products in float64, which Triton does not compile for AMD's GPUs
     dtypes: tuple[torch.dtype, ...] = FLOATS
 
     def function(self, backend: str, operation: str) -> Callable[..., Any]:
@@ -137,14 +137,23 @@ class Kernels:
             return f"{name} has no {operation}"
         if dtype not in dtypes:
             return f"{name} does not compute in {str(dtype).removeprefix('torch.')}"
-        if name == "triton" and self.wide_products and torch.version.hip:
-            return "triton has no float64 matrix products on AMD GPUs"
         return None if name == "reference" else _reason_unavailable(name, device)
 
 
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def triton_version() -> tuple[int, int]:
+    """Returns major and minor version of the installed Triton, and (0, 0) without one."""
+    name = "pytorch-triton-rocm" if torch.version.hip else "triton"
+    for distribution in (name, "triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            major, minor, *_ = importlib.metadata.version(distribution).split(".")
+            return int(major), int(minor)
+    return 0, 0
 
 
 def _reason_unavailable(name: str, device: str) -> str | None:

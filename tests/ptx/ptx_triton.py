@@ -34,7 +34,7 @@ OUTPUTS = {
     "guide_biases_kernel": {"biases"},
     "vectors_kernel": {"vectors"},
     "products_kernel": {"statistics"},
-    "product_norm_kernel": {"rows", "shift", "center"},
+    "product_norm_kernel": {"norm_rows", "shift", "center"},
     "norm_sums_kernel": {"sums", "grad_gamma", "grad_beta"},
     "vector_gradients_kernel": {"grad_vectors"},
     "region_gradients_kernel": {"grad_regions"},

@@ -11,7 +11,7 @@ from torch import Tensor
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.affinities import algebra, composition, phases
 from apc_kernels.ops.affinities.algebra import BatchNorm, Statistics
-from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, limits
+from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, limits, wide_limits
 from apc_kernels.ops.affinities.context import backward_regions, backward_x, context
 from apc_kernels.ops.affinities.moments import moments
 from apc_kernels.ops.autograd import under_transforms
@@ -144,7 +144,7 @@ def _triton() -> ModuleType:
     return triton_phases
 
 
-PHASES = Kernels(phases, triton=_triton, wide_products=True)
+PHASES = Kernels(phases, triton=_triton)
 
 
 def _one_node(
@@ -227,9 +227,10 @@ Phase = Callable[[str, Sequence[Any], Sequence[Tensor]], None]
 def _phases(x: Tensor, scales: Sequence[int]) -> Phase:
     """Returns phase(name, arguments, results), which computes a phase in the backend that serves x."""
     backend = KERNELS.select("adaptive_context_norm", x, limits(x, scales))
-    if PHASES.why_not(backend, "adaptive_context_norm", x.device.type, x.dtype):  # phases have no CUDA kernels
-        reason = PHASES.why_not("triton", "adaptive_context_norm", x.device.type, x.dtype)
-        backend = "reference" if reason else "triton"
+    if backend == "cuda":  # it has no kernels of the phases
+        backend = "reference" if PHASES.why_not("triton", "adaptive_context_norm", x.device.type, x.dtype) else "triton"
+    if backend in wide_limits(x, scales):
+        backend = "reference"
 
     def phase(name: str, arguments: Sequence[Any], results: Sequence[Tensor]) -> None:
         function = PHASES.function(backend, name)

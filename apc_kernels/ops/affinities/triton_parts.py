@@ -17,6 +17,10 @@ SUMS = {"BLOCK_C": 16, "num_warps": 8, "num_stages": 2, "enable_fp_fusion": Fals
 STEP = tl.constexpr(16)  # of what a product sums over
 
 
+# Decorates a kernel of these sizes: whether they are 1 or divisible by 16 does not make Triton compile it anew.
+kernel = triton.jit(do_not_specialize=("batch", "positions", "rows", "pairs", "parts"))
+
+
 @triton.jit
 def load_row(numbers, index, count, other=0.0):
     return tl.load(numbers + index, mask=index < count, other=other).to(tl.float64)
@@ -63,7 +67,7 @@ def covariance_times(
 
 
 def launch(
-    kernel,
+    function,
     images: Tensor,
     weight: Tensor,
     scales: Sequence[int],
@@ -71,18 +75,19 @@ def launch(
     arguments: dict,
     parts: int | None = None,
     positions: int = 0,
+    together: bool = False,
     square: bool = False,
 ) -> tuple:
-    """Returns a launch with a program for each scale and part of its channels; for each image, if it takes no `batch`.
+    """Returns a launch with a program for each scale, part of its channels, and image; images `together` share one.
 
     `weight` has the channels of a scale as columns. Kernels that walk through all channels have one part; those whose
     results are `square`, outputs by inputs, have a program for each two parts.
     """
     channels, rows, pairs = weight.shape[1], sum(s * s for s in scales), sum(s**4 for s in scales)
     parts = triton.cdiv(channels, block["BLOCK_C"]) if parts is None else parts
-    batch = images.shape[0]
-    if "batch" in kernel.arg_names:
-        arguments, batch = arguments | {"batch": batch}, 1
-    arguments |= {"sizes": (batch, channels, positions, 0, rows, pairs, parts), "SCALES": tuple(scales)}
-    arguments |= {"BLOCK_J": max(16, triton.next_power_of_2(max(scales) ** 2))}
-    return kernel, (batch * len(scales) * parts, parts if square else 1), arguments | block
+    sizes = {"batch": images.shape[0], "channels": channels, "positions": positions, "rows": rows, "pairs": pairs}
+    arguments |= {name: size for name, size in sizes.items() if name in function.arg_names}
+    programs = 1 if together else images.shape[0]
+    arguments |= {"parts": parts, "SCALES": tuple(scales)}
+    arguments |= {"BLOCK_J": max(16, triton.next_power_of_2(max(scales) ** 2))} | block
+    return function, (programs * len(scales) * parts, parts if square else 1), arguments

@@ -10,10 +10,9 @@ of them:
     guide_biases_kernel      moves features, statistics, gamma, beta, weight, bias, biases; computes 2·B·J·C
     vectors_kernel           moves regions, projection, vectors; computes 2·B·J·C·C
     products_kernel          moves vectors, mean, covariance, statistics; computes 2·B·P·C
-    product_norm_kernel      moves vectors, statistics, gamma, beta, mean, rows, shift, center; computes B·J·C
+    product_norm_kernel      moves vectors, statistics, gamma, beta, mean, norm_rows, shift, center; computes B·J·C
 """
 
-import triton
 import triton.language as tl
 
 from apc_kernels.ops.affinities.triton_parts import (
@@ -21,6 +20,7 @@ from apc_kernels.ops.affinities.triton_parts import (
     STEP,
     SUMS,
     covariance_times,
+    kernel,
     launch,
     load_norm,
     load_row,
@@ -49,21 +49,22 @@ __all__ = [
 ]
 
 
-@triton.jit
+@kernel
 def guide_statistics_kernel(
     pooled,  # (B, S*C)
     guide,  # (S*C, C)
     features,  # (B, S*C) float64
     statistics,  # (2, S*C) float64
     batch,
-    sizes,
+    channels,
+    parts,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes a part of the guide's features of all images; their mean and squares by Welford's rule."""
-    channels, stacked = sizes[1], sizes[1] * len(SCALES)
-    i_s, i_b, i_c, _, _, _ = place_of_program(sizes, SCALES)
+    stacked = channels * len(SCALES)
+    i_s, i_b, i_c, _, _, _ = place_of_program(1, parts, SCALES)
     channel = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
     first = i_s.to(tl.int64) * channels
     guide += first * channels
@@ -84,7 +85,7 @@ def guide_statistics_kernel(
     store_row(statistics + stacked + first, channel, channels, b_squares / i_b.to(tl.float64))
 
 
-@triton.jit
+@kernel
 def guide_biases_kernel(
     features,  # (B, S*C) float64
     statistics,  # (2, S*C) float64
@@ -93,16 +94,18 @@ def guide_biases_kernel(
     weight,  # (J, C)
     bias,  # (J,)
     biases,  # (B, J)
-    sizes,
+    batch,
+    channels,
+    rows,
+    parts,
     EPS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the biases of one image and scale."""
-    _, channels, _, _, rows, _, _ = sizes
     stacked = channels * len(SCALES)
-    i_s, i_b, _, count, row, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, _, count, row, _ = place_of_program(batch, parts, SCALES)
     first, region = i_s.to(tl.int64) * channels, tl.arange(0, BLOCK_J)
     b_biases = load_row(bias + row, region, count)
     for c in range(0, channels, BLOCK_C):
@@ -116,19 +119,21 @@ def guide_biases_kernel(
     store_row(biases + i_b * rows + row, region, count, b_biases)
 
 
-@triton.jit
+@kernel
 def vectors_kernel(
     regions,  # (B, J, C)
     projection,  # (S*C, C)
     vectors,  # (B, J, C) float64
-    sizes,
+    batch,
+    channels,
+    rows,
+    parts,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes V = Y·Pᵀ of a part of the channels, one image and scale."""
-    _, channels, _, _, rows, _, _ = sizes
-    i_s, i_b, i_c, count, row, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, _ = place_of_program(batch, parts, SCALES)
     channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
     regions += (i_b * rows + row) * channels
     projection += i_s.to(tl.int64) * channels * channels
@@ -141,21 +146,23 @@ def vectors_kernel(
     store_tile(vectors + (i_b * rows + row) * channels, region, count, channel, channels, channels, b_vectors)
 
 
-@triton.jit
+@kernel
 def products_kernel(
     vectors,  # (B, J, C) float64
     mean,  # (B, J) float64
     covariance,  # (B, Σ s⁴) float64
     statistics,  # (2, S*C) float64
     batch,
-    sizes,
+    channels,
+    rows,
+    pairs,
+    parts,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the statistics of A·V of a part of the channels."""
-    _, channels, _, _, rows, pairs, _ = sizes
-    i_s, i_b, i_c, count, row, pair = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, pair = place_of_program(1, parts, SCALES)
     channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
     b_mean, b_squares = tl.zeros((BLOCK_C,), tl.float64), tl.zeros((BLOCK_C,), tl.float64)
     for _ in range(batch):
@@ -174,35 +181,37 @@ def products_kernel(
     store_row(statistics + channels * len(SCALES), channel, channels, b_squares / i_b.to(tl.float64))
 
 
-@triton.jit
+@kernel
 def product_norm_kernel(
     vectors,  # (B, J, C) float64
     statistics,  # (2, S*C) float64
     gamma,  # (S*C,)
     beta,  # (S*C,)
     mean,  # (B, J) float64
-    rows,  # (B, J, C)
+    norm_rows,  # (B, J, C)
     shift,  # (B, S*C)
     center,  # (B, J)
-    sizes,
+    batch,
+    channels,
+    rows,
+    parts,
     EPS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the normalised vectors of a part of the channels, one image and scale, and their shift."""
-    _, channels, _, _, all_rows, _, _ = sizes
     stacked = channels * len(SCALES)
-    i_s, i_b, i_c, count, row, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, _ = place_of_program(batch, parts, SCALES)
     channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
-    first, row = i_s.to(tl.int64) * channels, i_b * all_rows + row
+    first, row = i_s.to(tl.int64) * channels, i_b * rows + row
     b_vectors = load_tile(vectors + row * channels, region, count, channel, channels, channels)
     b_center = load_row(mean + row, region, count).to(center.dtype.element_ty)
     b_mean, b_scale, b_gamma = load_norm(statistics + first, gamma + first, channel, channels, stacked, EPS)
     b_factor = b_gamma * b_scale
     b_offset = tl.sum(b_center.to(tl.float64)[:, None] * b_vectors, 0) - b_mean
     b_shift = load_row(beta + first, channel, channels) + b_factor * b_offset
-    store_tile(rows + row * channels, region, count, channel, channels, channels, b_vectors * b_factor[None, :])
+    store_tile(norm_rows + row * channels, region, count, channel, channels, channels, b_vectors * b_factor[None, :])
     store_row(shift + i_b * stacked + first, channel, channels, b_shift)
     if i_c == 0:
         store_row(center + row, region, count, b_center)
@@ -214,7 +223,7 @@ def guide_statistics(*arguments) -> None:
 
 def guide_statistics_launches(pooled, guide, scales, features, statistics) -> list[tuple]:
     arguments = {"pooled": pooled, "guide": guide, "features": features, "statistics": statistics}
-    return [launch(guide_statistics_kernel, pooled, guide, scales, SUMS, arguments)]
+    return [launch(guide_statistics_kernel, pooled, guide, scales, SUMS, arguments, together=True)]
 
 
 def guide_biases(*arguments) -> None:
@@ -236,7 +245,7 @@ def product_statistics_launches(regions, projection, mean, covariance, scales, v
     arguments = {"vectors": vectors, "mean": mean, "covariance": covariance, "statistics": statistics}
     return [
         launch(vectors_kernel, regions, projection, scales, PRODUCTS, product),
-        launch(products_kernel, regions, projection, scales, PRODUCTS, arguments),
+        launch(products_kernel, regions, projection, scales, PRODUCTS, arguments, together=True),
     ]
 
 
@@ -248,5 +257,5 @@ def product_norm_launches(
     vectors, statistics, gamma, beta, eps, mean, weight, scales, rows, shift, center
 ) -> list[tuple]:
     arguments = {"vectors": vectors, "statistics": statistics, "gamma": gamma, "beta": beta, "EPS": eps, "mean": mean}
-    arguments |= {"rows": rows, "shift": shift, "center": center}
+    arguments |= {"norm_rows": rows, "shift": shift, "center": center}
     return [launch(product_norm_kernel, vectors, weight, scales, SUMS, arguments)]

@@ -25,6 +25,7 @@ from apc_kernels.ops.affinities.triton_parts import (
     STEP,
     SUMS,
     covariance_times,
+    kernel,
     launch,
     load_norm,
     load_row,
@@ -36,7 +37,7 @@ from apc_kernels.ops.affinities.triton_tiles import place_of_program
 from apc_kernels.ops.common import run
 
 
-@triton.jit
+@kernel
 def norm_sums_kernel(
     grad_rows,  # (B, J, C)
     grad_shift,  # (B, S*C)
@@ -48,16 +49,17 @@ def norm_sums_kernel(
     grad_gamma,  # (S*C,)
     grad_beta,  # (S*C,)
     batch,
-    sizes,
+    channels,
+    rows,
+    parts,
     EPS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the gradients of statistics, gamma and beta of a part of the channels."""
-    _, channels, _, _, rows, _, _ = sizes
     stacked = channels * len(SCALES)
-    i_s, i_b, i_c, count, row, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, _ = place_of_program(1, parts, SCALES)
     channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
     first = i_s.to(tl.int64) * channels
     b_mean, b_scale, b_gamma = load_norm(statistics + first, gamma + first, channel, channels, stacked, EPS)
@@ -79,7 +81,7 @@ def norm_sums_kernel(
     store_row(grad_beta + first, channel, channels, b_of_shift)
 
 
-@triton.jit
+@kernel
 def vector_gradients_kernel(
     grad_rows,  # (B, J, C)
     grad_shift,  # (B, S*C)
@@ -90,16 +92,19 @@ def vector_gradients_kernel(
     mean,  # (B, J) float64
     covariance,  # (B, Σ s⁴) float64
     grad_vectors,  # (B, J, C) float64
-    sizes,
+    batch,
+    channels,
+    rows,
+    pairs,
+    parts,
     EPS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the gradients of V of a part of the channels, one image and scale."""
-    _, channels, _, _, rows, pairs, _ = sizes
     stacked = channels * len(SCALES)
-    i_s, i_b, i_c, count, row, pair = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, pair = place_of_program(batch, parts, SCALES)
     channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
     first, row = i_s.to(tl.int64) * channels, i_b * rows + row
     own = vectors + row * channels
@@ -121,19 +126,21 @@ def vector_gradients_kernel(
     store_tile(grad_vectors + row * channels, region, count, channel, channels, channels, b_grad)
 
 
-@triton.jit
+@kernel
 def region_gradients_kernel(
     grad_vectors,  # (B, J, C) float64
     projection,  # (S*C, C)
     grad_regions,  # (B, J, C)
-    sizes,
+    batch,
+    channels,
+    rows,
+    parts,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the gradients of Y of a part of the channels, one image and scale."""
-    _, channels, _, _, rows, _, _ = sizes
-    i_s, i_b, i_c, count, row, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, _ = place_of_program(batch, parts, SCALES)
     channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
     grad_vectors += (i_b * rows + row) * channels
     projection += i_s.to(tl.int64) * channels * channels
@@ -145,20 +152,21 @@ def region_gradients_kernel(
     store_tile(grad_regions + (i_b * rows + row) * channels, region, count, channel, channels, channels, b_grad)
 
 
-@triton.jit
+@kernel
 def projections_kernel(
     grad_vectors,  # (B, J, C) float64
     regions,  # (B, J, C)
     grad_projection,  # (S*C, C)
     batch,
-    sizes,
+    channels,
+    rows,
+    parts,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the gradients of a part of one scale's projection: BLOCK_C outputs, of as many inputs."""
-    _, channels, _, _, rows, _, _ = sizes
-    i_s, i_b, i_c, count, row, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, _ = place_of_program(1, parts, SCALES)
     output, source = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     b_grad = tl.zeros((BLOCK_C, BLOCK_C), tl.float64)
     for _ in range(batch):
@@ -173,7 +181,7 @@ def projections_kernel(
     store_tile(grad_projection, output, channels, source, channels, channels, b_grad)
 
 
-@triton.jit
+@kernel
 def moment_gradients_kernel(
     vectors,  # (B, J, C) float64
     statistics,  # (2, S*C) float64
@@ -181,15 +189,19 @@ def moment_gradients_kernel(
     mean,  # (B, J) float64
     linear,  # (B, J)
     quadratic,  # (B, Σ s⁴)
-    sizes,
+    batch,
+    channels,
+    positions,
+    rows,
+    pairs,
+    parts,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the gradient of the affinities of one image and scale, as linear + quadratic·(A − mean)."""
-    _, channels, positions, _, rows, pairs, _ = sizes
     stacked = channels * len(SCALES)
-    i_s, i_b, _, count, row, pair = place_of_program(sizes, SCALES)
+    i_s, i_b, _, count, row, pair = place_of_program(batch, parts, SCALES)
     first, row, region = i_s.to(tl.int64) * channels, i_b * rows + row, tl.arange(0, BLOCK_J)
     b_affinity = load_row(mean + row, region, count)
     b_linear, b_squares = tl.zeros((BLOCK_J,), tl.float64), tl.zeros((BLOCK_J, BLOCK_J), tl.float64)
@@ -206,7 +218,7 @@ def moment_gradients_kernel(
     store_tile(quadratic + i_b * pairs + pair, region, count, region, count, count, 2.0 * b_squares * share)
 
 
-@triton.jit
+@kernel
 def guide_sums_kernel(
     grad_bias,  # (B, J)
     slope,  # (B, J)
@@ -224,16 +236,18 @@ def guide_sums_kernel(
     grad_gamma,  # (S*C,)
     grad_beta,  # (S*C,)
     batch,
-    sizes,
+    channels,
+    rows,
+    pairs,
+    parts,
     EPS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Takes the gradient of the biases of a part of the channels on to the guide, and to the weight it multiplies."""
-    _, channels, _, _, rows, pairs, _ = sizes
     stacked = channels * len(SCALES)
-    i_s, i_b, i_c, count, row, pair = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, count, row, pair = place_of_program(1, parts, SCALES)
     channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
     first = i_s.to(tl.int64) * channels
     b_mean, b_scale, b_gamma = load_norm(statistics + first, gamma + first, channel, channels, stacked, EPS)
@@ -271,7 +285,7 @@ def feature_gradients(through, features, statistics, sums, gamma, channel, chann
     return b_gamma * b_scale * (load_row(through, channel, channels) - b_sums)
 
 
-@triton.jit
+@kernel
 def guide_gradients_kernel(
     through,  # (B, S*C) float64
     features,  # (B, S*C) float64
@@ -281,15 +295,16 @@ def guide_gradients_kernel(
     pooled,  # (B, S*C)
     grad_guide,  # (S*C, C)
     batch,
-    sizes,
+    channels,
+    parts,
     EPS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the gradients of a part of one scale's guide: BLOCK_C inputs, of as many outputs."""
-    channels, stacked = sizes[1], sizes[1] * len(SCALES)
-    i_s, i_b, i_c, _, _, _ = place_of_program(sizes, SCALES)
+    stacked = channels * len(SCALES)
+    i_s, i_b, i_c, _, _, _ = place_of_program(1, parts, SCALES)
     source, output = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     first = i_s.to(tl.int64) * channels
     b_grad = tl.zeros((BLOCK_C, BLOCK_C), tl.float64)
@@ -311,7 +326,7 @@ def guide_gradients_kernel(
     store_tile(grad_guide + first * channels, output, channels, source, channels, channels, b_grad)
 
 
-@triton.jit
+@kernel
 def constant_kernel(
     through,  # (B, S*C) float64
     features,  # (B, S*C) float64
@@ -320,16 +335,18 @@ def constant_kernel(
     gamma,  # (S*C,)
     guide,  # (S*C, C)
     constant,  # (B, S*C)
-    sizes,
+    batch,
+    channels,
+    positions,
+    parts,
     EPS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Computes the gradient of x through its mean, in a part of the channels of one image and scale."""
-    _, channels, positions, _, _, _, _ = sizes
     stacked = channels * len(SCALES)
-    i_s, i_b, i_c, _, _, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, i_c, _, _, _ = place_of_program(batch, parts, SCALES)
     source, first = i_c * BLOCK_C + tl.arange(0, BLOCK_C), i_s.to(tl.int64) * channels
     own = i_b * stacked + first
     b_constant = tl.zeros((BLOCK_C,), tl.float64)
@@ -361,7 +378,7 @@ def product_norm_sums_launches(
     arguments = {"grad_rows": grad_rows, "grad_shift": grad_shift, "vectors": vectors, "statistics": statistics}
     arguments |= {"gamma": gamma, "EPS": eps, "mean": mean}
     arguments |= {"sums": sums, "grad_gamma": grad_gamma, "grad_beta": grad_beta}
-    return [launch(norm_sums_kernel, vectors, weight, scales, SUMS, arguments)]
+    return [launch(norm_sums_kernel, vectors, weight, scales, SUMS, arguments, together=True)]
 
 
 def product_norm_gradients(*arguments) -> None:
@@ -397,7 +414,7 @@ def product_norm_gradients_launches(
     return [
         launch(vector_gradients_kernel, *given, PRODUCTS, of_norm | grads | grad_vectors),
         launch(region_gradients_kernel, *given, PRODUCTS, of_regions),
-        launch(projections_kernel, *given, PRODUCTS, of_projection, square=True),
+        launch(projections_kernel, *given, PRODUCTS, of_projection, square=True, together=True),
         launch(moment_gradients_kernel, *given, PRODUCTS, of_moments, parts=1, positions=positions),
     ]
 
@@ -429,7 +446,7 @@ def guide_sums_launches(
     arguments |= {"linear": linear, "quadratic": quadratic, "features": features, "statistics": statistics}
     arguments |= {"gamma": gamma, "beta": beta, "EPS": eps, "weight": weight, "through": through, "sums": sums}
     arguments |= {"grad_weight": grad_weight, "grad_gamma": grad_gamma, "grad_beta": grad_beta}
-    return [launch(guide_sums_kernel, features, weight, scales, SUMS, arguments)]
+    return [launch(guide_sums_kernel, features, weight, scales, SUMS, arguments, together=True)]
 
 
 def guide_gradients(*arguments) -> None:
@@ -443,6 +460,6 @@ def guide_gradients_launches(
     arguments["EPS"] = eps
     of_guide, of_map = {"pooled": pooled, "grad_guide": grad_guide}, {"guide": guide, "constant": constant}
     return [
-        launch(guide_gradients_kernel, features, guide, scales, SUMS, arguments | of_guide, square=True),
+        launch(guide_gradients_kernel, features, guide, scales, SUMS, arguments | of_guide, square=True, together=True),
         launch(constant_kernel, features, guide, scales, SUMS, arguments | of_map, positions=positions),
     ]
