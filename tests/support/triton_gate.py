@@ -20,6 +20,8 @@ from triton.compiler import ASTSource
 from apc_kernels.ops.affinities import triton as contexts_kernels
 from apc_kernels.ops.affinities import triton_backward as contexts_backward
 from apc_kernels.ops.affinities import triton_moments as moments_kernels
+from apc_kernels.ops.affinities import triton_phases as phases_kernels
+from apc_kernels.ops.affinities import triton_phases_backward as phases_backward
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
@@ -87,6 +89,40 @@ def affinities() -> Iterator[tuple[str, list]]:
         _, weight, bias, _, pairs = _small(x, scales)
         arguments = (None, x, None, weight, bias, scales, None, False, bias, bias, pairs, None, x)
         yield f"moments {name}", contexts_backward.map_launches(*arguments)
+    yield from phases()
+
+
+def phases() -> Iterator[tuple[str, list]]:
+    """Yields the launches between those on maps, whose small tensors are float32 beside every map."""
+    for (batch, stacked, height, width), scales in (((8, 4 * 512, 64, 64), (1, 2, 3, 6)), ((2, 57, 65, 98), (1, 5, 8))):
+        rows, channels, n = sum(s * s for s in scales), stacked // len(scales), height * width
+        regions, weight, square, of_images, of_rows, numbers, pairs = (
+            meta(*size, dtype=torch.float32)
+            for size in (
+                (batch, rows, channels),
+                (rows, channels),
+                (stacked, channels),
+                (batch, stacked),
+                (batch, rows),
+                (stacked,),
+                (batch, sum(s**4 for s in scales)),
+            )
+        )
+        vectors, statistics, wide = regions.double(), meta(2, stacked, dtype=torch.float64), of_images.double()
+        mean, covariance, norm, name = of_rows.double(), pairs.double(), (numbers, numbers, 1e-5), f"{rows} regions"
+        k, back, grads = phases_kernels, phases_backward, (regions, of_images, vectors, statistics)
+        yield name, k.guide_statistics_launches(of_images, square, scales, wide, statistics)
+        yield name, k.guide_biases_launches(wide, statistics, *norm, weight, of_rows, scales, of_rows)
+        yield name, k.product_statistics_launches(regions, square, mean, covariance, scales, vectors, statistics)
+        rest = (weight, scales, regions, of_images, of_rows)
+        yield name, k.product_norm_launches(vectors, statistics, *norm, mean, *rest)
+        yield name, back.product_norm_sums_launches(*grads, *norm[1:], mean, weight, scales, statistics, *norm[:2])
+        rest = (mean, covariance, regions, square, n, scales, regions, square, of_rows, pairs)
+        yield name, back.product_norm_gradients_launches(*grads, statistics, *norm[1:], *rest)
+        of_bias, rest = (of_rows, of_rows, pairs, of_rows, pairs), (wide, statistics, weight, *norm[:2])
+        yield name, back.guide_sums_launches(*of_bias, wide, statistics, *norm, weight, scales, *rest)
+        rest = (of_images, square, n, scales, of_images, square)
+        yield name, back.guide_gradients_launches(wide, wide, statistics, statistics, *norm[1:], *rest)
 
 
 UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, class weights, smoothing
@@ -183,7 +219,9 @@ def compile_all(family: str, architecture: str) -> Iterator[dict]:
         target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     for case, launches in FAMILIES[family]():
         for kernel, _, arguments in launches:
-            options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
+            options = {
+                key: arguments[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in arguments
+            }
             compiled = triton.compile(source(kernel, arguments), target=target, options=options)
             yield {
                 "kernel": f"{kernel.fn.__name__} {case} {architecture}",
