@@ -8,7 +8,7 @@ from torch import Tensor
 
 from apcnet import draw
 from apcnet.config import Config
-from apcnet.confusion import ConfusionMatrix
+from apcnet.confusion import ConfusionMatrix, Scores
 from apcnet.data.levels import visible
 from apcnet.data.sample import Dataset
 from apcnet.distributed import gather, rank, world_size
@@ -16,6 +16,7 @@ from apcnet.files import remove_leftovers
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
 from apcnet.models import Segmentor
+from apcnet.training.checkpoint import Best
 
 PREVIEW_IMAGES = 4
 
@@ -72,6 +73,19 @@ class Validation:
             for sample, prediction in zip(samples, predictions, strict=True)
         ]
         draw.save(draw.preview(rows, self.data.classes, self.data.palette), path)
+
+
+def rated(scores: Scores, step: int, by: str) -> Best:
+    """Describes an evaluation by its mIoU, and by the score that decides which one is the best."""
+    best: Best = {"miou": scores.miou, "step": step}
+    if by == "dice":
+        best["dice"] = (2 * scores.iou / (1 + scores.iou)).nanmean().item()
+    return best
+
+
+def is_better(one: Best, other: Best | None, by: str) -> bool:
+    """Tells whether an evaluation is better than the best one before it."""
+    return other is None or one[by] > other[by]
 
 
 def wrong_share(counts: Tensor) -> float:

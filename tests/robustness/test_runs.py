@@ -48,7 +48,17 @@ def _written() -> Iterator[tuple[str, Damage]]:
     for path in _paths(small(Path("data")).to_json()):
         for value in ("x", [], {}, -1, [[[1]]], 1e400, None):
             yield f"config.json: {path} is {value}", functools.partial(_set_json, "config.json", path, value)
-    for entry in ("step", "evaluated", "best", "config", "images", "sample_names", "class_weights", "environment"):
+    for entry in (
+        "step",
+        "evaluated",
+        "best",
+        "waited",
+        "config",
+        "images",
+        "sample_names",
+        "class_weights",
+        "environment",
+    ):
         yield from _entries((entry,), WRONG)
     for entry in ("model", "average", "optimizer", "scaler"):
         yield from _entries((entry,), WRONG)

@@ -18,6 +18,8 @@ def state(step: int) -> checkpoint.State:
         "step": step,
         "evaluated": step,
         "best": {"miou": 0.5, "step": step},
+        "waited": 0,
+        "objects": {},
         "config": Config().to_json(),
         "images": 7,
         "sample_names": "0123456789ab",
