@@ -17,6 +17,7 @@ from apcnet.data.augment import check_channels, check_sample, view, view_sizes
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
 from apcnet.distributed import rank, world_size
+from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
 from apcnet.inference.protocol import WHOLE
 from apcnet.models.segmentor import Segmentor
 
@@ -32,6 +33,10 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     submission: Callable[[str, Tensor], None] | None = None,
     each: Callable[[str, Tensor], None] | None = None,
+    images: PerImage | None = None,
+    boundary: BoundaryIoU | None = None,
+    calibration: Calibration | None = None,
+    loss: MeanLoss | None = None,
 ) -> ConfusionMatrix:
     """Computes the confusion matrix of a model on a data set; every process of a group must call it.
 
@@ -47,6 +52,8 @@ def evaluate(
         submission: Called with the name and the labels, (H, W) on the CPU, of each image of this process, in order;
             `apcnet.inference.submission.writer` returns one that writes files.
         each: Called with the name and the counts, a confusion matrix, of each image of this process, in order.
+        images, boundary, calibration, loss: Measures (apcnet.inference.measures) to take besides, empty ones: they hold
+            the results over all processes afterwards. The network runs once, whatever is asked for.
 
     Returns:
         The confusion matrix over all processes; `matrix.scores()` computes IoU and accuracy.
@@ -54,6 +61,9 @@ def evaluate(
     Example:
         >>> matrix = evaluate(model, apcnet.data.open("ade20k", "ADEChallengeData2016"))
         >>> matrix.scores().miou
+        >>> loss = MeanLoss()
+        >>> evaluate(model, dataset, loss=loss)
+        >>> loss.mean
     """
     if not len(dataset):
         raise ValueError("dataset: expected at least one sample, got none")
@@ -72,16 +82,33 @@ def evaluate(
         for done, (views, mask, name) in enumerate(loader(inputs, mine, workers, pin_memory=on_gpu), 1):
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
             target = mask[None].to(device, non_blocking=True)
-            if submission is None:
-                counts = inference.confusion(model, views, target, protocol, ignore_index=IGNORE)
-            else:
-                labels = inference.labels(model, views, protocol, size=target.shape[1:])
-                counts = ConfusionMatrix(model.num_classes, IGNORE, device).update(labels, target).matrix
-                submission(name, labels[0].cpu())
-            matrix.add(counts)
+            seen = inference.assess(
+                model,
+                views,
+                target,
+                protocol,
+                labels=submission is not None or boundary is not None,
+                confidence=calibration is not None,
+                loss=loss is not None,
+                ignore_index=IGNORE,
+            )
+            matrix.add(seen.counts)
             if each is not None:
-                each(name, counts)
+                each(name, seen.counts)
+            if images is not None:
+                images.update(name, seen.counts)
+            if submission is not None:
+                submission(name, seen.labels[0].cpu())
+            if boundary is not None:
+                boundary.update(seen.labels[0], target[0])
+            if calibration is not None:
+                calibration.update(seen.confidence[0], seen.labels[0], target[0])
+            if loss is not None:
+                loss.update(seen.loss, int(seen.counts.sum()))
             report(done, len(mine))
+    for measure in (images, boundary, calibration, loss):
+        if measure is not None:
+            measure.reduce()
     return matrix.reduce()
 
 
