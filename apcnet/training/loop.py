@@ -7,29 +7,22 @@ PyTorch, type of processor, number of threads and number of processes.
 
 import itertools
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
-from apcnet import draw
 from apcnet.config import Config
-from apcnet.data.levels import visible
 from apcnet.data.sample import Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
 from apcnet.distributed import gather, process_group, rank, settle, world_size
-from apcnet.files import read_json, remove_leftovers, write_json
-from apcnet.inference.evaluation import evaluate
-from apcnet.inference.prediction import predict
+from apcnet.files import read_json, write_json
 from apcnet.training import checkpoint, report
-from apcnet.training.environment import changes, environment, names_digest
+from apcnet.training.environment import changes, environment, names_digest, reproducible
 from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
 from apcnet.training.log import Log, Writer
 from apcnet.training.signals import Interrupts
@@ -45,9 +38,9 @@ from apcnet.training.start import (
     warn_about_images,
 )
 from apcnet.training.step import NotFiniteError, Trainer
+from apcnet.training.validation import Validation
 
 METRICS = "metrics.json"
-PREVIEW_IMAGES = 4
 
 
 def train(
@@ -89,7 +82,7 @@ def train(
         >>> scores = apcnet.train(preset("tiny"), out="runs/tiny")
         >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
-    with process_group(device) as place, _reproducible(config, place), Interrupts() as interrupts:
+    with process_group(device) as place, reproducible(config, place), Interrupts() as interrupts:
         check(config, log_every, workers)
         data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
         with claimed(Path(out), config) as record:
@@ -103,7 +96,7 @@ def train(
                 run.evaluate()
             if run.step == 0:
                 warn_about_images(config, len(data), statistics)
-                run.save_preview()
+                run.validation.save_preview(0)
             for batch in run.batches():
                 values, stop = run.train_step(batch)
                 record(run.environment)
@@ -143,6 +136,7 @@ class Run:
         weights = class_weights(config, self.data.classes)
         self.trainer = Trainer(initial_model(config, self.data, statistics).to(device), config, weights)
         self.model = self.trainer.result
+        self.validation = Validation(self.model, val_data, config, out, workers)
         self.step, self.evaluated = 0, 0
         self.best: checkpoint.Best | None = None
         self.scores: dict | None = None
@@ -285,21 +279,8 @@ class Run:
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
-        last, wrong = self.step == self.config.steps, []
-        matrix = evaluate(
-            self.model,
-            self.val_data,
-            self.config.evaluation,
-            workers=self.workers,
-            precision=self.config.precision,
-            channels_last=self.config.channels_last,
-            progress=progress,
-            each=(lambda _, counts: wrong.append(wrong_share(counts))) if last else None,
-        )
+        matrix, wrong = self.validation.measure(progress)
         scores = matrix.scores()
-        if math.isnan(scores.miou):
-            split = self.config.data.val_split
-            raise ValueError(f"val_split: expected labelled pixels, found none in {split}")
         if self.best is None or scores.miou > self.best["miou"]:
             self.best = {"miou": scores.miou, "step": self.step}
             if self.is_main:
@@ -307,40 +288,14 @@ class Run:
         self.scores = {"step": self.step, **scores.record(self.val_data), "best": self.best}
         self.evaluated = self.step
         self._record(self.scores)
-        self.save_preview()
-        shares = gather(wrong)
+        self.validation.save_preview(self.step)
         if self.is_main:
             matrix.save(self.out / "confusion.npy")
-            if last:
-                draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
-                by_image = sorted(
-                    ((s, i * world_size() + r) for r, part in enumerate(shares) for i, s in enumerate(part))
-                )
-                self._save_pictures(
-                    [index for _, index in by_image[: -PREVIEW_IMAGES - 1 : -1]], self.out / "worst.png"
-                )
+            if self.step == self.config.steps:
+                self.validation.save_results(matrix, wrong)
             report.write([self.out])
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
-
-    def save_preview(self) -> None:
-        """Saves a picture of some images with their labels, predictions and errors."""
-        if not self.is_main:
-            return
-        (self.out / "preview").mkdir(exist_ok=True)
-        remove_leftovers(self.out / "preview")
-        first = range(min(PREVIEW_IMAGES, len(self.val_data)))
-        self._save_pictures(first, self.out / "preview" / f"{self.step:06}.png")
-
-    def _save_pictures(self, indices: Iterable[int], path: Path) -> None:
-        samples = [self.val_data[index] for index in indices]
-        images = [sample.image for sample in samples]
-        predictions = predict(self.model, images, self.config.evaluation, precision=self.config.precision)
-        rows = [
-            (visible(sample.image, self.model.range), sample.mask, prediction.labels)
-            for sample, prediction in zip(samples, predictions, strict=True)
-        ]
-        draw.save(draw.preview(rows, self.data.classes, self.data.palette), path)
 
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
@@ -401,12 +356,6 @@ class Run:
         )
 
 
-def wrong_share(counts: Tensor) -> float:
-    """Returns the share of an image's pixels that are predicted wrong; 0 if none is labelled."""
-    total = int(counts.sum())
-    return 1 - int(counts.diagonal().sum()) / total if total else 0.0
-
-
 def _differences(state: Mapping[str, Any], identity: dict) -> list[str]:
     """Lists what a checkpoint and this run have not in common: fields of the config, and the data."""
     changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
@@ -425,22 +374,3 @@ def _check_processes(identity: dict, environment: dict) -> None:
                 f"root: expected the same config and data in all processes, process {number} has other "
                 f"{', '.join(different)} than process 0"
             )
-
-
-@contextmanager
-def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
-    """Seeds and configures PyTorch for a run, and afterwards restores its random state and settings."""
-    settings: Any = torch.utils.deterministic  # type checkers do not see its one property
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill = settings.fill_uninitialized_memory
-    settings.fill_uninitialized_memory = False
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.use_deterministic_algorithms(config.deterministic)
-        torch.backends.cudnn.benchmark = not config.deterministic
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(algorithms)
-            torch.backends.cudnn.benchmark = cudnn
-            settings.fill_uninitialized_memory = fill
