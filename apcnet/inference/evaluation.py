@@ -32,7 +32,6 @@ def evaluate(
     channels_last: bool = False,
     progress: Callable[[int, int], None] | None = None,
     submission: Callable[[str, Tensor], None] | None = None,
-    each: Callable[[str, Tensor], None] | None = None,
     images: PerImage | None = None,
     boundary: BoundaryIoU | None = None,
     calibration: Calibration | None = None,
@@ -51,7 +50,6 @@ def evaluate(
         progress: Called with the number of images that this process has finished, and its total.
         submission: Called with the name and the labels, (H, W) on the CPU, of each image of this process, in order;
             `apcnet.inference.submission.writer` returns one that writes files.
-        each: Called with the name and the counts, a confusion matrix, of each image of this process, in order.
         images, boundary, calibration, loss: Measures (apcnet.inference.measures) to take besides, empty ones: they hold
             the results over all processes afterwards. The network runs once, whatever is asked for.
 
@@ -93,8 +91,6 @@ def evaluate(
                 ignore_index=IGNORE,
             )
             matrix.add(seen.counts)
-            if each is not None:
-                each(name, seen.counts)
             if images is not None:
                 images.update(name, seen.counts)
             if submission is not None:

@@ -7,10 +7,12 @@ last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
 best.safetensors       the model with the highest mIoU so far
 final.safetensors      the model after the last step
 metrics.json           scores of the final model
-confusion.npy, .png    confusion matrix of the last evaluation, and a picture of that of the final model
+confusion.npy, .png    confusion matrix of the last evaluation, and a picture of it
+images.csv             scores of every image in the last evaluation
 images.json            levels of images that are not 8-bit RGB, measured before the first step
 preview/000150.png     images, labels, predictions and errors of every evaluation
-worst.png              the same of the images that the final model gets most wrong
+worst.png              the same of the images that the model gets most wrong
+preview/*.npz, worst.npz   what these pictures show, for the report (panels.py)
 report.html            curves, scores and pictures on one page (report)
 failed.json            the samples of a step whose losses are not finite
 """

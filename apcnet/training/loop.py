@@ -279,7 +279,7 @@ class Run:
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
-        matrix, wrong = self.validation.measure(progress)
+        matrix, images = self.validation.measure(progress)
         scores = matrix.scores()
         if self.best is None or scores.miou > self.best["miou"]:
             self.best = {"miou": scores.miou, "step": self.step}
@@ -289,10 +289,8 @@ class Run:
         self.evaluated = self.step
         self._record(self.scores)
         self.validation.save_preview(self.step)
+        self.validation.save_results(matrix, images)
         if self.is_main:
-            matrix.save(self.out / "confusion.npy")
-            if self.step == self.config.steps:
-                self.validation.save_results(matrix, wrong)
             report.write([self.out])
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
