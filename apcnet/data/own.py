@@ -23,11 +23,10 @@ class OwnData:
         self.data = data
         self.classes, self.palette = check_classes(data.classes, getattr(data, "palette", None), argument)
         self.names: Sequence[str] = tuple(map(str, getattr(data, "names", range(len(data)))))
-        if not len(data) == len(self.names) > 0:
-            raise ValueError(
-                f"{argument}: expected samples, and a name for each, got {len(data)} samples and "
-                f"{len(self.names)} names"
-            )
+        if not len(data):
+            raise ValueError(f"{argument}: expected at least one sample, got none")
+        if len(self.names) != len(data):
+            raise ValueError(f"{argument}: expected a name for each of {len(data)} samples, got {len(self.names)} names")
 
     def __len__(self) -> int:
         return len(self.names)

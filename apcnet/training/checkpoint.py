@@ -25,17 +25,17 @@ from apcnet.interop import pickles
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
-class Scored(TypedDict, total=False):
-    """Describes the score by which an evaluation is the best, unless it is the mIoU."""
+class WithLoss(TypedDict, total=False):
+    """Holds the loss of an evaluation, if the best model is chosen by it."""
 
-    dice: float
     loss: float
 
 
-class Best(Scored):
+class Best(WithLoss):
     """Describes the best evaluation so far."""
 
     miou: float
+    dice: float
     step: int
 
 

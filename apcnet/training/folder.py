@@ -7,10 +7,12 @@ last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
 best.safetensors       the model with the best score so far, by default the highest mIoU
 final.safetensors      the model after the last step that was taken
 metrics.json           scores of the final model
-confusion.npy, .png    confusion matrix of the last evaluation, and a picture of that of the final model
+confusion.npy, .png    confusion matrix of the last evaluation, and a picture of it
+images.csv             scores of every image in the last evaluation
 images.json            levels of images that are not 8-bit RGB, measured before the first step
 preview/000150.png     images, labels, predictions and errors of every evaluation
-worst.png              the same of the images that the final model gets most wrong
+worst.png              the same of the images that the model gets most wrong
+preview/*.npz, worst.npz   what these pictures show, for the report (panels.py)
 report.html            curves, scores and pictures on one page (report)
 failed.json            the samples of a step whose losses are not finite
 """
@@ -78,7 +80,8 @@ class Claim:
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
-        start = [folder / name for name in ("lock", "log.jsonl", "environment.json", "preview/000000.png", "preview")]
+        preview = ("preview/000000.png", "preview/000000.npz", "preview/samples.npz", "preview")
+        start = [folder / name for name in ("lock", "log.jsonl", "environment.json", *preview)]
         self.new = [path for path in (*start, folder, *folder.parents) if not path.exists()]  # before the first step
         make_folder(folder, "out")
         self.lock = _lock(folder / "lock")

@@ -23,6 +23,7 @@ from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
 from apcnet.distributed import gather, process_group, rank, settle, share_state, world_size
 from apcnet.files import read_json, write_json
+from apcnet.inference.measures import MeanLoss
 from apcnet.training import checkpoint, report
 from apcnet.training.environment import changes, environment, names_digest, reproducible
 from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
@@ -329,9 +330,10 @@ class Run:
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
-        matrix, wrong = self.validation.measure(progress)
+        loss = MeanLoss() if self.config.best_by == "loss" else None
+        matrix, images = self.validation.measure(progress, loss)
         scores = matrix.scores()
-        best = rated(scores, self.step, self.config.best_by)
+        best = rated(scores, loss, self.step)
         if is_better(best, self.best, self.config.best_by):
             self.best, self.waited = best, 0
             if self.is_main:
@@ -339,13 +341,13 @@ class Run:
         else:
             self.waited += 1
         self.scores = {"step": self.step, **scores.record(self.val_data), "best": self.best}
+        if loss is not None:
+            self.scores["val_loss"] = loss.mean
         self.evaluated = self.step
         self._record(self.scores)
         self.validation.save_preview(self.step)
+        self.validation.save_results(matrix, images)
         if self.is_main:
-            matrix.save(self.out / "confusion.npy")
-            if self.is_over:
-                self.validation.save_results(matrix, wrong)
             report.write([self.out])
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores

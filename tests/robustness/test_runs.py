@@ -116,7 +116,7 @@ def _set_entry(path: tuple, value: object, previous: str, fill: bool, run: Path)
         state = torch.load(run / name, weights_only=True)
         filled = torch.full_like(functools.reduce(lambda part, key: part[key], path, state), value) if fill else value
         if path[0] == "best" and state["best"] is None:  # before the first evaluation
-            state["best"] = {"miou": 0.5, "step": 0}
+            state["best"] = {"miou": 0.5, "dice": 0.6, "step": 0}
         _set(state, path, filled)
         (run / name).unlink()  # the two may be hard links to the same bytes
         torch.save(state, run / name)
