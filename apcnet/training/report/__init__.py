@@ -252,7 +252,7 @@ def _curves(runs: Sequence[Run]) -> str:
             True,
         ),
         chart("Training loss", "losses", {key: key for key in losses}),
-        chart("Loss on the validation images", "scores", {"loss": "loss"}),
+        chart("Loss on the validation images", "scores", {"val_loss": "loss"}),
         chart("Learning rate", "losses", {"lr": "learning rate"}),
         chart("Speed", "losses", {"images_per_second": "images a second"}),
         chart("Memory at most", "losses", {"memory_mib": "MiB"}),
