@@ -14,6 +14,7 @@ from apcnet import inference
 from apcnet.config import Precision, Protocol
 from apcnet.confusion import ConfusionMatrix
 from apcnet.data.augment import check_channels, check_sample, view, view_sizes
+from apcnet.data.own import own_data
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
 from apcnet.distributed import rank, world_size
@@ -42,7 +43,7 @@ def evaluate(
     Args:
         model: A Segmentor, or a module that maps normalised images to logits and has `num_classes`, `align_corners`,
             `mean` and `std`. It runs in evaluation mode on its own device; its mode is restored afterwards.
-        dataset: A data set, such as `apcnet.data.open` returns.
+        dataset: A data set, such as `apcnet.data.open` returns, or one of your own as for `apcnet.train`.
         protocol: Scales, windows and flips; by default the model sees each whole image at its own size.
         workers: Number of additional processes that read and resize images.
         precision: Precision of the matrix products: "float32", "bfloat16" or "float16" (autocast).
@@ -63,6 +64,7 @@ def evaluate(
         >>> evaluate(model, dataset, loss=loss)
         >>> loss.mean
     """
+    dataset = own_data(dataset, "dataset")
     if not len(dataset):
         raise ValueError("dataset: expected at least one sample, got none")
     if len(dataset.classes) != model.num_classes:

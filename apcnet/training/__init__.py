@@ -4,6 +4,7 @@ Read its modules in this order:
 
 loop        the run, from its first step to its last
 start       checks the config, opens the data, makes the initial model
+own         takes a user's own data sets, model, loss, augmentation and callbacks
 step        one step: learning rate, losses, gradients, check, update
 validation  evaluates the model, and writes pictures
 checkpoint  saves and loads the state of a run

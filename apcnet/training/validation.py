@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from apcnet import draw
 from apcnet.config import Config
-from apcnet.confusion import ConfusionMatrix
+from apcnet.confusion import ConfusionMatrix, Scores
 from apcnet.data.levels import visible
 from apcnet.data.sample import Dataset
 from apcnet.distributed import rank
@@ -16,6 +17,7 @@ from apcnet.inference.measures import MeanLoss, PerImage
 from apcnet.inference.prediction import predict
 from apcnet.models import Segmentor
 from apcnet.training import panels
+from apcnet.training.checkpoint import Best
 
 PREVIEW_IMAGES, WORST_IMAGES = 4, 6
 
@@ -83,3 +85,16 @@ class Validation:
         draw.save(draw.preview(rows, self.data.classes, self.data.palette), path)
         reduced = [panels.reduced(image, sample.mask, sample.name) for image, sample, _ in trios]
         return reduced, [panels.reduced_labels(found) for found in labels]
+
+
+def rated(scores: Scores, loss: MeanLoss | None, step: int) -> Best:
+    """Describes an evaluation by the scores that can make it the best one."""
+    best: Best = {"miou": scores.miou, "dice": scores.dice.nanmean().item(), "step": step}
+    return best if loss is None else {**best, "loss": loss.mean}
+
+
+def is_better(one: Best, other: Best | None, by: Literal["miou", "dice", "loss"]) -> bool:
+    """Tells whether an evaluation is better than the best one before it."""
+    if other is None:
+        return True
+    return one["loss"] < other["loss"] if by == "loss" else one[by] > other[by]
