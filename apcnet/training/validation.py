@@ -73,6 +73,11 @@ class Validation:
         shown = self._save_pictures(images.worst(WORST_IMAGES), self.out / "worst.png")
         panels.save(self.out / panels.WORST, *shown, self.data.palette)
 
+    def pictures(self, step: int) -> dict[str, Path]:
+        """Returns the files of the pictures that an evaluation has saved."""
+        preview = self.out / "preview" / f"{step:06}.png"
+        return {"preview": preview, "worst": self.out / "worst.png", "confusion": self.out / "confusion.png"}
+
     def _save_pictures(self, indices: Sequence[int], path: Path) -> tuple[list[panels.Sample], list]:
         """Saves a picture of some images, and returns what it shows, reduced."""
         samples = [self.data[index] for index in indices]

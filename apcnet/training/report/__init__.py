@@ -8,6 +8,7 @@ import csv
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -58,8 +59,9 @@ class Run(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Tells whether the run has written its final model."""
-        return (self.folder / FINAL).exists() and self.step >= self.config["steps"]
+        """Tells whether the run has ended, after all steps or early, and has not gone on since."""
+        metrics = self.folder / "metrics.json"
+        return metrics.exists() and read_json(metrics).get("step") == self.step
 
     @property
     def classes(self) -> list[str]:
@@ -316,7 +318,7 @@ def _worst(run: Run, number: int, budget: int) -> str:
 
 
 def _commands(run: Run) -> str:
-    folder, steps = shlex.quote(str(run.folder)), run.config["steps"]
+    folder = shlex.quote(str(run.folder))
     model = FINAL if (run.folder / FINAL).exists() else BEST
     evaluate, predict = f"apcnet evaluate {folder}", f"apcnet predict {folder} PHOTOS --out seen"
     commands = [
@@ -324,20 +326,24 @@ def _commands(run: Run) -> str:
         ("Label other images", predict),
         ("Export it, to use it without this package", f"apcnet export {folder}/{model} model.onnx"),
     ]
-    config = Config.from_json(run.config)
-    words = train_command(config, str(run.folder))
-    longer = [*words[:-2], "--steps", str(2 * steps), *words[-2:]] if "--steps" not in words else list(words)
-    if "--steps" in words:
-        longer[longer.index("--steps") + 1] = str(2 * steps)
-    train = [("Train this run; the same command goes on where it stopped", shlex.join(words))]
-    if run.is_finished:
-        train.append((f"Go on, to {2 * steps:,} steps", shlex.join(longer)))
     items = "".join(
         f"<li><span>{escape(title)}</span><pre><code>{escape(command)}</code></pre>"
         '<button type="button" class="copy" hidden>copy</button></li>'
-        for title, command in train + commands
+        for title, command in _training_commands(run) + commands
     )
     return f'<ul class="commands">{items}</ul>'
+
+
+def _training_commands(run: Run) -> list[tuple[str, str]]:
+    """Returns the commands that train the run and go on with it; none if it was started with objects of Python."""
+    config = Config.from_json(run.config)
+    if "own" in (config.data.dataset, config.model.model):
+        return []
+    commands = [("Train this run; the same command goes on where it stopped", config)]
+    if run.is_finished:
+        longer = replace(config, steps=2 * config.steps)
+        commands.append((f"Go on, to {longer.steps:,} steps", longer))
+    return [(title, shlex.join(train_command(wanted, str(run.folder)))) for title, wanted in commands]
 
 
 def _settings(run: Run) -> str:
