@@ -182,10 +182,10 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     if largest is not None:
         b_label = tl.load(target + o_js, mask=m_js, other=0)
         kept = m_js & (b_label != ignore_index)
-        b_largest = tl.load(largest + o_js, mask=kept, other=0.0)[None, :, :]
-        b_inverse = tl.load(inverse + o_js, mask=kept, other=0.0)[None, :, :]
-        b_reference = tl.load(reference + o_js, mask=kept, other=0.0)[None, :, :]
-        b_mean = tl.load(mean + o_js, mask=kept, other=0.0)[None, :, :]
+        b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
         b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
         is_own = b_label.to(tl.int32)[None, :, :] == channel[:, None, None]
         b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
