@@ -52,7 +52,7 @@ def train(
     device: Device = None,
     workers: Workers = None,
     log_every: int = 50,
-    log: Literal["tensorboard", "wandb"] | None = None,
+    log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
 ) -> None:
     """Train a model: apcnet train [PRESET] [flags]. The same command resumes a run that was stopped.
 
@@ -64,7 +64,7 @@ def train(
         device: Train on this device.
         workers: Load and augment images with this many processes per training process.
         log_every: Log the losses every so many steps.
-        log: Log to TensorBoard or wandb too, besides log.jsonl.
+        log: Log scores and pictures to TensorBoard, Weights & Biases or MLflow too, besides log.jsonl.
     """
     threads.use_one_for_tiny(config.model.backbone)
     from apcnet.confusion import percent

@@ -358,8 +358,10 @@ class Run:
         self._record(self.scores)
         self.validation.save_preview(self.step)
         self.validation.save_results(matrix, images)
-        if self.is_main:
+        if self.log is not None:
             report.write([self.out])
+            for name, path in self.validation.pictures(self.step).items():
+                self.log.picture(f"val/{name}", path, self.step)
         self.show({"event": "evaluated", "step": self.step})
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores

@@ -19,12 +19,23 @@ LARGEST = 480  # pixels of the longer side
 SAMPLES, WORST = "samples.npz", "worst.npz"
 
 
+Palette = Sequence[tuple[int, int, int]]
+
+
 class Sample(NamedTuple):
     """Holds an image (H, W, 3) uint8, its true labels (H, W), and its name."""
 
     image: np.ndarray
     truth: np.ndarray
     name: str
+
+
+class Kept(NamedTuple):
+    """Holds what a file keeps: samples, predictions (H, W), and the RGB colour of each class."""
+
+    samples: list[Sample]
+    predictions: list[np.ndarray]
+    palette: list[tuple[int, int, int]]
 
 
 def reduced(image: Tensor, truth: Tensor, name: str) -> Sample:
@@ -44,9 +55,10 @@ def reduced_labels(labels: Tensor) -> np.ndarray:
     return labels.cpu().numpy()[rows[:, None], columns]
 
 
-def save(path: Path, samples: Sequence[Sample] = (), predictions: Sequence[np.ndarray] = ()) -> None:
-    """Writes samples, predictions or both."""
-    arrays = {f"prediction{i}": labels for i, labels in enumerate(predictions)}
+def save(path: Path, samples: Sequence[Sample], predictions: Sequence[np.ndarray], palette: Palette) -> None:
+    """Writes samples, predictions or both, and the colours of the classes."""
+    arrays = {"palette": np.array(palette, np.uint8)}
+    arrays |= {f"prediction{i}": labels for i, labels in enumerate(predictions)}
     for i, sample in enumerate(samples):
         arrays |= {f"image{i}": sample.image, f"truth{i}": sample.truth}
     content = io.BytesIO()
@@ -56,13 +68,14 @@ def save(path: Path, samples: Sequence[Sample] = (), predictions: Sequence[np.nd
         temporary.write_bytes(content.getbuffer())
 
 
-def load(path: Path) -> tuple[list[Sample], list[np.ndarray]]:
-    """Reads samples and predictions."""
+def load(path: Path) -> Kept:
+    """Reads what `save` has written."""
     with np.load(path, allow_pickle=False) as file:
         names = [str(name) for name in file["names"]]
         samples = [Sample(file[f"image{i}"], file[f"truth{i}"], name) for i, name in enumerate(names)]
         count = sum(key.startswith("prediction") for key in file.files)
-        return samples, [file[f"prediction{i}"] for i in range(count)]
+        palette = [(red, green, blue) for red, green, blue in file["palette"].tolist()]
+        return Kept(samples, [file[f"prediction{i}"] for i in range(count)], palette)
 
 
 def _size(size: tuple[int, ...]) -> tuple[int, int]:

@@ -60,8 +60,8 @@ class Validation:
         samples, predictions = self._save_pictures(
             range(min(PREVIEW_IMAGES, len(self.data))), folder / f"{step:06}.png"
         )
-        panels.save(folder / panels.SAMPLES, samples)
-        panels.save(folder / f"{step:06}.npz", predictions=predictions)
+        panels.save(folder / panels.SAMPLES, samples, [], self.data.palette)
+        panels.save(folder / f"{step:06}.npz", [], predictions, self.data.palette)
 
     def save_results(self, matrix: ConfusionMatrix, images: PerImage) -> None:
         """Saves the confusion matrix, the scores of every image, and pictures of those that are most wrong."""
@@ -70,7 +70,13 @@ class Validation:
         matrix.save(self.out / "confusion.npy")
         draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
         images.save(self.out / "images.csv")
-        panels.save(self.out / panels.WORST, *self._save_pictures(images.worst(WORST_IMAGES), self.out / "worst.png"))
+        shown = self._save_pictures(images.worst(WORST_IMAGES), self.out / "worst.png")
+        panels.save(self.out / panels.WORST, *shown, self.data.palette)
+
+    def pictures(self, step: int) -> dict[str, Path]:
+        """Returns the files of the pictures that an evaluation has saved."""
+        preview = self.out / "preview" / f"{step:06}.png"
+        return {"preview": preview, "worst": self.out / "worst.png", "confusion": self.out / "confusion.png"}
 
     def _save_pictures(self, indices: Sequence[int], path: Path) -> tuple[list[panels.Sample], list]:
         """Saves a picture of some images, and returns what it shows, reduced."""

@@ -24,6 +24,7 @@ from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
 from apcnet.training.checkpoint import Best
 from apcnet.training.start import check, initial_model
+from apcnet.training.writers import Service
 
 
 @pytest.fixture
@@ -424,3 +425,18 @@ def test_only_heads_with_context_learn_the_generated_scenes(tmp_path):
         scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())
     assert scores["apcnet"]["miou"] >= 0.85 and scores["apcnet"]["context_miou"] >= 0.75
     assert scores["fcn"]["context_miou"] <= 0.35
+
+
+def test_a_service_gets_every_record_and_the_pictures_of_every_evaluation(root, out, monkeypatch):
+    given, pictures = [], []
+
+    def picture(name, path, step):
+        assert path.is_file()
+        pictures.append((name, step))
+
+    service = Service(given.append, picture, lambda: given.append("closed"))
+    monkeypatch.setattr("apcnet.training.log.open_service", lambda writer, folder, step: service)
+    train(small(root, steps=4, eval_every=2), out, log_every=1, log_to="wandb")
+    assert given == [*log.read(out), "closed"]
+    kinds = ("val/preview", "val/worst", "val/confusion")
+    assert pictures == [(kind, step) for step in (2, 4) for kind in kinds]
