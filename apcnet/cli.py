@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
-from apcnet.console import RunDisplay, progress_bar, progress_steps, show_download, table
+from apcnet.console import progress_bar, progress_steps, show_download, table
 from apcnet.files import make_folder, printable, write_json
 from apcnet.flags import ways_on
 from apcnet.presets import preset
@@ -78,17 +78,14 @@ def train(
         out = unused_folder(out)
     if gpus != 1 and not under_torchrun:
         _start_processes(gpus, device)
-    display = RunDisplay()
-    with display.bar:
-        scores = train(
-            config,
-            out,
-            device=device,
-            workers=_default_workers() if workers is None else workers,
-            log_every=log_every,
-            log_to=log,
-            show=display,
-        )
+    scores = train(
+        config,
+        out,
+        device=device,
+        workers=_default_workers() if workers is None else workers,
+        log_every=log_every,
+        log_to=log,
+    )
     if os.environ.get("RANK", "0") == "0":
         table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
         print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
