@@ -63,9 +63,10 @@ class Prediction:
         return draw.colourise(self.labels, self.palette)
 
     def overlay(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
-        """Draws the labels' colours over the image, with a legend of the classes below it."""
-        picture = draw.overlay(self.image, self.labels, self.palette, opacity)
-        return draw.with_legend(picture, self.labels, self.classes, self.palette) if legend else picture
+        """Draws the labels' colours over the image, with a legend below it; the background stays clear."""
+        clear = draw.backgrounds(self.classes, self.palette)
+        picture = draw.overlay(self.image, self.labels, self.palette, opacity, clear)
+        return draw.with_legend(picture, self.labels, self.classes, self.palette, clear) if legend else picture
 
     def shares(self) -> dict[str, float]:
         """Returns the share of pixels of each class that occurs, in descending order."""
