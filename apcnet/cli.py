@@ -190,6 +190,7 @@ def predict(
     out: Path,
     protocol: OmitArgPrefixes[Protocol],
     overlay: Literal["jpg", "png", "none"] = "jpg",
+    confidence: bool = False,
     precision: Precision = "float32",
     device: Device = None,
 ) -> None:
@@ -201,6 +202,7 @@ def predict(
         out: Write label maps and overlays to this folder.
         protocol: Describes how the network sees an image.
         overlay: Save overlays of image and labels in this format.
+        confidence: Save the probability of every pixel's label too, as grey levels.
         precision: Run matrix products in this precision (autocast).
         device: Predict on this device.
     """
@@ -216,6 +218,7 @@ def predict(
             protocol,
             precision=precision,
             overlay=None if overlay == "none" else overlay,
+            confidence=confidence,
             progress=progress,
         )
     print(f"{out}: {report.done} images")
