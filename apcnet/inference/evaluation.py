@@ -18,7 +18,7 @@ from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
 from apcnet.distributed import rank, world_size
 from apcnet.inference.protocol import WHOLE
-from apcnet.models.segmentor import Segmentor
+from apcnet.models.segmentor import Segmentor, count_labels
 
 
 def evaluate(
@@ -57,15 +57,16 @@ def evaluate(
     """
     if not len(dataset):
         raise ValueError("dataset: expected at least one sample, got none")
-    if len(dataset.classes) != model.num_classes:
-        raise ValueError(f"dataset: expected {model.num_classes} classes, as the model has, got {len(dataset.classes)}")
+    classes = count_labels(model)
+    if len(dataset.classes) != classes:
+        raise ValueError(f"dataset: expected {classes} classes, as the model has, got {len(dataset.classes)}")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     mine = range(rank(), len(dataset), world_size())
     is_rgb = getattr(model, "range", None) is None and len(model.mean) == 3
     inputs = Inputs(dataset, protocol, model.mean, model.std, is_rgb)
-    matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
+    matrix = ConfusionMatrix(classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
     with inference.in_evaluation(model, precision):
@@ -76,7 +77,7 @@ def evaluate(
                 counts = inference.confusion(model, views, target, protocol, ignore_index=IGNORE)
             else:
                 labels = inference.labels(model, views, protocol, size=target.shape[1:])
-                counts = ConfusionMatrix(model.num_classes, IGNORE, device).update(labels, target).matrix
+                counts = ConfusionMatrix(classes, IGNORE, device).update(labels, target).matrix
                 submission(name, labels[0].cpu())
             matrix.add(counts)
             if each is not None:

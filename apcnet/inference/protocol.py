@@ -8,9 +8,10 @@ normalised, (B, 3, h, w), at the network's scale; for several ratios, an iterabl
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apc_kernels import upsample_argmax, upsample_confusion, upsample_softmax
@@ -34,7 +35,8 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
         size: Height and width of the original images; by default those of `images`.
 
     Returns:
-        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns.
+        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns. Those of a
+        model with one logit are 0 and 1.
 
     Example:
         >>> classes = labels(model, images, size=(1024, 2048))
@@ -42,7 +44,7 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
     size = _size(images, size)
     with torch.no_grad():
         parts = [
-            upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=align_corners(model))
+            upsample_argmax(scores, (rows.stop - rows.start, size[1]), **_options(model, scores))
             for _, rows, scores in _scores_to_resize(model, images, protocol, size)
         ]
         if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
@@ -76,9 +78,7 @@ def confusion(
     size = target.shape[1], target.shape[2]
     with torch.no_grad():
         parts = [
-            upsample_confusion(
-                scores, target[which, rows], ignore_index=ignore_index, align_corners=align_corners(model)
-            )
+            upsample_confusion(scores, target[which, rows], ignore_index=ignore_index, **_options(model, scores))
             for which, rows, scores in _scores_to_resize(model, images, protocol, size)
         ]
         return torch.stack(parts).sum(0)
@@ -88,6 +88,8 @@ def probabilities(
     model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
 ) -> Tensor:
     """Computes class probabilities (B, K, H, W), averaged over the protocol's ratios and flips.
+
+    A model with one logit has two classes; the probability of the second is the sigmoid.
 
     Besides the result, memory holds the logits of one image at the size of its view, and one view at a time if `images`
     is an iterator.
@@ -114,6 +116,7 @@ def probabilities(
                 )
             for mirrored in (False, True) if protocol.flip else (False,):
                 for which, logits in _logits_to_resize(model, view.flip(3) if mirrored else view, protocol, size):
+                    logits = F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
                     if total is None:
                         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
                         shape = view.shape[0], logits.shape[1], *size
@@ -174,6 +177,11 @@ def _logits_to_resize(
         return
     for i, image in enumerate(logits.split(1)):
         yield slice(i, i + 1), resized(model, image, view.shape[2:])
+
+
+def _options(model: Model, scores: Tensor) -> dict[str, Any]:
+    """Returns the options of upsample_argmax for scores: those of a single logit are split at a probability of 0.5."""
+    return {"align_corners": align_corners(model), "threshold": 0.5 if scores.shape[1] == 1 else None}
 
 
 def _views(images: Images, protocol: Protocol) -> Iterator[Tensor]:

@@ -19,7 +19,7 @@ from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
 from apcnet.distributed import rank, synchronise_batch_norms, world_size
 from apcnet.keys import DROPOUT, keyed
-from apcnet.models import Segmentor
+from apcnet.models import Loss, Segmentor
 from apcnet.training.optimizer import optimizer
 
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 25  # share of steps with a rising rate; the largest rate over the first
@@ -70,6 +70,9 @@ class Trainer:
         synchronise_batch_norms(model)
         self.model = model
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
+        self.loss = Loss(
+            self.settings.loss, self.settings.focal_gamma, self.settings.ohem_threshold, self.settings.ohem_share
+        )
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
         self.optimizer = optimizer(self.model, self.settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
@@ -202,6 +205,8 @@ class Trainer:
             "weight": self.class_weights,
             "label_smoothing": self.settings.label_smoothing,
             "denominator": self._denominator(masks),
+            "loss": self.loss,
+            "parts": parts,
         }
         dtype = getattr(torch, self.config.precision)
         for part, share in enumerate(zip(images.chunk(parts), masks.chunk(parts), strict=True)):
@@ -210,15 +215,13 @@ class Trainer:
             with nullcontext() if ddp is None or part == parts - 1 else ddp.no_sync():
                 with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                     losses = self.forward(*share, **options)
-                if "decode.loss_se" in losses:  # this loss is a mean over the images of the part
-                    losses["decode.loss_se"] = losses["decode.loss_se"] / parts
                 self.scaler.scale(functools.reduce(torch.add, losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach().float()
         return total
 
     def _denominator(self, masks: Tensor) -> Tensor | int:
-        """Returns the denominator of the cross entropies, divided by the processes that gradients are averaged over."""
+        """Returns the denominator of the losses of pixels, divided by the processes that average the gradients."""
         if self.settings.reduction == "mean_all":
             return masks.numel()
         valid = masks != IGNORE
