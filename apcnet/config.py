@@ -204,8 +204,7 @@ class Optimisation:
     ema: float = 0.0
     """Evaluate and save an exponential moving average of the weights with this decay; 0 turns it off."""
     loss: str = "cross_entropy"
-    """Minimise a sum such as cross_entropy+0.5*dice; of cross_entropy, focal, ohem, dice, jaccard, tversky,
-    focal_tversky, generalised_dice, or, with one logit for two classes, binary_cross_entropy and binary_focal."""
+    """Minimise this sum: of cross_entropy, focal, ohem, dice, ..., as cross_entropy+0.5*dice (docs/train.md)."""
     focal_gamma: float = 2.0
     """Set the exponent of the focal losses."""
     ohem_threshold: float = 0.7

@@ -218,8 +218,9 @@ def ohem(
     """Computes the cross entropy of the hardest pixels only: online hard example mining.
 
     It keeps every pixel whose label has a probability below the threshold, and at least a share of the pixels that are
-    not ignored and `min_kept` pixels for each image of the batch: those with the largest losses in the batch. Pixels
-    whose loss is exactly that of the last one kept are kept too, so that the choice does not depend on an order.
+    not ignored and `min_kept` pixels for each image of the batch: the hardest of the batch, by the probability of the
+    label if a threshold is given, otherwise by the loss. Pixels that are exactly as hard as the last one kept are kept
+    too, so that the choice does not depend on an order.
     mmsegmentation's OHEMPixelSampler(thresh, min_kept) chooses the same pixels if no losses are equal and more than
     `min_kept` pixels for each image are not ignored; its loss is that of reduction="mean_all".
 
@@ -229,7 +230,7 @@ def ohem(
         threshold: A probability, from 0 to 1.
         share: A share, from 0 to 1; the number of pixels is rounded up.
         min_kept: A number of pixels.
-        weight: (K,) weights of the classes. They count in the losses by which pixels are ordered, not in probabilities.
+        weight: (K,) weights of the classes; they count in losses, not in probabilities.
         ignore_index: Label of pixels that are left out everywhere.
         reduction: "mean" divides by the weights of the pixels that are kept, "mean_all" by B·H·W; "sum" does not
             divide; "none" returns the loss of every pixel, 0 where it is not kept. If no pixel is kept, all are 0.
@@ -253,16 +254,14 @@ def ohem(
     pixels = apc_kernels.upsample_cross_entropy(logits, target, weight=weight, **options)
     with torch.no_grad():
         valid = target.long() != ignore_index  # a comparison in a narrow dtype would wrap
-        kept = torch.zeros_like(valid)
+        hardness = pixels  # −log of the probability, or this times the weight
+        if threshold is not None and weight is not None:
+            hardness = apc_kernels.upsample_cross_entropy(logits, target, **options)
+        kept = ~(hardness <= -math.log(threshold)) if threshold else torch.zeros_like(valid)  # a NaN is kept
         fewest = max((min_kept or 0) * len(target), math.ceil(share * int(valid.sum())) if share else 0)
         if fewest:
-            hardest = pixels.where(valid, -torch.inf).flatten().topk(min(fewest, pixels.numel()), sorted=False)
-            kept = ~(pixels < hardest.values.min())  # a NaN is kept
-        if threshold:
-            plain = pixels
-            if weight is not None:
-                plain = apc_kernels.upsample_cross_entropy(logits, target, **options)
-            kept = kept | ~(plain <= -math.log(threshold))
+            hardest = hardness.where(valid, -torch.inf).flatten().topk(min(fewest, pixels.numel()), sorted=False)
+            kept = kept | ~(hardness < hardest.values.min())
         kept = kept & valid
     pixels = pixels.where(kept, 0.0)
     if reduction == "none":

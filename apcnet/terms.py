@@ -56,7 +56,5 @@ def _term(part: str, loss: str) -> Term:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise ValueError(
-            f"loss: expected a positive number as the weight of {name}, got {factor.strip()!r} in {loss!r}"
-        )
+        raise ValueError(f"loss: expected a positive weight of {name}, got {factor.strip()!r} in {loss!r}")
     return Term(name, weight)

@@ -156,7 +156,7 @@ def test_export_holds_stock_operators_only():
     t = draw(ONE)
     given = t["logits"], t["target"][:, 0]
     sizes = {
-        name: {i: torch.export.Dim.DYNAMIC for i in axes} for name, axes in (("logits", (2, 3)), ("target", (1, 2)))
+        name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in (("logits", (2, 3)), ("target", (1, 2)))
     }
     program = torch.export.export(Everything(), given, dynamic_shapes=sizes)
     calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
@@ -208,11 +208,7 @@ def test_a_probability_at_the_threshold_is_0(device, backend):
 @pytest.mark.parametrize(
     ("channels", "target", "message"),
     [
-        (
-            1,
-            torch.zeros(2, 2, 8, 8).long(),
-            r"target: expected \(B, H, W\) or \(B, 1, H, W\) for 1 logits a pixel, got",
-        ),
+        (1, torch.zeros(2, 2, 8, 8).long(), r"target: expected \(B, H, W\) or \(B, 1, H, W\) for 1 logit a pixel, got"),
         (3, torch.zeros(2, 8, 8).long(), r"target: expected \(B, 3, H, W\) for 3 logits a pixel, got \(2, 8, 8\)"),
         (1, torch.zeros(2, 8, 8), "target: expected labels in uint8, int16, int32 or int64, got float32"),
         (1, torch.full((2, 8, 8), 2), "target: expected labels of 0 to 1, or 255 for pixels to ignore; got 2 in"),

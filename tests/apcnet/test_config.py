@@ -70,6 +70,10 @@ OTHER = {  # for every field a value other than its default
     "clip": 1.0,
     "accumulate": 2,
     "ema": 0.999,
+    "loss": "cross_entropy+0.5*dice",
+    "focal_gamma": 0.5,
+    "ohem_threshold": 0.9,
+    "ohem_share": 1.0,
     "reduction": "mean",
     "label_smoothing": 0.1,
     "class_weights": Path("report.json"),
@@ -97,7 +101,7 @@ REQUIRED = {  # the other fields that a field needs
 }
 VERBS = (  # with which the help of a flag begins
     "Accumulate Add Align Apply Average Clip Compile Concatenate Draw Evaluate Extract Generate Give Guide Let Map "
-    "Move Multiply Pool Read Resize Run Save Seed Set Slide Smooth Start Store Train Use Weight"
+    "Minimise Move Multiply Pool Read Resize Run Save Seed Set Slide Smooth Start Store Train Use Weight"
 )
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}
