@@ -44,6 +44,19 @@ struct CrossEntropy : Upsample {
   Form form() const { return focal != 0 ? Form::focal : label_smoothing != 0 ? Form::smooth : Form::plain; }
 };
 
+struct RegionSums : Upsample {
+  Labels target;  // or masks (batch, classes, rows.size, columns.size)
+  bool masks, sigmoid;
+  int64_t ignore_index;
+  const void* weight = nullptr;  // (classes), or nullptr
+  double* sums = nullptr;        // (units, classes, 4): of p, t, p * t and p * p
+  int64_t* wrong = nullptr;      // (units): labels out of range
+  // Backward only.
+  const void* grad = nullptr;  // (4, batch, classes), of the sums
+  Map grad_logits = {};
+  int64_t bands = 0;  // of source rows, into which an image is cut
+};
+
 struct Argmax : Upsample {
   Labels labels;
 };
@@ -62,8 +75,10 @@ struct Softmax : Upsample {
 
 // Units: batch * rows.source.
 APC_DECLARE_KERNEL(cross_entropy_groups, CrossEntropy)
+APC_DECLARE_KERNEL(region_sums_groups, RegionSums)
 APC_DECLARE_KERNEL(argmax_groups, Argmax)
 APC_DECLARE_KERNEL(confusion_groups, Confusion)
 APC_DECLARE_KERNEL(softmax_groups, Softmax)
 // batch * bands:
 APC_DECLARE_KERNEL(cross_entropy_backward_bands, CrossEntropy)
+APC_DECLARE_KERNEL(region_sums_backward_bands, RegionSums)
