@@ -175,6 +175,30 @@ def focal_loss(
     return losses.sum() / {"mean": weights.sum(), "mean_all": target.numel(), "sum": 1}[reduction]
 
 
+def upsample_region_sums(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    sigmoid: bool = False,
+    align_corners: bool = False,
+) -> Tensor:
+    """Computes Σp, Σt, Σp·t and Σp² in the dtype of the logits, then widens them to float32."""
+    scores = upsampled(logits, target.shape[-2:], align_corners)
+    valid = (target if target.dim() == 4 else target[:, None]) != ignore_index
+    if target.dim() == 4:
+        t = target == 1
+    else:
+        t = F.one_hot(torch.where(valid[:, 0], target.long(), 0), scores.shape[1]).movedim(3, 1)
+    weights = valid.to(scores.dtype)
+    if weight is not None:
+        weights = weights * weight.to(scores.dtype)[torch.where(valid, target.long()[:, None], 0)]
+    p = scores.sigmoid() if sigmoid else scores.softmax(1)
+    sums = torch.stack([(weights * term).sum((2, 3)) for term in (p, t, p * t, p * p)])
+    return sums if sums.dtype == torch.float64 else sums.float()
+
+
 def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     return upsampled(logits, size, align_corners).argmax(1)
 

@@ -23,6 +23,7 @@ from apc_kernels.ops.affinities import triton_moments as moments_kernels
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
+from apc_kernels.ops.upsample import triton_regions as upsample_regions
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -120,6 +121,14 @@ def upsample() -> Iterator[tuple[str, list]]:
         )
         yield name, upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
         yield name, upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
+        masks = meta(*shape[:2], *size, dtype=labels)
+        sums = meta(parts.shape[0], *parts.shape[1:], shape[1], dtype=torch.float64)
+        grad = meta(4, *shape[:2], dtype=torch.float32)
+        for regions, of_labels, sigmoid in ((target, weight, False), (target, weight, True), (masks, None, True)):
+            settings = (logits, regions, of_labels, 255, sigmoid, align_corners)
+            what = f"{'masks ' if regions is masks else ''}{'sigmoid ' if sigmoid else ''}{name}"
+            yield what, upsample_regions.sums_launches(*settings, sums, meta(len(sums), dtype=torch.int32))
+            yield what, upsample_regions.gradient_launches(grad, *settings, logits)
 
 
 FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": upsample}

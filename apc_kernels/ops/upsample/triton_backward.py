@@ -104,7 +104,7 @@ def pixels_kernel(
 
 @triton.jit
 def cells_kernel(
-    grad,  # (B, H, W) or (1,) float32
+    grad,  # (B, H, W) or (1,) float32, or None without smoothing
     logits,  # (B, K, h, w)
     target,  # (B, H, W)
     weight,  # (K,) or None
@@ -139,7 +139,7 @@ def cells_kernel(
 @triton.jit
 def cross_entropy_gradient(shared, i_b, channel, o_js, m_js, b_logits):
     """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S)."""
-    grad, target, b_weight, largest, factor, own, grad_stride, ignore_index, channels, LABEL_SMOOTHING = shared
+    grad, target, b_weight, largest, factor, own, grad_stride, ignore_index, channels, smoothing = shared
     b_label = tl.load(target + o_js, mask=m_js, other=0)
     kept = m_js & (b_label != ignore_index)
     b_largest = tl.load(largest + o_js, mask=kept, other=0.0)
@@ -149,9 +149,9 @@ def cross_entropy_gradient(shared, i_b, channel, o_js, m_js, b_logits):
     # A label that 32 bits do not hold is out of range, and its pixel's own term NaN like all others.
     is_own = channel[:, None, None] == b_label.to(tl.int32)[None, :, :]
     b_grad = tl.where(is_own, b_own[None, :, :], b_grad)
-    if LABEL_SMOOTHING > 0:
+    if grad is not None:
         b_smooth = tl.load(grad + o_js * grad_stride, mask=kept, other=0.0)
-        b_smooth *= LABEL_SMOOTHING / channels
+        b_smooth *= smoothing / channels
         b_grad -= b_weight[:, None, None] * b_smooth[None, :, :]
     return tl.where(kept[None, :, :], b_grad, 0.0)
 
@@ -264,7 +264,7 @@ def backward_launches(
     total = weight.sum()[None] if weight is not None and label_smoothing else None
     pixels = {"normalizer": normalizer, "total": total, "FOCAL": focal, **blocks(logits, size)}
     cells = {"grad_logits": grad_logits, "out_strides": grad_logits.stride(), **cell_blocks(logits, size)}
-    cells["weight"] = weight if label_smoothing else None
+    cells |= {"grad": grad, "weight": weight} if label_smoothing else {"grad": None, "weight": None}
     return [
         (pixels_kernel, (programs(logits, size),), shared | pixels),
         (cells_kernel, (cell_programs(logits, cells),), shared | cells),
