@@ -1,6 +1,7 @@
 """Tests upsample_binary_cross_entropy and the thresholds of single logits against PyTorch's own composition."""
 
 import pytest
+import stock
 import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate, same_bits
@@ -37,37 +38,19 @@ def draw(case, layout=lambda x: x, dtype=torch.float32, device="cpu"):
     return {"logits": t["logits"], "target": target.to(device), "grad": grad}
 
 
-def stock(logits, target, *, align_corners=False, weight=None, **options):
-    """Computes the loss by the formula; in the dtype of the logits, as PyTorch does, then widened to float32."""
-    pos_weight, gamma = options.get("pos_weight", 1.0), options.get("focal")
-    z = F.interpolate(logits, target.shape[2:], mode="bilinear", align_corners=align_corners)
-    valid, y = target != 255, (target == 1).to(z.dtype)
-    pos_weight = torch.as_tensor(pos_weight).to(z)
-    pos_weight = pos_weight[:, None, None] if pos_weight.dim() else pos_weight
-    smooth = options.get("label_smoothing", 0.0)
-    y = (1 - smooth) * y + smooth / 2
-    losses = F.binary_cross_entropy_with_logits(z, y, pos_weight=pos_weight, reduction="none")
-    if gamma:
-        p = torch.where(y == 1, z.sigmoid(), 1 - z.sigmoid())
-        losses = losses * (1 - p) ** gamma
-    losses = torch.where(valid, losses, 0.0)
-    losses = losses if losses.dtype == torch.float64 else losses.float()
-    denominators = {"mean": valid.sum(), "mean_all": valid.numel(), "sum": 1}
-    reduction = options.get("reduction", "mean")
-    return losses if reduction == "none" else losses.sum() / denominators[reduction]
+def without_weight(function):
+    return lambda logits, target, weight, **options: function(logits, target, **options)
 
 
 def check(tensors, case, backend, **options):
     with apc_kernels.backend(backend):
         loss, grad = loss_and_gradient(
-            lambda logits, target, weight, **given: apc_kernels.upsample_binary_cross_entropy(logits, target, **given),
-            tensors,
-            case,
-            **options,
+            without_weight(apc_kernels.upsample_binary_cross_entropy), tensors, case, **options
         )
     exact = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
     wide = {name: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for name, t in tensors.items()}
-    true, own, widened = (loss_and_gradient(stock, t, case, **options) for t in (exact, tensors, wide))
+    theirs = without_weight(stock.upsample_binary_cross_entropy)
+    true, own, widened = (loss_and_gradient(theirs, t, case, **options) for t in (exact, tensors, wide))
     assert_accurate(loss.cpu(), true[0].cpu(), widened[0].cpu(), f"{case} {options} loss")
     assert_accurate(grad.cpu(), true[1].cpu(), own[1].cpu(), f"{case} {options} gradient")
 

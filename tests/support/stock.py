@@ -159,6 +159,32 @@ def upsample_cross_entropy(
     return loss if loss.dtype == torch.float64 else loss.float()
 
 
+def upsample_binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    pos_weight: float | Tensor = 1.0,
+    label_smoothing: float = 0.0,
+    focal: float | None = None,
+    reduction: str = "mean",
+    align_corners: bool = False,
+) -> Tensor:
+    """Computes the loss of masks (B, C, H, W), or (B, H, W), in the dtype of the logits, then widens it."""
+    target = target if target.dim() == 4 else target[:, None]
+    z, valid = upsampled(logits, target.shape[2:], align_corners), target != 255
+    y = (1 - label_smoothing) * (target == 1).to(z.dtype) + label_smoothing / 2
+    weight = torch.as_tensor(pos_weight).to(z)
+    weight = weight[:, None, None] if weight.dim() else weight
+    losses = F.binary_cross_entropy_with_logits(z, y, pos_weight=weight, reduction="none")
+    if focal:
+        losses = losses * (1 - torch.where(target == 1, z.sigmoid(), 1 - z.sigmoid())) ** focal
+    losses = torch.where(valid, losses, 0)
+    losses = losses if losses.dtype == torch.float64 else losses.float()
+    if reduction == "none":
+        return losses
+    return losses.sum() / {"mean": valid.sum(), "mean_all": valid.numel(), "sum": 1}[reduction]
+
+
 def focal_loss(
     scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, gamma: float, reduction: str
 ) -> Tensor:
