@@ -23,7 +23,7 @@ OF_SUMS = {
 
 
 @dataclass(frozen=True)
-class Loss:
+class Criterion:
     """Describes what a model minimises: a sum of losses, and their settings.
 
     Attributes:

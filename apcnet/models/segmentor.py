@@ -1,7 +1,7 @@
 """Joins backbone, head and auxiliary head to one model, computes its losses and saves it to a file."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apcnet.data.sample import MEAN, STD
 from apcnet.files import replacing
-from apcnet.models.criterion import Loss
+from apcnet.models.criterion import Criterion
 
 
 class Output(NamedTuple):
@@ -87,7 +87,7 @@ class Segmentor(nn.Module):
         images: Tensor,
         target: Tensor | None = None,
         *,
-        loss: str | Loss | Callable[[Output, Tensor], dict[str, Tensor]] = "cross_entropy",
+        loss: str | Criterion = "cross_entropy",
         reduction: str | None = None,
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
@@ -100,9 +100,8 @@ class Segmentor(nn.Module):
         Args:
             images: (B, in_channels, H, W) floating point, normalised by `mean` and `std`.
             target: (B, H, W) integer labels.
-            loss: Sum of losses to compute, such as "cross_entropy+0.5*dice", or an `apcnet.models.Loss`, which has its
-                settings too; the auxiliary head takes the same. Or a function of an `Output` and the target that
-                returns a dict of losses; it gets no other option, and no loss is added to its own.
+            loss: Sum of losses to compute, such as "cross_entropy+0.5*dice", or an `apcnet.models.Criterion`, which
+                holds their settings too. The auxiliary head takes the same sum.
             reduction: Reduction of the losses of pixels. "mean_all" divides by all pixels, ignored ones too, as
                 mmsegmentation's recipes do; "mean" divides by the valid pixels (ohem: by those that are kept). The
                 default is the model's own: "mean_all", unless `create` got another one.
@@ -111,7 +110,7 @@ class Segmentor(nn.Module):
             ignore_index: Label of pixels that do not count.
             denominator: Number to divide the summed losses of pixels by, instead of the number of pixels.
             parts: Number of parts that the batch's gradient is accumulated over. Losses that are means over the part
-                (of regions, of the classes that are present, of a function) are divided by it.
+                (of regions, of the classes that are present) are divided by it.
 
         Returns:
             Without a target: in evaluation (B, K, h, w) logits at the head's resolution, in training an `Output`. With
@@ -136,12 +135,9 @@ class Segmentor(nn.Module):
         if target is None and not self.training:
             return logits
         aux = None if self.auxiliary is None else self.auxiliary(features)
-        output = Output(logits, aux, se)
         if target is None:
-            return output
-        if callable(loss):
-            return {name: value / parts for name, value in loss(output, target).items()}
-        loss = Loss(loss) if isinstance(loss, str) else loss
+            return Output(logits, aux, se)
+        criterion = Criterion(loss) if isinstance(loss, str) else loss
         options = {
             "reduction": reduction or self.reduction,
             "weight": weight,
@@ -150,13 +146,13 @@ class Segmentor(nn.Module):
             "denominator": denominator,
             "parts": parts,
         }
-        own = loss.of_logits(logits, target, align_corners=self.head.align_corners, **options)
+        own = criterion.of_logits(logits, target, align_corners=self.head.align_corners, **options)
         losses = {f"decode.loss_{name}": value for name, value in own.items()}
         if se is not None:
             present = presence(target, max(self.num_classes, 2), ignore_index)[:, -self.num_classes :].to(se.dtype)
             losses["decode.loss_se"] = self.presence_weight * F.binary_cross_entropy_with_logits(se, present) / parts
         if aux is not None and self.auxiliary is not None:
-            own = loss.of_logits(aux, target, align_corners=self.auxiliary.align_corners, **options)
+            own = criterion.of_logits(aux, target, align_corners=self.auxiliary.align_corners, **options)
             losses |= {f"aux.loss_{name}": self.auxiliary_weight * value for name, value in own.items()}
         return losses
 

@@ -19,7 +19,7 @@ from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
 from apcnet.distributed import rank, synchronise_batch_norms, world_size
 from apcnet.keys import DROPOUT, keyed
-from apcnet.models import Loss, Segmentor
+from apcnet.models import Criterion, Segmentor
 from apcnet.training.optimizer import optimizer
 
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 25  # share of steps with a rising rate; the largest rate over the first
@@ -70,9 +70,8 @@ class Trainer:
         synchronise_batch_norms(model)
         self.model = model
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
-        self.loss = Loss(
-            self.settings.loss, self.settings.focal_gamma, self.settings.ohem_threshold, self.settings.ohem_share
-        )
+        named = ("focal_gamma", "ohem_threshold", "ohem_share")
+        self.criterion = Criterion(self.settings.loss, **{name: getattr(self.settings, name) for name in named})
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
         self.optimizer = optimizer(self.model, self.settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
@@ -205,7 +204,7 @@ class Trainer:
             "weight": self.class_weights,
             "label_smoothing": self.settings.label_smoothing,
             "denominator": self._denominator(masks),
-            "loss": self.loss,
+            "loss": self.criterion,
             "parts": parts,
         }
         dtype = getattr(torch, self.config.precision)

@@ -13,7 +13,7 @@ from apcnet.data.augment import normalise
 from apcnet.data.synthetic import Synthetic
 from apcnet.export import export
 from apcnet.inference.evaluation import evaluate
-from apcnet.models import Loss, Output
+from apcnet.models import Criterion
 from apcnet.terms import Term, is_binary, parse
 from apcnet.training.start import initial_model
 
@@ -94,7 +94,7 @@ def test_each_loss_is_the_function_of_its_name():
     given = {"weight": weight, "reduction": "mean", "label_smoothing": 0.1}
     for i, (short, value) in enumerate(expected.items(), 1):
         name = {"ce": "cross_entropy"}.get(short, short)
-        computed = model(images, target, loss=Loss(f"{i}*{name}", 3.0, 0.3, 0.4), **given)
+        computed = model(images, target, loss=Criterion(f"{i}*{name}", 3.0, 0.3, 0.4), **given)
         assert list(computed) == [f"decode.loss_{short}"]
         torch.testing.assert_close(computed[f"decode.loss_{short}"], i * value)
 
@@ -110,25 +110,13 @@ def test_the_auxiliary_head_takes_the_same_losses():
     torch.testing.assert_close(parts["decode.loss_ce"], computed["decode.loss_ce"])
 
 
-def test_a_function_computes_all_losses():
-    model, (images, target) = small(name="encnet", auxiliary_channels=8), batch()
-
-    def mine(output: Output, target: Tensor) -> dict[str, Tensor]:
-        assert output.aux is not None and output.se is not None and target.dtype == torch.uint8
-        return {"own": output.logits.square().mean()}
-
-    computed = model(images, target, loss=mine, parts=2)
-    assert list(computed) == ["own"]
-    torch.testing.assert_close(computed["own"], model(images).logits.square().mean() / 2)
-
-
 @pytest.mark.parametrize("loss", ["cross_entropy+0.5*dice", "focal+ohem"])
 def test_a_compiled_model(loss):
     torch._dynamo.reset()
     model, (images, target) = small(auxiliary_channels=8), batch()
     compiled = torch.compile(model, backend="aot_eager")
-    expected = model(images, target, loss=Loss(loss))
-    for name, value in compiled(images, target, loss=Loss(loss)).items():
+    expected = model(images, target, loss=Criterion(loss))
+    for name, value in compiled(images, target, loss=Criterion(loss)).items():
         torch.testing.assert_close(value, expected[name])
 
 
@@ -142,9 +130,9 @@ def test_losses_of_one_logit():
     valid, y = target != 255, (target == 1).float()
     plain = torch.where(valid, F.binary_cross_entropy_with_logits(z, y, reduction="none"), 0.0)
     p = torch.where(y == 1, z.sigmoid(), 1 - z.sigmoid())
-    computed = model(images, target, loss=Loss("binary_cross_entropy+dice"), reduction="mean")
+    computed = model(images, target, loss=Criterion("binary_cross_entropy+dice"), reduction="mean")
     torch.testing.assert_close(computed["decode.loss_bce"], plain.sum() / valid.sum())
-    focal = model(images, target, loss=Loss("binary_focal", focal_gamma=1.5), reduction="mean_all")
+    focal = model(images, target, loss=Criterion("binary_focal", focal_gamma=1.5), reduction="mean_all")
     torch.testing.assert_close(focal["decode.loss_focal"], (plain * (1 - p) ** 1.5).mean())
     dice = losses.dice(output.logits, target, mode="binary", align_corners=model.align_corners)
     torch.testing.assert_close(computed["decode.loss_dice"], dice)

@@ -78,7 +78,7 @@ def upsample_binary_cross_entropy(
         denominator = _valid(labels, ignore_index) if reduction == "mean" else labels.numel()
 
     def loss(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        return upsample_cross_entropy(
+        result = upsample_cross_entropy(
             as_pair(logits.flatten(0, 1)[:, None]),
             labels.flatten(0, 1),
             weight=weight,
@@ -89,6 +89,8 @@ def upsample_binary_cross_entropy(
             align_corners=align_corners,
             denominator=denominator,
         )
+        assert isinstance(result, Tensor)  # it is not asked for the correct pixels
+        return result
 
     if weights is None or len(weights) == 1:
         result = loss(logits, labels, None if weights is None else weights[0])

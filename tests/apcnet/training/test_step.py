@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import apcnet
 from apcnet.config import Config, Model, Optimisation
 from apcnet.interop import mmseg
-from apcnet.models import Loss
+from apcnet.models import Criterion
 from apcnet.training.start import check
 from apcnet.training.step import NotFiniteError, Trainer, learning_rate
 
@@ -149,7 +149,7 @@ def test_other_losses(loss, reduction):
         values, _ = trainer.step(step, images, masks)
         optimizer.param_groups[0]["lr"] = learning_rate(trainer.settings, step, CONFIG.steps)
         optimizer.zero_grad()
-        losses = theirs(images, masks, loss=Loss(loss, 1.5, 0.4, 0.3), reduction=reduction)
+        losses = theirs(images, masks, loss=Criterion(loss, 1.5, 0.4, 0.3), reduction=reduction)
         sum(losses.values()).backward()
         optimizer.step()
         assert {name: values[name] for name in losses} == pytest.approx({k: v.item() for k, v in losses.items()})
