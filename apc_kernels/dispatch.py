@@ -13,6 +13,7 @@ for CPUs alone: a data loader's images are on the CPU. No other file decides by 
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -142,6 +143,17 @@ class Kernels:
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def triton_version() -> tuple[int, int]:
+    """Returns major and minor version of the installed Triton, and (0, 0) without one."""
+    name = "pytorch-triton-rocm" if torch.version.hip else "triton"
+    for distribution in (name, "triton"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            major, minor, *_ = importlib.metadata.version(distribution).split(".")
+            return int(major), int(minor)
+    return 0, 0
 
 
 def _reason_unavailable(name: str, device: str) -> str | None:
