@@ -25,6 +25,7 @@ from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
     exp,
     geometry,
+    lerp,
     load_classes,
     programs,
     scan_classes,
@@ -82,12 +83,12 @@ def region_sums_kernel(
             else:
                 b_weight_k = b_weight[:, None, :]
                 is_own = b_label[:, None, :] == channel[None, :, None]
-            b_p = tl.where(b_weight_k != 0, b_p, 0.0)
-            b_weighted = b_p * b_weight_k
             b_target = tl.where(is_own | (b_weight_k != b_weight_k), b_weight_k, 0.0)
-            add_to(sums + channel, b_weighted, m_k)
             add_to(sums + channels + channel, b_target, m_k)
+            b_p = tl.where(b_weight_k != 0, b_p, 0.0)
             add_to(sums + 2 * channels + channel, b_target * b_p, m_k)
+            b_weighted = b_p * b_weight_k
+            add_to(sums + channel, b_weighted, m_k)
             add_to(sums + 3 * channels + channel, b_p * b_weighted, m_k)
     tl.store(wrong + tl.program_id(0), found)
 
@@ -165,8 +166,8 @@ def region_cells_kernel(
 
 
 @triton.jit
-def region_gradient(shared, i_b, channel, o_js, m_js, b_logits):
-    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S)."""
+def region_gradient(shared, i_b, channel, o_js, m_js, corners):
+    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
     target, weight, largest, inverse, mean, slopes, plane, ignore_index, channels = shared
     if plane is not None:
         o_kjs = o_js[None, :, :] + ((i_b * (channels - 1) + channel) * plane)[:, None, None]
@@ -176,23 +177,23 @@ def region_gradient(shared, i_b, channel, o_js, m_js, b_logits):
     else:
         b_label, b_weight = load_weighted(target, o_js, m_js, ignore_index, channels, weight)
         b_weight, is_own = b_weight[None, :, :], b_label[None, :, :] == channel[:, None, None]
-    slopes = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
+    b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
     if largest is None:
-        b_p, b_change = sigmoid_of(b_logits)
-        b_grad = b_change * slope_of(b_p, is_own, slopes[0], slopes[1], slopes[2])
+        b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
+        b_grad = b_change * slope_of(b_p, is_own, b_sum, b_overlap, b_square)
     else:
         b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
         b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
         b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_p = exp(b_logits - b_largest) * b_inverse
-        b_grad = b_p * (slope_of(b_p, is_own, slopes[0], slopes[1], slopes[2]) - b_mean)
+        b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
+        b_grad = b_p * (slope_of(b_p, is_own, b_sum, b_overlap, b_square) - b_mean)
     return tl.where(b_weight != 0, b_grad * b_weight, 0.0)
 
 
 @triton.jit
 def load_weighted(target, o, mask, ignore_index, classes, weight):
     """Loads labels and their weights: 0 for those that are ignored, NaN for those out of range."""
-    b_label = tl.load(target + o, mask=mask, other=0).to(tl.int64)
+    b_label = tl.load(target + o, mask=mask, other=0)
     m_kept = mask & (b_label != ignore_index)
     m_valid = m_kept & (b_label >= 0) & (b_label < classes)
     b_weight = m_valid.to(tl.float32)
@@ -251,7 +252,7 @@ def sums_launches(
     size = target.shape[-2:]
     arguments = {"logits": logits, "target": target, "weight": weight, "sums": parts, "wrong": found}
     arguments |= {"ignore_index": ignore_index, "SIGMOID": sigmoid, "plane": _plane(target)}
-    arguments |= geometry(logits, size, align_corners) | blocks(logits, size)
+    arguments |= geometry(logits, size, align_corners) | blocks(logits, size) | {"num_warps": 8}  # 4 spill
     return [(region_sums_kernel, (programs(logits, size),), arguments)]
 
 
