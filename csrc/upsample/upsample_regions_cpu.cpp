@@ -199,9 +199,10 @@ struct SoftmaxSumsGradient {
   static constexpr bool SOFTMAX = true;
 
   struct Pixels {
-    Vec most;     // the largest logit; infinite where there is no label: exp(logit - most) is 0 then
-    Vec inverse;  // of the sum of exp(logit - most)
-    Vec mean;     // of the classes' slopes, weighted with their probabilities
+    Vec most;       // the largest logit; infinite where there is no label: exp(logit - most) is 0 then
+    Vec inverse;    // of the sum of exp(logit - most)
+    Vec reference;  // the slope of the largest logit's class, without its square: what is left is small if p is near 1
+    Vec mean;       // of the classes' slopes minus this one, weighted with their probabilities
     Vec weight;
     Int label;
   };
@@ -216,6 +217,11 @@ struct SoftmaxSumsGradient {
     for (int r = 0; r < R; ++r) {
       to[r].label = region_labels<A>(p, image, 0, row + r, columns);
       to[r].weight = weights_at<A>(static_cast<const A*>(p.weight), to[r].label);
+      for (int i = 0; i < Pack<A>::width; ++i) {
+        const int64_t k = best.index[r][i];
+        const Slope<A> slope(p, image, k);
+        to[r].reference[i] = slope.sum + (to[r].label[i] == k ? slope.overlap : 0);
+      }
     }
     for (int64_t k = 0; k < p.classes; ++k) {
       const Slope<A> slope(p, image, k);
@@ -224,7 +230,7 @@ struct SoftmaxSumsGradient {
         const Vec logit = weights[r].own * interpolated[2 * k] + weights[r].next * interpolated[2 * k + 1];
         const Vec exponential = exp_lanes(logit - best.value[r]);
         sums[r] += exponential;
-        slopes[r] += exponential * (to[r].label == label_of<A>(p, k) ? of_label : sum);
+        slopes[r] += exponential * ((to[r].label == label_of<A>(p, k) ? of_label : sum) - to[r].reference);
         squares[r] += exponential * exponential * slope.square;
       }
     }
@@ -241,8 +247,8 @@ struct SoftmaxSumsGradient {
     const Vec sum = Vec{} + slope.sum, of_label = sum + slope.overlap, square = Vec{} + slope.square;
     return [=, wanted = label_of<A>(p, k)](Vec logit, const Pixels& pixel) {
       const Vec probability = exp_lanes<true>(logit - pixel.most) * pixel.inverse;
-      const Vec own = (pixel.label == wanted ? of_label : sum) + square * probability;
-      return probability * pixel.weight * (own - pixel.mean);
+      const Vec own = (pixel.label == wanted ? of_label : sum) - pixel.reference;
+      return probability * pixel.weight * (own + square * probability - pixel.mean);
     };
   }
 };

@@ -8,7 +8,7 @@ import torch
 
 import apc_kernels
 from apc_kernels import info, library
-from apc_kernels.ops.affinities import moments
+from apc_kernels.ops.affinities import checks, moments
 
 # Operations without kernels of their own.
 COMPOSITIONS = {"adaptive_context_norm", "encode", "pyramid_conv", "upsample_binary_cross_entropy"}
@@ -53,6 +53,6 @@ def test_an_old_triton_leaves_float32_moments_to_pytorch_on_amd_gpus(monkeypatch
     monkeypatch.setattr(torch.version, "hip", "6.4")
     x = torch.zeros(1, 4, 4, 4)
     for version, reasons in (((3, 7), ["triton"]), ((3, 8), [])):
-        monkeypatch.setattr(moments, "triton_version", lambda version=version: version)
+        monkeypatch.setattr(checks, "triton_version", lambda version=version: version)
         assert list(moments._limits(x, (1, 2))) == reasons
         assert not moments._limits(x.bfloat16(), (1, 2))

@@ -20,6 +20,8 @@ from triton.compiler import ASTSource
 from apc_kernels.ops.affinities import triton as contexts_kernels
 from apc_kernels.ops.affinities import triton_backward as contexts_backward
 from apc_kernels.ops.affinities import triton_moments as moments_kernels
+from apc_kernels.ops.affinities import triton_phases as phases_kernels
+from apc_kernels.ops.affinities import triton_phases_backward as phases_backward
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
@@ -88,6 +90,40 @@ def affinities() -> Iterator[tuple[str, list]]:
         _, weight, bias, _, pairs = _small(x, scales)
         arguments = (None, x, None, weight, bias, scales, None, False, bias, bias, pairs, None, x)
         yield f"moments {name}", contexts_backward.map_launches(*arguments)
+    yield from phases()
+
+
+def phases() -> Iterator[tuple[str, list]]:
+    """Yields the launches between those on maps, whose small tensors are float32 beside every map."""
+    for (batch, stacked, height, width), scales in (((8, 4 * 512, 64, 64), (1, 2, 3, 6)), ((2, 57, 65, 98), (1, 5, 8))):
+        rows, channels, n = sum(s * s for s in scales), stacked // len(scales), height * width
+        regions, weight, square, of_images, of_rows, numbers, pairs = (
+            meta(*size, dtype=torch.float32)
+            for size in (
+                (batch, rows, channels),
+                (rows, channels),
+                (stacked, channels),
+                (batch, stacked),
+                (batch, rows),
+                (stacked,),
+                (batch, sum(s**4 for s in scales)),
+            )
+        )
+        vectors, statistics, wide = regions.double(), meta(2, stacked, dtype=torch.float64), of_images.double()
+        mean, covariance, norm, name = of_rows.double(), pairs.double(), (numbers, numbers, 1e-5), f"{rows} regions"
+        k, back, grads = phases_kernels, phases_backward, (regions, of_images, vectors, statistics)
+        yield name, k.guide_statistics_launches(of_images, square, scales, wide, statistics)
+        yield name, k.guide_biases_launches(wide, statistics, *norm, weight, of_rows, scales, of_rows)
+        yield name, k.product_statistics_launches(regions, square, mean, covariance, scales, vectors, statistics)
+        rest = (weight, scales, regions, of_images, of_rows)
+        yield name, k.product_norm_launches(vectors, statistics, *norm, mean, *rest)
+        yield name, back.product_norm_sums_launches(*grads, *norm[1:], mean, weight, scales, statistics, *norm[:2])
+        rest = (mean, covariance, regions, square, n, scales, regions, square, of_rows, pairs)
+        yield name, back.product_norm_gradients_launches(*grads, statistics, *norm[1:], *rest)
+        of_bias, rest = (of_rows, of_rows, pairs, of_rows, pairs), (wide, statistics, weight, *norm[:2])
+        yield name, back.guide_sums_launches(*of_bias, wide, statistics, *norm, weight, scales, *rest)
+        rest = (of_images, square, n, scales, of_images, square)
+        yield name, back.guide_gradients_launches(wide, wide, statistics, statistics, *norm[1:], *rest)
 
 
 UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, class weights, smoothing
@@ -126,44 +162,37 @@ def upsample_launches(
     yield from upsample_kernels.argmax_launches(logits, size, align_corners, found)
     yield from upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
     yield from upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
+    yield from region_launches(logits, target, weight, False, align_corners)
 
 
-def focal_launches(
-    logits: torch.Tensor, size: tuple[int, int], align_corners: bool, labels: torch.dtype, weighted: bool
-) -> Iterator[tuple]:
-    """Yields the launches of the focal loss, and of the kernel of its gradient that differs."""
-    target, normalizer = (meta(logits.shape[0], *size, dtype=dtype) for dtype in (labels, torch.float32))
-    weight = meta(logits.shape[1], dtype=torch.float32) if weighted else None
-    arguments = (logits, target, weight, 255, 0.0, 2.0, align_corners, normalizer)
-    parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
+def focal_launches(logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> Iterator[tuple]:
+    normalizer, grad = meta(*target.shape, dtype=torch.float32), meta(1, dtype=torch.float32)
+    parts = meta(upsample_kernels.programs(logits, target.shape[1:]), 4, dtype=torch.float64)
+    arguments = (logits, target, None, 255, 0.0, 2.0, align_corners, normalizer)
     yield from upsample_kernels.cross_entropy_launches(*arguments, None, parts)
-    yield from upsample_backward.backward_launches(meta(1, dtype=torch.float32), *arguments, logits)[:1]
+    yield upsample_backward.backward_launches(grad, *arguments, logits)[0]
 
 
-def region_launches(
-    logits: torch.Tensor, size: tuple[int, int], align_corners: bool, labels: torch.dtype, weighted: bool, turn: int
-) -> Iterator[tuple]:
-    """Yields the launches of region sums: of labels, of labels with sigmoids or of masks, as the turn says."""
-    batch, classes = logits.shape[:2]
-    target, masks = meta(batch, *size, dtype=labels), meta(batch, classes, *size, dtype=labels)
-    weight = meta(classes, dtype=torch.float32) if weighted else None
-    regions, weight, sigmoid = [(target, weight, False), (target, weight, True), (masks, None, True)][turn]
-    settings = (logits, regions, weight, 255, sigmoid, align_corners)
-    sums = meta(upsample_kernels.programs(logits, size), 4, classes, dtype=torch.float64)
+def region_launches(logits, target, weight, sigmoid: bool, align_corners: bool) -> Iterator[tuple]:
+    sums = meta(upsample_kernels.programs(logits, target.shape[-2:]), 4, logits.shape[1], dtype=torch.float64)
+    settings = (logits, target, weight, 255, sigmoid, align_corners)
     yield from upsample_regions.sums_launches(*settings, sums, meta(len(sums), dtype=torch.int32))
-    yield from upsample_regions.gradient_launches(meta(4, batch, classes, dtype=torch.float32), *settings, logits)
+    grad = meta(4, *logits.shape[:2], dtype=torch.float32)
+    yield from upsample_regions.gradient_launches(grad, *settings, logits)
 
 
 def upsample() -> Iterator[tuple[str, list]]:
-    for turn, (shape, size, align_corners, dtype, channels_last, *rest) in enumerate(UPSAMPLES):
+    for shape, size, align_corners, dtype, channels_last, labels, *rest in UPSAMPLES:
         name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
-        logits = meta(*shape, dtype=dtype, channels_last=channels_last)
         name += f" to {'x'.join(map(str, size))}"
-        yield name, list(upsample_launches(logits, size, align_corners, *rest))
-        *rest, smoothing = rest
-        if not smoothing:
-            yield f"focal {name}", list(focal_launches(logits, size, align_corners, *rest))
-        yield name, list(region_launches(logits, size, align_corners, *rest, turn % 3))  # compiling takes seconds
+        logits = meta(*shape, dtype=dtype, channels_last=channels_last)
+        target, masks = meta(shape[0], *size, dtype=labels), meta(*shape[:2], *size, dtype=labels)
+        yield name, list(upsample_launches(logits, size, align_corners, labels, *rest))
+        if not rest[-1]:  # without smoothing
+            yield f"focal {name}", list(focal_launches(logits, target, align_corners))
+            yield f"sigmoid {name}", list(region_launches(logits, target, None, True, align_corners))
+        else:
+            yield f"masks {name}", list(region_launches(logits, masks, None, True, align_corners))
 
 
 FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": upsample}
@@ -214,7 +243,9 @@ def compile_all(family: str, architecture: str) -> Iterator[dict]:
         target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     for case, launches in FAMILIES[family]():
         for kernel, _, arguments in launches:
-            options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
+            options = {
+                key: arguments[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in arguments
+            }
             compiled = triton.compile(source(kernel, arguments), target=target, options=options)
             yield {
                 "kernel": f"{kernel.fn.__name__} {case} {architecture}",

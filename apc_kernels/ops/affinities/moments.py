@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apc_kernels.dispatch import triton_version
-from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, check_for_images, limits
+from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, check_for_images, limits, wide_limits
 from apc_kernels.ops.affinities.context import backward_x
 from apc_kernels.ops.common import as_scales, check_tensor, name_of, widened, working_dtype
 from apc_kernels.ops.operator import Operator
@@ -85,9 +84,7 @@ def _backward(ctx: Any, grad_mean: Tensor | None, grad_covariance: Tensor | None
 
 def _limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
     """Returns the reasons why GPU kernels cannot take a call, by backend."""
-    if torch.version.hip and x.dtype == torch.float32 and triton_version() < (3, 8):
-        return {"triton": "Triton older than 3.8 has no float64 products on AMD GPUs", **limits(x, scales)}
-    return limits(x, scales)
+    return wide_limits(x, scales) if x.dtype == torch.float32 else limits(x, scales)
 
 
 # Computes the mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.

@@ -2,14 +2,15 @@
 
 Forward, a program takes a tile (triton_tiles.py), finds largest logit and normalizer of its pixels in one pass over the
 classes, and sums probabilities in a second one; sigmoids need no first pass. Backward, a first kernel leaves what the
-classes of a pixel share, 12 bytes a pixel, and a second one gathers the gradients cell by cell (triton_backward.py).
+classes of a pixel share, 16 bytes a pixel, and a second one gathers the gradients cell by cell (triton_backward.py).
 Sums are float32 within a window of rows, float64 over windows and programs, and have no atomics.
 
 Each kernel's least, every tensor moved once, for B images of K classes and M output pixels:
 
     region_sums_kernel    moves logits, target, weight, sums, wrong; computes 8·B·K·M
-    region_pixels_kernel  moves grad, logits, target, largest, inverse, mean; computes 6·B·K·M
-    region_cells_kernel   moves grad, logits, target, weight, largest, inverse, mean, grad_logits; computes 9·B·K·M
+    region_pixels_kernel  moves grad, logits, target, largest, inverse, reference, mean; computes 7·B·K·M
+    region_cells_kernel   moves grad, logits, target, weight, largest, inverse, reference, mean,
+        grad_logits; computes 9·B·K·M
 
 Softmax takes two exponentials a logit in each direction, a sigmoid one.
 """
@@ -100,7 +101,8 @@ def region_pixels_kernel(
     target,  # (B, H, W)
     largest,  # (B, H, W) float32: logit
     inverse,  # (B, H, W) float32: of the sum of exp(logit − largest)
-    mean,  # (B, H, W) float32: of the classes' slopes, weighted with their probabilities
+    reference,  # (B, H, W) float32: the slope of the largest logit's class, without its square
+    mean,  # (B, H, W) float32: of the classes' slopes minus this one, weighted with their probabilities
     images,
     channels,
     axis_y,  # sizes and mapping of rows, and
@@ -116,21 +118,23 @@ def region_pixels_kernel(
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_valid = (b_label >= 0) & (b_label < channels)
-        b_max, b_sum, _, _ = scan_classes(
+        b_max, b_sum, b_class, _ = scan_classes(
             corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
         )
+        b_sum_slope, b_overlap, _ = load_slopes(grad, i_b, images, b_class, channels)
+        b_reference = tl.where(b_label == b_class, b_sum_slope + b_overlap, b_sum_slope)
         b_inverse = tl.where(m_valid, 1.0 / b_sum, float("nan"))
         b_mean = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
         for first_class in range(0, channels, BLOCK_K):
             channel, b_logits = load_classes(corners, w_y, first_class, channels, strides[1], BLOCK_K)
-            slopes = load_slopes(grad, i_b, images, channel, channels)
             b_p = exp(b_logits - b_max[:, None, :]) * b_inverse[:, None, :]
             is_own = b_label[:, None, :] == channel[None, :, None]
-            b_mean += b_p * slope_of(
-                b_p, is_own, slopes[0][None, :, None], slopes[1][None, :, None], slopes[2][None, :, None]
-            )
+            b_sum_slope, b_overlap, b_square = load_slopes(grad, i_b, images, channel, channels)
+            b_slope = slope_of(is_own, b_sum_slope[None, :, None], b_overlap[None, :, None], b_reference[:, None, :])
+            b_mean += b_p * (b_slope + b_square[None, :, None] * b_p)
         tl.store(largest + o_yx, b_max, mask=m_yx)
         tl.store(inverse + o_yx, b_inverse, mask=m_yx)
+        tl.store(reference + o_yx, b_reference, mask=m_yx)
         tl.store(mean + o_yx, tl.sum(b_mean, 1), mask=m_yx)
 
 
@@ -142,6 +146,7 @@ def region_cells_kernel(
     weight,  # (K,) or None
     largest,  # (B, H, W) float32, or None for sigmoids
     inverse,  # the same
+    reference,  # the same
     mean,  # the same
     grad_logits,  # (B, K, h, w)
     plane,  # H·W for masks, or None
@@ -160,7 +165,7 @@ def region_cells_kernel(
     """Computes BLOCK_K classes, BLOCK_I source rows and BLOCK_J − 1 source columns of one image."""
     tile = cells_of_program(channels, axis_y, axis_x, BLOCK_K, BLOCK_I, BLOCK_J)
     slopes = load_slopes(grad, tile[0], images, tile[3], channels)
-    shared = (target, weight, largest, inverse, mean, slopes, plane, ignore_index, channels)
+    shared = (target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels)
     maps = (logits, grad_logits, axis_y, axis_x, strides, out_strides)
     gather_cells(maps, tile, channels, region_gradient, shared, BLOCK_K, BLOCK_I, BLOCK_J, BLOCK_S)
 
@@ -168,7 +173,7 @@ def region_cells_kernel(
 @triton.jit
 def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
-    target, weight, largest, inverse, mean, slopes, plane, ignore_index, channels = shared
+    target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels = shared
     if plane is not None:
         o_kjs = o_js[None, :, :] + ((i_b * (channels - 1) + channel) * plane)[:, None, None]
         m_kjs = m_js[None, :, :] & (channel < channels)[:, None, None]
@@ -180,13 +185,14 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
     if largest is None:
         b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
-        b_grad = b_change * slope_of(b_p, is_own, b_sum, b_overlap, b_square)
+        b_grad = b_change * (slope_of(is_own, b_sum, b_overlap, 0.0) + b_square * b_p)
     else:
         b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
         b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
         b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
         b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
-        b_grad = b_p * (slope_of(b_p, is_own, b_sum, b_overlap, b_square) - b_mean)
+        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
     return tl.where(b_weight != 0, b_grad * b_weight, 0.0)
 
 
@@ -221,9 +227,9 @@ def load_slopes(grad, i_b, images, channel, channels):
 
 
 @triton.jit
-def slope_of(b_p, is_own, b_sum, b_overlap, b_square):
-    """Computes the derivative by p of what is made of the sums."""
-    return tl.where(is_own, b_sum + b_overlap, b_sum) + b_square * b_p
+def slope_of(is_own, b_sum, b_overlap, b_reference):
+    """Computes the derivative by p of what is made of the sums but Σp², relative to a reference."""
+    return tl.where(is_own, b_sum + b_overlap, b_sum) - b_reference
 
 
 @triton.jit
@@ -262,7 +268,7 @@ def gradient_launches(
     size = target.shape[-2:]
     shared = {"grad": grad, "logits": logits, "target": target, "images": logits.shape[0]}
     shared |= geometry(logits, size, align_corners)
-    of_pixels = dict.fromkeys(("largest", "inverse", "mean"))
+    of_pixels = dict.fromkeys(("largest", "inverse", "reference", "mean"))
     if not sigmoid:
         of_pixels = {name: logits.new_empty(target.shape, dtype=torch.float32) for name in of_pixels}
     cells = {"weight": weight, "grad_logits": grad_logits, "ignore_index": ignore_index, "plane": _plane(target)}
