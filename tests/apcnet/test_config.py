@@ -109,8 +109,8 @@ REQUIRED = {  # the other fields that a field needs
 }
 VERBS = (  # with which the help of a flag begins
     "Accumulate Add Align Apply Augment Average Choose Clip Compile Concatenate Distort Draw Evaluate Extract Generate "
-    "Give Guide Keep Let Map Minimise Mirror Move Multiply Pool Read Resize Rotate Run Save Seed Set Slide Smooth Start "
-    "Stop Store Train Use Weight"
+    "Give Guide Keep Let Map Minimise Mirror Move Multiply Pool Read Resize Rotate Run Save Seed Set Slide Smooth "
+    "Start Stop Store Train Use Weight"
 )
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}

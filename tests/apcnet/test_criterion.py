@@ -110,6 +110,7 @@ def test_the_auxiliary_head_takes_the_same_losses():
     torch.testing.assert_close(parts["decode.loss_ce"], computed["decode.loss_ce"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy+0.5*dice", "focal+ohem"])
 def test_a_compiled_model(loss):
     torch._dynamo.reset()
@@ -211,6 +212,7 @@ def test_one_logit_predicts_as_two(protocol, tmp_path):
     torch.testing.assert_close(probabilities[:, 1], apcnet.inference.whole_logits(single, batch()[0])[:, 0].sigmoid())
 
 
+@pytest.mark.slow
 def test_a_model_with_one_logit_is_exported_with_its_labels(tmp_path):
     model = small(1).eval()
     differences = export(model, tmp_path / "one.pt2", size=(48, 48), output="labels")
