@@ -28,7 +28,7 @@ from apcnet.data.files import checked_form, levels_of, read_as, read_image
 from apcnet.data.layout import SUFFIXES
 from apcnet.data.levels import visible
 from apcnet.inference.protocol import WHOLE, winning
-from apcnet.models.segmentor import Segmentor
+from apcnet.models.segmentor import Segmentor, count_labels
 from apcnet.zoo import load
 
 MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
@@ -262,8 +262,8 @@ def _predict(
         labels, sure = _labels(model, levels, protocol, max_pixels, confidence)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
-    colors = getattr(model, "palette", None) or draw.palette(model.num_classes)
+    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(count_labels(model)))
+    colors = getattr(model, "palette", None) or draw.palette(count_labels(model))
     shown = visible(levels, ranges)
     colors = tuple((red, green, blue) for red, green, blue in colors)
     return Prediction(labels.cpu(), shown, tuple(classes), colors, None if sure is None else sure.cpu())

@@ -9,10 +9,12 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import parity
 import pytest
 import small_runs
 import torch
+from PIL import Image
 from small_runs import digest, flags, small, start
 
 import apc_kernels
@@ -57,6 +59,28 @@ def test_a_run_writes_its_files(root, out):
     model = apcnet.load(out / "final.safetensors")
     assert model.classes == apcnet.data.open("folder", root, "val").classes
     assert train(small(root), out) == scores  # the finished run returns its scores
+
+
+def test_one_logit_is_trained_for_two_classes(root, out, monkeypatch):
+    """Tests masks of 0 and 255: training, scores of both classes, resuming, the model's file and its predictions."""
+    small_runs.without_pictures(monkeypatch)
+    (root / "classes.txt").write_text("background\nobject\n")
+    for path in root.glob("masks/*/*.png"):
+        mask = torch.from_numpy(np.array(Image.open(path)))
+        Image.fromarray(((mask > 3) & (mask != 255)).numpy().astype(np.uint8) * 255).save(path)
+    settings = Optimisation(lr=0.02, loss="binary_cross_entropy+0.5*dice", accumulate=2)
+    config = small(root, optimisation=settings)
+    scores = train(dataclasses.replace(config, steps=6), out)
+    with pytest.warns(UserWarning, match="steps: 6 → 12"):
+        assert len(scores["iou"]) == 2 and train(config, out)["step"] == 12
+    record = log.read(out)[0]
+    assert record.keys() >= {"decode.loss_bce", "decode.loss_dice", "aux.loss_bce", "aux.loss_dice"}
+    with pytest.raises(ValueError, match=r"loss: binary_cross_entropy\+0.5\*dice → dice"):
+        train(dataclasses.replace(config, optimisation=dataclasses.replace(settings, loss="dice")), out)
+    model = apcnet.load(out / "final.safetensors")
+    assert (model.num_classes, len(model.classes)) == (1, 2)
+    labels = apcnet.predict(model, next(root.glob("images/val/*.png"))).labels
+    assert set(labels.unique().tolist()) <= {0, 1} and labels.shape == (48, 56)
 
 
 def test_training_restores_the_state_of_the_process(root, out):
