@@ -5,6 +5,7 @@ bits from run to run. `python -m apc_kernels.info` shows which backend serves ea
 """
 
 from apc_kernels.dispatch import SlowPathWarning, backend
+from apc_kernels.interop import accelerate
 from apc_kernels.labels import checked_labels
 from apc_kernels.ops.affinities import BatchNorm, adaptive_context, adaptive_context_norm, affinity_moments
 from apc_kernels.ops.augment import augment
@@ -17,6 +18,7 @@ from apc_kernels.ops.upsample import upsample_argmax, upsample_confusion, upsamp
 __all__ = [
     "BatchNorm",
     "SlowPathWarning",
+    "accelerate",
     "adaptive_context",
     "adaptive_context_norm",
     "affinity_moments",

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from apc_kernels.interop.mmseg import accelerate
 from apcnet.interop.mmseg import load_head
-from apcnet.interop.mmseg.accelerate import accelerate
 from benchmarks import setting
 from benchmarks.models import OTHER, check
 from benchmarks.operation import Operation
