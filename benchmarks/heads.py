@@ -2,10 +2,11 @@
 
 `load_head` is our head with their weights, `accelerate` is their head with our operations in it. Heads take 2048
 channels of 64×64, UPerNet's four maps from 256 channels of 128×128 to 2048 of 16×16; they have 512 inside. Evaluation:
-the forward pass of one image. Training: forward and backward of two, gradients of the input and of every parameter, without the loss (operations.py has that). Most of the work is the
-3×3 convolution of the bottleneck, over 4096 channels (apc, psp) or 2048 (enc); of 4096, psp needs 2048. Operations are
-those of the stock layers' products, three times as many in training. Bytes that have to move: input, output and
-parameters, three times in training. Memory is what a call needs at its peak beyond parameters and input.
+the forward pass of one image. Training: forward and backward of two, gradients of the input and of every parameter,
+without the loss (operations.py has that). Most of the work is the 3×3 convolution of the bottleneck, over 4096 channels
+(apc, psp) or 2048 (enc); of 4096, psp needs 2048. Operations are those of the stock layers' products, three times as
+many in training. Bytes that have to move: input, output and parameters, three times in training. Memory is what a call
+needs at its peak beyond parameters and input.
 """
 
 import itertools
