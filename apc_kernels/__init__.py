@@ -13,7 +13,14 @@ from apc_kernels.ops.conv3x3 import conv3x3
 from apc_kernels.ops.encode import encode
 from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
-from apc_kernels.ops.upsample import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
+from apc_kernels.ops.upsample import (
+    upsample_argmax,
+    upsample_binary_cross_entropy,
+    upsample_confusion,
+    upsample_cross_entropy,
+    upsample_region_sums,
+    upsample_softmax,
+)
 
 __all__ = [
     "BatchNorm",
@@ -30,8 +37,10 @@ __all__ = [
     "pyramid_conv",
     "pyramid_pool",
     "upsample_argmax",
+    "upsample_binary_cross_entropy",
     "upsample_confusion",
     "upsample_cross_entropy",
+    "upsample_region_sums",
     "upsample_softmax",
 ]
 __version__ = "0.1.0"

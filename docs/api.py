@@ -24,6 +24,7 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.inference": (),
         "apcnet.inference.prediction": ("Prediction",),
         "apcnet.confusion": ("ConfusionMatrix", "Scores"),
+        "apcnet.losses": (),
         "apcnet.data": (),
         "apcnet.data.augment": (
             *("resize", "keep_ratio_size", "normalise"),

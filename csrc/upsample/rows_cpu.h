@@ -109,18 +109,19 @@ struct Best {
   typename Integers<A>::type index[R];
 };
 
-// The largest logit, and the first class that has it.
-template <typename A, int R>
-inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t classes,
-                             const RowWeights<A>* weights) {
+// The largest logit, and the first class that has it. `of_class(i)` is the i-th class to look at, in ascending order.
+template <typename A, int R, typename OfClass>
+inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t count, const RowWeights<A>* weights,
+                             OfClass of_class) {
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
   Best<A, R> best;
+  const Int first = Int{} + static_cast<typename Integers<A>::scalar>(of_class(0));
   for (int r = 0; r < R; ++r)
-    best.value[r] = weights[r].own * interpolated[0] + weights[r].next * interpolated[1], best.index[r] = Int{};
-  for (int64_t k = 1; k < classes; ++k) {
-    const Vec own = interpolated[2 * k], next = interpolated[2 * k + 1];
-    const Int label = Int{} + static_cast<typename Integers<A>::scalar>(k);
+    best.value[r] = weights[r].own * interpolated[0] + weights[r].next * interpolated[1], best.index[r] = first;
+  for (int64_t i = 1; i < count; ++i) {
+    const Vec own = interpolated[2 * i], next = interpolated[2 * i + 1];
+    const Int label = Int{} + static_cast<typename Integers<A>::scalar>(of_class(i));
     for (int r = 0; r < R; ++r) {
       const Vec logit = weights[r].own * own + weights[r].next * next;
       best.index[r] = logit > best.value[r] ? label : best.index[r];
@@ -128,6 +129,12 @@ inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t
     }
   }
   return best;
+}
+
+template <typename A, int R>
+inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t classes,
+                             const RowWeights<A>* weights) {
+  return best_class<A, R>(interpolated, classes, weights, [](int64_t k) { return k; });
 }
 
 // The weights of classes, 1 where none are given; returns their sum.
@@ -138,6 +145,31 @@ inline A weights_of_classes(const CrossEntropy& p, A* of_class) {
   for (int64_t k = 0; k < p.classes; ++k) sum += of_class[k] = weight == nullptr ? 1 : weight[k];
   return sum;
 }
+
+// Focal loss (1 - p)^gamma * -log p, where p = own / (own + others) is the probability of a pixel's label.
+template <typename A>
+struct Focal {
+  using Vec = typename Pack<A>::type;
+  Vec sum;   // own + others
+  Vec rest;  // 1 - p
+  Vec loss;
+  Vec gradient;  // of the loss, as a multiple of that of -log p
+
+  // Of the largest logit minus the label's, and the sum of exp(logit - largest) over the other classes.
+  Focal(Vec gap, Vec others, A gamma) {
+    const Vec own = exp_lanes(-gap);
+    sum = own + others, rest = others / sum;
+    const Vec p = own / sum;
+    // -log p / (1 - p): near p = 1 by its series, for the logarithm there is a rounding error.
+    constexpr A small = std::is_same_v<A, float> ? 0x1p-4 : 0x1p-9;
+    Vec ratio = rest * A(1. / 6) + A(1. / 5);
+    for (const A term : {A(1. / 4), A(1. / 3), A(1. / 2), A(1)}) ratio = ratio * rest + term;
+    ratio = rest < small ? ratio : (gap + log_lanes(sum)) / rest;
+    const Vec power = rest == 0 ? Vec{} : exp_lanes(gamma * log_lanes(rest));
+    loss = power * (rest * ratio);
+    gradient = power * (1 + gamma * (p == 0 ? Vec{} : p * ratio));
+  }
+};
 
 constexpr int32_t IGNORED = -1, OUT_OF_RANGE = -2;
 

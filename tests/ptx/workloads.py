@@ -80,7 +80,7 @@ def moments(layout: Callable, dtype: torch.dtype) -> list[tuple]:
 def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     t = draw_upsample(UPSAMPLE, layout, dtype)
     results = []
-    for options in ({}, {"label_smoothing": 0.1, "reduction": "none"}):
+    for options in ({}, {"label_smoothing": 0.1, "reduction": "none"}, {"focal": 2.0}):
 
         def both(function, logits, widened=lambda x: x, options=options):
             weight = {"weight": t["weight"].to(logits.dtype if logits.dtype == torch.float64 else torch.float32)}

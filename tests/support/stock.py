@@ -138,11 +138,15 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int = 255,
     label_smoothing: float = 0.0,
+    focal: float | None = None,
     reduction: str = "mean",
     align_corners: bool = False,
 ) -> Tensor:
     """Computes in the dtype of the logits, then widens to float32, in which losses are compared."""
     scores = upsampled(logits, target.shape[1:], align_corners)
+    if focal:
+        loss = focal_loss(scores, target, weight, ignore_index, focal, reduction)
+        return loss if loss.dtype == torch.float64 else loss.float()
     loss = F.cross_entropy(
         scores,
         target.long(),
@@ -153,6 +157,22 @@ def upsample_cross_entropy(
     )
     loss = loss.mean() if reduction == "mean_all" else loss
     return loss if loss.dtype == torch.float64 else loss.float()
+
+
+def focal_loss(
+    scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, gamma: float, reduction: str
+) -> Tensor:
+    """Computes the focal loss as it is usually written, from the cross entropy of every pixel."""
+    plain = F.cross_entropy(scores, target.long(), ignore_index=ignore_index, reduction="none")
+    valid = target != ignore_index
+    factor = torch.where(valid, (1 - torch.exp(-plain)) ** gamma, 0)
+    weights = valid.to(plain.dtype)
+    if weight is not None:
+        weights = weights * weight.to(plain.dtype)[target.long().where(valid, 0)]
+    losses = factor * weights * plain
+    if reduction == "none":
+        return losses
+    return losses.sum() / {"mean": weights.sum(), "mean_all": target.numel(), "sum": 1}[reduction]
 
 
 def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:

@@ -102,13 +102,18 @@ def upsample() -> Iterator[tuple[str, list]]:
         out = meta(*shape[:2], *size, dtype=torch.float32, channels_last=channels_last)
         target, normalizer = (meta(shape[0], *size, dtype=dtype) for dtype in (labels, torch.float32))
         weight = meta(shape[1], dtype=torch.float32) if weighted else None
-        settings = (weight, 255, smoothing, align_corners)
+        settings = (weight, 255, smoothing, 0.0, align_corners)
         parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
         losses = normalizer if smoothing else None
         counts, invalid = (meta(*n, dtype=torch.int64) for n in (shape[1:2] * 2, (1,)))
         yield name, upsample_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
         grad = normalizer if smoothing else meta(1, dtype=torch.float32)
         yield name, upsample_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+        if not smoothing:
+            settings = (weight, 255, 0.0, 2.0, align_corners)
+            arguments = (logits, target, *settings, normalizer)
+            yield f"focal {name}", upsample_kernels.cross_entropy_launches(*arguments, losses, parts)
+            yield f"focal {name}", upsample_backward.backward_launches(grad, *arguments, logits)[:1]
         yield (
             name,
             upsample_kernels.argmax_launches(logits, size, align_corners, meta(*target.shape, dtype=torch.uint8)),
