@@ -21,8 +21,8 @@ def accelerate(model: nn.Module) -> Report:
     """Speeds up a live model or loss of segmentation_models_pytorch in place, with the same values and gradients.
 
     Models: the logits are upsampled when something reads them. F.cross_entropy, their argmax over the classes and the
-    losses below do without. Losses: DiceLoss, JaccardLoss, TverskyLoss and SoftCrossEntropyLoss take such logits as
-    they are; any other logits as before.
+    losses below do without. Losses: DiceLoss, JaccardLoss, TverskyLoss, FocalLoss, SoftBCEWithLogitsLoss and
+    SoftCrossEntropyLoss take such logits as they are; any other logits, and soft targets, as before.
 
     Args:
         model: A model or a loss, or a module that holds them.

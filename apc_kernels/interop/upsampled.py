@@ -178,7 +178,7 @@ def _cross_entropy(
 ) -> Any:
     """Computes F.cross_entropy of UpsampledLogits from their source, if its arguments are usual ones."""
     usual = isinstance(input, UpsampledLogits) and type(target) is Tensor and size_average is reduce is None
-    if not usual or input.is_image or target.shape != (input.shape[0], *input.shape[2:]):
+    if not usual or input.is_image or input.shape[1] == 1 or target.shape != (input.shape[0], *input.shape[2:]):
         return NotImplemented
     if target.dtype not in (torch.int64, torch.uint8) or target.device != input.device:
         return NotImplemented

@@ -1,6 +1,7 @@
 """Tests the explicit speed-up of segmentation_models_pytorch: its models and losses, each beside a plain copy."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -108,7 +109,15 @@ def test_exported_and_compiled_models_compute_as_before(smp):
         torch.testing.assert_close(given, expected)
 
 
+DICE = {"ignore_index": 255}
 LOSSES = {
+    "dice": ("DiceLoss", DICE),
+    "dice of some classes": ("DiceLoss", DICE | {"classes": [0, 2, 3], "smooth": 1.0, "log_loss": True}),
+    "weighted dice": ("DiceLoss", DICE | {"class_weights": [1.0, 2.0, 0.5, 1.0, 3.0]}),
+    "jaccard": ("JaccardLoss", DICE | {"smooth": 0.5}),
+    "tversky": ("TverskyLoss", DICE | {"alpha": 0.3, "beta": 0.7, "gamma": 1.3}),
+    "focal": ("FocalLoss", DICE),
+    "focal of a prior": ("FocalLoss", DICE | {"alpha": 0.25, "gamma": 1.5}),
     "soft cross entropy": ("SoftCrossEntropyLoss", {"ignore_index": 255, "smooth_factor": 0.0}),
     "smoothed soft cross entropy": ("SoftCrossEntropyLoss", {"ignore_index": 255, "smooth_factor": 0.1}),
     "summed soft cross entropy": (
@@ -126,7 +135,10 @@ LOSSES = {
 def test_losses(smp, case):
     name, options = LOSSES[case]
     plain, ours, _ = pair(smp, "FPN")
-    theirs = getattr(smp.losses, name)(**options)
+    mode = {} if name.startswith("Soft") else {"mode": "multiclass"}
+    if "class_weights" in options and "class_weights" not in inspect.signature(getattr(smp.losses, name)).parameters:
+        pytest.skip("this version knows no class weights")
+    theirs = getattr(smp.losses, name)(**mode, **options)
     own = copy.deepcopy(theirs)
     assert list(door.accelerate(own).swapped) == ["forward"]
     assert type(pickle.loads(pickle.dumps(own))) is type(own) and isinstance(own, type(theirs))
@@ -138,3 +150,49 @@ def test_losses(smp, case):
     torch.testing.assert_close(grads, their_grads, rtol=1e-6, atol=1e-9)
     logits = plain(images())
     torch.testing.assert_close(own(logits, labels()), theirs(logits, labels()))  # of full size
+
+
+BINARY = {
+    "dice": ("DiceLoss", {"ignore_index": 255}),
+    "jaccard": ("JaccardLoss", {}),
+    "tversky": ("TverskyLoss", {"alpha": 0.3, "beta": 0.7}),
+    "focal": ("FocalLoss", {"alpha": 0.25}),
+    "cross entropy": ("SoftBCEWithLogitsLoss", {"ignore_index": 255, "pos_weight": torch.tensor(2.0)}),
+    "smoothed cross entropy": ("SoftBCEWithLogitsLoss", {"smooth_factor": 0.1, "reduction": "sum"}),
+}
+
+
+@pytest.mark.parametrize("masks", ["binary", "multilabel"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64], ids=["integers", "floats"])
+@pytest.mark.parametrize("case", BINARY)
+def test_losses_of_masks(smp, case, dtype, masks):
+    name, options = BINARY[case]
+    if name.startswith("Soft"):
+        dtype = torch.float64  # as it needs them
+    else:
+        options = options | {"mode": masks}
+    classes = 1 if masks == "binary" else 3
+    target = torch.randint(0, 2, (2, classes, 64, 96), generator=torch.Generator().manual_seed(1)).to(dtype)
+    if "ignore_index" in options:
+        target[:, :, :9, 5:] = 255
+    plain, ours, _ = pair(smp, "FPN", classes)
+    theirs = getattr(smp.losses, name)(**options)
+    own = copy.deepcopy(theirs)
+    door.accelerate(own)
+    (logits, loss, grads), (_, their_loss, their_grads) = (
+        step(*each, target) for each in ((ours, own), (plain, theirs))
+    )
+    assert logits._values is None
+    torch.testing.assert_close(loss, their_loss)
+    torch.testing.assert_close(grads, their_grads, rtol=1e-6, atol=1e-9)
+
+
+def test_losses_of_other_targets_read_the_upsampled_logits(smp):
+    plain, ours, _ = pair(smp, "FPN", 1)
+    soft = torch.rand(2, 1, 64, 96, dtype=torch.float64)
+    for theirs in (smp.losses.SoftBCEWithLogitsLoss(), smp.losses.DiceLoss("binary"), smp.losses.FocalLoss("binary")):
+        own = copy.deepcopy(theirs)
+        door.accelerate(own)
+        (_, loss, grads), (_, their_loss, their_grads) = (step(*each, soft) for each in ((ours, own), (plain, theirs)))
+        torch.testing.assert_close([loss, *grads], [their_loss, *their_grads], rtol=1e-9, atol=1e-12)
+        ours.zero_grad(), plain.zero_grad()
