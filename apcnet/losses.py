@@ -175,7 +175,10 @@ def tversky_of_sums(
         weights = torch.as_tensor(class_weights, dtype=loss.dtype, device=loss.device)
     if classes is not None:
         loss, weights = loss[:, list(classes)], weights[list(classes)]
-    return ((loss * weights).sum(1) / weights.sum()).pow(gamma).mean()
+    loss = (loss * weights).sum(1) / weights.sum()
+    if gamma != 1:  # a power below 1 has no finite slope at 0
+        loss = torch.where(loss > 0, torch.where(loss > 0, loss, 1.0).pow(gamma), 0.0)
+    return loss.mean()
 
 
 def generalised_dice_of_sums(

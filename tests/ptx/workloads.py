@@ -9,10 +9,13 @@ from collections.abc import Callable
 import stock
 import torch
 from cases import ContextCase, MapCase, draw, draw_context
+from phase_cases import run as run_phases
 from torch import Tensor
 from upsample_cases import UpsampleCase, draw_upsample
 
 import apc_kernels
+from apc_kernels.ops.affinities import phases
+from apc_kernels.ops.affinities.norm import PHASES
 
 MAP = MapCase((2, 72, 13, 70), (1, 2, 3, 6))
 CONTEXT = ContextCase(2, 40, (9, 17), (3, 6, 1))
@@ -77,6 +80,23 @@ def moments(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     )
 
 
+def norms(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    """Takes all phases of adaptive_context_norm. Their tensors are float32 beside every map."""
+
+    def in_triton(name, arguments, results):
+        PHASES.function("triton", name)(*arguments, *results)
+        return results
+
+    def in_float64(name, arguments, results):
+        return getattr(phases, name)(*(a.double() if isinstance(a, Tensor) else a for a in arguments))
+
+    def in_reference(name, arguments, results):
+        return getattr(phases, name)(*arguments)
+
+    ours, exact, own = (run_phases(CONTEXT, torch.float32, f) for f in (in_triton, in_float64, in_reference))
+    return [triple for name in ours for triple in triples(ours[name], exact[name], own[name])]
+
+
 def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     t = draw_upsample(UPSAMPLE, layout, dtype)
     results = []
@@ -95,6 +115,27 @@ def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
         own = both(stock.upsample_cross_entropy, t["logits"])
         ours = both(apc_kernels.upsample_cross_entropy, t["logits"])
         results += triples(ours, exact, [o.to(a.dtype) for o, a in zip(own, ours, strict=True)])
+    return results
+
+
+def regions(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    """Returns sums and gradients of softmax and sigmoid, of weighted labels and of masks."""
+    t = draw_upsample(UPSAMPLE, layout, dtype)
+    masks = t["target"][:, None].where(t["target"][:, None] == 255, torch.arange(37)[:, None, None] % 2)
+    results = []
+    for target, options in ((t["target"], {"weight": t["weight"]}), (t["target"], {}), (masks, {"sigmoid": True})):
+
+        def both(function, logits, target=target, options=options, **more):
+            given = {
+                k: v.to(torch.float64) if v is t["weight"] and logits.dtype == torch.float64 else v
+                for k, v in options.items()
+            }
+            sums, backward = gradients(lambda logits: function(logits, target, **given, **more), [logits])
+            return sums.detach(), *backward(torch.linspace(-1, 1, sums.numel()).view(sums.shape).to(sums))
+
+        exact = both(stock.upsample_region_sums, t["logits"].double())
+        own = both(stock.upsample_region_sums, t["logits"].float())[0], both(stock.upsample_region_sums, t["logits"])[1]
+        results += triples(both(apc_kernels.upsample_region_sums, t["logits"], squares=True), exact, own)
     return results
 
 
@@ -137,5 +178,6 @@ def letters(case: MapCase | ContextCase | UpsampleCase) -> dict[str, int]:
     return {"B": batch, "C": channels, "N": size[0] * size[1], **powers}
 
 
-CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, losses: UPSAMPLE, predictions: UPSAMPLE}
+CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, norms: CONTEXT}
+CASES |= {losses: UPSAMPLE, regions: UPSAMPLE, predictions: UPSAMPLE}
 WORKLOADS = list(CASES)

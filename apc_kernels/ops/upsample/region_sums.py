@@ -85,6 +85,7 @@ def _check(
         _check_masks(target, logits)
         if weight is not None:
             raise ValueError(f"weight: expected None for masks, which have no labels, got {tuple(weight.shape)}")
+        target = target.contiguous()
     else:
         check_target(target, logits)
     if logits.shape[1] == 1 and not sigmoid:

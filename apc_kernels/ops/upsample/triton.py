@@ -28,6 +28,7 @@ from torch import Tensor
 
 from apc_kernels.ops.common import run
 from apc_kernels.ops.upsample.triton_backward import upsample_cross_entropy_backward
+from apc_kernels.ops.upsample.triton_regions import upsample_region_sums, upsample_region_sums_backward
 from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
     exp,
@@ -46,6 +47,8 @@ __all__ = [
     "upsample_confusion",
     "upsample_cross_entropy",
     "upsample_cross_entropy_backward",
+    "upsample_region_sums",
+    "upsample_region_sums_backward",
     "upsample_softmax",
 ]
 

@@ -104,7 +104,7 @@ def pixels_kernel(
 
 @triton.jit
 def cells_kernel(
-    grad,  # (B, H, W) or (1,) float32
+    grad,  # (B, H, W) or (1,) float32, or None without smoothing
     logits,  # (B, K, h, w)
     target,  # (B, H, W)
     weight,  # (K,) or None
@@ -137,21 +137,26 @@ def cells_kernel(
 
 
 @triton.jit
-def cross_entropy_gradient(shared, i_b, channel, o_js, m_js, b_logits):
-    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S)."""
-    grad, target, b_weight, largest, factor, own, grad_stride, ignore_index, channels, LABEL_SMOOTHING = shared
+def cross_entropy_gradient(shared, i_b, channel, o_js, m_js, corners):
+    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S).
+
+    `corners` are the logits in the source rows above and below, and their weights: interpolated after everything else
+    is loaded, they take the fewest registers.
+    """
+    grad, target, b_weight, largest, factor, own, grad_stride, ignore_index, channels, smoothing = shared
     b_label = tl.load(target + o_js, mask=m_js, other=0)
     kept = m_js & (b_label != ignore_index)
     b_largest = tl.load(largest + o_js, mask=kept, other=0.0)
     b_factor = tl.load(factor + o_js, mask=kept, other=0.0)
     b_own = tl.load(own + o_js, mask=kept, other=0.0)
-    b_grad = b_factor[None, :, :] * exp(b_logits - b_largest[None, :, :])
+    b_power = lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest[None, :, :]
+    b_grad = b_factor[None, :, :] * exp(b_power)
     # A label that 32 bits do not hold is out of range, and its pixel's own term NaN like all others.
     is_own = channel[:, None, None] == b_label.to(tl.int32)[None, :, :]
     b_grad = tl.where(is_own, b_own[None, :, :], b_grad)
-    if LABEL_SMOOTHING > 0:
+    if grad is not None:
         b_smooth = tl.load(grad + o_js * grad_stride, mask=kept, other=0.0)
-        b_smooth *= LABEL_SMOOTHING / channels
+        b_smooth *= smoothing / channels
         b_grad -= b_weight[:, None, None] * b_smooth[None, :, :]
     return tl.where(kept[None, :, :], b_grad, 0.0)
 
@@ -228,7 +233,7 @@ def gather_cells(
                 for y in range(first_y, tl.minimum(first_y + ROWS_SUMMED, end_y)):
                     w_top, w_bottom = weights_of(y, i_y, axis_y)
                     o_js = (i_b * rows + y) * columns + x
-                    b_grad = GRADIENT(shared, i_b, channel, o_js, m_js, lerp(b_top, b_bottom, w_top, w_bottom))
+                    b_grad = GRADIENT(shared, i_b, channel, o_js, m_js, (b_top, b_bottom, w_top, w_bottom))
                     b_sum_top += b_grad * w_top
                     b_sum_bottom += b_grad * w_bottom
                 b_left += b_sum_top * w_left
@@ -264,7 +269,7 @@ def backward_launches(
     total = weight.sum()[None] if weight is not None and label_smoothing else None
     pixels = {"normalizer": normalizer, "total": total, "FOCAL": focal, **blocks(logits, size)}
     cells = {"grad_logits": grad_logits, "out_strides": grad_logits.stride(), **cell_blocks(logits, size)}
-    cells["weight"] = weight if label_smoothing else None
+    cells |= {"grad": grad, "weight": weight} if label_smoothing else {"grad": None, "weight": None}
     return [
         (pixels_kernel, (programs(logits, size),), shared | pixels),
         (cells_kernel, (cell_programs(logits, cells),), shared | cells),
