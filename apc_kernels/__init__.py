@@ -5,6 +5,7 @@ bits from run to run. `python -m apc_kernels.info` shows which backend serves ea
 """
 
 from apc_kernels.dispatch import SlowPathWarning, backend
+from apc_kernels.interop import accelerate
 from apc_kernels.labels import checked_labels
 from apc_kernels.ops.affinities import BatchNorm, adaptive_context, adaptive_context_norm, affinity_moments
 from apc_kernels.ops.augment import augment
@@ -24,6 +25,7 @@ from apc_kernels.ops.upsample import (
 __all__ = [
     "BatchNorm",
     "SlowPathWarning",
+    "accelerate",
     "adaptive_context",
     "adaptive_context_norm",
     "affinity_moments",
