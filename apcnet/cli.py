@@ -289,7 +289,7 @@ def export(
 
 def check(
     name: Positional[Annotated[str, arg(metavar="NAME")]],
-    root: Positional[Annotated[Path, arg(metavar="ROOT")]],
+    root: Positional[Annotated[str, arg(metavar="ROOT")]],
     splits: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = (),
     labels: dict[int, int] | None = None,
     json: Path | None = None,
@@ -299,8 +299,8 @@ def check(
     """Read every file of a dataset, and report problems and remedies. The exit status is 1 if it cannot be used.
 
     Args:
-        name: Check this dataset: cityscapes, ade20k, voc2012, pascal_context, or folder for your own.
-        root: Read it from this folder, which holds leftImg8bit, images or JPEGImages.
+        name: Check this dataset: cityscapes, ade20k, voc2012, pascal_context, folder for your own, or shards.
+        root: Read it from this folder, which holds leftImg8bit, images or JPEGImages, or shards from an address.
         splits: Check only these splits; by default those for training and evaluation.
         labels: Map values in masks to classes: `0 0 255 1` maps 0 to class 0 and 255 to class 1 (folder only).
         json: Write the report to this file too, with class weights for training.
@@ -342,6 +342,53 @@ def prepare(
     with progress_bar("preparing") as progress:
         written, kept = prepare_dataset(name, root, source, progress)
     print(f"{root}: {written} files written, {kept} already there")
+
+
+def pack(
+    name: Positional[Annotated[str, arg(metavar="NAME")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    root: Path | None = None,
+    splits: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: train val)")] = ("train", "val"),
+    classes: Literal[59, 60] | None = None,
+    labels: dict[int, int] | None = None,
+    samples: int = 1000,
+    workers: Workers = None,
+) -> None:
+    """Pack a dataset into tar files, to train on them from a disk, a web server or an object store.
+
+    The files are WebDataset's. A pack that was stopped goes on.
+
+    Args:
+        name: Pack this dataset: cityscapes, ade20k, voc2012, pascal_context, folder or synthetic.
+        out: Write the shards and their index to this folder, which is new or empty.
+        root: Read the dataset from this folder; only synthetic needs none.
+        splits: Pack these splits.
+        classes: Use 59 classes, or 60 with the background (pascal_context only).
+        labels: Map values in masks to classes: `0 0 255 1` maps 0 to class 0 and 255 to class 1 (folder only).
+        samples: Put this many samples in each shard.
+        workers: Decode and write with this many processes.
+    """
+    from apcnet.data.shards.pack import pack as pack_dataset
+
+    for given, owner in (({"classes": classes}, "pascal_context"), ({"labels": labels}, "folder")):
+        for option, value in given.items():
+            if value is not None and name != owner:
+                raise ValueError(f"{option}: expected with {owner} only, got {value} with {name}")
+    options = {key: value for key, value in (("classes", classes), ("labels", labels)) if value is not None}
+    with progress_bar("packing") as progress:
+        packed = pack_dataset(
+            name,
+            out,
+            root,
+            splits=splits,
+            samples=samples,
+            workers=_default_workers() if workers is None else workers,
+            progress=progress,
+            **options,
+        )
+    counts = ", ".join(f"{count:,} {split}" for split, count in packed.samples.items())
+    print(f"{out}: {counts} samples; {packed.written} shards written, {packed.kept} already there")
+    print(shlex.join(["apcnet", "train", "--dataset", "shards", "--root", str(out)]), "trains on it")
 
 
 def import_data(
@@ -387,7 +434,7 @@ def import_data(
 
 
 import_data.__name__ = "import"  # the name of the command is a keyword of Python
-COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, import_data, prepare, info)
+COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, import_data, prepare, pack, info)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,7 +33,7 @@ BEST, FINAL = "best.safetensors", "final.safetensors"
 # A run may go on with other values of these fields: the steps that it has taken keep their bits. The learning rates of
 # the steps to come follow the new number of steps. Workers and logging are no fields of a config, and change no bits.
 SCORING = ("val_split", *(field.name for field in dataclasses.fields(Protocol)))  # the best model is chosen anew
-MAY_CHANGE = ("root", "steps", "eval_every", "save_every", *SCORING)
+MAY_CHANGE = ("root", "cache", "cache_gib", "steps", "eval_every", "save_every", *SCORING)
 
 
 class AnotherRunError(ValueError):

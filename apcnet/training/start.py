@@ -81,6 +81,8 @@ def judge(config: Config, opened: dict[str, Files | Synthetic], workers: int) ->
 
     All processes have to call this; the first one judges. Returns the levels of images that are not 8-bit RGB.
     """
+    if config.data.dataset == "shards":  # judged when they were packed
+        return opened[config.data.split].pairs.statistics
     files = {split: data for split, data in opened.items() if isinstance(data, Files)}
     complaint = measured = None
     if rank() == 0 and config.data.dataset == "folder":
