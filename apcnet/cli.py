@@ -5,12 +5,10 @@ import functools
 import importlib.util
 import io
 import itertools
-import json
 import os
 import re
 import shlex
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -23,7 +21,7 @@ from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
 from apcnet.console import RunDisplay, progress_bar, progress_steps, show_download, table
 from apcnet.files import make_folder, printable, write_json
-from apcnet.flags import ways_on
+from apcnet.flags import refuse_minutes, ways_on
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
 
@@ -53,6 +51,7 @@ def train(
     workers: Workers = None,
     log_every: int = 50,
     log: Literal["tensorboard", "wandb"] | None = None,
+    timeout: float = 600.0,
 ) -> None:
     """Train a model: apcnet train [PRESET] [flags]. The same command resumes a run that was stopped.
 
@@ -65,6 +64,7 @@ def train(
         workers: Load and augment images with this many processes per training process.
         log_every: Log the losses every so many steps.
         log: Log to TensorBoard or wandb too, besides log.jsonl.
+        timeout: End the run if no process gets further for this many seconds, and name the one that hangs.
     """
     threads.use_one_for_tiny(config.model.backbone)
     from apcnet.confusion import percent
@@ -87,6 +87,7 @@ def train(
             workers=_default_workers() if workers is None else workers,
             log_every=log_every,
             log_to=log,
+            timeout=timeout,
             show=display,
         )
     if os.environ.get("RANK", "0") == "0":
@@ -454,8 +455,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(CLOSED_PIPE)
     except ConnectionError as error:  # an OSError, but another process of the run has failed
-        _print_error(error)
-        sys.exit(BAD_INPUT)
+        _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
@@ -489,6 +489,7 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
     """
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     if command == "train":
+        refuse_minutes(arguments)
         name = names[0] if names else "tiny"
         config = preset(name)
         for flag, following in itertools.zip_longest(arguments, arguments[1:]):
@@ -563,9 +564,10 @@ def _default_workers() -> int:
 def _fail(message: str) -> NoReturn:
     """Prints an error and exits; torchrun, if it started this process, repeats the error at the end of its report."""
     _print_error(message)
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        report = {"message": " ".join(message.split()), "extraInfo": {"timestamp": int(time.time())}}
-        Path(path).write_text(json.dumps({"message": report}), encoding="utf-8")
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from apcnet.watch import report
+
+        report(message)
     sys.exit(BAD_INPUT)
 
 

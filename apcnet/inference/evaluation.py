@@ -16,7 +16,7 @@ from apcnet.confusion import ConfusionMatrix
 from apcnet.data.augment import check_channels, check_sample, view, view_sizes
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
-from apcnet.distributed import rank, world_size
+from apcnet.distributed import rank, reached, world_size
 from apcnet.inference.protocol import WHOLE
 from apcnet.models.segmentor import Segmentor
 
@@ -81,6 +81,7 @@ def evaluate(
             matrix.add(counts)
             if each is not None:
                 each(name, counts)
+            reached()
             report(done, len(mine))
     return matrix.reduce()
 

@@ -24,7 +24,7 @@ from apcnet.data.levels import visible
 from apcnet.data.sample import Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
-from apcnet.distributed import gather, process_group, rank, settle, world_size
+from apcnet.distributed import gather, process_group, rank, reached, settle, world_size
 from apcnet.files import read_json, remove_leftovers, write_json
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.prediction import predict
@@ -45,6 +45,7 @@ from apcnet.training.start import (
     warn_about_images,
 )
 from apcnet.training.step import NotFiniteError, Trainer
+from apcnet.watch import PATIENCE
 
 METRICS = "metrics.json"
 PREVIEW_IMAGES = 4
@@ -58,6 +59,7 @@ def train(
     workers: int = 0,
     log_every: int = 10,
     log_to: Writer | None = None,
+    timeout: float = PATIENCE,
     show: Callable[[dict], None] = lambda record: None,
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
@@ -72,6 +74,7 @@ def train(
         workers: The number of processes that load batches, for each training process.
         log_every: The number of steps between two records of losses.
         log_to: tensorboard or wandb, to log there too, besides log.jsonl.
+        timeout: With several processes, the seconds without progress after which they exit and name the one that hangs.
         show: A function that receives every record of the log, and events such as {"event": "started", …}.
 
     Returns:
@@ -89,12 +92,18 @@ def train(
         >>> scores = apcnet.train(preset("tiny"), out="runs/tiny")
         >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
-    with process_group(device) as place, _reproducible(config, place), Interrupts() as interrupts:
+    with process_group(device, timeout) as place, _reproducible(config, place), Interrupts() as interrupts:
         check(config, log_every, workers)
         data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
         with claimed(Path(out), config) as record:
             statistics = read_statistics(Path(out))
-            if not (Path(out) / checkpoint.LAST).exists():
+            found = gather((Path(out) / checkpoint.LAST).exists())
+            if True in found and False in found:
+                raise ValueError(
+                    f"out: expected one folder for all processes, found {checkpoint.LAST} in {out} by process "
+                    f"{found.index(True)}, but not by process {found.index(False)}"
+                )
+            if not found[0]:
                 statistics = judge(config, {config.data.split: data, config.data.val_split: val_data}, workers)
             run = Run(config, data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts)
             if run.step > 0:
@@ -226,6 +235,7 @@ class Run:
 
     def train_step(self, batch: Batch) -> tuple[dict[str, float], bool]:
         """Takes one step; returns its losses, and whether a process asked to stop."""
+        reached(self.step)
         try:
             result = self.trainer.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
         except NotFiniteError as error:
