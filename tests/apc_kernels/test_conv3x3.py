@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import calls
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +136,32 @@ def test_same_bits_every_time_and_for_any_number_of_threads(case, threads):
         assert all(same_bits(a, b) for a, b in zip(bits[0], other, strict=True))
     for other in bits[2:]:  # the library's products may split their sums by threads
         assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(bits[0], other, strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+@pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
+def test_below_the_tiles_it_is_one_convolution(layout, autocast):
+    """In bfloat16, rounded once, with the bits of the concatenation's convolution, and none of its memory kept."""
+    maps, weight, grad = draw(Case(2, (24, 8, 8), 4, (12, 10)), torch.float32 if autocast else torch.bfloat16, layout)
+    saved, counted = [], []
+
+    def ours(maps, weight):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            return apc_kernels.conv3x3(maps, weight)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual, expected = (with_gradients(f, maps, weight, grad.bfloat16()) for f in (ours, stock))
+        leaves = [t.detach().requires_grad_() for t in (*maps, weight)]
+        counted = calls.count(lambda: apc_kernels.conv3x3(leaves[:-1], leaves[-1]))
+    assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True))
+    assert sorted(t.shape[1] for t in saved) == [8, 8, 24, 40]
+    assert counted["convolution"] == counted["cat"] == 1
+
+
+def test_small_maps_have_second_derivatives():
+    maps, weight, _ = draw(Case(2, (2, 1), 2, (3, 4)), torch.float64)
+    leaves = [t.requires_grad_() for t in (*maps, weight)]
+    assert torch.autograd.gradgradcheck(lambda a, b, w: apc_kernels.conv3x3([a, b], w), leaves)
 
 
 # As an operation

@@ -28,10 +28,10 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
 
         F.conv2d(torch.cat(maps, 1), weight, padding=1)
 
-    The concatenation is not stored. On a CPU, large maps take Winograd's F(2×2, 3×3): 16 products instead of 36 for
-    four numbers of the result, with the accuracy of a convolution, since all factors of its transforms are 1 or 1/2.
-    PyTorch's convolution, map by map, serves GPUs, low precision, autocast, export, channels_last maps, and maps of
-    fewer than 128 channels or 4096 positions.
+    The concatenation is not saved for backward. On a CPU, large maps take Winograd's F(2×2, 3×3) without any: 16
+    products instead of 36 for four numbers of the result, with the accuracy of a convolution, since all factors of its
+    transforms are 1 or 1/2. One convolution of PyTorch's serves GPUs, low precision, autocast, export, channels_last
+    maps, and maps of fewer than 128 channels or 4096 positions; the maps are concatenated for the time of the call.
 
     Args:
         maps: one (B, C, h, w) map or several, in float32, float64, bfloat16 or float16. They may differ in C, and under
