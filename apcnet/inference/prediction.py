@@ -76,16 +76,19 @@ class Prediction:
         present = sorted(filter(counts.__getitem__, range(len(counts))), key=lambda label: -counts[label])
         return {self.classes[label]: counts[label] / self.labels.numel() for label in present}
 
+    def indices(self) -> Image.Image:
+        """Returns the labels as a picture: palette indices, or 16-bit grey levels for more than 256 classes."""
+        if self.labels.dtype != torch.uint8:
+            return Image.fromarray(self.labels.numpy().astype(np.uint16))
+        picture = Image.fromarray(self.labels.numpy())
+        picture.putpalette(np.array(self.palette, np.uint8).tobytes())
+        return picture
+
     def save(self, path: str | Path) -> None:
-        """Writes the labels to a PNG: palette indices, or 16-bit grey levels for more than 256 classes."""
+        """Writes the labels to a PNG, as `indices` returns them."""
         if Path(path).suffix.lower() != ".png":
             raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
-        if self.labels.dtype == torch.uint8:
-            picture = Image.fromarray(self.labels.numpy())
-            picture.putpalette(np.array(self.palette, np.uint8).tobytes())
-        else:
-            picture = Image.fromarray(self.labels.numpy().astype(np.uint16))
-        draw.save(picture, path)
+        draw.save(self.indices(), path)
 
     def save_confidence(self, path: str | Path) -> None:
         """Writes the confidence to a PNG or JPEG: grey levels, black for 0 and white for 1."""
