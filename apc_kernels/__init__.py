@@ -10,12 +10,14 @@ from apc_kernels.ops.affinities import BatchNorm, adaptive_context, adaptive_con
 from apc_kernels.ops.augment import augment
 from apc_kernels.ops.conv3x3 import conv3x3
 from apc_kernels.ops.encode import encode
+from apc_kernels.ops.fused_conv import FusedConv2d
 from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
 from apc_kernels.ops.upsample import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
 
 __all__ = [
     "BatchNorm",
+    "FusedConv2d",
     "SlowPathWarning",
     "adaptive_context",
     "adaptive_context_norm",

@@ -64,6 +64,7 @@ void conv3x3(const Tensor& tiles, int64_t side, int64_t dilation, int64_t first_
       STD_TORCH_CHECK(each.stride(1) == 1 || p.channels == 1, "other and map: expected channels to lie side by side");
     p.other = map_of(*other);
   }
+  if (p.first_row == 0) request_huge_pages(map);
   run(map_of_tiles, p, tile_units(p), grain_of(4 * p.columns() * p.channels));
 }
 
@@ -125,6 +126,7 @@ void products(const Tensor& left, const Tensor& right, const MaybeTensor& bias, 
     check_last_adjacent(*other, "other");
     p.other = other->data_ptr(), p.other_plane = other->stride(0), p.other_row = other->stride(1);
   }
+  if (!add) request_huge_pages(out);
   if (p.planes > 0 && p.rows > 0 && p.columns > 0) run(product, p, product_units(p));
 }
 

@@ -239,29 +239,48 @@ void map_of_tiles_as(const Conv3x3& p, int64_t begin, int64_t end) {
   }
 }
 
+// The 3×3 of a panel's columns at one number of the depth: taps[tap * STEP + column].
+template <typename T>
+void read_taps(const Conv3x3Weight& p, int64_t first, int64_t count, int64_t k, int64_t numbers, T* taps) {
+  const int64_t along_depth = p.backwards ? p.stride_o : p.stride_i;
+  const int64_t along_columns = p.backwards ? p.stride_i : p.stride_o;
+  const T* const from = static_cast<const T*>(p.weight) + k * along_depth + first * along_columns;
+  if (p.stride_x == 1 && p.stride_y == 3 && (along_depth == 9 || numbers == 1)) {
+    // Whole vectors may be read where another row of the weight follows.
+    constexpr int64_t W = Pack<T>::width, WHOLE = (9 + W - 1) / W * W;
+    const bool follows = p.backwards && k + numbers < p.outputs;
+    transpose<T>(from, along_columns, count, follows ? WHOLE : 9 * numbers, taps, STEP);
+    return;
+  }
+  for (int64_t i = 0; i < numbers; ++i)
+    for (int tap = 0; tap < 9; ++tap)
+      for (int64_t n = 0; n < count; ++n)
+        taps[(9 * i + tap) * STEP + n] =
+            from[i * along_depth + tap / 3 * p.stride_y + tap % 3 * p.stride_x + n * along_columns];
+}
+
 template <typename T, int S>
 void transform_panel(const Conv3x3Weight& p, int64_t panel) {
   constexpr int P = S + 2, W = Pack<T>::width;
+  constexpr int64_t TOGETHER = 16;  // numbers of the depth
   const int64_t depth = p.backwards ? p.outputs : p.inputs, columns = p.backwards ? p.inputs : p.outputs;
-  const int64_t along_depth = p.backwards ? p.stride_o : p.stride_i,
-                along_columns = p.backwards ? p.stride_i : p.stride_o;
   const int64_t first = panel * STEP, count = columns - first < STEP ? columns - first : STEP;
+  const int64_t together = p.backwards ? 1 : TOGETHER;
   T* const to = static_cast<T*>(p.transformed) + panel * p.panel;
-  T taps[9 * STEP] = {};
+  T taps[9 * TOGETHER * STEP] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    const T* const from = static_cast<const T*>(p.weight) + k * along_depth + first * along_columns;
-    for (int tap = 0; tap < 9; ++tap) {
-      const int source = p.backwards ? 8 - tap : tap;
-      const T* const of_tap = from + source / 3 * p.stride_y + source % 3 * p.stride_x;
-      for (int64_t n = 0; n < count; ++n) taps[tap * STEP + n] = of_tap[n * along_columns];
-    }
+    if (k % together == 0) read_taps<T>(p, first, count, k, depth - k < together ? depth - k : together, taps);
+    const T* const of_k = taps + k % together * 9 * STEP;
     for (int64_t n = 0; n < STEP; n += W) {
       Vec<T> half[3][P];
 #pragma GCC unroll 3
       for (int j = 0; j < 3; ++j) {
         Vec<T> column[3];
 #pragma GCC unroll 3
-        for (int i = 0; i < 3; ++i) column[i] = *reinterpret_cast<const Vec<T>*>(taps + (3 * i + j) * STEP + n);
+        for (int i = 0; i < 3; ++i) {
+          const int tap = p.backwards ? 8 - (3 * i + j) : 3 * i + j;
+          column[i] = *reinterpret_cast<const Vec<T>*>(of_k + tap * STEP + n);
+        }
         Winograd<S, T>::of_weight(column, half[j]);
       }
 #pragma GCC unroll 6

@@ -45,6 +45,14 @@ inline void block(const T* left, int64_t stride, const T* right, int64_t right_s
                   int64_t out_row, const Epilogue<T>& e) {
   using Vec = typename Pack<T>::type;
   constexpr int V = BLOCK_VECTORS, W = Pack<T>::width;
+  // What is needed at the end is asked for at the start.
+#pragma GCC unroll 14
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      __builtin_prefetch(out + m * out_row + v * W, 1);
+      if (e.other != nullptr) __builtin_prefetch(e.other + m * e.other_row + v * W);
+    }
   Vec sum[M][V] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vec b[V];

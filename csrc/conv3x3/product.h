@@ -22,7 +22,7 @@ struct Product {
 // Units are blocks of rows and columns of a plane, as many as product_units counts.
 APC_DECLARE_KERNEL(product, Product)
 
-constexpr int64_t UNIT_ROWS = 224,
+constexpr int64_t UNIT_ROWS = 140,
                   UNIT_COLUMNS = 256;  // a left and a right side of which stay in the second-level cache
 
 inline int64_t product_units(const Product& p) {

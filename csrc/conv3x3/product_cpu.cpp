@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 256;  // of depth: a panel's chunk stays in the first-level cache, and long sums are split
+constexpr int64_t CHUNK = 512;  // of depth: long sums are taken in parts, and what a unit reads stays in the caches
 
 inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 // The smallest size by which `count` is cut into the same number of parts.
