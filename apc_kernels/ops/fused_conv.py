@@ -56,9 +56,9 @@ class FusedConv2d(nn.Module):
         self.kernel_size = tuple(weight.shape[2:])
         self.kind = self._kind(weight)
         if self.kind == "tiles":
-            weight = tiles.transformed(weight.double(), TILE).to(weight.dtype)
+            weight = tiles.transformed(weight, TILE)
         elif self.kind == "rows":
-            weight = _panels(weight.flatten(1))
+            weight = tiles.panels(weight.flatten(1))
         else:
             weight = weight.contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -104,8 +104,7 @@ class FusedConv2d(nn.Module):
         if add:
             out, other = other, None
         else:
-            shape = x.shape[0], self.out_channels, *x.shape[2:]
-            out = torch.empty(shape, dtype=x.dtype, memory_format=last)
+            out = x.new_empty(x.shape[0], *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)  # channels_last
             other = None if other is None else other.contiguous(memory_format=last)
         fused = _rows if self.kind == "rows" else _tiles
         fused(out, self.weight, self.bias, other, self.dilation, relu, add, maps)
@@ -126,7 +125,11 @@ class FusedConv2d(nn.Module):
             raise ValueError(f"maps: expected {self.in_channels} channels, got {given}")
         if torch.is_grad_enabled() and any(x.requires_grad for x in maps):
             raise RuntimeError("FusedConv2d is not differentiable: call it under torch.no_grad(), or use F.conv2d")
-        if other is not None and self.kind != "direct" and other.shape != (maps[0].shape[0], self.out_channels, *maps[0].shape[2:]):
+        if (
+            other is not None
+            and self.kind != "direct"
+            and other.shape != (maps[0].shape[0], self.out_channels, *maps[0].shape[2:])
+        ):
             expected = (maps[0].shape[0], self.out_channels, *maps[0].shape[2:])
             raise ValueError(f"other: expected {expected}, got {tuple(other.shape)}")
 
@@ -150,15 +153,6 @@ def _check(weight: Tensor, bias: Tensor | None, groups: int) -> None:
         raise ValueError(f"groups: expected a divisor of {weight.shape[0]}, got {groups}")
 
 
-def _panels(matrix: Tensor) -> Tensor:
-    """Lays out a matrix (O, C) as the right side of a product: (1, O / 32, C, 32)."""
-    outputs, depth = matrix.shape
-    count = -(-outputs // tiles.PANEL)
-    padded = matrix.new_zeros(count * tiles.PANEL, depth)
-    padded[:outputs] = matrix
-    return padded.view(1, count, tiles.PANEL, depth).mT.contiguous()
-
-
 def _direct(conv: FusedConv2d, x: Tensor, other: Tensor | None, relu: bool) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -177,12 +171,12 @@ def _multiply_rows(
     add: bool,
     maps: Sequence[Tensor],
 ) -> None:
-    rows = [_as_rows(x) for x in maps]
-    target, first = _as_rows(out), 0
+    rows = [tiles.as_rows(x) for x in maps]
+    target, first = tiles.as_rows(out), 0
     for i, x in enumerate(rows):
         part, is_last = panels[:, :, first : first + x.shape[2]], i == len(rows) - 1
         first += x.shape[2]
-        added = _as_rows(other) if is_last and other is not None else None
+        added = tiles.as_rows(other) if is_last and other is not None else None
         torch.ops.apc_kernels_cpp.products(
             x, part, bias if is_last else None, added, relu and is_last, add or i > 0, target
         )
@@ -199,11 +193,6 @@ def _multiply_tiles(
     maps: Sequence[Tensor],
 ) -> None:
     tiles.convolve_prepared(maps, panels, dilation, bias, out if add else other, relu, out)
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """Returns a map whose channels are adjacent as a matrix, (1, B·h·w, C)."""
-    return x.permute(0, 2, 3, 1).reshape(1, -1, x.shape[1])
 
 
 def _no_results(*_: Any) -> None:

@@ -13,4 +13,13 @@ from apcnet.inference.logits import slide_logits, whole_logits
 from apcnet.inference.prepared import prepare
 from apcnet.inference.protocol import confusion, in_evaluation, labels, probabilities
 
-__all__ = ["Protocol", "confusion", "in_evaluation", "labels", "prepare", "probabilities", "slide_logits", "whole_logits"]
+__all__ = [
+    "Protocol",
+    "confusion",
+    "in_evaluation",
+    "labels",
+    "prepare",
+    "probabilities",
+    "slide_logits",
+    "whole_logits",
+]

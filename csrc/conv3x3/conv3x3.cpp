@@ -130,6 +130,18 @@ void products(const Tensor& left, const Tensor& right, const MaybeTensor& bias, 
   if (p.planes > 0 && p.rows > 0 && p.columns > 0) run(product, p, product_units(p));
 }
 
+void product_panels(const Tensor& matrix, const Tensor& panels) {
+  check_dimensions(matrix, "matrix", 2);
+  Panels p{};
+  p.scalar = checked_scalar(matrix, "matrix");
+  p.columns = matrix.size(0), p.depth = matrix.size(1), p.matrix = matrix.data_ptr(), p.row = matrix.stride(0);
+  check_last_adjacent(matrix, "matrix");
+  const int64_t count = (p.columns + STEP - 1) / STEP;
+  check_beside(panels, "panels", matrix, "matrix", {count, p.depth, STEP});
+  p.panels = panels.data_ptr();
+  run(pack_panels, p, count, grain_of(p.depth * STEP));
+}
+
 constexpr Operator OPERATORS[] = {
     {"conv3x3_tiles(Tensor map, int side, int dilation, int first_row, bool of_result, Tensor(a!) tiles) -> ()",
      TORCH_BOX(&conv3x3_tiles)},
@@ -141,6 +153,7 @@ constexpr Operator OPERATORS[] = {
     {"conv3x3_weight_gradient(Tensor planes, Tensor(a!) weight) -> ()", TORCH_BOX(&conv3x3_weight_gradient)},
     {"products(Tensor left, Tensor right, Tensor? bias, Tensor? other, bool relu, bool add, Tensor(a!) out) -> ()",
      TORCH_BOX(&products)},
+    {"product_panels(Tensor matrix, Tensor(a!) panels) -> ()", TORCH_BOX(&product_panels)},
 };
 
 }  // namespace

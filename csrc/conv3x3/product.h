@@ -22,6 +22,19 @@ struct Product {
 // Units are blocks of rows and columns of a plane, as many as product_units counts.
 APC_DECLARE_KERNEL(product, Product)
 
+// The right side of a product from its transpose: panels (columns / 32, depth, 32) from a matrix (columns, depth). What
+// is beyond the columns becomes 0.
+struct Panels {
+  Scalar scalar;
+  int64_t columns, depth;
+  const void* matrix;
+  int64_t row;  // depth side by side
+  void* panels;
+};
+
+// Units are panels.
+APC_DECLARE_KERNEL(pack_panels, Panels)
+
 constexpr int64_t UNIT_ROWS = 140,
                   UNIT_COLUMNS = 256;  // a left and a right side of which stay in the second-level cache
 

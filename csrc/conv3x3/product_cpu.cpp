@@ -81,6 +81,18 @@ void product_as(const Product& p, int64_t begin, int64_t end) {
   }
 }
 
+template <typename T>
+void pack_panels_as(const Panels& p, int64_t begin, int64_t end) {
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = panel * PANEL, count = p.columns - first < PANEL ? p.columns - first : PANEL;
+    T* const to = static_cast<T*>(p.panels) + panel * p.depth * PANEL;
+    transpose<T>(static_cast<const T*>(p.matrix) + first * p.row, p.row, count, p.depth, to, PANEL);
+    for (int64_t k = 0; k < p.depth; ++k)
+      for (int64_t n = count; n < PANEL; ++n) to[k * PANEL + n] = 0;
+  }
+}
+
 }  // namespace
 
 APC_DEFINE_WIDE_KERNEL(product, Product)
+APC_DEFINE_WIDE_KERNEL(pack_panels, Panels)

@@ -59,10 +59,15 @@ def _named(maps: Sequence[Tensor], weight: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _check(maps: Sequence[Tensor], weight: Tensor, dilation: int) -> None:
+    check_maps(maps, weight, (3, 3))
     if isinstance(dilation, bool) or not isinstance(dilation, int | torch.SymInt):
         raise TypeError(f"dilation: expected an integer, got {dilation!r}")
     if dilation < 1:
         raise ValueError(f"dilation: expected 1 or more, got {dilation}")
+
+
+def check_maps(maps: Sequence[Tensor], weight: Tensor, kernel: tuple[int, int]) -> None:
+    """Checks several maps, and the weight of a convolution of all of them."""
     if not maps:
         raise ValueError("maps: expected at least one map, got none")
     for name, tensor in _named(maps, weight):
@@ -81,8 +86,9 @@ def _check(maps: Sequence[Tensor], weight: Tensor, dilation: int) -> None:
     if weight.dtype != maps[0].dtype and not casts:
         raise ValueError(f"weight: expected the maps' dtype, {name_of(maps[0].dtype)}, got {name_of(weight.dtype)}")
     inputs = sum(x.shape[1] for x in maps)
-    if weight.shape[1:] != (inputs, 3, 3) or weight.shape[0] == 0:
-        raise ValueError(f"weight: expected (O, {inputs}, 3, 3), O > 0, got {tuple(weight.shape)}")
+    if weight.shape[1:] != (inputs, *kernel) or weight.shape[0] == 0:
+        size = ", ".join(map(str, kernel))
+        raise ValueError(f"weight: expected (O, {inputs}, {size}), O > 0, got {tuple(weight.shape)}")
 
 
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:

@@ -97,7 +97,7 @@ def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int) -> T
             for rows in blocks:
                 left = _tiles(result.map, grid, rows, of_results, of_result=True)
                 right = _tiles(source.map, grid, rows, of_sources)
-                _multiply(left.mT, _as_panels(right), products, add=rows.start > 0)
+                multiply(left.mT, as_panels(right), products, add=rows.start > 0)
             torch.ops.apc_kernels_cpp.conv3x3_weight_gradient(products, grad_weight[result.place, source.place])
     return grad_weight
 
@@ -161,7 +161,7 @@ def _convolve(
             for source in sources:
                 if len(sources) > 1 or target is targets[0]:
                     tiles = _tiles(source.map, grid, rows, of_sources)
-                _multiply(tiles, weights(source, target), products, add=source is not sources[0])
+                multiply(tiles, weights(source, target), products, add=source is not sources[0])
             torch.ops.apc_kernels_cpp.conv3x3(
                 products,
                 grid.side,
@@ -174,8 +174,40 @@ def _convolve(
             )
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    """Computes left · right for every plane, or adds it to out; right is in panels."""
     torch.ops.apc_kernels_cpp.products(left, right, None, None, False, add, out)
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """Lays out the transpose of a matrix (O, C) as the right side of a product: (1, O / 32, C, 32)."""
+    matrix = matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+    laid_out = matrix.new_empty(-(-matrix.shape[0] // PANEL), matrix.shape[1], PANEL)
+    torch.ops.apc_kernels_cpp.product_panels(matrix, laid_out)
+    return laid_out[None]
+
+
+def as_panels(matrices: Tensor) -> Tensor:
+    """Returns a view of matrices as the right side of a product, (planes, panels, rows, 32); rows hold whole panels."""
+    planes, count, columns = matrices.shape
+    plane, row, _ = matrices.stride()
+    shape, strides = (planes, -(-columns // PANEL), count, PANEL), (plane, PANEL, row, 1)
+    return matrices.as_strided(shape, strides, matrices.storage_offset())
+
+
+def padded(matrix: Tensor) -> Tensor:
+    """Returns a matrix whose rows hold whole panels: itself, or a copy if its columns are no multiple of 32."""
+    rows, columns = matrix.shape
+    if columns % PANEL == 0 and matrix.stride(1) == 1:
+        return matrix
+    copy = matrix.new_zeros(rows, -(-columns // PANEL) * PANEL)
+    copy[:, :columns] = matrix
+    return copy[:, :columns]
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Returns a map whose channels are adjacent as a matrix, (1, B·h·w, C)."""
+    return x.permute(0, 2, 3, 1).reshape(1, -1, x.shape[1])
 
 
 def _grid(x: Tensor, dilation: int, side: int) -> Grid:
@@ -226,10 +258,3 @@ def _matrices(buffer: Tensor, planes: int, rows: int, columns: int) -> Tensor:
 
 def _view(buffer: Tensor, grid: Grid, rows: range, channels: int) -> Tensor:
     return _matrices(buffer, grid.planes, len(rows) * grid.columns, channels)
-
-
-def _as_panels(tiles: Tensor) -> Tensor:
-    """Returns tiles as the right side of a product: (planes, tiles, channels) as (planes, panels, tiles, 32)."""
-    planes, count, channels = tiles.shape
-    plane, row, _ = tiles.stride()
-    return tiles.as_strided((planes, -(-channels // PANEL), count, PANEL), (plane, PANEL, row, 1))
