@@ -100,9 +100,9 @@ class FusedConv2d(nn.Module):
         x = maps[0]
         last = torch.channels_last
         maps = [m if m.stride(1) == 1 else m.contiguous(memory_format=last) for m in maps]
-        add = overwrite and other is not None and other.is_contiguous(memory_format=last)
-        if add:
-            out, other = other, None
+        add = False
+        if overwrite and other is not None and other.is_contiguous(memory_format=last):
+            out, other, add = other, None, True
         else:
             out = x.new_empty(x.shape[0], *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)  # channels_last
             other = None if other is None else other.contiguous(memory_format=last)
