@@ -138,6 +138,11 @@ def _version(package: str) -> str:
 
 def gpu() -> str:
     """Returns the name of the GPU that torch uses, or the reason why it uses none."""
+    if torch.version.hip:
+        if not torch.cuda.is_available():
+            return "none: no AMD GPU is visible (check rocminfo and HIP_VISIBLE_DEVICES)"
+        properties = torch.cuda.get_device_properties()
+        return f"{properties.name} ({properties.gcnArchName.split(':')[0]})"
     if torch.version.cuda is None:
         return f"none: torch {torch.__version__} is a build without CUDA"
     if torch.cuda.is_available():

@@ -71,5 +71,6 @@ def cpu() -> Library:
 @functools.cache
 def cuda() -> Library:
     if torch.version.cuda is None:  # it would not find libtorch_cuda.so
-        return Library(None, f"torch {torch.__version__} is a build without CUDA")
+        kind = "for AMD GPUs" if torch.version.hip else "without CUDA"
+        return Library(None, f"torch {torch.__version__} is a build {kind}")
     return _load("cuda")

@@ -52,7 +52,7 @@ def train(
     device: Device = None,
     workers: Workers = None,
     log_every: int = 50,
-    log: Literal["tensorboard", "wandb"] | None = None,
+    log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
 ) -> None:
     """Train a model: apcnet train [PRESET] [flags]. The same command resumes a run that was stopped.
 
@@ -64,7 +64,7 @@ def train(
         device: Train on this device.
         workers: Load and augment images with this many processes per training process.
         log_every: Log the losses every so many steps.
-        log: Log to TensorBoard or wandb too, besides log.jsonl.
+        log: Log scores and pictures to TensorBoard, Weights & Biases or MLflow too, besides log.jsonl.
     """
     threads.use_one_for_tiny(config.model.backbone)
     from apcnet.confusion import percent
@@ -102,6 +102,9 @@ def evaluate(
     protocol: OmitArgPrefixes[Protocol],
     multi_scale: bool = False,
     precision: Precision = "float32",
+    boundary: bool = False,
+    calibration: bool = False,
+    loss: bool = False,
     out: Path | None = None,
     predictions: Path | None = None,
     device: Device = None,
@@ -117,7 +120,10 @@ def evaluate(
         protocol: Describes how the model sees an image.
         multi_scale: Average over six scales and their mirror images, as the published multi-scale test does.
         precision: Run matrix products in this precision (autocast).
-        out: Write metrics.json, confusion.npy and confusion.png to this folder.
+        boundary: Also compute boundary IoU, that of the pixels near a class's boundary.
+        calibration: Also compute how far confidence and accuracy are apart (ECE).
+        loss: Also compute the cross entropy of the labelled pixels.
+        out: Write metrics.json, images.csv, confusion.npy and confusion.png to this folder.
         predictions: Write the predicted labels to this folder, in the format of the benchmark's server.
         device: Evaluate on this device.
         workers: Load images with this many processes.
@@ -128,6 +134,7 @@ def evaluate(
     from apcnet.distributed import process_group, rank
     from apcnet.inference import submission
     from apcnet.inference.evaluation import evaluate as evaluate_on
+    from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
     from apcnet.training.folder import model_file
     from apcnet.training.start import open_data
 
@@ -137,6 +144,9 @@ def evaluate(
     dataset = open_data(data, data.val_split)
     if out is not None:  # before hours of evaluation, not after them
         make_folder(out, "out")
+    images = PerImage(dataset.classes)
+    edges = BoundaryIoU(len(dataset.classes)) if boundary else None
+    confidences, mean_loss = Calibration() if calibration else None, MeanLoss() if loss else None
     with process_group(device) as place, progress_bar("evaluating") as progress:
         matrix = evaluate_on(
             model.to(place),
@@ -146,14 +156,33 @@ def evaluate(
             precision=precision,
             progress=progress,
             submission=predictions and submission.writer(data.dataset, dataset, predictions),
+            images=images,
+            boundary=edges,
+            calibration=confidences,
+            loss=mean_loss,
         )
         if rank() != 0:
             return
     scores = matrix.scores()
-    table([("class", "IoU", "accuracy"), *scores.rows(dataset.classes)])
-    print(f"mIoU {percent(scores.miou)}  mAcc {percent(scores.macc)}  aAcc {percent(scores.aacc)}")
+    record = scores.record(dataset)
+    rows = [("class", "IoU", "Dice", "precision", "recall"), *scores.rows(dataset.classes)]
+    totals = [("mIoU", scores.miou), ("mAcc", scores.macc), ("aAcc", scores.aacc), ("fwIoU", scores.fwiou)]
+    if edges is not None:
+        record |= edges.record(dataset.classes)
+        more = ["boundary IoU", *map(percent, [*edges.iou.tolist(), record["mean_boundary_iou"]])]
+        rows = [(*row, cell) for row, cell in zip(rows, more, strict=True)]
+    if confidences is not None:
+        record |= confidences.record()
+        totals.append(("ECE", confidences.ece))
+    if mean_loss is not None:
+        record["loss"] = mean_loss.mean
+    table(rows)
+    shown = [f"{name} {percent(value)}" for name, value in totals]
+    print("  ".join([*shown, f"loss {mean_loss.mean:.4f}"] if mean_loss is not None else shown))
+    print(f"{int(matrix.matrix.sum()):,} labelled pixels of {len(dataset):,} images, scores in per cent")
     if out is not None:
-        write_json(out / "metrics.json", scores.record(dataset))
+        write_json(out / "metrics.json", record)
+        images.save(out / "images.csv")
         matrix.save(out / "confusion.npy")
         draw.save(draw.confusion(matrix.matrix, dataset.classes), out / "confusion.png")
 

@@ -43,8 +43,8 @@ def check_backbone(name: str) -> None:
 class Model:
     """Describes the network and its initial weights; None stands for the model's own default."""
 
-    model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"] = "apcnet"
-    """Use this head, with its neck if it has one."""
+    model: Literal["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet", "own"] = "apcnet"
+    """Use this head, with its neck if it has one; `own` stands for a module passed to apcnet.train in Python."""
     backbone: str = "resnet50"
     """Extract features with this backbone: resnet18, resnet34, resnet50, resnet101, tiny, tv:resnet50 or timm:NAME."""
     backbone_weights: str | None = None
@@ -128,8 +128,8 @@ class Model:
 class Data:
     """Describes the dataset, and the augmentation of its training images."""
 
-    dataset: Literal["synthetic", "cityscapes", "ade20k", "voc2012", "pascal_context", "folder"] = "synthetic"
-    """Use this dataset; `folder` stands for your own images and masks."""
+    dataset: Literal["synthetic", "cityscapes", "ade20k", "voc2012", "pascal_context", "folder", "own"] = "synthetic"
+    """Use this dataset; `folder` stands for your own images and masks, `own` for an object of Python."""
     root: Path | None = None
     """Read the dataset from this folder; only synthetic needs none."""
     split: str = "train"
@@ -154,6 +154,14 @@ class Data:
     """Draw another crop if one class fills more than this share of it."""
     antialias: bool = False
     """Apply antialiasing when images are reduced, unlike mmsegmentation."""
+    flips: Literal["horizontal", "both", "none"] = "horizontal"
+    """Mirror half of the crops horizontally, or half of them vertically too (both), or none."""
+    rotate: bool = False
+    """Rotate crops by a random multiple of 90°, for images without an upright side, as from the air."""
+    distortion: bool = True
+    """Distort brightness, contrast, saturation and hue of crops."""
+    augmentation: Literal["standard", "none"] = "standard"
+    """Augment crops as the other flags say, or not (none): ratio 1, no flips, rotations or distortion."""
 
     def __post_init__(self):
         _convert_fields(self)
@@ -194,6 +202,10 @@ class Optimisation:
     """Set the weight decay: of all parameters with SGD, without biases, norms and positions with AdamW."""
     head_lr: float = 1.0
     """Multiply the learning rate of all parameters outside the backbone by this factor."""
+    lr_factors: dict[str, float] | None = None
+    """Multiply learning rates by part: `backbone 0.1 head.classifier 2`; the longest name that fits decides."""
+    freeze: tuple[str, ...] = ()
+    """Keep the weights and statistics of these parts: `backbone`, or patterns of names such as `*.stem.*`."""
     layer_decay: float = 1.0
     """Multiply the learning rate by this factor for every layer between a parameter and the head (timm only)."""
     clip: float | None = None
@@ -220,9 +232,14 @@ class Optimisation:
             raise ValueError(f"warmup: expected 0 with schedule one_cycle, which has one of its own, got {self.warmup}")
         _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
         _check(self, *COUNT, "accumulate")
-        largest = self.lr * max(self.head_lr, 1) / (1 - self.momentum)  # AdamW divides its first step by the last
+        allowed = f"names with positive numbers up to {LARGEST}", lambda f: all(0 < x <= LARGEST for x in f.values())
+        _check(self, *allowed, "lr_factors")
+        factor = max(self.head_lr, 1) * max((self.lr_factors or {}).values(), default=1)
+        largest = self.lr * max(factor, 1) / (1 - self.momentum)  # AdamW divides its first step by the last
         if largest > LARGEST:
-            raise ValueError(f"lr: expected lr · head_lr / (1 − momentum) up to {LARGEST}, got {largest:g}")
+            raise ValueError(
+                f"lr: expected lr · head_lr · lr_factors / (1 − momentum) up to {LARGEST}, got {largest:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -289,6 +306,10 @@ class Config:
     """Evaluate and save preview pictures every so many steps, and after the last one."""
     save_every: int = 150
     """Save a checkpoint every so many steps."""
+    best_by: Literal["miou", "dice", "loss"] = "miou"
+    """Choose the best model by this score of an evaluation: the highest mIoU or mean Dice, or the lowest loss."""
+    patience: int | None = None
+    """Stop early, after this many evaluations in a row that bring no better score; by default take all steps."""
     precision: Precision = "float32"
     """Run matrix products in this precision (autocast)."""
     channels_last: bool = False
@@ -300,7 +321,7 @@ class Config:
 
     def __post_init__(self):
         _convert_fields(self)
-        _check(self, *COUNT, "steps", "batch_size", "eval_every", "save_every")
+        _check(self, *COUNT, "steps", "batch_size", "eval_every", "save_every", "patience")
 
     def to_json(self) -> dict:
         """Returns the config as nested dicts of lists, strings and numbers."""
@@ -354,7 +375,8 @@ def _convert(kind: typing.Any, given: typing.Any, name: str) -> typing.Any:
             raise ValueError(f"{name}: expected {len(arguments)} numbers, got {list(given)}")
         return tuple(_convert(arguments[0], item, name) for item in given)  # the items of a tuple share one type
     if origin is dict and isinstance(given, dict):
-        keys = (int(key) if str(key).isdecimal() else key for key in given)  # JSON's keys are strings
+        decimal = arguments[0] is int  # JSON's keys are strings
+        keys = (int(key) if decimal and str(key).isdecimal() else key for key in given)
         pairs = zip(keys, given.values(), strict=True)
         return {_convert(arguments[0], key, name): _convert(arguments[1], item, name) for key, item in pairs}
     if kind is float and type(given) is int:

@@ -73,6 +73,14 @@ def gather(value: object) -> list:
     return values
 
 
+def share_state(module: nn.Module) -> None:
+    """Copies weights and buffers of the first process to all others; every process of a group must call it."""
+    if world_size() > 1:
+        for tensor in module.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
+        settle()
+
+
 def settle() -> None:
     """Waits until gloo's threads have let go of the tensors of all calls before; every process of a group must call it.
 

@@ -24,6 +24,10 @@ Entry = tuple[Color, str]  # one entry of a legend
 
 PAPER, INK, FAINT = (255, 255, 255), (38, 42, 50), (138, 143, 153)
 IGNORED, WRONG = (56, 58, 62), (232, 28, 52)
+# Colours of wrong and of ignored pixels: the first one that no class has, or else the one least like any class.
+WRONGS = (WRONG, (236, 0, 200), (0, 214, 230), (250, 230, 0), (255, 128, 0), (60, 255, 60), (110, 0, 255))
+GREYS = (IGNORED, (206, 208, 212), (128, 130, 134), (255, 255, 255))
+UNLIKE, UNLIKE_GREY = 0.09, 0.04  # distances in Oklab from which two colours are not taken for each other
 # The darkest colours of a confusion matrix, on the diagonal and off it.
 RIGHT_SHARE, WRONG_SHARE = (16, 66, 148), (196, 18, 40)
 # A preview reduces larger pictures to LARGEST pixels, and enlarges smaller ones up to ENLARGED.
@@ -56,14 +60,24 @@ def palette(num_classes: int) -> tuple[Color, ...]:
     return tuple(tuple(colors[i].tolist()) for i in chosen)
 
 
+def wrong_color(palette: Sequence[Color]) -> Color:
+    """Returns the colour of wrong pixels: red, or another one where a class has that colour."""
+    return _unlike(tuple(palette), WRONGS, UNLIKE)
+
+
+def ignored_color(palette: Sequence[Color]) -> Color:
+    """Returns the colour of ignored pixels: dark grey, or another grey where a class has that colour."""
+    return _unlike(tuple(palette), GREYS, UNLIKE_GREY)
+
+
 def colourise(labels: Tensor | np.ndarray, palette: Sequence[Color]) -> Image.Image:
-    """Draws labels in the colours of their classes; ignored pixels are dark grey.
+    """Draws labels in the colours of their classes; ignored pixels are dark grey, or another grey if a class is.
 
     Args:
         labels: (H, W) integers.
         palette: RGB colour of each class.
     """
-    table = np.array([*palette, IGNORED], np.uint8)
+    table = np.array([*palette, ignored_color(palette)], np.uint8)
     return Image.fromarray(table[_indices(labels, len(palette))])
 
 
@@ -134,8 +148,8 @@ def preview(
 ) -> Image.Image:
     """Draws rows of image, truth, prediction and error, with a legend below.
 
-    Errors are red on the dimmed image and ignored pixels grey; the caption is the share of wrong pixels among those
-    that are not ignored. Large pictures are reduced, small ones enlarged.
+    Errors are red on the dimmed image and ignored pixels grey, or in other colours if classes have these. The caption
+    is the share of wrong pixels among those that are not ignored. Large pictures are reduced, small ones enlarged.
 
     Args:
         rows: (image, truth, prediction) for each row: (3, H, W) uint8, and two times (H, W) integers.
@@ -154,7 +168,7 @@ def preview(
     size = _text_size(4 * cell)
     margin, gap, line = round(size * 1.2), size * 3 // 4, size * 2
     width = 2 * margin + 4 * cell + 3 * gap
-    below = legend(present, classes, palette, width, [(WRONG, "wrong")])
+    below = legend(present, classes, palette, width, [(wrong_color(palette), "wrong")])
     height = margin + line + sum(pictures[0].height + line for pictures in panels) + below.height
     page = Image.new("RGB", (max(width, below.width), height), PAPER)
     draw, font = ImageDraw.Draw(page), _font(size)
@@ -233,7 +247,7 @@ def _panels(
     counts = true < len(palette)
     wrong = counts & (true != predicted)
     errors = np.asarray(photo.convert("L").convert("RGB")) // 2 + 64
-    errors[wrong], errors[~counts] = WRONG, IGNORED
+    errors[wrong], errors[~counts] = wrong_color(palette), ignored_color(palette)
     pictures = [photo, colourise(truth, palette), colourise(prediction, palette), Image.fromarray(errors)]
     share = f"{wrong.sum() / counts.sum():.1%} wrong" if counts.any() else "all ignored"
     return [_fitted(picture) for picture in pictures], share, {*_present(true), *_present(predicted)}
@@ -257,7 +271,7 @@ def _entries(present: Iterable[int], classes: Sequence[str], palette: Sequence[C
     classed = [label for label in labels if 0 <= label < len(classes)]
     colors = ((i, palette[i]) for i in classed)
     entries: list[Entry] = [((red, green, blue), _legible(classes[i], i)) for i, (red, green, blue) in colors]
-    return entries if len(classed) == len(labels) else [*entries, (IGNORED, "ignored")]
+    return entries if len(classed) == len(labels) else [*entries, (ignored_color(palette), "ignored")]
 
 
 def _heat(shares: np.ndarray, cell: int) -> Image.Image:
@@ -362,6 +376,15 @@ def _check_sizes(photo: Image.Image, **labels: np.ndarray) -> None:
     for name, given in labels.items():
         if given.shape[::-1] != photo.size:
             raise ValueError(f"{name}: expected {photo.size[::-1]}, the image's size, got {given.shape}")
+
+
+@functools.lru_cache
+def _unlike(palette: tuple[Color, ...], candidates: tuple[Color, ...], enough: float) -> Color:
+    """Returns the first candidate at this distance from every colour of a palette, or else the one furthest away."""
+    places = _oklab(np.array(palette))
+    nearest = [float(_distances(places, place).min()) for place in _oklab(np.array(candidates))]
+    apart = next((i for i, distance in enumerate(nearest) if distance >= enough), int(np.argmax(nearest)))
+    return candidates[apart]
 
 
 def _oklab(colors: np.ndarray) -> np.ndarray:

@@ -146,6 +146,11 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     if about is None:
         raise ValueError(f"{path}: expected a file that model.save wrote, got safetensors without an architecture")
     architecture = about.get("architecture") if isinstance(about, dict) else None
+    if architecture is None and isinstance(about, dict) and about.get("own"):
+        raise ValueError(
+            f"{path}: expected a model with its architecture, got weights of your own {printable(about['own'])}; make "
+            "it, and read them by network.load_state_dict(safetensors.torch.load_file(path))"
+        )
     if not isinstance(architecture, dict):
         raise ValueError(f"{path}: expected an architecture in its metadata, got {printable(about)}")
     for name in ("scales", "convs"):  # each of them has tensors of its own: no more are built

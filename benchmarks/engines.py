@@ -1,8 +1,9 @@
 """Measures whole images to logits and to labels beside the engines that people deploy with, on a CPU.
 
-    python -m benchmarks.engines --rows build/engines.json    all models, in about six minutes on two quiet cores
+    python -m benchmarks.engines --rows build/engines.json    all models, in about six minutes on two quiet cores,
+                                                              and once five more to export them
     python -m benchmarks.engines apcnet --rounds 3            one model, printed only
-    python -m benchmarks.report build/rows.json build/engines.json
+    python -m benchmarks.report benchmarks/results/MACHINE.json build/engines.json
 
 Set OMP_WAIT_POLICY=PASSIVE: the engines bring threads of their own, and torch's must not spin beside them. One image,
 float32, as many threads as torch has. All sides take turns, round by round, and every ratio is one of a round; before
@@ -37,10 +38,11 @@ from benchmarks.rows import machine, write
 from benchmarks.timing import Pair, rates
 
 CLASSES, SIZES = 150, ((512, 512), (512, 1024))
-PREPARED, COMPILED = "apcnet, prepared", f"{MODULES}, torch.compile with freezing"
+PREPARED = "apcnet, prepared"
 FOLDER = ROOT / "build" / "engines"
 PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 LOGITS, LABELS = "logits", "labels"
+FIRST = ("apcnet", "pspnet")  # measured in more rounds, and with labels as an output of the exported file
 APART = 1e-4  # logits may differ by this share of the largest; labels only where the two best are this close
 
 Infer = Callable[[Tensor], Tensor]
@@ -59,31 +61,33 @@ def sides(model: str, task: str, compiled: bool) -> list[Side]:
     ours, other = networks[OURS], networks[OTHER]
     prepared = inference.prepare(ours)
     labels = task == LABELS
-    found = [
-        Side(PREPARED, lambda x: inference.labels(prepared, x) if labels else prepared(x)),
-        Side(OURS, lambda x: inference.labels(ours, x) if labels else ours(x)),
-        Side(OTHER, lambda x: models.labels(OTHER, other, x) if labels else stock_logits(other, x)),
-    ]
+    found = [Side(PREPARED, lambda x: inference.labels(prepared, x) if labels else prepared(x))]
+    if not labels:
+        found.append(Side(OURS, ours))
+    found.append(Side(OTHER, lambda x: models.labels(OTHER, other, x) if labels else stock_logits(other, x)))
     if compiled:
-        modules = networks[MODULES]
         torch._dynamo.reset()
-        graph = torch.compile(modules, dynamic=False, options={"freezing": True})
-        to_labels = stock_models.scores
-        found.append(Side(COMPILED, lambda x: to_labels(graph, x).argmax(1) if labels else first(graph(x))))
+        for name, network in ((MODULES, networks[MODULES]), (OURS, ours), (PREPARED, prepared)):
+            frozen = name != PREPARED  # whose weights are laid out already
+            graph = torch.compile(network, dynamic=False, options={"freezing": frozen})
+            name += setting.COMPILED + " with freezing" * frozen
+            found.append(Side(name, lambda x, graph=graph: first(graph(x))))
     for engine, packages in PACKAGES.items():
         if any(map(missing, packages)):
             continue
         run = ENGINES[engine](str(exported(model, ours, LOGITS)))
-        name = f"{engine} {importlib.metadata.version(engine)}"
         if not labels:
-            found.append(Side(name, run))
+            found.append(Side(engine, run))
             continue
-        found += [
-            Side(f"{name}, {how}", lambda x, run=run, enlarge=way: enlarge(run(x), x)) for how, way in TO_LABELS.items()
-        ]
-        run_labels = ENGINES[engine](str(exported(model, ours, LABELS)))
-        found.append(Side(f"{name}, exported labels", run_labels))
+        for how, enlarge in TO_LABELS.items():
+            found.append(Side(f"{engine}, {how}", lambda x, run=run, enlarge=enlarge: enlarge(run(x), x)))
+        if model in FIRST:
+            found.append(Side(f"{engine}, exported labels", ENGINES[engine](str(exported(model, ours, LABELS)))))
     return found
+
+
+def versions() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ENGINES if not missing(name))
 
 
 def missing(package: str) -> bool:
@@ -132,7 +136,7 @@ ENGINES = {"onnxruntime": with_onnxruntime, "openvino": with_openvino}
 
 
 def by_opencv(logits: Tensor, images: Tensor) -> Tensor:
-    """Resizes 4 classes at a time, OpenCV's limit for its fast loops, and takes NumPy's argmax."""
+    """Resizes every class by OpenCV, and takes NumPy's argmax."""
     import cv2
 
     height, width = images.shape[2:]
@@ -190,7 +194,7 @@ def rows(model: str, task: str, size: tuple[int, int], found: list[Side], rounds
         pair = Pair(times[PREPARED], times[side.name])
         seconds = pair.row()["ours_ms"] / 1e3
         about = f"{model}, {task}, 1x3x{size[0]}x{size[1]}, {CLASSES} classes, float32"
-        named = {"operation": "engines", "case": about, "other": side.name, "backend": PREPARED}
+        named = {"operation": "engines", "case": about, "other": side.name, "backend": PREPARED, "versions": versions()}
         made.append(named | pair.row() | rates(seconds, moved, operations, torch.float32))
         print(
             f"{about}: {pair.row()['ours_ms']:.0f} ms, {pair.row()['ratio']:.2f} times as fast as {side.name}",
@@ -202,9 +206,10 @@ def rows(model: str, task: str, size: tuple[int, int], found: list[Side], rounds
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description="Measure whole models on a CPU.")
     parser.add_argument("models", nargs="*", default=[], help="Measure these models; by default all.")
-    parser.add_argument("--rounds", type=int, default=7, help="Measure this many rounds at 512×512, half at 512×1024.")
+    many = "Measure this many rounds of APCNet and PSPNet at 512×512, fewer of others."
+    parser.add_argument("--rounds", type=int, default=5, help=many)
     parser.add_argument("--rows", type=Path, help="Write the rows to this file, for benchmarks.report.")
-    parser.add_argument("--compile", action="store_true", help="Compile every model, not APCNet alone; takes minutes.")
+    parser.add_argument("--compile", action="store_true", help="Measure torch.compile too, which takes minutes.")
     options = parser.parse_args()
     if setting.ON_GPU:
         parser.error("engines are measured on a CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
@@ -218,9 +223,10 @@ def main() -> None:
     found: list[dict] = []
     for model in options.models or stock_models.MODELS:
         for task in (LOGITS, LABELS):
-            ways = sides(model, task, options.compile or (model, task) == ("apcnet", LOGITS))
+            ways = sides(model, task, options.compile and task == LOGITS)
             for size in SIZES:
-                found += rows(model, task, size, ways, max(1, options.rounds * SIZES[0][1] // size[1]))
+                fewer = (model not in FIRST) + (size != SIZES[0])
+                found += rows(model, task, size, ways, max(1, options.rounds - 2 * fewer + (fewer == 2)))
             if options.rows:
                 options.rows.parent.mkdir(parents=True, exist_ok=True)
                 write(options.rows, {"machine": machine(), "rows": found, "failed": []})

@@ -8,18 +8,20 @@ normalised, (B, 3, h, w), at the network's scale; for several ratios, an iterabl
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apc_kernels import upsample_argmax, upsample_confusion, upsample_softmax
+from apc_kernels import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
 from apcnet.data.augment import checked_pair
 from apcnet.inference.logits import Model, align_corners, check_images, head_logits, resized, slide_bands, slide_logits
 
 WHOLE = Protocol()
+BAND = 1 << 24  # probabilities at a time, classes × rows × columns, of which only those of the labels are kept: 64 MiB
 Images = Tensor | Iterable[Tensor]
 
 
@@ -45,9 +47,7 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
             upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=align_corners(model))
             for _, rows, scores in _scores_to_resize(model, images, protocol, size)
         ]
-        if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
-            return parts[0]
-        return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
+        return _joined(parts, size)
 
 
 def confusion(
@@ -68,20 +68,107 @@ def confusion(
     Example:
         >>> counts = confusion(model, images, target)
     """
+    return assess(model, images, target, protocol, ignore_index=ignore_index).counts
+
+
+class Seen(NamedTuple):
+    """Holds what `assess` finds out about images: their counts, and what else was asked for.
+
+    Attributes:
+        counts: Confusion matrix (K, K) of all images, int64; rows are targets, columns predictions.
+        labels: Predicted labels (B, H, W), as `labels` returns.
+        confidence: Probability (B, H, W) of the predicted label of every pixel.
+        loss: Sum of the cross entropy over all labelled pixels.
+    """
+
+    counts: Tensor
+    labels: Tensor | None
+    confidence: Tensor | None
+    loss: float | None
+
+
+def assess(
+    model: Model,
+    images: Images,
+    target: Tensor,
+    protocol: Protocol = WHOLE,
+    *,
+    labels: bool = False,
+    confidence: bool = False,
+    loss: bool = False,
+    ignore_index: int = 255,
+) -> Seen:
+    """Computes the confusion matrix, and on request labels, confidence and loss, in one pass of the network.
+
+    Args:
+        model: A callable that maps images to logits (B, K, h, w) and has `align_corners`.
+        images: Normalised images, as in `labels`.
+        target: True labels (B, H, W) at the size of the original images: uint8, int16, int32 or int64.
+        protocol: Scales, windows and flips.
+        labels: Also return the predicted labels.
+        confidence: Also return the labels, and the probability of each.
+        loss: Also return the loss. Where a protocol averages, it is that of the averaged probabilities.
+        ignore_index: Target label of the pixels that are not counted.
+
+    Example:
+        >>> seen = assess(model, images, target, loss=True)
+        >>> seen.counts, seen.loss
+    """
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
     batch = images.shape[0] if isinstance(images, Tensor) else None
     if target.dim() != 3 or batch not in (None, target.shape[0]):
         raise ValueError(f"target: expected ({batch or 'B'}, H, W), one for each image, got {tuple(target.shape)}")
-    size = target.shape[1], target.shape[2]
+    corners, total, size = align_corners(model), 0.0, (target.shape[1], target.shape[2])
+    counts: list[Tensor] = []
+    labelled: list[Tensor] = []
+    winning: list[Tensor] = []
     with torch.no_grad():
-        parts = [
-            upsample_confusion(
-                scores, target[which, rows], ignore_index=ignore_index, align_corners=align_corners(model)
-            )
-            for which, rows, scores in _scores_to_resize(model, images, protocol, size)
-        ]
-        return torch.stack(parts).sum(0)
+        for which, rows, scores in _scores_to_resize(model, images, protocol, size):
+            true = target[which, rows]
+            counts.append(upsample_confusion(scores, true, ignore_index=ignore_index, align_corners=corners))
+            if labels or confidence:
+                found = upsample_argmax(scores, true.shape[1:], align_corners=corners)
+                labelled.append(found)
+                if confidence:
+                    winning.append(_winning(scores, found, corners, protocol.averages))
+            if loss:
+                total += _loss(scores, true, ignore_index, corners, protocol.averages)
+        return Seen(
+            torch.stack(counts).sum(0),
+            _joined(labelled, size) if labelled else None,
+            _joined(winning, size) if winning else None,
+            total if loss else None,
+        )
+
+
+def confidence(
+    model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Predicts the class of every pixel, and the probability that the model gives it.
+
+    Args:
+        model: A callable that maps images to logits (B, K, h, w), or to probabilities if it has a true attribute
+            `gives_probabilities`, and has `align_corners`.
+        images: Normalised images, as in `labels`.
+        protocol: Scales, windows and flips.
+        size: Height and width of the original images; by default those of `images`.
+
+    Returns:
+        Labels (B, H, W), as `labels` returns, and probabilities (B, H, W).
+
+    Example:
+        >>> classes, sure = confidence(model, images)
+    """
+    size, corners = _size(images, size), align_corners(model)
+    averaged = protocol.averages or getattr(model, "gives_probabilities", False)
+    found: list[Tensor] = []
+    winning: list[Tensor] = []
+    with torch.no_grad():
+        for _, rows, scores in _scores_to_resize(model, images, protocol, size):
+            found.append(upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=corners))
+            winning.append(_winning(scores, found[-1], corners, averaged))
+    return _joined(found, size), _joined(winning, size)
 
 
 def probabilities(
@@ -137,6 +224,53 @@ def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterato
     finally:
         for module in training:
             module.training = True
+
+
+def _joined(parts: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Joins what `_scores_to_resize` yielded in turn to maps (B, H, W)."""
+    if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
+        return parts[0]
+    return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
+
+
+def _winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool) -> Tensor:
+    """Returns the probability (B, H, W) of each pixel's label, from scores that are still to be resized to its size.
+
+    The scores are resized along their columns first, and then a few rows at a time along their rows, so that memory
+    never holds the scores of all classes at the size of the result.
+    """
+    height, width = labels.shape[1:]
+    tall = _resized_columns(scores, height, corners)
+    rows = max(1, BAND // (scores.shape[1] * width))
+    winning = torch.empty(labels.shape, dtype=tall.dtype, device=labels.device)
+    for image, (part, found) in enumerate(zip(tall.split(1), labels.split(1), strict=True)):
+        for top in range(0, height, rows):
+            band = part[:, :, top : top + rows]
+            if are_probabilities:
+                band = F.interpolate(band, (band.shape[2], width), mode="bilinear", align_corners=corners)
+            else:
+                band = upsample_softmax(band, (band.shape[2], width), align_corners=corners)
+            winning[image, top : top + rows] = band[0].gather(0, found[:, top : top + rows].long())[0]
+    return winning
+
+
+def _resized_columns(scores: Tensor, height: int, corners: bool) -> Tensor:
+    """Resizes scores (B, K, h, w) to (B, K, height, w), in float32 or float64."""
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if scores.shape[2] == height:
+        return scores
+    return F.interpolate(scores, (height, scores.shape[3]), mode="bilinear", align_corners=corners)
+
+
+def _loss(scores: Tensor, target: Tensor, ignored: int, corners: bool, are_probabilities: bool) -> float:
+    """Returns the sum of the cross entropy over the labelled pixels."""
+    if not are_probabilities:
+        options = {"ignore_index": ignored, "reduction": "sum", "align_corners": corners}
+        return upsample_cross_entropy(scores, target, **options).item()
+    labelled = target != ignored
+    true = torch.where(labelled, target, 0).long()
+    found = _winning(scores, true, corners, True).double().clamp_min(torch.finfo(torch.float32).tiny)
+    return -found.log()[labelled].sum().item()
 
 
 def _scores_to_resize(

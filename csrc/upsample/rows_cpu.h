@@ -109,18 +109,19 @@ struct Best {
   typename Integers<A>::type index[R];
 };
 
-// The largest logit, and the first class that has it.
-template <typename A, int R>
-inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t classes,
-                             const RowWeights<A>* weights) {
+// The largest logit, and the first class that has it. `of_class(i)` is the i-th class to look at, in ascending order.
+template <typename A, int R, typename OfClass>
+inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t count, const RowWeights<A>* weights,
+                             OfClass of_class) {
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
   Best<A, R> best;
+  const Int first = Int{} + static_cast<typename Integers<A>::scalar>(of_class(0));
   for (int r = 0; r < R; ++r)
-    best.value[r] = weights[r].own * interpolated[0] + weights[r].next * interpolated[1], best.index[r] = Int{};
-  for (int64_t k = 1; k < classes; ++k) {
-    const Vec own = interpolated[2 * k], next = interpolated[2 * k + 1];
-    const Int label = Int{} + static_cast<typename Integers<A>::scalar>(k);
+    best.value[r] = weights[r].own * interpolated[0] + weights[r].next * interpolated[1], best.index[r] = first;
+  for (int64_t i = 1; i < count; ++i) {
+    const Vec own = interpolated[2 * i], next = interpolated[2 * i + 1];
+    const Int label = Int{} + static_cast<typename Integers<A>::scalar>(of_class(i));
     for (int r = 0; r < R; ++r) {
       const Vec logit = weights[r].own * own + weights[r].next * next;
       best.index[r] = logit > best.value[r] ? label : best.index[r];
@@ -128,6 +129,12 @@ inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t
     }
   }
   return best;
+}
+
+template <typename A, int R>
+inline Best<A, R> best_class(const typename Pack<A>::type* interpolated, int64_t classes,
+                             const RowWeights<A>* weights) {
+  return best_class<A, R>(interpolated, classes, weights, [](int64_t k) { return k; });
 }
 
 // The weights of classes, 1 where none are given; returns their sum.

@@ -1,50 +1,83 @@
 // upsample_*'s forward CPU kernels, compiled once for each instruction set.
-#include "rows_cpu.h"
+#include "candidates_cpu.h"
 
 namespace {
 
+// The output rows between two source rows of an image, and what they are interpolated from.
+template <typename A>
+struct Group {
+  int64_t unit, image, first_row, last_row, stride;
+  const A *own, *next;  // both source rows, (classes x stride)
+};
+
 // One vector of output columns, in all rows of a group.
 template <typename A>
-struct Piece {
-  int64_t unit, image, first_row, last_row;
+struct Piece : Group<A> {
   const ColumnBlock<A>& columns;
   const typename Pack<A>::type* interpolated;  // (classes, 2): both source rows, interpolated
 
   // Of the pixel in this row at the vector's first lane, counted through the batch.
   int64_t pixel(const Upsample& u, int64_t row) const {
-    return (image * u.rows.size + row) * u.columns.size + columns.first;
+    return (this->image * u.rows.size + row) * u.columns.size + columns.first;
   }
 };
 
-// Calls visit(piece) for every vector of the groups [begin, end), with logits as they are or relative to the largest.
+// Calls visit(group) for the groups [begin, end), with logits as they are or relative to the largest.
 template <typename T, bool RELATIVE, typename Visit>
-inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
+inline void for_each_group(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
   using A = Acc<T>;
-  const int64_t count = blocks_of(u.columns.size, Pack<A>::width), stride = row_stride<A>(u);
-  Scratch<ColumnBlock<A>> blocks(count);
-  for (int64_t v = 0; v < count; ++v) blocks[v] = ColumnBlock<A>(u.columns, v * Pack<A>::width);
-  Scratch<A> own(u.classes * stride), next(u.classes * stride), largest(stride);
+  const int64_t stride = row_stride<A>(u);
+  Scratch<A> rows(2 * u.classes * stride), largest(stride);
+  A *own = rows, *next = rows + u.classes * stride;
+  int64_t loaded = -1;  // the unit whose own row `next` is
   const auto load = [&](int64_t image, int64_t y, A* to) {
     if constexpr (RELATIVE)
       load_relative_row<T>(u, image, y, to, largest);
     else
       load_row<T>(u, image, y, to);
   };
-  Scratch<typename Pack<A>::type> interpolated(2 * u.classes);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t image = unit / u.rows.source, y = unit % u.rows.source;
     const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
     if (first == last) continue;
-    load(image, y, own);
-    load(image, y + 1 < u.rows.source ? y + 1 : y, next);
-    for (int64_t v = 0; v < count; ++v) {
-      for (int64_t k = 0; k < u.classes; ++k) {
-        interpolated[2 * k] = blocks[v].of(own + k * stride);
-        interpolated[2 * k + 1] = blocks[v].of(next + k * stride);
-      }
-      visit(Piece<A>{unit, image, first, last, blocks[v], interpolated});
+    if (unit == loaded) {
+      A* const before = own;
+      own = next, next = before;
+    } else {
+      load(image, y, own);
     }
+    const bool is_last = y + 1 == u.rows.source;
+    if (!is_last) load(image, y + 1, next), loaded = unit + 1;
+    visit(Group<A>{unit, image, first, last, stride, own, is_last ? own : next});
   }
+}
+
+template <typename A>
+struct ColumnBlocks {
+  const int64_t count;
+  const Scratch<ColumnBlock<A>> blocks{count};
+  explicit ColumnBlocks(const Axis& axis) : count(blocks_of(axis.size, Pack<A>::width)) {
+    for (int64_t v = 0; v < count; ++v) blocks[v] = ColumnBlock<A>(axis, v * Pack<A>::width);
+  }
+  const ColumnBlock<A>* begin() const { return blocks; }
+  const ColumnBlock<A>* end() const { return blocks + count; }
+};
+
+// Calls visit(piece) for every vector of the groups [begin, end), with logits as they are or relative to the largest.
+template <typename T, bool RELATIVE, typename Visit>
+inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
+  using A = Acc<T>;
+  const ColumnBlocks<A> blocks(u.columns);
+  Scratch<typename Pack<A>::type> interpolated(2 * u.classes);
+  for_each_group<T, RELATIVE>(u, begin, end, [&](const Group<A>& group) {
+    for (const ColumnBlock<A>& block : blocks) {
+      for (int64_t k = 0; k < u.classes; ++k) {
+        interpolated[2 * k] = block.of(group.own + k * group.stride);
+        interpolated[2 * k + 1] = block.of(group.next + k * group.stride);
+      }
+      visit(Piece<A>{group, block, interpolated});
+    }
+  });
 }
 
 // R rows of a piece, as many as registers hold: their weights and the classes of their largest logits.
@@ -134,9 +167,32 @@ void cross_entropy_groups_as(const CrossEntropy& p, int64_t begin, int64_t end) 
 // Calls store(pixel, count, labels) with the best classes of every row of every vector.
 template <typename T, typename Store>
 inline void for_each_label(const Upsample& u, int64_t begin, int64_t end, Store store) {
-  for_each_best<T, false>(u, begin, end, [&]<int R>(const Rows<Acc<T>, R>& rows) {
-    for (int r = 0; r < R; ++r)
-      store(rows.piece.pixel(u, rows.first + r), rows.piece.columns.valid, rows.best.index[r]);
+  using A = Acc<T>;
+  const ColumnBlocks<A> blocks(u.columns);
+  Candidates<A> candidates(u);
+  Scratch<typename Pack<A>::type> interpolated(2 * u.classes);
+  for_each_group<T, false>(u, begin, end, [&](const Group<A>& group) {
+    candidates.enter(group.unit, group.own, group.next);
+    for (const ColumnBlock<A>& block : blocks) {
+      const Classes some = candidates.of(block);
+      for (int64_t i = 0; i < some.count; ++i) {
+        interpolated[2 * i] = block.of(group.own + some.list[i] * group.stride);
+        interpolated[2 * i + 1] = block.of(group.next + some.list[i] * group.stride);
+      }
+      const Piece<A> piece{group, block, interpolated};
+      const auto label = [&](auto of_class) {
+        for_each_rows(group.first_row, group.last_row, [&]<int R>(int64_t row) {
+          RowWeights<A> weights[R];
+          for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(u.rows, row + r);
+          const Best<A, R> best = best_class<A, R>(interpolated, some.count, weights, of_class);
+          for (int r = 0; r < R; ++r) store(piece.pixel(u, row + r), block.valid, best.index[r]);
+        });
+      };
+      if (some.count == u.classes)
+        label([](int64_t k) { return k; });  // a tenth faster than to read them
+      else
+        label([&](int64_t i) { return some.list[i]; });
+    }
   });
 }
 

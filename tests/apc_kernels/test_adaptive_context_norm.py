@@ -2,6 +2,7 @@
 
 import os
 
+import calls
 import pytest
 import ranks
 import stock
@@ -196,7 +197,35 @@ def test_variance_is_as_accurate_as_the_unfused_path(backend, name):
     assert error <= 2 * allowed + 4 * torch.finfo(torch.float32).eps, f"{error:.1e}, the unfused path {allowed:.1e}"
 
 
-# Memory, bits, processes
+# Calls, memory, bits, processes
+
+
+def test_a_training_step_takes_few_calls():
+    """Counts 25 calls on a CPU: five work on maps, eight are phases, ten move running statistics, two add up."""
+    t = {name: tensor.requires_grad_(name in PARAMETERS) for name, tensor in draw_norm(ODD).items()}
+    leaves = [t[name] for name in PARAMETERS]
+    with apc_kernels.backend("cpp"):
+        counted = calls.count(lambda: torch.autograd.grad(ours(t, ODD.scales), leaves, t["grad"]))
+    assert counted["guide_gradients"] == counted["adaptive_context_backward_x"] == 1, counted
+    assert counted.total() <= 25, counted
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter, which excludes the GPU")
+def test_a_training_step_takes_few_launches():
+    """Counts 45 calls around Triton kernels, 18 launches of these among them, and computes the module's gradients."""
+    pytest.importorskip("triton", reason="needs triton")
+    case = ContextCase(2, 3, (3, 5), (2, 1))
+    t = {name: tensor.requires_grad_(name in PARAMETERS) for name, tensor in draw_norm(case).items()}
+    leaves, results = [t[name] for name in PARAMETERS], []
+    with apc_kernels.backend("triton"):
+        counted = calls.count(lambda: results.extend(torch.autograd.grad(ours(t, case.scales), leaves, t["grad"])))
+    assert counted["constant_kernel"] == counted["map_kernel"] == 1, counted
+    assert sum(n for name, n in counted.items() if name.endswith("_kernel")) == 18, counted
+    assert counted.total() <= 45, counted
+    with apc_kernels.backend("reference"):
+        expected = torch.autograd.grad(ours(t, case.scales), leaves, t["grad"])
+    for name, actual, wanted in zip(PARAMETERS, results, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def saved_bytes(function) -> int:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import calls
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ CASES = [
     Case(1, (5,), 33, (13, 8), 3),
     Case(2, (3,), 4, (2, 3), 4),  # smaller than the dilation
     Case(1, (1,), 1, (1, 1), 12),
+    Case(1, (2,), 3, (4, 5), 1000),
     Case(1, (130,), 128, (33, 40), 4),
     Case(0, (3,), 2, (5, 5), 2),
 ]
@@ -144,7 +146,7 @@ def test_a_part_of_a_weight():
     torch.testing.assert_close(by_tiles(maps[:1], weight[:, :3]), stock(maps[:1], weight[:, :3]))
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[6], CASES[13]], ids=str)
+@pytest.mark.parametrize("case", [CASES[2], CASES[6], CASES[14]], ids=str)
 def test_same_bits_every_time_and_for_any_number_of_threads(case, threads):
     given, bits = draw(case), []
     for count in (2, 2, 1, 3):
@@ -152,6 +154,32 @@ def test_same_bits_every_time_and_for_any_number_of_threads(case, threads):
         bits.append(with_gradients(by_tiles, *given, case.dilation))
     for other in bits[1:]:
         assert all(same_bits(a, b) for a, b in zip(bits[0], other, strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+@pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
+def test_below_the_tiles_it_is_one_convolution(layout, autocast):
+    """In bfloat16, rounded once, with the bits of the concatenation's convolution, and none of its memory kept."""
+    maps, weight, grad = draw(Case(2, (24, 8, 8), 4, (12, 10)), torch.float32 if autocast else torch.bfloat16, layout)
+    saved, counted = [], []
+
+    def ours(maps, weight, dilation):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            return apc_kernels.conv3x3(maps, weight, dilation=dilation)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual, expected = (with_gradients(f, maps, weight, grad.bfloat16()) for f in (ours, stock))
+        leaves = [t.detach().requires_grad_() for t in (*maps, weight)]
+        counted = calls.count(lambda: apc_kernels.conv3x3(leaves[:-1], leaves[-1]))
+    assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True))
+    assert sorted(t.shape[1] for t in saved) == [8, 8, 24, 40]
+    assert counted["convolution"] == counted["cat"] == 1
+
+
+def test_small_maps_have_second_derivatives():
+    maps, weight, _ = draw(Case(2, (2, 1), 2, (3, 4)), torch.float64)
+    leaves = [t.requires_grad_() for t in (*maps, weight)]
+    assert torch.autograd.gradgradcheck(lambda a, b, w: apc_kernels.conv3x3([a, b], w), leaves)
 
 
 # As an operation
@@ -221,7 +249,7 @@ def test_wrong_input(maps, weight, error, message):
 
 
 @pytest.mark.parametrize(
-    ("dilation", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError)]
+    ("dilation", "error"), [(0, ValueError), (-1, ValueError), (2**40, ValueError), (1.0, TypeError), (True, TypeError)]
 )
 def test_wrong_dilation(dilation, error):
     with pytest.raises(error, match="dilation: expected"):

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import torch
 
 import apc_kernels
-from apc_kernels import info
+from apc_kernels import info, library
+from apc_kernels.ops.affinities import checks, moments
 
 COMPOSITIONS = {"adaptive_context_norm", "encode", "pyramid_conv"}  # no kernels of their own
 
@@ -23,7 +25,7 @@ def test_it_names_every_operation_on_every_device():
 
 
 def test_operations_are_the_public_functions():
-    public = set(apc_kernels.__all__) - {"backend", "checked_labels", "BatchNorm", "SlowPathWarning"}
+    public = set(apc_kernels.__all__) - {"backend", "checked_labels", "BatchNorm", "FusedConv2d", "SlowPathWarning"}
     assert set(info.SERVED_BY) == public
 
 
@@ -34,3 +36,22 @@ def test_an_old_driver_is_named(monkeypatch):
     assert "the NVIDIA driver is too old. It allows CUDA 12.4, this torch needs 13.0" in info.gpu()
     monkeypatch.setattr(info, "_driver_cuda_version", lambda: None)
     assert info.gpu() == "none: no NVIDIA driver is installed"
+
+
+def test_a_build_for_amd_gpus_is_not_one_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert info.gpu() == "none: no AMD GPU is visible (check rocminfo and HIP_VISIBLE_DEVICES)"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    properties = SimpleNamespace(name="AMD Instinct MI300X", gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
+    assert info.gpu() == "AMD Instinct MI300X (gfx942)"
+    assert library.cuda.__wrapped__().reason.endswith("is a build for AMD GPUs")
+
+
+def test_an_old_triton_leaves_float32_moments_to_pytorch_on_amd_gpus(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    x = torch.zeros(1, 4, 4, 4)
+    for version, reasons in (((3, 7), ["triton"]), ((3, 8), [])):
+        monkeypatch.setattr(checks, "triton_version", lambda version=version: version)
+        assert list(moments._limits(x, (1, 2))) == reasons
+        assert not moments._limits(x.bfloat16(), (1, 2))

@@ -100,6 +100,46 @@ def test_labels_of_logits_that_are_not_finite(device, backend, value):
     assert torch.equal(labels[1], expected[1])
 
 
+BLOBS = [
+    UpsampleCase(2, 19, (40, 48), (320, 384)),
+    UpsampleCase(1, 150, (33, 41), (129, 161), True),
+    UpsampleCase(1, 21, (64, 64), (128, 128)),
+    UpsampleCase(2, 33, (20, 30), (31, 77)),
+    UpsampleCase(1, 300, (9, 70), (72, 70)),
+]
+
+
+def draw_blobs(case: UpsampleCase, dtype: torch.dtype, scale: float) -> torch.Tensor:
+    """Draws logits as a trained model's: one class is ahead in patches, some classes equal it up to a rounding."""
+    generator = torch.Generator().manual_seed(case.classes)
+    logits = torch.randn(case.batch, case.classes, *case.source, generator=generator, dtype=torch.float64)
+    patches = [n // 6 + 1 for n in case.source]
+    winner = torch.randint(case.classes, (case.batch, 1, *patches), generator=generator)
+    winner = winner.repeat_interleave(6, 2).repeat_interleave(6, 3)[..., : case.source[0], : case.source[1]]
+    logits.scatter_add_(1, winner, torch.full_like(winner, 6, dtype=torch.float64))
+    logits[:, 0, ::4, ::4] = logits[:, :, ::4, ::4].amax(1) * (1 - 2**-24)
+    logits[:, -1] = logits[:, 1]
+    logits[:, 2, ::7, ::5] = -1e4  # as masked
+    return (logits * scale).to(dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("layout", [nchw, channels_last], ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("case", BLOBS, ids=str)
+def test_classes_that_are_excluded_would_not_have_won(layout, dtype, case):
+    """The C++ kernel interpolates all classes where a logit is not finite: one more class makes it do so."""
+    scales = (1.0, 2.0**-130, 2.0**110) if dtype in (torch.float32, torch.float64) else (1.0,)
+    for scale in scales:
+        logits = layout(draw_blobs(case, dtype, scale))
+        absent = torch.full_like(logits[:, :1], float("-inf"))
+        given = {"size": case.size, "align_corners": case.align_corners}
+        with apc_kernels.backend("cpp"):
+            labels = apc_kernels.upsample_argmax(logits, **given)
+            expected = apc_kernels.upsample_argmax(torch.cat([logits, absent], 1), **given)
+        assert len(labels.unique()) > 5
+        assert torch.equal(labels, expected)
+
+
 # Confusion
 
 

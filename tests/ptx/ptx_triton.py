@@ -30,6 +30,19 @@ OUTPUTS = {
     "map_kernel": {"result", "grad_weight", "grad_bias"},
     "moments_kernel": {"means", "rests", "squares"},
     "join_kernel": {"mean", "covariance"},
+    "guide_statistics_kernel": {"features", "statistics"},
+    "guide_biases_kernel": {"biases"},
+    "vectors_kernel": {"vectors"},
+    "products_kernel": {"statistics"},
+    "product_norm_kernel": {"norm_rows", "shift", "center"},
+    "norm_sums_kernel": {"sums", "grad_gamma", "grad_beta"},
+    "vector_gradients_kernel": {"grad_vectors"},
+    "region_gradients_kernel": {"grad_regions"},
+    "projections_kernel": {"grad_projection"},
+    "moment_gradients_kernel": {"linear", "quadratic"},
+    "guide_sums_kernel": {"through", "sums", "grad_weight", "grad_gamma", "grad_beta"},
+    "guide_gradients_kernel": {"grad_guide"},
+    "constant_kernel": {"constant"},
     "cross_entropy_kernel": {"normalizer", "losses", "sums"},
     "argmax_kernel": {"labels"},
     "softmax_kernel": {"out"},
@@ -48,6 +61,7 @@ HARMLESS = {
 
 
 MODULES = ("pyramid_pool.triton", "affinities.triton", "affinities.triton_backward", "affinities.triton_moments")
+MODULES += ("affinities.triton_phases", "affinities.triton_phases_backward")
 MODULES += ("upsample.triton", "upsample.triton_backward")
 
 
@@ -145,7 +159,7 @@ def launch(kernel, grid, arguments: dict, memory: ptx.Memory, arch: int, seed, c
             return ("tensor", TYPES[value.dtype], memory.address(value) % 16 == 0)
         return value
 
-    options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
+    options = {key: arguments[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in arguments}
     parameters = list(inspect.signature(kernel.fn).parameters)
     values = {key: arguments[key] for key in parameters}
     code = compiled(kernel.fn, arch, {key: described(value) for key, value in values.items()}, options)

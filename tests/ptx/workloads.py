@@ -9,10 +9,13 @@ from collections.abc import Callable
 import stock
 import torch
 from cases import ContextCase, MapCase, draw, draw_context
+from phase_cases import run as run_phases
 from torch import Tensor
 from upsample_cases import UpsampleCase, draw_upsample
 
 import apc_kernels
+from apc_kernels.ops.affinities import phases
+from apc_kernels.ops.affinities.norm import PHASES
 
 MAP = MapCase((2, 72, 13, 70), (1, 2, 3, 6))
 CONTEXT = ContextCase(2, 40, (9, 17), (3, 6, 1))
@@ -77,6 +80,23 @@ def moments(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     )
 
 
+def norms(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    """Takes all phases of adaptive_context_norm. Their tensors are float32 beside every map."""
+
+    def in_triton(name, arguments, results):
+        PHASES.function("triton", name)(*arguments, *results)
+        return results
+
+    def in_float64(name, arguments, results):
+        return getattr(phases, name)(*(a.double() if isinstance(a, Tensor) else a for a in arguments))
+
+    def in_reference(name, arguments, results):
+        return getattr(phases, name)(*arguments)
+
+    ours, exact, own = (run_phases(CONTEXT, torch.float32, f) for f in (in_triton, in_float64, in_reference))
+    return [triple for name in ours for triple in triples(ours[name], exact[name], own[name])]
+
+
 def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     t = draw_upsample(UPSAMPLE, layout, dtype)
     results = []
@@ -137,5 +157,5 @@ def letters(case: MapCase | ContextCase | UpsampleCase) -> dict[str, int]:
     return {"B": batch, "C": channels, "N": size[0] * size[1], **powers}
 
 
-CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, losses: UPSAMPLE, predictions: UPSAMPLE}
+CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, norms: CONTEXT, losses: UPSAMPLE, predictions: UPSAMPLE}
 WORKLOADS = list(CASES)

@@ -57,7 +57,7 @@ def flags(config: Config) -> list[str]:
 
 def without_pictures(monkeypatch) -> None:
     """Trains without pictures and report pages, which take most of the time of a small run."""
-    monkeypatch.setattr("apcnet.training.loop.Run._save_pictures", lambda run, indices, path: None)
+    monkeypatch.setattr("apcnet.training.validation.Validation._save_pictures", lambda own, indices, path: ([], []))
     monkeypatch.setattr("apcnet.training.loop.report.write", lambda runs: None)
 
 

@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for a GPU that is not present, and prints their needs: triton_gate.py sm_90 FAMILY ...
+"""Compiles Triton kernels for a GPU that is not present, and prints their needs: triton_gate.py sm_90|gfx942 FAMILY ...
 
 A process of its own: kernels that were decorated for the interpreter cannot be compiled. A family's launches are
 taken as they are, on meta tensors, so that what is compiled here is what runs there.
@@ -20,6 +20,8 @@ from triton.compiler import ASTSource
 from apc_kernels.ops.affinities import triton as contexts_kernels
 from apc_kernels.ops.affinities import triton_backward as contexts_backward
 from apc_kernels.ops.affinities import triton_moments as moments_kernels
+from apc_kernels.ops.affinities import triton_phases as phases_kernels
+from apc_kernels.ops.affinities import triton_phases_backward as phases_backward
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
@@ -53,33 +55,74 @@ CONTEXTS = [  # maps of adaptive_context and affinity_moments, and their scales;
 ]
 
 
-def contexts() -> Iterator[tuple[str, torch.Tensor, tuple[int, ...], dict[str, torch.Tensor]]]:
+def contexts() -> Iterator[tuple[str, torch.Tensor, tuple[int, ...]]]:
     for shape, scales, dtype, channels_last in CONTEXTS:
-        x, rows, channels = meta(*shape, dtype=dtype, channels_last=channels_last), sum(s * s for s in scales), shape[1]
+        x = meta(*shape, dtype=dtype, channels_last=channels_last)
         x = x[..., : shape[3] // 32 * 32 + 1] if shape[3] % 32 else x
-        sizes = {
-            "regions": (shape[0], rows, channels // len(scales)),
-            "weight": (rows, channels // len(scales)),
-            "bias": (shape[0], rows),
-            "shift": (shape[0], channels),
-            "pairs": (shape[0], sum(s**4 for s in scales)),
-        }
-        name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
-        yield name, x, scales, {name: meta(*size, dtype=torch.float32) for name, size in sizes.items()}
+        yield f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}", x, scales
+
+
+def affinity_launches(x: torch.Tensor, scales: tuple[int, ...]) -> Iterator[tuple]:
+    """Yields the launches of everything as in training, and of the moments."""
+    small = _small(x, scales)
+    regions, weight, bias, shift, pairs = small
+    center = linear = bias
+    yield from contexts_kernels.context_launches(x, regions, weight, bias, scales, shift, True, center, x)
+    yield from contexts_backward.regions_launches(x, x, regions, weight, bias, scales, shift, center)
+    arguments = (x, x, regions, weight, bias, scales, shift, True, center, linear, pairs, shift, x)
+    yield from contexts_backward.map_launches(*arguments)
+    yield from moments_kernels.launches(x, weight, bias, scales, bias.double(), pairs.double())
+
+
+def _small(x: torch.Tensor, scales: tuple[int, ...]) -> list[torch.Tensor]:
+    """Returns regions, weight, bias, shift and pairs for this map."""
+    (batch, channels), rows = x.shape[:2], sum(s * s for s in scales)
+    sizes = [(batch, rows, channels // len(scales)), (rows, channels // len(scales)), (batch, rows)]
+    sizes += [(batch, channels), (batch, sum(s**4 for s in scales))]
+    return [meta(*size, dtype=torch.float32) for size in sizes]
 
 
 def affinities() -> Iterator[tuple[str, list]]:
-    """Yields the launches of everything as in training, of the gradient of the moments alone, and of the moments."""
-    for name, x, scales, small in contexts():
-        regions, weight, bias, shift, pairs = small.values()
-        center = linear = bias
-        yield name, contexts_kernels.context_launches(x, regions, weight, bias, scales, shift, True, center, x)
-        yield name, contexts_backward.regions_launches(x, x, regions, weight, bias, scales, shift, center)
-        arguments = (x, x, regions, weight, bias, scales, shift, True, center, linear, pairs, shift, x)
-        yield name, contexts_backward.map_launches(*arguments)
-        arguments = (None, x, None, weight, bias, scales, None, False, center, linear, pairs, None, x)
+    """Yields the launches as in training, and those of the gradient of the moments alone."""
+    for name, x, scales in contexts():
+        yield name, list(affinity_launches(x, scales))
+        _, weight, bias, _, pairs = _small(x, scales)
+        arguments = (None, x, None, weight, bias, scales, None, False, bias, bias, pairs, None, x)
         yield f"moments {name}", contexts_backward.map_launches(*arguments)
-        yield name, moments_kernels.launches(x, weight, bias, scales, bias.double(), pairs.double())
+    yield from phases()
+
+
+def phases() -> Iterator[tuple[str, list]]:
+    """Yields the launches between those on maps, whose small tensors are float32 beside every map."""
+    for (batch, stacked, height, width), scales in (((8, 4 * 512, 64, 64), (1, 2, 3, 6)), ((2, 57, 65, 98), (1, 5, 8))):
+        rows, channels, n = sum(s * s for s in scales), stacked // len(scales), height * width
+        regions, weight, square, of_images, of_rows, numbers, pairs = (
+            meta(*size, dtype=torch.float32)
+            for size in (
+                (batch, rows, channels),
+                (rows, channels),
+                (stacked, channels),
+                (batch, stacked),
+                (batch, rows),
+                (stacked,),
+                (batch, sum(s**4 for s in scales)),
+            )
+        )
+        vectors, statistics, wide = regions.double(), meta(2, stacked, dtype=torch.float64), of_images.double()
+        mean, covariance, norm, name = of_rows.double(), pairs.double(), (numbers, numbers, 1e-5), f"{rows} regions"
+        k, back, grads = phases_kernels, phases_backward, (regions, of_images, vectors, statistics)
+        yield name, k.guide_statistics_launches(of_images, square, scales, wide, statistics)
+        yield name, k.guide_biases_launches(wide, statistics, *norm, weight, of_rows, scales, of_rows)
+        yield name, k.product_statistics_launches(regions, square, mean, covariance, scales, vectors, statistics)
+        rest = (weight, scales, regions, of_images, of_rows)
+        yield name, k.product_norm_launches(vectors, statistics, *norm, mean, *rest)
+        yield name, back.product_norm_sums_launches(*grads, *norm[1:], mean, weight, scales, statistics, *norm[:2])
+        rest = (mean, covariance, regions, square, n, scales, regions, square, of_rows, pairs)
+        yield name, back.product_norm_gradients_launches(*grads, statistics, *norm[1:], *rest)
+        of_bias, rest = (of_rows, of_rows, pairs, of_rows, pairs), (wide, statistics, weight, *norm[:2])
+        yield name, back.guide_sums_launches(*of_bias, wide, statistics, *norm, weight, scales, *rest)
+        rest = (of_images, square, n, scales, of_images, square)
+        yield name, back.guide_gradients_launches(wide, wide, statistics, statistics, *norm[1:], *rest)
 
 
 UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, class weights, smoothing
@@ -93,28 +136,39 @@ UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, clas
 ]
 
 
-def upsample() -> Iterator[tuple[str, list]]:
+def upsample_launches(
+    logits: torch.Tensor,
+    size: tuple[int, int],
+    align_corners: bool = False,
+    labels: torch.dtype = torch.int64,
+    weighted: bool = False,
+    smoothing: float = 0.0,
+) -> Iterator[tuple]:
     """Yields the launches: gradients of each pixel's loss with smoothing, or of the sum; flipped probabilities."""
-    for shape, size, align_corners, dtype, channels_last, labels, weighted, smoothing in UPSAMPLES:
+    batch, classes = logits.shape[:2]
+    channels_last = logits.is_contiguous(memory_format=torch.channels_last)
+    out = meta(batch, classes, *size, dtype=torch.float32, channels_last=channels_last)
+    target, normalizer = (meta(batch, *size, dtype=dtype) for dtype in (labels, torch.float32))
+    weight = meta(classes, dtype=torch.float32) if weighted else None
+    settings = (weight, 255, smoothing, align_corners)
+    parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
+    losses = normalizer if smoothing else None
+    counts, invalid = (meta(*n, dtype=torch.int64) for n in ((classes, classes), (1,)))
+    yield from upsample_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
+    grad = normalizer if smoothing else meta(1, dtype=torch.float32)
+    yield from upsample_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+    found = meta(batch, *size, dtype=torch.uint8)
+    yield from upsample_kernels.argmax_launches(logits, size, align_corners, found)
+    yield from upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
+    yield from upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
+
+
+def upsample() -> Iterator[tuple[str, list]]:
+    for shape, size, align_corners, dtype, channels_last, *rest in UPSAMPLES:
         name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
-        name += f" to {'x'.join(map(str, size))}"
         logits = meta(*shape, dtype=dtype, channels_last=channels_last)
-        out = meta(*shape[:2], *size, dtype=torch.float32, channels_last=channels_last)
-        target, normalizer = (meta(shape[0], *size, dtype=dtype) for dtype in (labels, torch.float32))
-        weight = meta(shape[1], dtype=torch.float32) if weighted else None
-        settings = (weight, 255, smoothing, align_corners)
-        parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
-        losses = normalizer if smoothing else None
-        counts, invalid = (meta(*n, dtype=torch.int64) for n in (shape[1:2] * 2, (1,)))
-        yield name, upsample_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
-        grad = normalizer if smoothing else meta(1, dtype=torch.float32)
-        yield name, upsample_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
-        yield (
-            name,
-            upsample_kernels.argmax_launches(logits, size, align_corners, meta(*target.shape, dtype=torch.uint8)),
-        )
-        yield name, upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
-        yield name, upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
+        launches = list(upsample_launches(logits, size, align_corners, *rest))
+        yield f"{name} to {'x'.join(map(str, size))}", launches
 
 
 FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": upsample}
@@ -126,43 +180,53 @@ def source(kernel, arguments: dict) -> ASTSource:
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
         if parameter.is_constexpr or not isinstance(value, tuple):
-            kind = _kind(value, (index,), parameter.is_constexpr, constants, attributes)
+            kind = _kind(value, (index,), parameter, constants, attributes)
         else:
-            kind = tuple(_kind(v, (index, place), False, constants, attributes) for place, v in enumerate(value))
+            kind = tuple(_kind(v, (index, place), parameter, constants, attributes) for place, v in enumerate(value))
         signature[parameter.name] = kind
     return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def _kind(value, path: tuple[int, ...], is_constexpr: bool, constants: dict, attributes: dict) -> str:
+def _kind(value, path: tuple[int, ...], parameter, constants: dict, attributes: dict) -> str:
     """Returns the type of an argument, or of the part of a tuple at `path`."""
-    if is_constexpr or value is None or (isinstance(value, int) and value == 1):
+    special = not parameter.do_not_specialize
+    if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and special):
         constants[path] = value
         return "constexpr"
-    if isinstance(value, torch.Tensor) or value % 16 == 0:
+    aligned = isinstance(value, torch.Tensor) or (special and value % 16 == 0)
+    if aligned and not parameter.do_not_specialize_on_alignment:
         attributes[path] = [["tt.divisibility", 16]]
     return TYPES[value.dtype] if isinstance(value, torch.Tensor) else _integer(value)
 
 
-def usage(cubin: bytes) -> dict[str, int]:
+def usage(assembly: dict) -> dict[str, int]:
     """Returns the registers and the stack (where spilled registers go) of a compiled kernel."""
+    if "amdgcn" in assembly:
+        counts = {name: int(n) for name, n in re.findall(r"\.(\w+_count):\s+(\d+)", assembly["amdgcn"])}
+        # Scalar registers spill to lanes of vector registers, not to memory.
+        return {"reg": counts["vgpr_count"], "stack": counts["vgpr_spill_count"]}
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(assembly["cubin"])
         file.flush()
         text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     return {key.lower(): int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
 
 
-def compile_all(family: str, capability: int) -> Iterator[dict]:
+def compile_all(family: str, architecture: str) -> Iterator[dict]:
+    target = GPUTarget("hip", architecture, 64)
+    if architecture.startswith("sm_"):
+        target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     for case, launches in FAMILIES[family]():
         for kernel, _, arguments in launches:
-            options = {key: arguments[key] for key in ("num_warps", "num_stages") if key in arguments}
-            target = GPUTarget("cuda", capability, 32)
+            options = {
+                key: arguments[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in arguments
+            }
             compiled = triton.compile(source(kernel, arguments), target=target, options=options)
             yield {
-                "kernel": f"{kernel.fn.__name__} {case} sm_{capability}",
+                "kernel": f"{kernel.fn.__name__} {case} {architecture}",
                 "shared": compiled.metadata.shared,
-                **usage(compiled.asm["cubin"]),
+                **usage(compiled.asm),
             }
 
 
@@ -171,5 +235,4 @@ def _integer(value: int) -> str:
 
 
 if __name__ == "__main__":
-    capability = int(sys.argv[1].removeprefix("sm_"))
-    json.dump([kernel for family in sys.argv[2:] for kernel in compile_all(family, capability)], sys.stdout)
+    json.dump([kernel for family in sys.argv[2:] for kernel in compile_all(family, sys.argv[1])], sys.stdout)

@@ -1,8 +1,7 @@
 """Computes the small products of adaptive_context_norm: all tensors with a row for each region and none for positions.
 
-Forward functions are plain differentiable PyTorch. Each is followed by its gradient, because the training path computes
-the gradients of one autograd node in two phases, and needs some before others. They use float64: a variance is a
-quadratic form in the covariance, and loses digits in float32 that the unfused path would keep.
+The functions are plain differentiable PyTorch. They use float64: a variance is a quadratic form in the covariance, and
+loses digits in float32 that the unfused path would keep. phases.py has the gradients that the training path needs.
 
 V (B, J, C) are the region vectors after the residual convolution, V = Y·Pᵀ for each scale; S scales, C channels each.
 """
@@ -36,7 +35,7 @@ class Statistics(NamedTuple):
 
     mean: Tensor
     variance: Tensor
-    count: Tensor
+    count: Tensor | int
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -75,15 +74,6 @@ def guide_features(pooled: Tensor, guide: Tensor, scales: Sequence[int]) -> Tens
     return torch.einsum("bsc,sdc->bsd", split, guide.unflatten(0, (len(scales), -1)).double()).flatten(1)
 
 
-def guide_features_backward(
-    grad: Tensor, pooled: Tensor, guide: Tensor, scales: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    grad, pooled = (t.unflatten(1, (len(scales), -1)).double() for t in (grad, pooled))
-    split = guide.unflatten(0, (len(scales), -1)).double()
-    grad_pooled = torch.einsum("bsd,sdc->bsc", grad, split).flatten(1)
-    return grad_pooled, torch.einsum("bsd,bsc->sdc", grad, pooled).flatten(0, 1)
-
-
 def image_statistics(features: Tensor, group: str) -> Statistics:
     """Computes the statistics of features (B, channels) over images and ranks."""
     count = sum_over_ranks(_count(features, features.shape[0]), group)
@@ -101,28 +91,6 @@ def guided_bias(
     return (bias.double() + torch.cat(rows, 1)).to(bias.dtype)
 
 
-def guided_bias_backward(
-    grad: Tensor,
-    features: Tensor,
-    statistics: Statistics,
-    norm: BatchNorm,
-    weight: Tensor,
-    scales: Sequence[int],
-    group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes the gradients of features, gamma, beta and weight, through the statistics of a training batch."""
-    scale, parts = (statistics.variance + norm.eps).rsqrt(), list(blocks(scales, weight.shape[1]))
-    normal = (features - statistics.mean) * scale
-    guide = norm.weight * normal + norm.bias
-    through = torch.cat([grad[:, part.rows] @ weight[part.rows].double() for part in parts], 1)
-    grad_weight = [grad[:, part.rows].mT @ guide[:, part.channels].relu() for part in parts]
-    through = through.masked_fill(guide <= 0, 0)
-    grad_gamma, grad_beta = (through * normal).sum(0), through.sum(0)
-    mean_beta, mean_gamma = sum_over_ranks(torch.stack([grad_beta, grad_gamma]), group) / statistics.count
-    grad_features = norm.weight * scale * (through - mean_beta - normal * mean_gamma)
-    return grad_features, grad_gamma, grad_beta, torch.cat(grad_weight)
-
-
 # The residual convolution and its batch norm: residual_conv(A·Y) = A·(Y·Pᵀ), and the statistics of A·V follow from the
 # moments of A.
 
@@ -133,22 +101,12 @@ def projected(regions: Tensor, projection: Tensor, scales: Sequence[int]) -> Ten
     return torch.cat([regions[:, b.rows].double() @ projection[b.channels].double().mT for b in parts], 1)
 
 
-def projected_backward(
-    grad: Tensor, regions: Tensor, projection: Tensor, scales: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    grad_regions, grad_projection = [], []
-    for b in blocks(scales, regions.shape[2]):
-        grad_regions.append(torch.matmul(grad[:, b.rows], projection[b.channels].double()))
-        grad_projection.append(torch.einsum("bjd,bjc->dc", grad[:, b.rows], regions[:, b.rows].double()))
-    return torch.cat(grad_regions, 1), torch.cat(grad_projection)
-
-
 def product_statistics(
     vectors: Tensor, mean: Tensor, covariance: Tensor, positions: int, scales: Sequence[int], group: str
 ) -> Statistics:
     """Computes the statistics of A·V over positions, images and ranks: mean Vᵀ·ā, variance diag(Vᵀ·Cov(A)·V)."""
-    image_means = _sum_rows(mean[..., None] * vectors, scales)  # (B, S·C)
-    image_variances = _sum_rows(vectors * _times(covariance, vectors, scales), scales)
+    image_means = sum_rows(mean[..., None] * vectors, scales)  # (B, S·C)
+    image_variances = sum_rows(vectors * times(covariance, vectors, scales), scales)
     count = sum_over_ranks(_count(image_means, image_means.shape[0] * positions), group)
     mean = sum_over_ranks(image_means.sum(0) * positions, group) / count
     squares = (image_variances + (image_means - mean).square()).sum(0) * positions
@@ -173,71 +131,27 @@ def normalized(
     """
     factor, offset = norm.weight * (statistics.variance + norm.eps).rsqrt(), -statistics.mean
     if center is not None:
-        offset = _sum_rows(center[..., None] * vectors, scales) + offset
-    rows, shift = vectors * _to_rows(factor, scales), norm.bias + factor * offset
+        offset = sum_rows(center[..., None] * vectors, scales) + offset
+    rows, shift = vectors * to_rows(factor, scales), norm.bias + factor * offset
     return rows.to(norm.weight.dtype), shift.to(norm.weight.dtype)
-
-
-class NormalizedGradients(NamedTuple):
-    """Holds the gradients that normalized_backward returns."""
-
-    vectors: Tensor
-    mean: Tensor
-    covariance: Tensor
-    gamma: Tensor
-    beta: Tensor
-
-
-def normalized_backward(
-    grad_regions: Tensor,
-    grad_shift: Tensor,
-    vectors: Tensor,
-    mean: Tensor,
-    covariance: Tensor,
-    statistics: Statistics,
-    norm: BatchNorm,
-    center: Tensor,
-    positions: int,
-    scales: Sequence[int],
-    group: str,
-) -> NormalizedGradients:
-    """Computes gradients through `normalized` and `product_statistics`. The center is constant: it cancels out."""
-    grad_regions, grad_shift, gamma, center = (t.double() for t in (grad_regions, grad_shift, norm.weight, center))
-    scale = (statistics.variance + norm.eps).rsqrt()
-    factor = gamma * scale
-    mean, center = mean[..., None], center[..., None]
-    image_means, image_centers = _sum_rows(mean * vectors, scales), _sum_rows(center * vectors, scales)
-    grad_factor = _sum_rows(grad_regions * vectors, scales) + grad_shift * (image_centers - statistics.mean)
-    grad_factor = grad_factor.sum(0)
-    grad_statistics = torch.stack([-factor * grad_shift.sum(0), -0.5 * grad_factor * gamma * scale**3])
-    grad_mean, grad_variance = sum_over_ranks(grad_statistics, group) * (positions / statistics.count)
-    grad_means = grad_mean + 2 * grad_variance * (image_means - statistics.mean)  # (B, S·C)
-
-    grad_means, grad_variance = _to_rows(grad_means, scales), _to_rows(grad_variance, scales)
-    grad_vectors = grad_regions * _to_rows(factor, scales) + center * _to_rows(grad_shift * factor, scales)
-    grad_vectors = grad_vectors + mean * grad_means + 2 * grad_variance * _times(covariance, vectors, scales)
-    weighted = vectors * grad_variance
-    squares = [(weighted[:, b.rows] @ vectors[:, b.rows].mT).flatten(1) for b in blocks(scales, vectors.shape[2])]
-    grad_mean, grad_covariance = (vectors * grad_means).sum(2), torch.cat(squares, 1)
-    return NormalizedGradients(grad_vectors, grad_mean, grad_covariance, grad_factor * scale, grad_shift.sum(0))
 
 
 # Conversions between one number for each channel of a scale, and one for each of its regions too. They take few
 # operators, since each is a launch on a GPU, and no product with zeros and ones, so that a NaN stays in its scale.
 
 
-def _to_rows(values: Tensor, scales: Sequence[int]) -> Tensor:
+def to_rows(values: Tensor, scales: Sequence[int]) -> Tensor:
     """Repeats the values of each scale for its regions: (..., S·C) -> (..., J, C)."""
     values = values.unflatten(-1, (len(scales), -1))
     return torch.cat([v.expand(*v.shape[:-2], s * s, -1) for v, s in zip(values.split(1, -2), scales, strict=True)], -2)
 
 
-def _sum_rows(rows: Tensor, scales: Sequence[int]) -> Tensor:
+def sum_rows(rows: Tensor, scales: Sequence[int]) -> Tensor:
     """Sums over the regions of every scale: (B, J, C) -> (B, S·C)."""
     return torch.cat([part.sum(1) for part in rows.split([s * s for s in scales], 1)], 1)
 
 
-def _times(covariance: Tensor, vectors: Tensor, scales: Sequence[int]) -> Tensor:
+def times(covariance: Tensor, vectors: Tensor, scales: Sequence[int]) -> Tensor:
     """Computes Cov·V of every scale, (B, J, C)."""
     return torch.cat([_matrix(covariance, b) @ vectors[:, b.rows] for b in blocks(scales, vectors.shape[2])], 1)
 

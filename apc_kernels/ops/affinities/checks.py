@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from apc_kernels.dispatch import Kernels
+from apc_kernels.dispatch import Kernels, triton_version
 from apc_kernels.ops.affinities import reference
 from apc_kernels.ops.common import check_dtype, check_scales, check_small, check_tensor
 
@@ -31,6 +32,13 @@ def limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
         f"{tuple(scales)}, the map is {tuple(x.shape)}"
     )
     return {"triton": reason, "cuda": reason}
+
+
+def wide_limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
+    """Returns the same of kernels with float64 products."""
+    if torch.version.hip and triton_version() < (3, 8):
+        return {"triton": "Triton older than 3.8 has no float64 products on AMD GPUs", **limits(x, scales)}
+    return limits(x, scales)
 
 
 def check_affinities(x: Tensor, weight: Tensor, scales: Sequence[int]) -> tuple[Tensor, list[int]]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, check_for_images, limits
+from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, check_for_images, limits, wide_limits
 from apc_kernels.ops.affinities.context import backward_x
 from apc_kernels.ops.common import as_scales, check_tensor, name_of, widened, working_dtype
 from apc_kernels.ops.operator import Operator
@@ -82,12 +82,17 @@ def _backward(ctx: Any, grad_mean: Tensor | None, grad_covariance: Tensor | None
     return grad_x, grad_weight, grad_bias.sum_to_size(bias.shape), None
 
 
+def _limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
+    """Returns the reasons why GPU kernels cannot take a call, by backend."""
+    return wide_limits(x, scales) if x.dtype == torch.float32 else limits(x, scales)
+
+
 # Computes the mean (B, J) and, flat, the covariances of all scales (B, Σ s⁴), in float64.
 moments = Operator(
     "affinity_moments(Tensor x, Tensor weight, Tensor bias, SymInt[] scales) -> (Tensor, Tensor)",
     KERNELS,
     _check,
-    on=lambda x, weight, bias, scales: (x, limits(x, scales)),
+    on=lambda x, weight, bias, scales: (x, _limits(x, scales)),
     empty=_empty,
     backward=_backward,
     remember=_remember,

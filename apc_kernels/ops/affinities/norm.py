@@ -1,20 +1,21 @@
 """Implements adaptive_context_norm: APCNet's adaptive context with its guide, residual convolution and batch norms."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.affinities import algebra, composition
+from apc_kernels.dispatch import Kernels
+from apc_kernels.ops.affinities import algebra, composition, phases
 from apc_kernels.ops.affinities.algebra import BatchNorm, Statistics
-from apc_kernels.ops.affinities.checks import check_affinities
-from apc_kernels.ops.affinities.context import backward_regions, backward_x
-from apc_kernels.ops.affinities.moments import through_moments
-from apc_kernels.ops.affinities.reference import blocks
+from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, limits, wide_limits
+from apc_kernels.ops.affinities.context import backward_regions, backward_x, context
+from apc_kernels.ops.affinities.moments import moments
 from apc_kernels.ops.autograd import under_transforms
-from apc_kernels.ops.common import check_flag, check_small
+from apc_kernels.ops.common import check_flag, check_small, without_autocast
 from apc_kernels.ops.operator import define
 
 
@@ -72,7 +73,7 @@ def adaptive_context_norm(
         z, (B, S·C, h, w), with x's dtype and the strides of torch.empty_like(x).
 
     The operation is differentiable once, with respect to all tensors but the running statistics. Results are the same
-    bits from run to run with the same number of threads (the small products are PyTorch's own).
+    bits from run to run with the same number of threads (the mean of x is PyTorch's own).
 
     If a scale has more regions than channels, and more than 64, its covariance costs more than the products it
     describes. Training then forms A·regions·projectionᵀ, takes its statistics, and saves three maps.
@@ -127,14 +128,23 @@ def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm
 def _update(norm: BatchNorm, batch: Statistics) -> None:
     """Updates running statistics as torch.nn.BatchNorm does: the variance by its unbiased estimate."""
     with torch.no_grad():
-        unbiased = batch.variance * (
-            batch.count / (batch.count - 1).clamp_min(1)
-        )  # 0, not NaN, for one value in a group
-        norm.running_mean.lerp_(batch.mean.to(norm.running_mean.dtype), norm.momentum)
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+        count = batch.count
+        dtype = norm.running_mean.dtype
+        others = count - 1 if isinstance(count, int) else (count - 1).clamp_min(1)  # 0, not NaN, for one in a group
+        norm.running_mean.lerp_(batch.mean.to(dtype), norm.momentum)
+        norm.running_var.lerp_((batch.variance * (count / others)).to(dtype), norm.momentum)
 
 
-# The training path: one node.
+# The training path: one node, in phases (phases.py).
+
+
+def _triton() -> ModuleType:
+    from apc_kernels.ops.affinities import triton_phases
+
+    return triton_phases
+
+
+PHASES = Kernels(phases, triton=_triton)
 
 
 def _one_node(
@@ -149,10 +159,30 @@ def _one_node(
     guide_norm: BatchNorm | None,
     training: bool,
     group: str,
-) -> tuple[Tensor, Statistics, Statistics]:
+) -> tuple[Tensor, Statistics, Statistics | None]:
     with_guide = (None, None, None, 0.0) if guide_norm is None else (guide, *guide_norm[:2], guide_norm.eps)
     results = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *with_guide, group)
-    return results[0], Statistics(*results[1:4]), Statistics(*results[4:7])
+    z, statistics, of_guide, counts = results[:4]
+    values, images = counts if group else (x.shape[0] * x.shape[2] * x.shape[3], x.shape[0])
+    guide_statistics = None if guide is None else Statistics(of_guide[0], of_guide[1], images)
+    return z, Statistics(statistics[0], statistics[1], values), guide_statistics
+
+
+class _Saved(NamedTuple):
+    """Holds what the forward leaves for the backward; that of the guide is empty without one."""
+
+    statistics: Tensor  # (2, S·C), mean and variance
+    guide_statistics: Tensor
+    counts: Tensor  # of positions and images in a process group, else empty
+    biases: Tensor  # (B, J)
+    pooled: Tensor  # (B, S·C)
+    features: Tensor  # (B, S·C)
+    mean: Tensor  # (B, J)
+    covariance: Tensor  # (B, Σ s⁴)
+    vectors: Tensor  # (B, J, C), before the norm
+    rows: Tensor  # (B, J, C), after it
+    shift: Tensor  # (B, S·C)
+    center: Tensor  # (B, J)
 
 
 def _compute(
@@ -171,21 +201,84 @@ def _compute(
     guide_eps: float,
     group: str,
 ) -> list[Tensor]:
-    """Returns z, three statistics of each batch norm, and for the backward: biases, pooled, moments, vectors."""
-    guide_norm = None if guide_gamma is None or guide_beta is None else _norm(guide_gamma, guide_beta, guide_eps)
-    arguments = (x, regions, weight, bias, scales, projection, _norm(gamma, beta, eps), guide, guide_norm, True, group)
-    z, statistics, guide_statistics, biases, pooled, *others, vectors = composition.adaptive_context_norm(*arguments)
-    moments = [t for t in others if t is not None]  # both: this path does not form products
-    if guide_statistics is None or pooled is None:  # an operator must not return its arguments
-        guide_results = [x.new_empty(0), x.new_empty(0), x.new_empty(0), bias.repeat(x.shape[0], 1), x.new_empty(0)]
+    """Returns z and what the backward needs."""
+    saved, phase = _empty_saved(x, regions, weight, scales, guide, group), _phases(x, scales)
+    if guide is None:
+        saved.biases.copy_(bias)
     else:
-        guide_results = [*guide_statistics, biases, pooled]
-    return [z, *statistics, *guide_results, *moments, vectors]
+        saved = saved._replace(pooled=x.mean((2, 3), dtype=weight.dtype))
+        phase("guide_statistics", (saved.pooled, guide, scales), (saved.features, saved.guide_statistics))
+        _merge(saved.guide_statistics, x.shape[0], group, saved.counts[1:])
+        normalised = (saved.features, saved.guide_statistics, guide_gamma, guide_beta, guide_eps)
+        phase("guide_biases", (*normalised, weight, bias, scales), (saved.biases,))
+    mean, covariance = moments(x, weight, saved.biases, scales)
+    products = (regions, projection, mean, covariance, scales)
+    phase("product_statistics", products, (saved.vectors, saved.statistics))
+    _merge(saved.statistics, x.shape[0] * x.shape[2] * x.shape[3], group, saved.counts[:1])
+    normalised = (saved.vectors, saved.statistics, gamma, beta, eps)
+    phase("product_norm", (*normalised, mean, weight, scales), (saved.rows, saved.shift, saved.center))
+    z = context(x, saved.rows, weight, saved.biases, scales, saved.shift, True, saved.center)
+    return [z, *saved._replace(mean=mean, covariance=covariance)]
 
 
-def _norm(gamma: Tensor, beta: Tensor, eps: float) -> BatchNorm:
-    """Returns a batch norm without running statistics, which training does not read."""
-    return BatchNorm(gamma, beta, None, None, eps=eps)  # pyright: ignore[reportArgumentType]
+Phase = Callable[[str, Sequence[Any], Sequence[Tensor]], None]
+
+
+def _phases(x: Tensor, scales: Sequence[int]) -> Phase:
+    """Returns phase(name, arguments, results), which computes a phase in the backend that serves x."""
+    backend = KERNELS.select("adaptive_context_norm", x, limits(x, scales))
+    if backend == "cuda":  # it has no kernels of the phases
+        backend = "reference" if PHASES.why_not("triton", "adaptive_context_norm", x.device.type, x.dtype) else "triton"
+    if backend in wide_limits(x, scales):
+        backend = "reference"
+
+    def phase(name: str, arguments: Sequence[Any], results: Sequence[Tensor]) -> None:
+        function = PHASES.function(backend, name)
+        if not x.numel():
+            for result in results:
+                result.zero_()
+        elif backend == "reference":
+            with without_autocast(x):
+                for result, value in zip(results, function(*arguments), strict=True):
+                    result.copy_(value)
+        else:
+            function(*(a.contiguous() if isinstance(a, Tensor) else a for a in arguments), *results)
+
+    return phase
+
+
+def _merge(statistics: Tensor, count: int, group: str, total: Tensor) -> None:
+    """Turns the statistics of this process's `count` values into the group's, and `total` into their number."""
+    if not group:
+        return
+    mean, variance = statistics
+    sums = algebra.sum_over_ranks(torch.cat([mean * count, mean.new_full((1,), count)]), group)
+    total.copy_(sums[-1:])
+    merged = sums[:-1] / total
+    squares = algebra.sum_over_ranks((variance + (mean - merged).square()) * count, group)
+    statistics.copy_(torch.stack([merged, squares / total]))
+
+
+def _empty_saved(
+    x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int], guide: Tensor | None, group: str
+) -> _Saved:
+    (batch, channels, *_), rows, pairs = x.shape, weight.shape[0], sum(s**4 for s in scales)
+    small, wide = weight.new_empty, functools.partial(weight.new_empty, dtype=torch.float64)
+    of_guide = (batch, channels) if guide is not None else (0,)
+    return _Saved(
+        statistics=wide((2, channels)),
+        guide_statistics=wide((2, channels) if guide is not None else (0,)),
+        counts=wide((2,) if group else (0,)),
+        biases=small((batch, rows)),
+        pooled=small(of_guide),
+        features=wide(of_guide),
+        mean=wide((batch, rows)),
+        covariance=wide((batch, pairs)),
+        vectors=wide(regions.shape),
+        rows=small(regions.shape),
+        shift=small((batch, channels)),
+        center=small((batch, rows)),
+    )
 
 
 def _empty(
@@ -204,16 +297,7 @@ def _empty(
     guide_eps: float,
     group: str,
 ) -> list[Tensor]:
-    (batch, channels, *_), rows = x.shape, weight.shape[0]
-    wide = functools.partial(x.new_empty, dtype=torch.float64)
-    of_norm = [wide((channels,)), wide((channels,)), wide(())]
-    if guide is None:
-        of_guide, pooled = [x.new_empty(0) for _ in range(3)], x.new_empty(0)
-    else:
-        of_guide, pooled = [torch.empty_like(t) for t in of_norm], weight.new_empty(batch, channels)
-    pairs = sum(s**4 for s in scales)
-    saved = [weight.new_empty(batch, rows), pooled, wide((batch, rows)), wide((batch, pairs))]
-    return [torch.empty_like(x), *of_norm, *of_guide, *saved, wide(regions.shape)]
+    return [torch.empty_like(x), *_empty_saved(x, regions, weight, scales, guide, group)]
 
 
 def _compute_gradients(
@@ -227,46 +311,52 @@ def _compute_gradients(
     beta: Tensor,
     eps: float,
     guide: Tensor | None,
-    *others: Any,
+    guide_gamma: Tensor | None,
+    guide_beta: Tensor | None,
+    guide_eps: float,
+    group: str,
+    saved: list[Tensor],  # the fields of _Saved
 ) -> list[Tensor]:
     """Returns the gradients of x, regions, weight, bias, projection, gamma, beta, and of the guide's three if given."""
-    *guide_norm, group, saved = others  # saved: the forward's results without z
-    statistics, (biases, pooled, mean, covariance, vectors) = Statistics(*saved[:3]), saved[6:]
-    norm, center, positions = _norm(gamma, beta, eps), mean.to(weight.dtype), x.shape[2] * x.shape[3]
-    rows, shift = algebra.normalized(vectors, statistics, norm, center, scales)
+    given, phase, positions = _Saved(*saved), _phases(x, scales), x.shape[2] * x.shape[3]
+    arguments = (weight, given.biases, scales, given.shift, given.center)
+    grad_rows, grad_shift, *of_bias = backward_regions(grad, x, given.rows, *arguments)
 
-    grad_rows, grad_shift, *of_bias = backward_regions(grad, x, rows, weight, biases, scales, shift, center)
-    through = algebra.normalized_backward(
-        grad_rows, grad_shift, vectors, mean, covariance, statistics, norm, center, positions, scales, group
-    )
-    grad_regions, grad_projection = algebra.projected_backward(through.vectors, regions, projection, scales)
-    linear, quadratic = through_moments(through.mean, through.covariance, positions, scales)
+    empty = [torch.empty_like(t) for t in (given.statistics, gamma, beta)]
+    products = (grad_rows, grad_shift, given.vectors, given.statistics)
+    phase("product_norm_sums", (*products, gamma, eps, given.mean, weight, scales), empty)
+    sums, grad_gamma, grad_beta = empty
+    sums = _merge_sums(sums, x.shape[0], group, positions, given.counts[:1])
+    moments_of_a = [weight.new_empty(t.shape) for t in (given.mean, given.covariance)]
+    grad_regions, grad_projection, linear, quadratic = results = [
+        weight.new_empty(t.shape) for t in (regions, projection, *moments_of_a)
+    ]
+    others = (given.mean, given.covariance, regions, projection, positions, scales)
+    phase("product_norm_gradients", (*products, sums, gamma, eps, *others), results)
 
-    constant, of_guide = None, []
+    constant, grad_weight_of_guide, of_guide = None, None, []
     if guide is not None:
-        # The gradient of the biases, which backward_x finds too late: through the guide it reaches every pixel of x.
-        grad_biases, slope, slope_moments = (t.double() for t in of_bias)
-        curved = [
-            (quadratic[:, b.pairs] * slope_moments[:, b.pairs]).unflatten(1, (b.regions, b.regions)).sum(2)
-            for b in blocks(scales, weight.shape[1])
-        ]
-        grad_biases = grad_biases + linear * slope + torch.cat(curved, 1)
-        features, of_images = algebra.guide_features(pooled, guide, scales), Statistics(*saved[3:6])
-        grad_features, grad_guide_gamma, grad_guide_beta, grad_weight_of_guide = algebra.guided_bias_backward(
-            grad_biases, features, of_images, _norm(*guide_norm), weight, scales, group
-        )
-        grad_pooled, grad_guide = algebra.guide_features_backward(grad_features, pooled, guide, scales)
-        constant = (grad_pooled / positions).to(weight.dtype)
-        of_guide = [grad_guide, grad_guide_gamma, grad_guide_beta]
+        features = (given.features, given.guide_statistics)
+        empty = [torch.empty_like(t) for t in (given.features, given.guide_statistics, weight, guide_gamma, guide_beta)]
+        normalised = (*features, guide_gamma, guide_beta, guide_eps)
+        phase("guide_sums", (*of_bias, linear, quadratic, *normalised, weight, scales), empty)
+        through, sums, grad_weight_of_guide, *of_norm = empty
+        sums = _merge_sums(sums, x.shape[0], group, 1, given.counts[1:])
+        constant, grad_guide = torch.empty_like(given.pooled), torch.empty_like(guide)
+        normalised = (through, *features, sums, guide_gamma, guide_eps)
+        phase("guide_gradients", (*normalised, given.pooled, guide, positions, scales), (constant, grad_guide))
+        of_guide = [grad_guide, *of_norm]
 
-    linear, quadratic = linear.to(weight.dtype), quadratic.to(weight.dtype)
-    grad_x, grad_weight, grad_bias = backward_x(
-        grad, x, rows, weight, biases, scales, shift, True, center, linear, quadratic, constant
-    )
-    if guide is not None:
-        grad_weight = grad_weight + grad_weight_of_guide
-    small = [grad_regions, grad_weight, grad_bias.sum(0), grad_projection, through.gamma, through.beta, *of_guide]
-    return [grad_x, *(t.to(weight.dtype) for t in small)]
+    arguments = (*arguments[:4], True, given.center, linear, quadratic, constant)
+    grad_x, grad_weight, grad_bias = backward_x(grad, x, given.rows, *arguments)
+    if grad_weight_of_guide is not None:
+        grad_weight += grad_weight_of_guide
+    return [grad_x, grad_regions, grad_weight, grad_bias.sum(0), grad_projection, grad_gamma, grad_beta, *of_guide]
+
+
+def _merge_sums(sums: Tensor, images: int, group: str, values: int, total: Tensor) -> Tensor:
+    """Returns the gradients of a group's statistics, as the share of one image of `values` values."""
+    return algebra.sum_over_ranks(sums * images, group) * (values / total) if group else sums
 
 
 def _empty_gradients(
@@ -292,9 +382,13 @@ def _empty_gradients(
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, regions, weight, _, ctx.scales, projection, gamma, beta, ctx.eps, *of_guide, ctx.guide_eps, ctx.group = inputs
     ctx.save_for_backward(x, regions, weight, projection, gamma, beta, *of_guide, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 14
     x, regions, weight, projection, gamma, beta, *of_guide = ctx.saved_tensors[:9]
     parameters = (projection, gamma, beta, ctx.eps, *of_guide, ctx.guide_eps, ctx.group)
     computed = _backward(grad, x, regions, weight, ctx.scales, *parameters, list(ctx.saved_tensors[9:]))

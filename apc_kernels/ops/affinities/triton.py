@@ -14,7 +14,6 @@ With a residual x is read once more, from the cache. No workspace.
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from apc_kernels.ops.affinities.triton_moments import affinity_moments
 from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     centered,
+    kernel,
     launch,
     load_map,
     load_rows,
@@ -39,7 +39,7 @@ BLOCK = {"BLOCK_N": 128, "BLOCK_C": 32, "num_warps": 8, "num_stages": 3}
 FLOAT32_BLOCK = {"BLOCK_N": 64, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}  # its products take more registers
 
 
-@triton.jit
+@kernel
 def context_kernel(
     x,  # (B, S*C, h, w)
     regions,  # (B, J, C)
@@ -48,7 +48,12 @@ def context_kernel(
     shift,  # (B, S*C) or None
     center,  # (B, J) or None
     z,  # (B, S*C, h, w)
-    sizes,
+    batch,
+    channels,
+    positions,
+    width,
+    rows,
+    tiles,
     x_strides,
     z_strides,
     RESIDUAL: tl.constexpr,
@@ -59,8 +64,7 @@ def context_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Computes one tile of positions of one image and one scale."""
-    _, channels, positions, width, rows, _, _ = sizes
-    i_s, i_b, i_n, count, row, _ = place_of_program(sizes, SCALES)
+    i_s, i_b, i_n, count, row, _ = place_of_program(batch, tiles, SCALES)
     first_channel = i_s.to(tl.int64) * channels
     x += i_b * x_strides[0] + first_channel * x_strides[1]
     z += i_b * z_strides[0] + first_channel * z_strides[1]

@@ -25,6 +25,7 @@ from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     centered,
     dot_in_halves,
+    kernel,
     launch,
     load_map,
     load_rows,
@@ -49,7 +50,7 @@ def through_relu(grad, b_centered, b_regions, shift, o_n, m_n, channel, channels
     return b_grad
 
 
-@triton.jit
+@kernel
 def regions_kernel(
     grad,  # (B, S*C, h, w)
     x,  # (B, S*C, h, w)
@@ -63,7 +64,13 @@ def regions_kernel(
     grad_bias,  # (B, tiles, J)
     slope,  # (B, tiles, J)
     slope_moments,  # (B, tiles, Σ s⁴)
-    sizes,
+    batch,
+    channels,
+    positions,
+    width,
+    rows,
+    pairs,
+    tiles,
     grad_strides,
     x_strides,
     SCALES: tl.constexpr,
@@ -73,8 +80,7 @@ def regions_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Computes the sums of one tile of the positions of one image and one scale."""
-    _, channels, positions, width, rows, pairs, tiles = sizes
-    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
+    i_s, i_b, i_n, count, row, pair = place_of_program(batch, tiles, SCALES)
     first_channel = i_s.to(tl.int64) * channels
     x += i_b * x_strides[0] + first_channel * x_strides[1]
     grad += i_b * grad_strides[0] + first_channel * grad_strides[1]
@@ -127,7 +133,7 @@ def regions_kernel(
             tl.store(grad_bias + region, b_grad_bias, mask=m_j)
 
 
-@triton.jit
+@kernel
 def map_kernel(
     grad,  # (B, S*C, h, w), or None with regions, shift and no residual
     x,  # (B, S*C, h, w)
@@ -142,7 +148,13 @@ def map_kernel(
     result,  # (B, S*C, h, w): the gradient of x
     grad_weight,  # (B, tiles, J, C) float32
     grad_bias,  # (B, tiles, J) float32
-    sizes,
+    batch,
+    channels,
+    positions,
+    width,
+    rows,
+    pairs,
+    tiles,
     grad_strides,
     x_strides,
     result_strides,
@@ -154,8 +166,7 @@ def map_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Computes, for one tile of positions of one image and scale, the gradient of x and the sums of the others."""
-    _, channels, positions, width, rows, pairs, tiles = sizes
-    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
+    i_s, i_b, i_n, count, row, pair = place_of_program(batch, tiles, SCALES)
     first_channel = i_s.to(tl.int64) * channels
     x += i_b * x_strides[0] + first_channel * x_strides[1]
     result += i_b * result_strides[0] + first_channel * result_strides[1]
@@ -279,10 +290,10 @@ def map_launches(
         "grad_weight": x.new_empty(*shared, *weight.shape, dtype=torch.float32),
         "grad_bias": x.new_empty(*shared, weight.shape[0], dtype=torch.float32),
     }
-    kernel, grid, arguments = launch(
+    function, grid, arguments = launch(
         map_kernel, x, scales, block, arguments, grad=x if grad is None else grad, x=x, result=result
     )
-    return [(kernel, grid, arguments | {"grad": grad})]
+    return [(function, grid, arguments | {"grad": grad})]
 
 
 def _block(x: Tensor) -> dict:

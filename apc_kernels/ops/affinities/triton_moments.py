@@ -22,6 +22,7 @@ from torch import Tensor
 from apc_kernels.ops.affinities.triton_tiles import (
     affinities,
     dot_in_halves,
+    kernel,
     launch,
     offsets_of,
     operand_dtype,
@@ -35,7 +36,7 @@ BLOCK = {"BLOCK_N": 64, "BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
 FLOAT32_BLOCK = {"BLOCK_N": 32, "BLOCK_C": 32, "num_warps": 16, "num_stages": 2}
 
 
-@triton.jit
+@kernel
 def moments_kernel(
     x,  # (B, S*C, h, w)
     weight,  # (J, C)
@@ -43,7 +44,13 @@ def moments_kernel(
     means,  # (B, tiles, J) float32
     rests,  # (B, tiles, J) float32: what rounding has taken from the means
     squares,  # (B, tiles, Σ s⁴): sums of products of the deviations from a tile's own means, float64 beside float32
-    sizes,
+    batch,
+    channels,
+    positions,
+    width,
+    rows,
+    pairs,
+    tiles,
     x_strides,
     SCALES: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -53,8 +60,7 @@ def moments_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Computes the moments of one tile of the positions of one image and one scale."""
-    _, channels, positions, width, rows, pairs, tiles = sizes
-    i_s, i_b, i_n, count, row, pair = place_of_program(sizes, SCALES)
+    i_s, i_b, i_n, count, row, pair = place_of_program(batch, tiles, SCALES)
     x += i_b * x_strides[0] + i_s.to(tl.int64) * channels * x_strides[1]
     weight += row.to(tl.int64) * channels
     bias += i_b * rows + row
@@ -85,14 +91,17 @@ def moments_kernel(
             tl.store(squares + o_jj, b_squares, mask=m_j[:, None] & m_j[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("positions", "rows", "pairs", "tiles"))
 def join_kernel(
     means,  # (B, tiles, J) float32
     rests,  # (B, tiles, J) float32
     squares,  # (B, tiles, Σ s⁴)
     mean,  # (B, J) float64
     covariance,  # (B, Σ s⁴) float64
-    sizes,
+    positions,
+    rows,
+    pairs,
+    tiles,
     SCALES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -104,7 +113,6 @@ def join_kernel(
 
     Chan et al.: the squares about the common mean are those about the tiles' own, and those of the tiles' distances.
     """
-    _, _, positions, _, rows, pairs, tiles = sizes
     i_b = tl.program_id(1).to(tl.int64)
     entry = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     m_p = entry < pairs
@@ -173,5 +181,5 @@ def launches(x, weight, bias, scales, mean: Tensor, covariance: Tensor) -> list[
     arguments = {"weight": weight.to(operand_dtype(x)), "bias": bias, "EXACT": exact, **parts}
     moments = launch(moments_kernel, x, scales, block, arguments, x=x)
     join = {"mean": mean, "covariance": covariance, "BLOCK_T": 16, "BLOCK_P": 64, "BLOCK_N": block["BLOCK_N"]}
-    join |= {name: moments[2][name] for name in ("sizes", "SCALES")}
+    join |= {name: moments[2][name] for name in ("positions", "rows", "pairs", "tiles", "SCALES")}
     return [moments, (join_kernel, (triton.cdiv(pairs, 64), batch), parts | join)]

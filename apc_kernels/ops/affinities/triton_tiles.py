@@ -11,15 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Decorates a kernel of these sizes: whether they are 1 or divisible by 16 does not make Triton compile it anew.
+kernel = triton.jit(do_not_specialize=("batch", "width", "rows", "pairs", "tiles"))
+
 
 @triton.jit
-def place_of_program(sizes, SCALES: tl.constexpr):
+def place_of_program(batch, tiles, SCALES: tl.constexpr):
     """Returns scale, image and tile of positions, and three counts.
 
     The counts are the regions of the scale, and the regions, and pairs of one scale's regions, that lie before it.
     The last scale, as a rule the largest, goes first: it takes longest.
     """
-    i, batch, tiles = tl.program_id(0), sizes[0], sizes[6]
+    i = tl.program_id(0)
     i_s = len(SCALES) - 1 - i // tiles // batch
     count, row, pair = i_s * 0, i_s * 0, i_s * 0
     rows, pairs = 0, 0
@@ -131,12 +134,12 @@ def tiles_of(x: Tensor, block: dict) -> int:
     return triton.cdiv(x.shape[2] * x.shape[3], block["BLOCK_N"])
 
 
-def launch(kernel, x: Tensor, scales: Sequence[int], block: dict, arguments: dict, /, **maps: Tensor) -> tuple:
+def launch(function, x: Tensor, scales: Sequence[int], block: dict, arguments: dict, /, **maps: Tensor) -> tuple:
     """Returns a launch with a program for each scale, image and tile.
 
     The maps, all of x's size, are arguments by their names.
 
-    Besides those it takes `sizes` (images, channels of a scale, positions, width, rows and pairs of all scales, tiles),
+    Besides those it takes sizes (images, channels of a scale, positions, width, rows and pairs of all scales, tiles),
     the maps' strides (image, channel, row, column), and what they are compiled for.
     """
     batch, channels, height, width = x.shape
@@ -147,7 +150,8 @@ def launch(kernel, x: Tensor, scales: Sequence[int], block: dict, arguments: dic
         stride_x = stride_y if width == 1 else stride_x
         flat = flat and (height == 1 or stride_y == width * stride_x)
         arguments[f"{name}_strides"] = (stride_b, stride_c, stride_y, stride_x)
-    arguments["sizes"] = (batch, channels // len(scales), height * width, width, rows, pairs, tiles)
+    arguments |= {"batch": batch, "channels": channels // len(scales), "positions": height * width, "width": width}
+    arguments |= {"rows": rows, "pairs": pairs, "tiles": tiles}
     blocks = sorted({max(16, triton.next_power_of_2(s * s)) for s in scales})
     arguments |= {"SCALES": tuple(scales), "BLOCKS": (0, *blocks), "FLAT": flat}
-    return kernel, (batch * len(scales) * tiles,), arguments | maps | block
+    return function, (batch * len(scales) * tiles,), arguments | maps | block

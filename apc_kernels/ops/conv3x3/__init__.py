@@ -17,6 +17,7 @@ KERNELS = Kernels(reference)
 # From these sizes on, tiles are faster than PyTorch's convolution on two threads (benchmarks/results). With fewer
 # positions or channels the transforms, above all that of the weight, cost more than they save.
 LEAST_CHANNELS, LEAST_POSITIONS = 128, 1024
+MAX_DILATION = 65536
 
 
 def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 1) -> Tensor:
@@ -28,10 +29,11 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 
 
         F.conv2d(torch.cat(maps, 1), weight, padding=dilation, dilation=dilation)
 
-    The concatenation is not stored. On a CPU, large maps take Winograd's F(2×2, 3×3): 16 products instead of 36 for
-    four numbers of the result, with the accuracy of a convolution, since all factors of its transforms are 1 or 1/2.
-    With a dilation d, tiles are read and written d positions apart. PyTorch's convolution, map by map, serves GPUs, low
-    precision, autocast, export, and maps of fewer than 128 channels or 1024 positions.
+    The concatenation is not saved for backward. On a CPU, large maps take Winograd's F(2×2, 3×3) without any: 16
+    products instead of 36 for four numbers of the result, with the accuracy of a convolution, since all factors of its
+    transforms are 1 or 1/2. With a dilation d, tiles are read and written d positions apart. One convolution of
+    PyTorch's serves GPUs, low precision, autocast, export, and maps of fewer than 128 channels or 1024 positions; the
+    maps are concatenated for the time of the call.
 
     Args:
         maps: one (B, C, h, w) map or several, in float32, float64, bfloat16 or float16. They may differ in C, and under
@@ -62,8 +64,8 @@ def _check(maps: Sequence[Tensor], weight: Tensor, dilation: int) -> None:
     check_maps(maps, weight, (3, 3))
     if isinstance(dilation, bool) or not isinstance(dilation, int | torch.SymInt):
         raise TypeError(f"dilation: expected an integer, got {dilation!r}")
-    if dilation < 1:
-        raise ValueError(f"dilation: expected 1 or more, got {dilation}")
+    if not 1 <= dilation <= MAX_DILATION:
+        raise ValueError(f"dilation: expected 1 to {MAX_DILATION}, got {dilation}")
 
 
 def check_maps(maps: Sequence[Tensor], weight: Tensor, kernel: tuple[int, int]) -> None:

@@ -211,7 +211,8 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def _grid(x: Tensor, dilation: int, side: int) -> Grid:
-    return Grid(side, dilation, x.shape[0], *x.shape[2:])
+    # From the map's extent on, only the weight's centre meets the map: a larger dilation changes nothing.
+    return Grid(side, max(1, min(dilation, max(x.shape[2:]))), x.shape[0], *x.shape[2:])
 
 
 def _parts(maps: Sequence[Tensor]) -> list[Part]:

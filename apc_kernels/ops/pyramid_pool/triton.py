@@ -5,16 +5,18 @@ One set of kernels serves NCHW and channels_last: Triton lays a tile out by its 
 Cut at every bin edge, the rows fall into segments (csrc/pyramid_pool/bins.h). A program sums the rows of one segment,
 which is the one read of x, and then its columns into the bins of every scale; a second kernel adds up the segments of
 each bin. The gradient is the same for all rows of a segment: a program works it out once and writes it to each of them.
+Where segments start is an argument: to work it out took a program more instructions than its sums.
 
 Each kernel's least, every tensor moved once, for B images of C channels and N positions in J = Σs² regions:
 
-    pool_rows_kernel    moves x, row_sums; computes B·C·N
-    pool_bins_kernel    moves row_sums, out; computes B·C·J
-    spread_rows_kernel  moves grad, grad_x; computes B·C·J
+    pool_rows_kernel    moves x, starts, row_sums; computes B·C·N
+    pool_bins_kernel    moves row_sums, starts, out; computes B·C·J
+    spread_rows_kernel  moves grad, starts, grad_x; computes B·C·J
 
 row_sums has segments · Σs / (h · w) of x's elements in float32: 3 % at 64×64.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +27,9 @@ from torch import Tensor
 from apc_kernels.ops.common import run
 
 BLOCK_X, BLOCK_C = 64, 64
+
+# Decorates a kernel of these sizes: whether they are 1 or divisible by 16 does not make Triton compile it anew.
+kernel = triton.jit(do_not_specialize=("height", "segments", "chunks", "overlap"))
 
 
 @triton.jit
@@ -52,49 +57,27 @@ def locate(bin, SCALES: tl.constexpr):
     return s, place, first_region
 
 
-@triton.jit
-def edges_until(position, size, SCALES: tl.constexpr):
-    """Counts the bin edges that lie at or before a position: it grows exactly where a segment starts."""
-    edges = position * 0
-    for k in tl.static_range(len(SCALES)):
-        edges += tl.minimum(((position + 1) * SCALES[k] + size - 1) // size, SCALES[k])  # bins that begin by then
-        edges += position * SCALES[k] // size  # bins that end by then
-    return edges
-
-
-@triton.jit
-def segments_of(size, SCALES: tl.constexpr, SIZE: tl.constexpr):
-    """Returns the segment that each position of an axis lies in; positions past its end lie behind all of them."""
-    position = tl.arange(0, SIZE)
-    before = edges_until(tl.maximum(position - 1, 0), size, SCALES)
-    starts = (position > 0) & (edges_until(position, size, SCALES) != before)
-    return tl.where(position < size, tl.cumsum(starts.to(tl.int32), 0), size)  # (SIZE,)
-
-
-@triton.jit
-def start_of(segment, segments):
-    return tl.sum((segments < segment).to(tl.int32), 0)
-
-
-@triton.jit
+@kernel
 def pool_rows_kernel(
     x,  # (B, C, h, w)
     row_sums,  # (B, segments, chunks, Σs, C) float32
-    sizes,  # channels, height, width, segments, chunks
+    starts,  # (segments + 1,) int32: the first row of each segment
+    channels,
+    height,
+    width,
+    segments,
+    chunks,
     strides,  # image, channel, row, column
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
-    HEIGHT: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """One row segment, one chunk of its columns, one block of channels: rows first, then columns into bins."""
-    channels, height, width, segment_count, chunks = sizes
     stride_b, stride_c, stride_y, stride_x = strides
-    i_b = (tl.program_id(0) // chunks // segment_count).to(tl.int64)
-    i_e, i_x = tl.program_id(0) // chunks % segment_count, tl.program_id(0) % chunks
+    i_b = (tl.program_id(0) // chunks // segments).to(tl.int64)
+    i_e, i_x = tl.program_id(0) // chunks % segments, tl.program_id(0) % chunks
     i_c = tl.program_id(1).to(tl.int64)
-    segments = segments_of(height, SCALES, HEIGHT)
 
     column = i_x * BLOCK_X + tl.arange(0, BLOCK_X)
     m_c = i_c * BLOCK_C + tl.arange(0, BLOCK_C) < channels
@@ -102,7 +85,7 @@ def pool_rows_kernel(
     o_x, o_c = tl.arange(0, BLOCK_X).to(tl.int64) * stride_x, tl.arange(0, BLOCK_C).to(tl.int64) * stride_c
     o_xc = o_x[:, None] + o_c[None, :]
     x += i_b * stride_b + i_c * BLOCK_C * stride_c + i_x.to(tl.int64) * BLOCK_X * stride_x
-    top, bottom = start_of(i_e, segments), start_of(i_e + 1, segments)
+    top, bottom = tl.load(starts + i_e), tl.load(starts + i_e + 1)
     x += top.to(tl.int64) * stride_y
     b_sum = tl.zeros((BLOCK_X, BLOCK_C), tl.float32)
     for _ in range(top, bottom):
@@ -120,20 +103,23 @@ def pool_rows_kernel(
         bin += 1
 
 
-@triton.jit
+@kernel
 def pool_bins_kernel(
     row_sums,  # (B, segments, chunks, Σs, C) float32
     out,  # (B, C, J)
-    sizes,  # channels, height, width, segments, chunks
+    starts,  # (segments + 1,) int32: the first row of each segment
+    channels,
+    height,
+    width,
+    segments,
+    chunks,
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
     REGIONS: tl.constexpr,
-    HEIGHT: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """One block of regions and channels: adds up the row segments of every region and divides by its area."""
-    channels, height, width, segment_count, chunks = sizes
     channel_blocks = tl.cdiv(channels, BLOCK_C)
     i_b = (tl.program_id(0) // channel_blocks).to(tl.int64)
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -151,13 +137,12 @@ def pool_bins_kernel(
     top, bottom = begin_of(i, height, s), end_of(i, height, s)
     area = (bottom - top) * (end_of(j, width, s) - begin_of(j, width, s))
 
-    segments = segments_of(height, SCALES, HEIGHT)
     m_jc = (region < REGIONS)[:, None] & (channel < channels)[None, :]
     o_jc = bin[:, None].to(tl.int64) * channels + channel[None, :]
-    row_sums += i_b * segment_count * chunks * COLUMNS * channels
+    row_sums += i_b * segments * chunks * COLUMNS * channels
     b_sum = tl.zeros((BLOCK_J, BLOCK_C), tl.float32)
-    for i_e in range(segment_count):
-        start = start_of(i_e, segments)
+    for i_e in range(segments):
+        start = tl.load(starts + i_e)
         inside = (start >= top) & (start < bottom)
         for _ in range(chunks):
             b_sum += tl.load(row_sums + o_jc, mask=inside[:, None] & m_jc, other=0.0)
@@ -166,29 +151,31 @@ def pool_bins_kernel(
     tl.store(out, (b_sum / area[:, None].to(tl.float32)).to(out.dtype.element_ty), mask=m_jc)
 
 
-@triton.jit
+@kernel
 def spread_rows_kernel(
     grad,  # (B, C, J)
     grad_x,  # (B, C, h, w)
-    sizes,  # channels, height, width, segments, chunks
+    starts,  # (segments + 1,) int32: the first row of each segment
+    channels,
+    height,
+    width,
+    segments,
+    chunks,
     strides,  # image, channel, row, column
     overlap,
     SCALES: tl.constexpr,
     COLUMNS: tl.constexpr,
     REGIONS: tl.constexpr,
-    HEIGHT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """One row segment, one chunk of its columns, one block of channels: the gradient once, written to every row."""
-    channels, height, width, segment_count, chunks = sizes
     stride_b, stride_c, stride_y, stride_x = strides
-    i_b = (tl.program_id(0) // chunks // segment_count).to(tl.int64)
-    i_e, i_x = tl.program_id(0) // chunks % segment_count, tl.program_id(0) % chunks
+    i_b = (tl.program_id(0) // chunks // segments).to(tl.int64)
+    i_e, i_x = tl.program_id(0) // chunks % segments, tl.program_id(0) % chunks
     i_c = tl.program_id(1).to(tl.int64)
-    segments = segments_of(height, SCALES, HEIGHT)
-    top, bottom = start_of(i_e, segments), start_of(i_e + 1, segments)
+    top, bottom = tl.load(starts + i_e), tl.load(starts + i_e + 1)
 
     column = i_x * BLOCK_X + tl.arange(0, BLOCK_X)
     channel = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -235,8 +222,7 @@ def pyramid_pool_backward(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -
 def forward_launches(x: Tensor, scales: Sequence[int], out: Tensor) -> list[tuple]:
     batch, channels, _, _ = x.shape
     shared = _shared(x, scales)
-    _, _, _, segments, chunks = shared["sizes"]
-    programs = batch * segments * chunks
+    programs = batch * shared["segments"] * shared["chunks"]
     shared["row_sums"] = x.new_empty(programs, sum(scales), channels, dtype=torch.float32)
     rows = {"x": x, "strides": x.stride(), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
     bins = {"out": out, "REGIONS": out.shape[2], "BLOCK_J": 64, "BLOCK_C": 32}
@@ -249,23 +235,30 @@ def forward_launches(x: Tensor, scales: Sequence[int], out: Tensor) -> list[tupl
 def backward_launches(grad: Tensor, scales: Sequence[int], grad_x: Tensor) -> list[tuple]:
     batch, channels, height, _ = grad_x.shape
     shared = _shared(grad_x, scales)
-    _, _, _, segments, chunks = shared["sizes"]
+    programs = batch * shared["segments"] * shared["chunks"]
     rows = {"grad": grad, "grad_x": grad_x, "strides": grad_x.stride(), "BLOCK_X": BLOCK_X, "BLOCK_C": BLOCK_C}
     rows |= {"REGIONS": grad.shape[2], "BLOCK_N": 16, "overlap": max(triton.cdiv(s, height) for s in scales) + 1}
-    return [(spread_rows_kernel, (batch * segments * chunks, triton.cdiv(channels, BLOCK_C)), shared | rows)]
+    return [(spread_rows_kernel, (programs, triton.cdiv(channels, BLOCK_C)), shared | rows)]
 
 
-def segment_count(size: int, scales: Sequence[int]) -> int:
+@functools.cache
+def starts_of(size: int, scales: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns the first row of every segment, and the end of the last; sent to a device once, for it is tiny."""
     begins = {i * size // s for s in scales for i in range(s)}
     ends = {-(-i * size // s) for s in scales for i in range(1, s + 1)}
-    return len((begins | ends) - {size})
+    return torch.tensor(sorted(begins | ends), dtype=torch.int32, device=device)
 
 
 def _shared(x: Tensor, scales: Sequence[int]) -> dict:
     _, channels, height, width = x.shape
+    starts = starts_of(height, tuple(scales), x.device)
     return {
-        "sizes": (channels, height, width, segment_count(height, scales), triton.cdiv(width, BLOCK_X)),
+        "starts": starts,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "segments": len(starts) - 1,
+        "chunks": triton.cdiv(width, BLOCK_X),
         "SCALES": tuple(scales),
         "COLUMNS": sum(scales),
-        "HEIGHT": triton.next_power_of_2(height),
     }

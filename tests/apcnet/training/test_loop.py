@@ -22,6 +22,7 @@ from apcnet.config import Model, Optimisation, Protocol
 from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
 from apcnet.training.start import check, initial_model
+from apcnet.training.writers import Service
 
 
 @pytest.fixture
@@ -40,9 +41,11 @@ def test_a_run_writes_its_files(root, out):
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
-        *("worst.png", "report.html"),
+        *("worst.png", "worst.npz", "images.csv", "report.html"),
     }
-    assert sorted(path.name for path in (out / "preview").iterdir()) == ["000000.png", "000006.png", "000012.png"]
+    assert {path.name for path in (out / "preview").iterdir()} == {
+        *("000000.png", "000006.png", "000012.png", "000000.npz", "000006.npz", "000012.npz", "samples.npz")
+    }
     assert json.loads((out / "metrics.json").read_text()) == scores
     records = log.read(out)
     assert [record["step"] for record in records] == [4, 6, 8, 12, 12]
@@ -79,7 +82,8 @@ def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path, threads):
         run.communicate()
         assert run.returncode == -signal.SIGKILL, "the run finished before it was killed"
     train(config, killed, workers=1, log_every=1)
-    for name in ("final.safetensors", "best.safetensors", "metrics.json", "preview/000050.png"):
+    models, scores = ("final.safetensors", "best.safetensors"), ("metrics.json", "images.csv")
+    for name in (*models, *scores, "preview/000050.png", "preview/000050.npz", "worst.npz"):
         assert digest(killed / name) == digest(tmp_path / "whole" / name), name
     losses = [[r["loss"] for r in log.read(folder) if "loss" in r] for folder in (killed, tmp_path / "whole")]
     assert losses[0] == losses[1] and len(losses[0]) == 60
@@ -367,3 +371,18 @@ def test_only_heads_with_context_learn_the_generated_scenes(tmp_path):
         scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())
     assert scores["apcnet"]["miou"] >= 0.85 and scores["apcnet"]["context_miou"] >= 0.75
     assert scores["fcn"]["context_miou"] <= 0.35
+
+
+def test_a_service_gets_every_record_and_the_pictures_of_every_evaluation(root, out, monkeypatch):
+    given, pictures = [], []
+
+    def picture(name, path, step):
+        assert path.is_file()
+        pictures.append((name, step))
+
+    service = Service(given.append, picture, lambda: given.append("closed"))
+    monkeypatch.setattr("apcnet.training.log.open_service", lambda writer, folder, step: service)
+    train(small(root, steps=4, eval_every=2), out, log_every=1, log_to="wandb")
+    assert given == [*log.read(out), "closed"]
+    kinds = ("val/preview", "val/worst", "val/confusion")
+    assert pictures == [(kind, step) for step in (2, 4) for kind in kinds]
