@@ -80,6 +80,7 @@ def evaluate(
     report = progress or (lambda done, total: None)
     report(0, len(mine))
     with inference.in_evaluation(model, precision):
+        model = inference.prepare(model) if precision == "float32" else model
         for done, (views, mask, name) in enumerate(loader(inputs, mine, workers, pin_memory=on_gpu), 1):
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
             target = mask[None].to(device, non_blocking=True)
