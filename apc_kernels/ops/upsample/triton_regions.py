@@ -91,11 +91,17 @@ def region_sums_kernel(
             b_target = tl.where(is_own | (b_weight_k != b_weight_k), b_weight_k, 0.0)
             tl.store(o_k + channels, tl.sum(tl.sum(b_target, 2), 0), mask=m_k)
             b_p = tl.where(b_weight_k != 0, b_p, 0.0)
-            tl.store(o_k + 2 * channels, tl.sum(tl.sum(b_target * b_p, 2), 0), mask=m_k)
             b_weighted = b_p * b_weight_k
-            tl.store(o_k, tl.sum(tl.sum(b_weighted, 2), 0), mask=m_k)
-            tl.store(o_k + 3 * channels, tl.sum(tl.sum(b_p * b_weighted, 2), 0), mask=m_k)
+            tl.store(o_k, sum_of_products(b_weighted), mask=m_k)
+            tl.store(o_k + 2 * channels, sum_of_products(b_target * b_p), mask=m_k)
+            tl.store(o_k + 3 * channels, sum_of_products(b_p * b_weighted), mask=m_k)
     tl.store(wrong + part, found)
+
+
+@triton.jit
+def sum_of_products(b):
+    """Sums products (ROWS, BLOCK_K, BLOCK_X) over pixels, each rounded before it is added: see scan_classes."""
+    return tl.sum(tl.sum(tl.where(b != 0, b, 0.0), 2), 0)
 
 
 @triton.jit
