@@ -12,13 +12,17 @@ import apc_kernels
 
 ODD = UpsampleCase(2, 13, (9, 11), (29, 46))
 kinds = pytest.mark.parametrize("kind", KINDS)
+traced = pytest.mark.parametrize(  # each takes seconds
+    "kind",
+    ["weighted softmax", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if "weighted s" not in kind)],
+)
 
 
 # The dispatcher
 
 
 @places_without_cuda
-@kinds
+@traced
 def test_opcheck(device, backend, kind):
     t = draw(ODD, kind, sliced, device=device)
     operators, options = torch.ops.apc_kernels, t["options"]
@@ -30,7 +34,7 @@ def test_opcheck(device, backend, kind):
 
 
 @places_without_cuda
-@kinds
+@traced
 def test_compile(device, backend, kind):
     """One graph, and no second one for other sizes."""
     torch._dynamo.reset()
@@ -52,7 +56,7 @@ class Sums(torch.nn.Module):
         return apc_kernels.upsample_region_sums(logits, target, **self.options)
 
 
-@kinds
+@traced
 def test_export_holds_stock_operators_only(kind):
     given, other = draw(ODD, kind), draw(UpsampleCase(2, 13, (16, 7), (40, 21)), kind)
     last = given["target"].dim()
