@@ -16,10 +16,12 @@ import torch
 from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
 
 import apc_kernels
+from apcnet import losses
 from benchmarks.operation import BOTH, FORWARD, Operation, Point, Sides, Tensors, calls, fastest_only, points
 from benchmarks.setting import BATCHES, DEVICE, DTYPE, ON_GPU, SIDES, THREADS, here
 
 SMALL = UpsampleCase(1, 5, (4, 5), (9, 12))
+TWO_CLASSES = UpsampleCase(4, 2, (128, 128), (512, 512))
 BINARY = here(UpsampleCase(4, 1, (128, 128), (512, 512)), UpsampleCase(16, 1, (128, 128), (512, 512)))
 LOGITS = here(LARGE_UPSAMPLES, [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES])
 
@@ -34,6 +36,8 @@ def upsample(
     cases: Sequence[UpsampleCase] = LOGITS,
     small: UpsampleCase = SMALL,
     kernel: str = "",
+    ours: Callable | None = None,
+    theirs: Callable | None = None,
     **more: Any,
 ) -> Operation:
     """Makes an entry from the bytes of a pixel beside its logits, and the operations for each pixel and class.
@@ -67,8 +71,8 @@ def upsample(
         small=small,
         draw=draw,
         ready=calls(apply, "logits"),
-        ours=getattr(apc_kernels, function),
-        others={other: getattr(stock, function)},
+        ours=ours or getattr(apc_kernels, function),
+        others={other: theirs or getattr(stock, function)},
         counts=counts,
         kernel=kernel or name,
         by_default=by_default,
@@ -84,6 +88,10 @@ def _check_argmax(case: UpsampleCase, t: Tensors, sides: Sides) -> None:
 def _check_confusion(case: UpsampleCase, t: Tensors, sides: Sides) -> None:
     labels = apc_kernels.upsample_argmax(t["logits"], case.size)
     assert torch.equal(*sides.ours(), stock.confusion(labels, t["target"], case.classes))
+
+
+def _cross_entropy_and_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return apc_kernels.upsample_cross_entropy(logits, target) + losses.dice(logits, target)
 
 
 UPSAMPLES = (
@@ -118,6 +126,26 @@ UPSAMPLES = (
         cases=[BINARY],
         small=UpsampleCase(1, 1, (4, 5), (9, 12)),
         kernel="upsample_cross_entropy",
+    ),
+    upsample(
+        "upsample_region_sums",
+        "F.interpolate, softmax, sums",
+        lambda function, case, t, logits: function(logits, t["target"])[:3],
+        bytes_a_pixel=lambda case: 8,
+        operations=6,
+        directions=(FORWARD, BOTH),
+    ),
+    upsample(
+        "cross_entropy_and_dice",  # the loss that is most common in training for few classes
+        "F.interpolate, F.cross_entropy, Dice loss",
+        lambda function, case, t, logits: function(logits, t["target"]),
+        bytes_a_pixel=lambda case: 2 * 8 + 4,
+        operations=11,
+        directions=(FORWARD, BOTH),
+        cases=[LOGITS[0], *here([TWO_CLASSES], [])],
+        kernel="upsample_region_sums",
+        ours=_cross_entropy_and_dice,
+        theirs=stock.cross_entropy_and_dice,
     ),
     upsample(
         "upsample_argmax",

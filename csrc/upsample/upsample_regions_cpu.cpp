@@ -4,8 +4,8 @@
 
 namespace {
 
-constexpr int64_t VISITS =
-    32;  // sums of so many blocks of rows are kept in the logits' precision, longer ones in double
+constexpr int64_t FEW = 16;     // classes: with more, pixels are added one by one to the sums of their labels
+constexpr int64_t VISITS = 16;  // longer sums than those of so many blocks of rows are in double
 
 template <typename A>
 struct Sigmoid {
@@ -84,14 +84,34 @@ class Totals {
   }
 };
 
+// Adds a vector of pixels to the sums of t and p * t of their labels, whose exponentials are `step` vectors apart.
+template <typename A>
+inline void add_at_labels(const Totals<A>& totals, typename Integers<A>::type label,
+                          const typename Pack<A>::type* exponentials, int step, typename Pack<A>::type inverse,
+                          typename Pack<A>::type weight) {
+  using Scalar = typename Integers<A>::scalar;
+  constexpr int W = Pack<A>::width;
+  const typename Pack<A>::type none{};
+  Scalar inside[W];
+  A at_label[W], weights[W], weighted[W];
+  store_lanes<Scalar>(inside, label < 0 ? typename Integers<A>::type{} : label);
+  for (int i = 0; i < W; ++i) at_label[i] = exponentials[inside[i] * step][i];
+  store_lanes<A>(weights, weight);
+  store_lanes<A>(weighted, weight != 0 ? load_lanes<A>(at_label) * inverse * weight : none);
+  for (int i = 0; i < W; ++i) {
+    A* lane = reinterpret_cast<A*>(totals.of_class(inside[i])) + i;
+    lane[W] += weights[i], lane[2 * W] += weighted[i];
+  }
+}
+
 template <typename T>
 void softmax_sums(const RegionSums& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
-  constexpr int W = Pack<A>::width;
   Totals<A> totals(p);
   Scratch<Vec> exponentials(ROWS * p.classes);  // (classes, R)
+  const bool few = p.classes <= FEW;
   for_each_best<T, true>(p, begin, end, [&]<int R>(const Rows<A, R>& rows) {
     const Piece<A>& piece = rows.piece;
     totals.visit(piece.unit);
@@ -103,29 +123,26 @@ void softmax_sums(const RegionSums& p, int64_t begin, int64_t end) {
         sums[r] += exponentials[k * R + r] = exp_lanes(logit - rows.best.value[r]);
       }
     }
+    Int label[R];
     for (int r = 0; r < R; ++r) {
-      const Int label = region_labels<A>(p, piece.image, 0, rows.first + r, piece.columns);
-      totals.count_wrong(label);
-      inverse[r] = 1 / sums[r], weight[r] = weights_at<A>(static_cast<const A*>(p.weight), label);
-      typename Integers<A>::scalar inside[W];
-      store_lanes<typename Integers<A>::scalar>(inside, label < 0 ? Int{} : label);
-      A at_label[W], weights[W], weighted[W];
-      for (int i = 0; i < W; ++i) at_label[i] = exponentials[inside[i] * R + r][i];
-      store_lanes<A>(weights, weight[r]);
-      store_lanes<A>(weighted, weight[r] != 0 ? load_lanes<A>(at_label) * inverse[r] * weight[r] : Vec{});
-      for (int i = 0; i < W; ++i) {
-        A* lane = reinterpret_cast<A*>(totals.of_class(inside[i])) + i;
-        lane[W] += weights[i], lane[2 * W] += weighted[i];
-      }
+      label[r] = region_labels<A>(p, piece.image, 0, rows.first + r, piece.columns);
+      totals.count_wrong(label[r]);
+      inverse[r] = 1 / sums[r], weight[r] = weights_at<A>(static_cast<const A*>(p.weight), label[r]);
+      if (!few) add_at_labels<A>(totals, label[r], exponentials + r, R, inverse[r], weight[r]);
     }
     for (int64_t k = 0; k < p.classes; ++k) {
-      Vec probabilities{}, squares{};
+      const Int wanted = label_of<A>(p, k);
+      Vec of_class[4]{};
       for (int r = 0; r < R; ++r) {
         const Vec probability = weight[r] != 0 ? exponentials[k * R + r] * inverse[r] : Vec{};
         const Vec weighted = probability * weight[r];
-        probabilities += weighted, squares += probability * weighted;
+        of_class[0] += weighted, of_class[3] += probability * weighted;
+        if (few) {
+          of_class[1] += label[r] == wanted ? weight[r] : Vec{};
+          of_class[2] += label[r] == wanted ? weighted : Vec{};
+        }
       }
-      totals.of_class(k)[0] += probabilities, totals.of_class(k)[3] += squares;
+      for (int i = 0; i < 4; ++i) totals.of_class(k)[i] += of_class[i];
     }
   });
 }
@@ -217,11 +234,14 @@ struct SoftmaxSumsGradient {
     for (int r = 0; r < R; ++r) {
       to[r].label = region_labels<A>(p, image, 0, row + r, columns);
       to[r].weight = weights_at<A>(static_cast<const A*>(p.weight), to[r].label);
-      for (int i = 0; i < Pack<A>::width; ++i) {
-        const int64_t k = best.index[r][i];
-        const Slope<A> slope(p, image, k);
-        to[r].reference[i] = slope.sum + (to[r].label[i] == k ? slope.overlap : 0);
-      }
+      to[r].reference = Vec{};
+    }
+    for (int64_t k = 0; k < p.classes; ++k) {
+      const Slope<A> slope(p, image, k);
+      const Vec sum = Vec{} + slope.sum, of_label = sum + slope.overlap;
+      const Int wanted = label_of<A>(p, k);
+      for (int r = 0; r < R; ++r)
+        to[r].reference = best.index[r] == wanted ? (to[r].label == wanted ? of_label : sum) : to[r].reference;
     }
     for (int64_t k = 0; k < p.classes; ++k) {
       const Slope<A> slope(p, image, k);

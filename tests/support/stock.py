@@ -225,6 +225,26 @@ def upsample_region_sums(
     return sums if sums.dtype == torch.float64 else sums.float()
 
 
+def dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Computes the Dice loss of full-size logits as segmentation_models_pytorch 0.6.0 does, operator by operator."""
+    images, classes = logits.shape[:2]
+    p = logits.log_softmax(1).exp().reshape(images, classes, -1)
+    valid = (label := target.reshape(images, -1)) != 255
+    p = p * valid[:, None]
+    t = F.one_hot((label * valid).long(), classes).permute(0, 2, 1) * valid[:, None]
+    t = t.type_as(p)
+    p_sum, t_sum = p.sum((0, 2)), t.sum((0, 2))
+    overlap = (p_sum + t_sum - torch.linalg.vector_norm(p - t, ord=1, dim=(0, 2))) / 2
+    below = overlap + 0.5 * (p_sum - overlap) + 0.5 * (t_sum - overlap)
+    return ((1 - overlap / below.clamp_min(1e-7)) * (t_sum > 0)).mean()
+
+
+def cross_entropy_and_dice(logits: Tensor, target: Tensor) -> Tensor:
+    scores = upsampled(logits, target.shape[1:])
+    loss = F.cross_entropy(scores, target.long(), ignore_index=255) + dice(scores, target)
+    return loss if loss.dtype == torch.float64 else loss.float()
+
+
 def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     return upsampled(logits, size, align_corners).argmax(1)
 

@@ -174,9 +174,10 @@ def focal_launches(logits: torch.Tensor, target: torch.Tensor, align_corners: bo
 
 
 def region_launches(logits, target, weight, sigmoid: bool, align_corners: bool) -> Iterator[tuple]:
-    sums = meta(upsample_kernels.programs(logits, target.shape[-2:]), 4, logits.shape[1], dtype=torch.float64)
+    sums, wrong = upsample_regions.part_shapes(logits, target.shape[-2:], align_corners)
     settings = (logits, target, weight, 255, sigmoid, align_corners)
-    yield from upsample_regions.sums_launches(*settings, sums, meta(len(sums), dtype=torch.int32))
+    parts = meta(*sums, dtype=torch.float32), meta(*wrong, dtype=torch.int32)
+    yield from upsample_regions.sums_launches(*settings, *parts)
     grad = meta(4, *logits.shape[:2], dtype=torch.float32)
     yield from upsample_regions.gradient_launches(grad, *settings, logits)
 
