@@ -129,10 +129,16 @@ class Model:
 class Data:
     """Describes the dataset, and the augmentation of its training images."""
 
-    dataset: Literal["synthetic", "cityscapes", "ade20k", "voc2012", "pascal_context", "folder", "own"] = "synthetic"
-    """Use this dataset; `folder` stands for your own images and masks, `own` for an object of Python."""
-    root: Path | None = None
-    """Read the dataset from this folder; only synthetic needs none."""
+    dataset: Literal["synthetic", "cityscapes", "ade20k", "voc2012", "pascal_context", "folder", "shards", "own"] = (
+        "synthetic"
+    )
+    """Use this dataset: `folder` is your own images and masks, `shards` a packed one, `own` an object of Python."""
+    root: str | Path | None = None
+    """Read the dataset from this folder, or shards from an address such as s3://…; only synthetic needs none."""
+    cache: Path | None = None
+    """Store what is read in this folder of the machine; by default it is not stored (shards only)."""
+    cache_gib: float = 20.0
+    """Store up to this many GiB of the dataset (shards only)."""
     split: str = "train"
     """Train on this split."""
     val_split: str = "val"
@@ -169,7 +175,8 @@ class Data:
         _check(self, *SIDES, "size", "crop", "scale")
         _check(self, "two positive numbers, the smaller first", lambda r: 0 < r[0] <= r[1] < math.inf, "ratio")
         _check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "cat_max_ratio")
-        for name, owner in (("classes", "pascal_context"), ("labels", "folder")):
+        _check(self, *POSITIVE, "cache_gib")
+        for name, owner in (("classes", "pascal_context"), ("labels", "folder"), ("cache", "shards")):
             if getattr(self, name) is not None and self.dataset != owner:
                 raise ValueError(f"{name}: expected with {owner} only, got {getattr(self, name)} with {self.dataset}")
 
@@ -177,6 +184,8 @@ class Data:
         """Returns the options of `apcnet.data.open`, without name, root and split."""
         if self.dataset == "synthetic":
             return {"family": self.family, "size": self.size}
+        if self.dataset == "shards":
+            return {"cache": self.cache, "cache_gib": self.cache_gib}
         given = {"classes": self.classes, "labels": self.labels}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -381,6 +390,10 @@ def _convert(kind: typing.Any, given: typing.Any, name: str) -> typing.Any:
         for key in given:
             check_choice(key, f"field of {name}", typing.get_type_hints(kind))
         return kind(**given)
+    if {str, Path} < set(arguments) and isinstance(given, str) and "://" in given:
+        return given  # an address: as a path, it would lose a slash
+    if {str, Path} < set(arguments):
+        return None if given is None else _convert(Path, given, name)
     if origin in (typing.Union, types.UnionType):  # always X | None
         return None if given is None else _convert(next(a for a in arguments if a is not type(None)), given, name)
     if origin is Literal:

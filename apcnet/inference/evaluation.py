@@ -17,7 +17,7 @@ from apcnet.data.augment import check_channels, check_sample, view, view_sizes
 from apcnet.data.own import own_data
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
-from apcnet.distributed import rank, world_size
+from apcnet.distributed import rank, reached, world_size
 from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
 from apcnet.inference.protocol import WHOLE
 from apcnet.models.segmentor import Segmentor, count_labels
@@ -80,6 +80,7 @@ def evaluate(
     report = progress or (lambda done, total: None)
     report(0, len(mine))
     with inference.in_evaluation(model, precision):
+        model = inference.prepare(model) if precision == "float32" else model
         for done, (views, mask, name) in enumerate(loader(inputs, mine, workers, pin_memory=on_gpu), 1):
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
             target = mask[None].to(device, non_blocking=True)
@@ -104,6 +105,7 @@ def evaluate(
                 calibration.update(seen.confidence[0], seen.labels[0], target[0])
             if loss is not None:
                 loss.update(seen.loss, int(seen.counts.sum()))
+            reached()
             report(done, len(mine))
     for measure in (images, boundary, calibration, loss):
         if measure is not None:

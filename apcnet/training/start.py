@@ -97,6 +97,8 @@ def judge(config: Config, train_data: Dataset, val_data: Dataset, workers: int) 
 
     All processes have to call this; the first one judges. Returns the levels of images that are not 8-bit RGB.
     """
+    if config.data.dataset == "shards":  # judged when they were packed
+        return train_data.pairs.statistics
     if config.data.dataset == "own":
         return measure(train_data, workers)
     opened = {config.data.split: train_data, config.data.val_split: val_data}

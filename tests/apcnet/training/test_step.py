@@ -246,6 +246,68 @@ def test_heads_may_have_a_higher_learning_rate():
         assert torch.allclose(one - start[name], factor * (other - start[name]), rtol=1e-3, atol=1e-6), name
 
 
+def test_parts_have_learning_rates_of_their_own():
+    factors = {"backbone": 0.5, "backbone.stem": 0.25, "head.*.weight": 3}
+    trainer = Trainer(small_model(), with_optimisation(head_lr=2.0, lr_factors=factors))
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    found = {names[id(p)]: group["factor"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, factor in found.items():
+        part = name.split(".")[0:2]
+        weight = 6.0 if name.endswith("weight") else 2.0
+        expected = {"backbone": 0.25 if part[1] == "stem" else 0.5}.get(part[0], weight)
+        assert factor == expected, name
+    assert len(found) == len(names)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_frozen_parts_keep_weights_and_statistics(ema):
+    trainer = Trainer(small_model(dropout=0.5), with_optimisation(freeze=("backbone", "head.classifier"), ema=ema))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    for number in range(2):
+        trainer.model.train()  # as after an evaluation
+        trainer.step(number, *batch(number))
+    changed = {name for name, tensor in trainer.result.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and not any(name.startswith(("backbone.", "head.classifier.")) for name in changed)
+    assert changed >= {name for name in before if name.startswith("head.") and "classifier" not in name}
+    other = Trainer(small_model(1, dropout=0.5), trainer.config)
+    other.restore({**trainer.state(), "step": 2})
+    assert torch.equal(weights(other.result), weights(trainer.result))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"freeze": ("bakbone",)},
+            "freeze: expected a part of the model, such as backbone, head, or a pattern .* 'bakbone'",
+        ),
+        ({"lr_factors": {"neck": 2}}, "lr_factors: expected a part of the model, .* got 'neck'"),
+        ({"freeze": ("*",)}, r"freeze: expected parameters that are left to train, got \*, which is all"),
+    ],
+)
+def test_unknown_parts_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(small_model(), with_optimisation(**changes))
+
+
+def test_a_loss_of_ones_own_is_averaged_over_parts():
+    def loss(output, target):
+        return {"a": output.logits.square().mean(), "b": output.logits.mean()}
+
+    results = []
+    for accumulate in (1, 2):
+        model = small_model()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        trainer = Trainer(model, with_optimisation(accumulate=accumulate), loss=loss)
+        values, _ = trainer.step(0, *batch(0))
+        results.append((values, weights(model)))
+    assert results[0][0]["loss"] == pytest.approx(results[0][0]["a"] + results[0][0]["b"])
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert parity.distance(*(result[1] for result in results)) < 1e-6
+
+
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "clip": 1.0}])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_training_resumes_from_a_state(changes, precision):
