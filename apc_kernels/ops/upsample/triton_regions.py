@@ -178,6 +178,21 @@ def region_cells_kernel(
 def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
     target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels = shared
+    b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
+    if largest is not None:
+        b_label = tl.load(target + o_js, mask=m_js, other=0)
+        kept = m_js & (b_label != ignore_index)
+        b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
+        is_own = b_label.to(tl.int32)[None, :, :] == channel[:, None, None]
+        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
+        if weight is not None:
+            m_label = kept & (b_label >= 0) & (b_label < channels)  # with others b_p is NaN
+            b_grad *= tl.load(weight + b_label, mask=m_label, other=0.0)[None, :, :]
+        return tl.where(kept[None, :, :], b_grad, 0.0)
     if plane is not None:
         o_kjs = o_js[None, :, :] + ((i_b * (channels - 1) + channel) * plane)[:, None, None]
         m_kjs = m_js[None, :, :] & (channel < channels)[:, None, None]
@@ -186,17 +201,8 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     else:
         b_label, b_weight = load_weighted(target, o_js, m_js, ignore_index, channels, weight)
         b_weight, is_own = b_weight[None, :, :], b_label[None, :, :] == channel[:, None, None]
-    b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
-    if largest is None:
-        b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
-        b_grad = b_change * (slope_of(is_own, b_sum, b_overlap, 0.0) + b_square * b_p)
-    else:
-        b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
-        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
+    b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
+    b_grad = b_change * (slope_of(is_own, b_sum, b_overlap, 0.0) + b_square * b_p)
     return tl.where(b_weight != 0, b_grad * b_weight, 0.0)
 
 
