@@ -29,8 +29,11 @@ CASES = [
     UpsampleCase(1, 2, (5, 7), (1, 1)),
 ]
 SMALL = UpsampleCase(2, 5, (3, 2), (7, 5))
-kinds = pytest.mark.parametrize("kind", KINDS)
-some = pytest.mark.parametrize("kind", ["weighted softmax", "sigmoid", "masks"])
+SOME = ("weighted softmax", "sigmoid", "masks")
+some = pytest.mark.parametrize("kind", SOME)
+kinds = pytest.mark.parametrize(
+    "kind", [*SOME, *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k not in SOME)]
+)
 
 
 @kinds

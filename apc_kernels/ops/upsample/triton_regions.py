@@ -187,7 +187,7 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
     if largest is not None:
         b_label = tl.load(target + o_js, mask=m_js, other=0)
-        kept = m_js & (b_label != ignore_index)
+        kept = m_js & (b_label.to(tl.int64) != ignore_index)  # compared in the labels' dtype, it would wrap
         b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
         b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
         b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
@@ -215,7 +215,7 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
 @triton.jit
 def load_weighted(target, o, mask, ignore_index, classes, weight):
     """Loads labels and their weights: 0 for those that are ignored, NaN for those out of range."""
-    b_label = tl.load(target + o, mask=mask, other=0)
+    b_label = tl.load(target + o, mask=mask, other=0).to(tl.int64)
     m_kept = mask & (b_label != ignore_index)
     m_valid = m_kept & (b_label >= 0) & (b_label < classes)
     b_weight = m_valid.to(tl.float32)
