@@ -212,14 +212,15 @@ def upsample_region_sums(
 ) -> Tensor:
     """Computes Σp, Σt, Σp·t and Σp² in the dtype of the logits, then widens them to float32."""
     scores = upsampled(logits, target.shape[-2:], align_corners)
+    target = target.long()  # a comparison in a narrow dtype would wrap ignore_index
     valid = (target if target.dim() == 4 else target[:, None]) != ignore_index
     if target.dim() == 4:
         t = target == 1
     else:
-        t = F.one_hot(torch.where(valid[:, 0], target.long(), 0), scores.shape[1]).movedim(3, 1)
+        t = F.one_hot(torch.where(valid[:, 0], target, 0), scores.shape[1]).movedim(3, 1)
     weights = valid.to(scores.dtype)
     if weight is not None:
-        weights = weights * weight.to(scores.dtype)[torch.where(valid, target.long()[:, None], 0)]
+        weights = weights * weight.to(scores.dtype)[torch.where(valid, target[:, None], 0)]
     p = scores.sigmoid() if sigmoid else scores.softmax(1)
     sums = torch.stack([(weights * term).sum((2, 3)) for term in (p, t, p * t, p * p)])
     return sums if sums.dtype == torch.float64 else sums.float()
