@@ -21,7 +21,7 @@ from apcnet.config import Config
 from apcnet.data.sample import Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
-from apcnet.distributed import gather, process_group, rank, settle, share_state, world_size
+from apcnet.distributed import gather, process_group, rank, reached, settle, share_state, world_size
 from apcnet.files import read_json, write_json
 from apcnet.inference.measures import MeanLoss
 from apcnet.progress import Show, shown
@@ -44,6 +44,7 @@ from apcnet.training.start import (
 )
 from apcnet.training.step import NotFiniteError, Trainer
 from apcnet.training.validation import Validation, is_better, rated
+from apcnet.watch import PATIENCE
 
 METRICS = "metrics.json"
 
@@ -62,6 +63,7 @@ def train(
     workers: int = 0,
     log_every: int = 10,
     log_to: Writer | None = None,
+    timeout: float = PATIENCE,
     progress: bool | Show = True,
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
@@ -92,6 +94,7 @@ def train(
         workers: The number of processes that load batches, for each training process.
         log_every: The number of steps between two records of losses.
         log_to: tensorboard or wandb, to log there too, besides log.jsonl.
+        timeout: With several processes, the seconds without progress after which they exit and name the one that hangs.
         progress: Show the progress in the terminal or the notebook; or a function that receives every record of the
             log, and events such as {"event": "started", …}.
 
@@ -114,7 +117,7 @@ def train(
     config = own.config(config)
     with (
         shown(progress) as show,
-        process_group(device) as place,
+        process_group(device, timeout) as place,
         reproducible(config, place),
         Interrupts() as interrupts,
     ):
@@ -122,7 +125,13 @@ def train(
         train_data, val_data = open_both(config.data, own)
         with claimed(Path(out), config) as record:
             statistics = read_statistics(Path(out))
-            if not (Path(out) / checkpoint.LAST).exists():
+            found = gather((Path(out) / checkpoint.LAST).exists())
+            if True in found and False in found:
+                raise ValueError(
+                    f"out: expected one folder for all processes, found {checkpoint.LAST} in {out} by process "
+                    f"{found.index(True)}, but not by process {found.index(False)}"
+                )
+            if not found[0]:
                 statistics = judge(config, train_data, val_data, workers)
             run = Run(
                 config, own, train_data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts
@@ -280,6 +289,7 @@ class Run:
 
     def train_step(self, batch: Batch) -> tuple[dict[str, float], bool]:
         """Takes one step; returns its losses, and whether a process asked to stop."""
+        reached(self.step)
         try:
             result = self.trainer.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
         except NotFiniteError as error:

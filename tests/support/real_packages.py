@@ -18,7 +18,7 @@ def imported(name: str) -> ModuleType:
     """Imports timm, torchvision or another package, or skips the test."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"needs {name}")
-    if importlib.util.find_spec("torchvision") is not None:  # timm imports it
+    if importlib.util.find_spec("torchvision") is not None:  # the others import it
         _import_torchvision()
     return importlib.import_module(name)
 

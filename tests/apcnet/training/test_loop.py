@@ -9,10 +9,12 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import parity
 import pytest
 import small_runs
 import torch
+from PIL import Image
 from small_runs import digest, flags, small, start
 
 import apc_kernels
@@ -57,6 +59,28 @@ def test_a_run_writes_its_files(root, out):
     model = apcnet.load(out / "final.safetensors")
     assert model.classes == apcnet.data.open("folder", root, "val").classes
     assert train(small(root), out) == scores  # the finished run returns its scores
+
+
+def test_one_logit_is_trained_for_two_classes(root, out, monkeypatch):
+    """Tests masks of 0 and 255: training, scores of both classes, resuming, the model's file and its predictions."""
+    small_runs.without_pictures(monkeypatch)
+    (root / "classes.txt").write_text("background\nobject\n")
+    for path in root.glob("masks/*/*.png"):
+        mask = torch.from_numpy(np.array(Image.open(path)))
+        Image.fromarray(((mask > 3) & (mask != 255)).numpy().astype(np.uint8) * 255).save(path)
+    settings = Optimisation(lr=0.02, loss="binary_cross_entropy+0.5*dice", accumulate=2)
+    config = small(root, optimisation=settings)
+    scores = train(dataclasses.replace(config, steps=6), out)
+    with pytest.warns(UserWarning, match="steps: 6 → 12"):
+        assert len(scores["iou"]) == 2 and train(config, out)["step"] == 12
+    record = log.read(out)[0]
+    assert record.keys() >= {"decode.loss_bce", "decode.loss_dice", "aux.loss_bce", "aux.loss_dice"}
+    with pytest.raises(ValueError, match=r"loss: binary_cross_entropy\+0.5\*dice → dice"):
+        train(dataclasses.replace(config, optimisation=dataclasses.replace(settings, loss="dice")), out)
+    model = apcnet.load(out / "final.safetensors")
+    assert (model.num_classes, len(model.classes)) == (1, 2)
+    labels = apcnet.predict(model, next(root.glob("images/val/*.png"))).labels
+    assert set(labels.unique().tolist()) <= {0, 1} and labels.shape == (48, 56)
 
 
 def test_training_restores_the_state_of_the_process(root, out):
@@ -348,11 +372,15 @@ def test_a_full_disk_ends_a_run_and_leaves_its_checkpoint(root, out, monkeypatch
 
 
 def test_two_processes_train_as_one_does(tmp_path, threads):
-    """Tests equality up to rounding with frozen batch norms; otherwise each process has statistics of its half."""
+    """Tests equality up to rounding with frozen batch norms; otherwise each process has statistics of its half.
+
+    Two processes that accumulate two parts each train as one process on the whole batch.
+    """
     threads(1)
     results = torch.multiprocessing.Manager().dict()
     torch.multiprocessing.spawn(small_runs.train_rank, (2, str(tmp_path / "meeting"), results), nprocs=2)
-    for frozen_norms, limit, first, second in zip((True, False), (1e-6, 2e-3), results[0], results[1], strict=True):
+    cases = (True, 1e-6), (False, 2e-3), (True, 1e-6)
+    for (frozen_norms, limit), first, second in zip(cases, results[0], results[1], strict=True):
         alone = small_runs.train_some_steps(0, 1, frozen_norms)
         assert torch.equal(first[0], second[0])
         assert parity.distance(first[0], alone[0]) < limit

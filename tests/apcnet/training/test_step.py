@@ -1,5 +1,6 @@
 """Tests training steps: mmsegmentation's trajectory, batches in parts, and steps that are not finite."""
 
+import copy
 import dataclasses
 import io
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import apcnet
 from apcnet.config import Config, Model, Optimisation
 from apcnet.interop import mmseg
+from apcnet.models import Criterion
 from apcnet.training.start import check
 from apcnet.training.step import NotFiniteError, Trainer, learning_rate
 
@@ -132,6 +134,41 @@ def test_a_softmax_over_one_class_is_refused():
     with pytest.raises(ValueError, match=r"num_classes: expected 2 or more for a softmax cross entropy.*got 1"):
         single(images, masks)
     assert single.eval()(images).shape[1] == 1 and model(images, masks)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy+0.5*dice", "focal+jaccard", "ohem", "generalised_dice"])
+@pytest.mark.parametrize("reduction", ["mean_all", "mean"])
+def test_other_losses(loss, reduction):
+    """Tests that a step minimises what the model computes, and names each loss in the log."""
+    settings = {"loss": loss, "reduction": reduction, "focal_gamma": 1.5, "ohem_threshold": 0.4, "ohem_share": 0.3}
+    model, theirs = small_model(auxiliary_channels=8), small_model(auxiliary_channels=8)
+    trainer = Trainer(model, with_optimisation(**settings))
+    optimizer = torch.optim.SGD(theirs.parameters(), momentum=0.9, weight_decay=5e-4)
+    for step in range(3):
+        images, masks = batch(step)
+        values, _ = trainer.step(step, images, masks)
+        optimizer.param_groups[0]["lr"] = learning_rate(trainer.settings, step, CONFIG.steps)
+        optimizer.zero_grad()
+        losses = theirs(images, masks, loss=Criterion(loss, 1.5, 0.4, 0.3), reduction=reduction)
+        sum(losses.values()).backward()
+        optimizer.step()
+        assert {name: values[name] for name in losses} == pytest.approx({k: v.item() for k, v in losses.items()})
+    torch.testing.assert_close(weights(model), weights(theirs), rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_parts_are_averaged_over_them():
+    """Tests the mean over parts: region losses are those of each part; pixels share a denominator."""
+    model = small_model(auxiliary_channels=8).eval()  # whose batch norms do not differ between parts
+    images, masks = batch(0)
+    config = with_optimisation(loss="cross_entropy+0.5*dice", accumulate=2)
+    values, _ = Trainer(copy.deepcopy(model), config).step(0, images, masks)
+    with torch.no_grad():
+        whole = model(images, masks)
+        halves = [model(x, y, loss="dice") for x, y in zip(images.chunk(2), masks.chunk(2), strict=True)]
+    for head in "decode", "aux":
+        assert values[f"{head}.loss_ce"] == pytest.approx(whole[f"{head}.loss_ce"].item(), rel=1e-5)
+        mean = sum(half[f"{head}.loss_dice"].item() for half in halves) / 2
+        assert values[f"{head}.loss_dice"] == pytest.approx(0.5 * mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["mean_all", "mean"])
