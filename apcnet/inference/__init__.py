@@ -5,6 +5,7 @@ logits      logits at the size of a network's input, of whole images and of slid
 prediction  single images, lists and folders: `apcnet.predict`
 evaluation  whole data sets on any number of processes: `apcnet.evaluate`
 measures    boundary IoU, calibration, loss and the scores of every image, taken during an evaluation
+results     what an evaluation has measured, as a table and as files
 submission  label files in the format of a benchmark's server
 """
 
