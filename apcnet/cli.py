@@ -22,7 +22,7 @@ from apcnet.config import Config, Data, Model, Precision, Protocol
 from apcnet.console import progress_bar, progress_steps, show_download, table
 from apcnet.files import make_folder, printable, write_json
 from apcnet.flags import refuse_minutes, ways_on
-from apcnet.presets import preset
+from apcnet.presets import preset, recipe_for
 from apcnet.presets import table as table_of_presets
 
 # The backbone weights of the preset `folder` where the package timm is installed, unless one of these flags is given.
@@ -126,13 +126,12 @@ def evaluate(
         device: Evaluate on this device.
         workers: Load images with this many processes.
     """
-    from apcnet import draw
-    from apcnet.confusion import percent
     from apcnet.data.augment import TEST_RATIOS
     from apcnet.distributed import process_group, rank
     from apcnet.inference import submission
     from apcnet.inference.evaluation import evaluate as evaluate_on
     from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
+    from apcnet.inference.results import Results
     from apcnet.training.folder import model_file
     from apcnet.training.start import open_data
 
@@ -161,28 +160,12 @@ def evaluate(
         )
         if rank() != 0:
             return
-    scores = matrix.scores()
-    record = scores.record(dataset)
-    rows = [("class", "IoU", "Dice", "precision", "recall"), *scores.rows(dataset.classes)]
-    totals = [("mIoU", scores.miou), ("mAcc", scores.macc), ("aAcc", scores.aacc), ("fwIoU", scores.fwiou)]
-    if edges is not None:
-        record |= edges.record(dataset.classes)
-        more = ["boundary IoU", *map(percent, [*edges.iou.tolist(), record["mean_boundary_iou"]])]
-        rows = [(*row, cell) for row, cell in zip(rows, more, strict=True)]
-    if confidences is not None:
-        record |= confidences.record()
-        totals.append(("ECE", confidences.ece))
-    if mean_loss is not None:
-        record["loss"] = mean_loss.mean
-    table(rows)
-    shown = [f"{name} {percent(value)}" for name, value in totals]
-    print("  ".join([*shown, f"loss {mean_loss.mean:.4f}"] if mean_loss is not None else shown))
+    results = Results(dataset, matrix, images, edges, confidences, mean_loss)
+    table(results.rows())
+    print(results.totals())
     print(f"{int(matrix.matrix.sum()):,} labelled pixels of {len(dataset):,} images, scores in per cent")
     if out is not None:
-        write_json(out / "metrics.json", record)
-        images.save(out / "images.csv")
-        matrix.save(out / "confusion.npy")
-        draw.save(draw.confusion(matrix.matrix, dataset.classes), out / "confusion.png")
+        results.save(out)
 
 
 def predict(
@@ -323,6 +306,8 @@ def check(
     splits: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = (),
     labels: dict[int, int] | None = None,
     json: Path | None = None,
+    pictures: Path | None = None,
+    preset: Annotated[str | None, arg(help_behavior_hint="(default: folder, or APCNet's recipe)")] = None,
     examples: int = 5,
     workers: Annotated[int | None, arg(help_behavior_hint="(default: one per core)")] = None,
 ) -> None:
@@ -334,14 +319,17 @@ def check(
         splits: Check only these splits; by default those for training and evaluation.
         labels: Map values in masks to classes: `0 0 255 1` maps 0 to class 0 and 255 to class 1 (folder only).
         json: Write the report to this file too, with class weights for training.
+        pictures: Draw the first crops of a training run to this file, NAME.png, as its augmentation makes them.
+        preset: Draw them with the augmentation of this preset.
         examples: Name up to this many files per problem.
         workers: Decode files with this many processes.
     """
     options = {} if labels is None else {"labels": labels}
     if options and name != "folder":
         raise ValueError(f"labels: expected with folder only, got them with {name}")
-    if json is not None and not json.parent.is_dir():  # before hours of reading, not after them
-        raise FileNotFoundError(f"json: expected a file in an existing folder, got {json}")
+    for flag, path in (("json", json), ("pictures", pictures)):
+        if path is not None and not path.parent.is_dir():  # before hours of reading, not after them
+            raise FileNotFoundError(f"{flag}: expected a file in an existing folder, got {path}")
     from apcnet.data.doctor.check import check as check_dataset
 
     with progress_bar("checking") as progress:
@@ -353,6 +341,15 @@ def check(
         write_json(json, report.json())
     if not report.ok:
         sys.exit(PROBLEMS_FOUND)
+    if pictures is not None:
+        from apcnet import draw
+        from apcnet.training.batches import sheet
+        from apcnet.training.start import open_data
+
+        config = recipe_for(name, preset)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root, labels=labels))
+        draw.save(sheet(config, open_data(config.data, config.data.split)), pictures)
+        print(f"pictures {pictures}")
 
 
 def prepare(
