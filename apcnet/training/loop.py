@@ -370,6 +370,7 @@ class Run:
         self.validation.save_results(matrix, images)
         if self.log is not None:
             report.write([self.out])
+            report.write_curves(self.out)
             for name, path in self.validation.pictures(self.step).items():
                 self.log.picture(f"val/{name}", path, self.step)
         self.show({"event": "evaluated", "step": self.step})

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apcnet.config import Config
+from apcnet.config import Config, Model
 from apcnet.data.augment import check_sample, normalise, normalised
 from apcnet.data.sample import Dataset, Sample, SampleError
 from apcnet.data.statistics import Moments, Statistics
@@ -81,11 +81,23 @@ class Own:
         return [f"{name}: {before.get(name, 'built-in')} → {now.get(name, 'built-in')}" for name in names]
 
     def config(self, config: Config) -> Config:
-        """Returns the config with `own` in the places of its data and model, where they are passed."""
+        """Returns the config with `own` in the places of its data and model, where they are passed.
+
+        Settings of a part that an object takes the place of are errors, unless they are the defaults.
+        """
+        for argument, section, replaced in (
+            ("loss", config.optimisation, ("label_smoothing", "class_weights", "reduction")),
+            ("augment", config.data, ("flips", "rotate", "distortion", "augmentation")),
+        ):
+            for name in replaced if getattr(self, argument) is not None else ():
+                if (value := getattr(section, name)) != getattr(type(section)(), name):
+                    raise ValueError(
+                        f"{name}: expected its default with {argument}=, which takes its place, got {value}"
+                    )
         if self.data is not None:
             config = replace(config, data=replace(config.data, dataset="own", root=None, classes=None, labels=None))
         if self.model is not None:
-            config = replace(config, model=replace(config.model, model="own"))
+            config = replace(config, model=Model("own"))
         return config
 
 

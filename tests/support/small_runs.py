@@ -59,6 +59,7 @@ def without_pictures(monkeypatch) -> None:
     """Trains without pictures and report pages, which take most of the time of a small run."""
     monkeypatch.setattr("apcnet.training.validation.Validation._save_pictures", lambda own, indices, path: ([], []))
     monkeypatch.setattr("apcnet.training.loop.report.write", lambda runs: None)
+    monkeypatch.setattr("apcnet.training.loop.report.write_curves", lambda run: None)
 
 
 def digest(path: Path) -> str:

@@ -45,7 +45,7 @@ def test_a_run_writes_its_files(root, out):
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
-        *("worst.png", "worst.npz", "images.csv", "report.html"),
+        *("worst.png", "worst.npz", "images.csv", "report.html", "curves.png"),
     }
     assert {path.name for path in (out / "preview").iterdir()} == {
         *("000000.png", "000006.png", "000012.png", "000000.npz", "000006.npz", "000012.npz", "samples.npz")
