@@ -17,6 +17,7 @@ from faulty_server import FAULTS, serving
 from PIL import Image
 
 import apcnet.data
+from apcnet.data.doctor.check import check
 from apcnet.data.sample import SampleError
 from apcnet.data.shards import Member, checksum, store
 from apcnet.data.shards.index import RECORD, block_checksums, write_index
@@ -93,6 +94,7 @@ def test_generated_scenes_are_packed(tmp_path):
     pack("synthetic", tmp_path / "out", samples=4, splits=("test",), size=(64, 72), length=5)
     scenes = apcnet.data.open("synthetic", split="test", size=(64, 72), length=5)
     assert_same(apcnet.data.open("shards", tmp_path / "out", "test"), scenes)
+    assert list(check("shards", tmp_path / "out", workers=0).splits) == ["test"]
 
 
 def test_labels_are_mapped_and_levels_are_kept(tmp_path):
