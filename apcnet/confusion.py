@@ -2,10 +2,12 @@
 
 For each class, over all pixels of all images that are not ignored:
 
-    IoU = hits / (labelled + predicted − hits)        acc = hits / labelled
+    IoU = hits / (labelled + predicted − hits)            recall = hits / labelled, which mmsegmentation calls Acc
+    Dice = 2 · hits / (labelled + predicted), or F1       precision = hits / predicted
 
-mIoU and mAcc are the means over the classes where this is not 0 / 0: a class that is neither labelled nor predicted has
-neither score; one that is predicted but never labelled has an IoU of 0 and no accuracy. aAcc is the share of hits.
+mIoU, mAcc and the other means are over the classes where a score is not 0 / 0: a class that is neither labelled nor
+predicted has no score; one that is predicted but never labelled has an IoU of 0 and no recall. aAcc is the share of
+hits, and the frequency-weighted IoU weights every class by its labelled pixels.
 """
 
 import io
@@ -30,10 +32,13 @@ class Scores(NamedTuple):
 
     Attributes:
         miou: Mean IoU over the classes.
-        macc: Mean accuracy over the classes.
+        macc: Mean accuracy, or recall, over the classes.
         aacc: Share of all pixels that are predicted correctly.
         iou: (K,) float64 IoU of each class; NaN for a class that does not count.
-        acc: (K,) float64 accuracy of each class; NaN for a class that does not count.
+        acc: (K,) float64 accuracy, or recall, of each class; NaN for a class that does not count.
+        dice: (K,) float64 Dice, or F1, of each class; NaN for a class that does not count.
+        precision: (K,) float64 precision of each class; NaN for a class that is never predicted.
+        fwiou: Mean IoU with every class weighted by its share of the labelled pixels.
     """
 
     miou: float
@@ -41,22 +46,39 @@ class Scores(NamedTuple):
     aacc: float
     iou: Tensor
     acc: Tensor
+    dice: Tensor
+    precision: Tensor
+    fwiou: float
 
-    def rows(self, classes: Sequence[str]) -> list[tuple[str, str, str]]:
-        """Returns the rows of a table: name, IoU and accuracy of each class in percent, and the means last."""
+    def by_class(self) -> dict[str, Tensor]:
+        """Returns the scores that every class has: iou, dice, precision and recall."""
+        return {"iou": self.iou, "dice": self.dice, "precision": self.precision, "recall": self.acc}
+
+    def rows(self, classes: Sequence[str]) -> list[tuple[str, ...]]:
+        """Returns the rows of a table: the name and the scores of each class in percent, and the means last."""
         if len(classes) != len(self.iou):
             raise ValueError(f"classes: expected {len(self.iou)} names, got {len(classes)}")
-        scores = zip(classes, self.iou.tolist(), self.acc.tolist(), strict=True)
-        return [(name, percent(iou), percent(acc)) for name, iou, acc in (*scores, ("mean", self.miou, self.macc))]
+        columns = self.by_class().values()
+        scores = zip(*(column.tolist() for column in columns), strict=True)
+        means = [column.nanmean().item() for column in columns]
+        named = (*zip(classes, scores, strict=True), ("mean", means))
+        return [(name, *map(percent, values)) for name, values in named]
 
     def record(self, dataset) -> dict:
         """Returns the scores as a dict for JSON: fractions, by class name; None for a class that does not count."""
         values = {"miou": self.miou, "macc": self.macc, "aacc": self.aacc}
         context = getattr(dataset, "context_classes", ())
-        if context:  # only generated scenes have them
+        if context:
             values["context_miou"] = self.iou[list(context)].nanmean().item()
-        iou = zip(dataset.classes, self.iou.tolist(), strict=True)
-        return {**values, "iou": {name: None if math.isnan(value) else value for name, value in iou}}
+        values |= {"mean_dice": self.dice.nanmean().item(), "mean_precision": self.precision.nanmean().item()}
+        values["fwiou"] = self.fwiou
+        return values | {name: named(dataset.classes, column) for name, column in self.by_class().items()}
+
+
+def named(classes: Sequence[str], column: Tensor) -> dict[str, float | None]:
+    """Returns a score of every class by name, for JSON; None for NaN."""
+    values = zip(classes, column.tolist(), strict=True)
+    return {name: None if math.isnan(value) else value for name, value in values}
 
 
 class ConfusionMatrix:
@@ -126,13 +148,23 @@ class ConfusionMatrix:
         return self
 
     def scores(self) -> Scores:
-        """Computes IoU, accuracy and their means from the counts."""
+        """Computes the scores of every class, and their means, from the counts."""
         counts = self.matrix.cpu()
-        hits, labelled, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-        iou = hits.double() / (labelled + predicted - hits)
-        acc = hits.double() / labelled
-        aacc = hits.sum().double() / labelled.sum()
-        return Scores(iou.nanmean().item(), acc.nanmean().item(), aacc.item(), iou, acc)
+        hits, labelled, predicted = counts.diagonal().double(), counts.sum(1), counts.sum(0)
+        iou = hits / (labelled + predicted - counts.diagonal())
+        acc = hits / labelled
+        aacc = counts.diagonal().sum().double() / labelled.sum()
+        fwiou = (labelled * iou.nan_to_num()).sum() / labelled.sum()
+        return Scores(
+            iou.nanmean().item(),
+            acc.nanmean().item(),
+            aacc.item(),
+            iou,
+            acc,
+            2 * hits / (labelled + predicted),
+            hits / predicted,
+            fwiou.item(),
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the matrix to a file that `numpy.load` reads."""

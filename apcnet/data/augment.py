@@ -1,6 +1,7 @@
 """Augments and resizes images and masks as mmsegmentation's pipelines do, equal to the pixel.
 
-Training takes a random scale, a crop that no class fills, a flip, photometric distortion, normalisation and padding.
+Training takes a random scale, a crop that no class fills, flips, a rotation, photometric distortion, normalisation and
+padding.
 Only the crop's window of the resized image is computed, and equals the crop of the whole image bit for bit. The
 distortion changes brightness, contrast, saturation and hue, each rounded to 8 bits; saturation and hue pass through
 OpenCV's 8-bit HSV, whose hue counts steps of two degrees. A sample draws a fixed number of integers from the given
@@ -13,6 +14,7 @@ distortion, which means colours: their levels are interpolated without rounding.
 import math
 import operator
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -161,13 +163,16 @@ def train(
     ratio_range: tuple[float, float] = (0.5, 2.0),
     cat_max_ratio: float = 0.75,
     antialias: bool = False,
+    flips: Literal["horizontal", "both", "none"] = "horizontal",
+    rotate: bool = False,
+    distort: bool = True,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> tuple[Tensor, Tensor]:
-    """Augments a sample for training: random scale, crop, flip and distortion, then normalisation and padding.
+    """Augments a sample for training: random scale, crop, flips and distortion, then normalisation and padding.
 
-    Every call draws the same number of integers from the generator: the ratio, the flip, those of the distortion, and
-    (row, column) of 11 crops.
+    Every call draws the same number of integers from the generator: the ratio, the horizontal flip, those of the
+    distortion, (row, column) of 11 crops, the vertical flip and the rotation.
 
     Args:
         sample: The sample, with image and mask of one size.
@@ -178,6 +183,9 @@ def train(
         cat_max_ratio: Draw the crop again, up to 10 times, unless it holds at least two classes and each covers less
             than this share of the pixels that count; 1 takes the first crop.
         antialias: Smooth images that shrink, which mmsegmentation does not do; it takes about 4 ms more.
+        flips: Mirror half of the crops horizontally; both: and half of them vertically.
+        rotate: Rotate crops by a multiple of 90°, after the flips.
+        distort: Change brightness, contrast, saturation and hue.
         mean: The mean of the levels of each channel, 0–255 for RGB.
         std: The standard deviation of the levels.
 
@@ -187,21 +195,28 @@ def train(
     check_sample(sample)
     height, width = checked_pair(crop_size, "crop_size")
     scale = checked_pair(scale, "scale")
-    ratio, flip, *draws = torch.randint(UNIT, (2 + DISTORTION_DRAWS + 2 * CROPS,), generator=generator).tolist()
+    count = 2 + DISTORTION_DRAWS + 2 * CROPS + 2
+    ratio, flip, *draws, upside_down, turns = torch.randint(UNIT, (count,), generator=generator).tolist()
     ratio = ratio_range[0] + (ratio_range[1] - ratio_range[0]) * (ratio / UNIT)
-    flip = 2 * flip >= UNIT
+    flip, upside_down = flips != "none" and 2 * flip >= UNIT, flips == "both" and 2 * upside_down >= UNIT
+    turns = 4 * turns // UNIT if rotate else 0
     size = keep_ratio_size(sample.image.shape[1:], (int(scale[0] * ratio), int(scale[1] * ratio)))
-    window, labels = _varied_crop(sample.mask, size, (height, width), draws[DISTORTION_DRAWS:], cat_max_ratio, flip)
+    cut = (width, height) if turns % 2 else (height, width)
+    window, labels = _varied_crop(sample.mask, size, cut, draws[DISTORTION_DRAWS:], cat_max_ratio, flip)
 
     if sample.image.dtype == torch.uint8:
         source = resize(sample.image, size, antialias=True) if antialias else sample.image
-        steps = distortion(draws[:DISTORTION_DRAWS])
+        steps = distortion(draws[:DISTORTION_DRAWS]) if distort else []
         image = apc_kernels.augment(source, size, window, flip=flip, steps=steps, mean=mean, std=std)
     else:
         source = sample.image
         if antialias and (size[0] < source.shape[1] or size[1] < source.shape[2]):
             source = F.interpolate(source[None], size, mode="bilinear", antialias=True)[0]
         image = normalised(resized_levels(source, size, window, flip), mean, std)
+    if upside_down:
+        image, labels = image.flip(1), labels.flip(0)
+    if turns:
+        image, labels = (tensor.rot90(turns, (-2, -1)).contiguous() for tensor in (image, labels))
     outside = (0, width - labels.shape[1], 0, height - labels.shape[0])
     if any(outside):
         image, labels = F.pad(image, outside), F.pad(labels, outside, value=IGNORE)

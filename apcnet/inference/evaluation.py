@@ -14,11 +14,13 @@ from apcnet import inference
 from apcnet.config import Precision, Protocol
 from apcnet.confusion import ConfusionMatrix
 from apcnet.data.augment import check_channels, check_sample, view, view_sizes
+from apcnet.data.own import own_data
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
-from apcnet.distributed import rank, world_size
+from apcnet.distributed import rank, reached, world_size
+from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
 from apcnet.inference.protocol import WHOLE
-from apcnet.models.segmentor import Segmentor
+from apcnet.models.segmentor import Segmentor, count_labels
 
 
 def evaluate(
@@ -31,14 +33,17 @@ def evaluate(
     channels_last: bool = False,
     progress: Callable[[int, int], None] | None = None,
     submission: Callable[[str, Tensor], None] | None = None,
-    each: Callable[[str, Tensor], None] | None = None,
+    images: PerImage | None = None,
+    boundary: BoundaryIoU | None = None,
+    calibration: Calibration | None = None,
+    loss: MeanLoss | None = None,
 ) -> ConfusionMatrix:
     """Computes the confusion matrix of a model on a data set; every process of a group must call it.
 
     Args:
         model: A Segmentor, or a module that maps normalised images to logits and has `num_classes`, `align_corners`,
             `mean` and `std`. It runs in evaluation mode on its own device; its mode is restored afterwards.
-        dataset: A data set, such as `apcnet.data.open` returns.
+        dataset: A data set, such as `apcnet.data.open` returns, or one of your own as for `apcnet.train`.
         protocol: Scales, windows and flips; by default the model sees each whole image at its own size.
         workers: Number of additional processes that read and resize images.
         precision: Precision of the matrix products: "float32", "bfloat16" or "float16" (autocast).
@@ -46,7 +51,8 @@ def evaluate(
         progress: Called with the number of images that this process has finished, and its total.
         submission: Called with the name and the labels, (H, W) on the CPU, of each image of this process, in order;
             `apcnet.inference.submission.writer` returns one that writes files.
-        each: Called with the name and the counts, a confusion matrix, of each image of this process, in order.
+        images, boundary, calibration, loss: Measures (apcnet.inference.measures) to take besides, empty ones: they hold
+            the results over all processes afterwards. The network runs once, whatever is asked for.
 
     Returns:
         The confusion matrix over all processes; `matrix.scores()` computes IoU and accuracy.
@@ -54,34 +60,56 @@ def evaluate(
     Example:
         >>> matrix = evaluate(model, apcnet.data.open("ade20k", "ADEChallengeData2016"))
         >>> matrix.scores().miou
+        >>> loss = MeanLoss()
+        >>> evaluate(model, dataset, loss=loss)
+        >>> loss.mean
     """
+    dataset = own_data(dataset, "dataset")
     if not len(dataset):
         raise ValueError("dataset: expected at least one sample, got none")
-    if len(dataset.classes) != model.num_classes:
-        raise ValueError(f"dataset: expected {model.num_classes} classes, as the model has, got {len(dataset.classes)}")
+    classes = count_labels(model)
+    if len(dataset.classes) != classes:
+        raise ValueError(f"dataset: expected {classes} classes, as the model has, got {len(dataset.classes)}")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     mine = range(rank(), len(dataset), world_size())
     is_rgb = getattr(model, "range", None) is None and len(model.mean) == 3
     inputs = Inputs(dataset, protocol, model.mean, model.std, is_rgb)
-    matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
+    matrix = ConfusionMatrix(classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
     with inference.in_evaluation(model, precision):
+        model = inference.prepare(model) if precision == "float32" else model
         for done, (views, mask, name) in enumerate(loader(inputs, mine, workers, pin_memory=on_gpu), 1):
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
             target = mask[None].to(device, non_blocking=True)
-            if submission is None:
-                counts = inference.confusion(model, views, target, protocol, ignore_index=IGNORE)
-            else:
-                labels = inference.labels(model, views, protocol, size=target.shape[1:])
-                counts = ConfusionMatrix(model.num_classes, IGNORE, device).update(labels, target).matrix
-                submission(name, labels[0].cpu())
-            matrix.add(counts)
-            if each is not None:
-                each(name, counts)
+            seen = inference.assess(
+                model,
+                views,
+                target,
+                protocol,
+                labels=submission is not None or boundary is not None,
+                confidence=calibration is not None,
+                loss=loss is not None,
+                ignore_index=IGNORE,
+            )
+            matrix.add(seen.counts)
+            if images is not None:
+                images.update(name, seen.counts)
+            if submission is not None:
+                submission(name, seen.labels[0].cpu())
+            if boundary is not None:
+                boundary.update(seen.labels[0], target[0])
+            if calibration is not None:
+                calibration.update(seen.confidence[0], seen.labels[0], target[0])
+            if loss is not None:
+                loss.update(seen.loss, int(seen.counts.sum()))
+            reached()
             report(done, len(mine))
+    for measure in (images, boundary, calibration, loss):
+        if measure is not None:
+            measure.reduce()
     return matrix.reduce()
 
 

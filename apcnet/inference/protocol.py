@@ -8,18 +8,20 @@ normalised, (B, 3, h, w), at the network's scale; for several ratios, an iterabl
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apc_kernels import upsample_argmax, upsample_confusion, upsample_softmax
+from apc_kernels import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
 from apcnet.data.augment import checked_pair
 from apcnet.inference.logits import Model, align_corners, check_images, head_logits, resized, slide_bands, slide_logits
 
 WHOLE = Protocol()
+BAND = 1 << 24  # probabilities at a time, classes × rows × columns, of which only those of the labels are kept: 64 MiB
 Images = Tensor | Iterable[Tensor]
 
 
@@ -34,7 +36,8 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
         size: Height and width of the original images; by default those of `images`.
 
     Returns:
-        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns.
+        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns. Those of a
+        model with one logit are 0, and 1 where the sigmoid is above 0.5.
 
     Example:
         >>> classes = labels(model, images, size=(1024, 2048))
@@ -45,9 +48,7 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
             upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=align_corners(model))
             for _, rows, scores in _scores_to_resize(model, images, protocol, size)
         ]
-        if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
-            return parts[0]
-        return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
+        return _joined(parts, size)
 
 
 def confusion(
@@ -68,26 +69,115 @@ def confusion(
     Example:
         >>> counts = confusion(model, images, target)
     """
+    return assess(model, images, target, protocol, ignore_index=ignore_index).counts
+
+
+class Seen(NamedTuple):
+    """Holds what `assess` finds out about images: their counts, and what else was asked for.
+
+    Attributes:
+        counts: Confusion matrix (K, K) of all images, int64; rows are targets, columns predictions.
+        labels: Predicted labels (B, H, W), as `labels` returns.
+        confidence: Probability (B, H, W) of the predicted label of every pixel.
+        loss: Sum of the cross entropy over all labelled pixels.
+    """
+
+    counts: Tensor
+    labels: Tensor | None
+    confidence: Tensor | None
+    loss: float | None
+
+
+def assess(
+    model: Model,
+    images: Images,
+    target: Tensor,
+    protocol: Protocol = WHOLE,
+    *,
+    labels: bool = False,
+    confidence: bool = False,
+    loss: bool = False,
+    ignore_index: int = 255,
+) -> Seen:
+    """Computes the confusion matrix, and on request labels, confidence and loss, in one pass of the network.
+
+    Args:
+        model: A callable that maps images to logits (B, K, h, w) and has `align_corners`.
+        images: Normalised images, as in `labels`.
+        target: True labels (B, H, W) at the size of the original images: uint8, int16, int32 or int64.
+        protocol: Scales, windows and flips.
+        labels: Also return the predicted labels.
+        confidence: Also return the labels, and the probability of each.
+        loss: Also return the loss. Where a protocol averages, it is that of the averaged probabilities.
+        ignore_index: Target label of the pixels that are not counted.
+
+    Example:
+        >>> seen = assess(model, images, target, loss=True)
+        >>> seen.counts, seen.loss
+    """
     if not isinstance(target, Tensor):
         raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
     batch = images.shape[0] if isinstance(images, Tensor) else None
     if target.dim() != 3 or batch not in (None, target.shape[0]):
         raise ValueError(f"target: expected ({batch or 'B'}, H, W), one for each image, got {tuple(target.shape)}")
-    size = target.shape[1], target.shape[2]
+    corners, total, size = align_corners(model), 0.0, (target.shape[1], target.shape[2])
+    counts: list[Tensor] = []
+    labelled: list[Tensor] = []
+    sure: list[Tensor] = []
     with torch.no_grad():
-        parts = [
-            upsample_confusion(
-                scores, target[which, rows], ignore_index=ignore_index, align_corners=align_corners(model)
-            )
-            for which, rows, scores in _scores_to_resize(model, images, protocol, size)
-        ]
-        return torch.stack(parts).sum(0)
+        for which, rows, scores in _scores_to_resize(model, images, protocol, size):
+            true = target[which, rows]
+            counts.append(upsample_confusion(scores, true, ignore_index=ignore_index, align_corners=corners))
+            if labels or confidence:
+                found = upsample_argmax(scores, true.shape[1:], align_corners=corners)
+                labelled.append(found)
+                if confidence:
+                    sure.append(winning(scores, found, corners, protocol.averages))
+            if loss:
+                total += _loss(scores, true, ignore_index, corners, protocol.averages)
+        return Seen(
+            torch.stack(counts).sum(0),
+            _joined(labelled, size) if labelled else None,
+            _joined(sure, size) if sure else None,
+            total if loss else None,
+        )
+
+
+def confidence(
+    model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Predicts the class of every pixel, and the probability that the model gives it.
+
+    Args:
+        model: A callable that maps images to logits (B, K, h, w), or to probabilities if it has a true attribute
+            `gives_probabilities`, and has `align_corners`.
+        images: Normalised images, as in `labels`.
+        protocol: Scales, windows and flips.
+        size: Height and width of the original images; by default those of `images`.
+
+    Returns:
+        Labels (B, H, W), as `labels` returns, and probabilities (B, H, W).
+
+    Example:
+        >>> classes, sure = confidence(model, images)
+    """
+    size, corners = _size(images, size), align_corners(model)
+    averaged = protocol.averages or getattr(model, "gives_probabilities", False)
+    found: list[Tensor] = []
+    sure: list[Tensor] = []
+    with torch.no_grad():
+        for _, rows, scores in _scores_to_resize(model, images, protocol, size):
+            found.append(upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=corners))
+            sure.append(winning(scores, found[-1], corners, averaged))
+    return _joined(found, size), _joined(sure, size)
 
 
 def probabilities(
     model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
 ) -> Tensor:
     """Computes class probabilities (B, K, H, W), averaged over the protocol's ratios and flips.
+
+    A model with one logit has two classes; the probability of the second is the sigmoid.
 
     Besides the result, memory holds the logits of one image at the size of its view, and one view at a time if `images`
     is an iterator.
@@ -139,6 +229,53 @@ def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterato
             module.training = True
 
 
+def _joined(parts: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Joins what `_scores_to_resize` yielded in turn to maps (B, H, W)."""
+    if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
+        return parts[0]
+    return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
+
+
+def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool) -> Tensor:
+    """Returns the probability (B, H, W) of each pixel's label, from scores that are still to be resized to its size.
+
+    The scores are resized along their columns first, and then a few rows at a time along their rows, so that memory
+    never holds the scores of all classes at the size of the result.
+    """
+    height, width = labels.shape[1:]
+    tall = _resized_columns(scores, height, corners)
+    rows = max(1, BAND // (scores.shape[1] * width))
+    found = torch.empty(labels.shape, dtype=tall.dtype, device=labels.device)
+    for image, (part, label) in enumerate(zip(tall.split(1), labels.split(1), strict=True)):
+        for top in range(0, height, rows):
+            band = part[:, :, top : top + rows]
+            if are_probabilities:
+                band = F.interpolate(band, (band.shape[2], width), mode="bilinear", align_corners=corners)
+            else:
+                band = upsample_softmax(band, (band.shape[2], width), align_corners=corners)
+            found[image, top : top + rows] = band[0].gather(0, label[:, top : top + rows].long())[0]
+    return found
+
+
+def _resized_columns(scores: Tensor, height: int, corners: bool) -> Tensor:
+    """Resizes scores (B, K, h, w) to (B, K, height, w), in float32 or float64."""
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if scores.shape[2] == height:
+        return scores
+    return F.interpolate(scores, (height, scores.shape[3]), mode="bilinear", align_corners=corners)
+
+
+def _loss(scores: Tensor, target: Tensor, ignored: int, corners: bool, are_probabilities: bool) -> float:
+    """Returns the sum of the cross entropy over the labelled pixels."""
+    if not are_probabilities:
+        options = {"ignore_index": ignored, "reduction": "sum", "align_corners": corners}
+        return upsample_cross_entropy(scores, target, **options).item()
+    labelled = target != ignored
+    true = torch.where(labelled, target, 0).long()
+    found = winning(scores, true, corners, True).double().clamp_min(torch.finfo(torch.float32).tiny)
+    return -found.log()[labelled].sum().item()
+
+
 def _scores_to_resize(
     model: Model, images: Images, protocol: Protocol, size: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -151,7 +288,7 @@ def _scores_to_resize(
     if protocol.window and protocol.stride and size == tuple(view.shape[2:]):
         for i, image in enumerate(view.split(1)):
             for top, rows in slide_bands(model, image, protocol.window, protocol.stride):
-                yield slice(i, i + 1), slice(top, top + rows.shape[2]), rows
+                yield slice(i, i + 1), slice(top, top + rows.shape[2]), _of_classes(rows)
         return
     for which, logits in _logits_to_resize(model, view, protocol, size):
         yield which, slice(0, size[0]), logits
@@ -166,14 +303,19 @@ def _logits_to_resize(
     """
     if protocol.window and protocol.stride:
         for i, image in enumerate(view.split(1)):
-            yield slice(i, i + 1), slide_logits(model, image, protocol.window, protocol.stride)
+            yield slice(i, i + 1), _of_classes(slide_logits(model, image, protocol.window, protocol.stride))
         return
-    logits = head_logits(model, view)
+    logits = _of_classes(head_logits(model, view))
     if protocol.single_resize or size == tuple(view.shape[2:]):
         yield slice(0, logits.shape[0]), logits
         return
     for i, image in enumerate(logits.split(1)):
         yield slice(i, i + 1), resized(model, image, view.shape[2:])
+
+
+def _of_classes(logits: Tensor) -> Tensor:
+    """Returns logits of classes: a single logit z becomes those of two, (0, z), whose softmax is its sigmoid."""
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
 
 
 def _views(images: Images, protocol: Protocol) -> Iterator[Tensor]:

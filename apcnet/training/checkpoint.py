@@ -25,10 +25,17 @@ from apcnet.interop import pickles
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
-class Best(TypedDict):
+class WithLoss(TypedDict, total=False):
+    """Holds the loss of an evaluation, if the best model is chosen by it."""
+
+    loss: float
+
+
+class Best(WithLoss):
     """Describes the best evaluation so far."""
 
     miou: float
+    dice: float
     step: int
 
 
@@ -38,6 +45,8 @@ class State(TypedDict):
     step: int  # the number of steps that are done
     evaluated: int  # the step of the last evaluation
     best: Best | None
+    waited: int  # the number of evaluations after the best one
+    objects: dict[str, str]  # the names of what the user passed in place of built-in parts, see own.py
     config: dict[str, Any]  # see Config.to_json
     images: int  # the number of training samples
     sample_names: str  # a digest of their names
@@ -140,8 +149,8 @@ def _fits(value: object, kind: Any) -> bool:
         hints = typing.get_type_hints(kind)
         return (
             isinstance(value, dict)
-            and value.keys() == hints.keys()
-            and all(_fits(value[name], part) for name, part in hints.items())
+            and kind.__required_keys__ <= value.keys() <= hints.keys()
+            and all(_fits(item, hints[name]) for name, item in value.items())
         )
     return type(value) is kind
 

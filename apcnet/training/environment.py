@@ -1,15 +1,20 @@
-"""Describes what else than the config the bits of a run depend on, so that a resumed run can tell a difference."""
+"""Fixes and describes what else than the config the bits of a run depend on; a resumed run tells a difference."""
 
 import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from apc_kernels import info
+from apcnet.config import Config
 from apcnet.data.sample import Dataset
+from apcnet.data.shards import Pairs
 from apcnet.distributed import world_size
 
 PACKAGES = ("torch", "numpy", "pillow")
@@ -22,6 +27,25 @@ VARIABLES = (  # by these, libraries choose their kernels
     "NVIDIA_TF32_OVERRIDE",
     "ONEDNN_MAX_CPU_ISA",
 )
+
+
+@contextmanager
+def reproducible(config: Config, device: torch.device) -> Iterator[None]:
+    """Seeds and configures PyTorch for a run, and afterwards restores its random state and settings."""
+    settings: Any = torch.utils.deterministic  # type checkers do not see its one property
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    fill = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.use_deterministic_algorithms(config.deterministic)
+        torch.backends.cudnn.benchmark = not config.deterministic
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(algorithms)
+            torch.backends.cudnn.benchmark = cudnn
+            settings.fill_uninitialized_memory = fill
 
 
 def environment(device: torch.device, data: Dataset, val_data: Dataset) -> dict[str, str | int]:
@@ -47,13 +71,18 @@ def changes(before: dict[str, str | int], now: dict[str, str | int]) -> list[str
 
 
 def names_digest(data: Dataset) -> str:
-    """Returns a digest of the names of a data set's samples, in their order."""
+    """Returns a digest of the names of a data set's samples, in their order; shards hold it."""
+    if isinstance(pairs := getattr(data, "pairs", None), Pairs):
+        return pairs.names_digest
     return _digest("\n".join(data.names))
 
 
 def files_digest(data: Dataset) -> str:
     """Returns a digest of the names and file sizes of a data set's samples; generated scenes have no files."""
-    paths = [path for pair in getattr(data, "pairs", ()) for path in (pair.image, pair.mask)]
+    pairs = getattr(data, "pairs", ())
+    if isinstance(pairs, Pairs):
+        return pairs.digest
+    paths = [path for pair in pairs for path in (pair.image, pair.mask)]
     return _digest("\n".join([*data.names, *(str(_size(path)) for path in paths)]))
 
 

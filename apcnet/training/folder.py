@@ -4,13 +4,16 @@ config.json            the config of the run: the same one resumes it, another o
 environment.json       versions, hardware, settings and data of the last start (environment.py)
 log.jsonl              losses, learning rate, speed; scores (log.py)
 last.pt, previous.pt   checkpoints to resume from (checkpoint.py)
-best.safetensors       the model with the highest mIoU so far
-final.safetensors      the model after the last step
+best.safetensors       the model with the best score so far, by default the highest mIoU
+final.safetensors      the model after the last step that was taken
 metrics.json           scores of the final model
-confusion.npy, .png    confusion matrix of the last evaluation, and a picture of that of the final model
+confusion.npy, .png    confusion matrix of the last evaluation, and a picture of it
+images.csv             scores of every image in the last evaluation
 images.json            levels of images that are not 8-bit RGB, measured before the first step
 preview/000150.png     images, labels, predictions and errors of every evaluation
-worst.png              the same of the images that the final model gets most wrong
+worst.png              the same of the images that the model gets most wrong
+preview/*.npz, worst.npz   what these pictures show, for the report (panels.py)
+legend.txt             numbers and names of classes, if pictures cannot show the names
 report.html            curves, scores and pictures on one page (report)
 failed.json            the samples of a step whose losses are not finite
 """
@@ -32,8 +35,12 @@ BEST, FINAL = "best.safetensors", "final.safetensors"
 
 # A run may go on with other values of these fields: the steps that it has taken keep their bits. The learning rates of
 # the steps to come follow the new number of steps. Workers and logging are no fields of a config, and change no bits.
-SCORING = ("val_split", *(field.name for field in dataclasses.fields(Protocol)))  # the best model is chosen anew
-MAY_CHANGE = ("root", "steps", "eval_every", "save_every", *SCORING)
+SCORING = (
+    "val_split",
+    "best_by",
+    *(field.name for field in dataclasses.fields(Protocol)),
+)  # the best model is chosen anew
+MAY_CHANGE = ("root", "cache", "cache_gib", "steps", "eval_every", "save_every", "patience", *SCORING)
 
 
 class AnotherRunError(ValueError):
@@ -74,7 +81,8 @@ class Claim:
 
     def __init__(self, folder: Path, config: Config):
         self.folder, self.config = folder, config
-        start = [folder / name for name in ("lock", "log.jsonl", "environment.json", "preview/000000.png", "preview")]
+        preview = ("preview/000000.png", "preview/000000.npz", "preview/samples.npz", "preview")
+        start = [folder / name for name in ("lock", "log.jsonl", "environment.json", *preview)]
         self.new = [path for path in (*start, folder, *folder.parents) if not path.exists()]  # before the first step
         make_folder(folder, "out")
         self.lock = _lock(folder / "lock")

@@ -1,19 +1,17 @@
-"""Writes the records of a run to log.jsonl, and on request to TensorBoard or wandb.
+"""Writes the records of a run to log.jsonl, and on request to a service (writers.py), with its pictures.
 
 A record is a flat dict: {"step": 150, "loss": 0.31, "lr": 0.0093, …} from training, {"step": 150, "miou": 0.71, …} from
 evaluation.
 """
 
-import hashlib
 import json
 import shutil
 import warnings
 from pathlib import Path
-from typing import Literal
 
 from apcnet.files import naming, replacing
+from apcnet.training.writers import Writer, open_service
 
-Writer = Literal["tensorboard", "wandb"]
 NAME = "log.jsonl"
 
 
@@ -37,22 +35,25 @@ class Log:
         with replacing(self.path) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
         self.file = self.path.open("a", encoding="utf-8")
-        self.write_elsewhere = None
-        if to is not None:
-            try:
-                self.write_elsewhere = {"tensorboard": _tensorboard, "wandb": _wandb}[to](folder, step)
-            except ImportError:
-                raise ModuleNotFoundError(f"log: {to} is not installed: pip install {to}") from None
+        self.elsewhere = open_service(to, folder, step) if to is not None else None
 
     def __call__(self, record: dict) -> None:
         with naming(self.path):
             self.file.write(_line(record))
             self.file.flush()
-        if self.write_elsewhere:
-            self.write_elsewhere(record)
+        if self.elsewhere is not None:
+            self.elsewhere.record(record)
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Passes a picture that was saved in the run's folder on to the service."""
+        if self.elsewhere is not None:
+            self.elsewhere.picture(name, path, step)
 
     def close(self) -> None:
+        """Ends the log of a finished run."""
         self.file.close()
+        if self.elsewhere is not None:
+            self.elsewhere.close()
 
 
 def read(folder: Path) -> list[dict]:
@@ -78,28 +79,3 @@ def _read(path: Path) -> tuple[list[dict], list[int]]:
         else:
             damaged.append(number)
     return records, damaged
-
-
-def _tensorboard(folder: Path, step: int):
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def write(record: dict) -> None:
-        for name, value in _scalars(record):
-            writer.add_scalar(name, value, record["step"])
-        writer.flush()
-
-    return write
-
-
-def _wandb(folder: Path, step: int):
-    import wandb
-
-    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same when the run resumes
-    run = wandb.init(project="apcnet", name=folder.name, dir=str(folder), id=identity, resume="allow")
-    return lambda record: run.log(dict(_scalars(record)), step=record["step"])
-
-
-def _scalars(record: dict) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in record.items() if name != "step" and isinstance(value, (int, float))]

@@ -5,33 +5,31 @@ resumed run computes the same bits as one that was never killed, with any number
 PyTorch, type of processor, number of threads and number of processes.
 """
 
+import copy
 import itertools
 import math
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from apcnet import draw
 from apcnet.config import Config
-from apcnet.data.levels import visible
 from apcnet.data.sample import Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
-from apcnet.distributed import gather, process_group, rank, settle, world_size
-from apcnet.files import read_json, remove_leftovers, write_json
-from apcnet.inference.evaluation import evaluate
-from apcnet.inference.prediction import predict
+from apcnet.distributed import gather, process_group, rank, reached, settle, share_state, world_size
+from apcnet.files import read_json, write_json
+from apcnet.inference.measures import MeanLoss
+from apcnet.progress import Show, shown
 from apcnet.training import checkpoint, report
-from apcnet.training.environment import changes, environment, names_digest
+from apcnet.training.environment import changes, environment, names_digest, reproducible
 from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
 from apcnet.training.log import Log, Writer
+from apcnet.training.own import Augmentation, Callback, Loss, Own
 from apcnet.training.signals import Interrupts
 from apcnet.training.start import (
     STATISTICS,
@@ -40,39 +38,65 @@ from apcnet.training.start import (
     class_weights,
     initial_model,
     judge,
-    open_data,
+    open_both,
     read_statistics,
     warn_about_images,
 )
 from apcnet.training.step import NotFiniteError, Trainer
+from apcnet.training.validation import Validation, is_better, rated
+from apcnet.watch import PATIENCE
 
 METRICS = "metrics.json"
-PREVIEW_IMAGES = 4
 
 
 def train(
     config: Config,
     out: str | Path,
     *,
+    data: object = None,
+    val_data: object = None,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    loss: Loss | None = None,
+    augment: Augmentation | None = None,
+    callbacks: Sequence[Callback] = (),
     device: str | None = None,
     workers: int = 0,
     log_every: int = 10,
     log_to: Writer | None = None,
-    show: Callable[[dict], None] = lambda record: None,
+    timeout: float = PATIENCE,
+    progress: bool | Show = True,
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
 
     A folder belongs to a run after its first step. The run goes on with more steps, and with other values of any field
     in `apcnet.training.folder.MAY_CHANGE`; with another recipe it is refused.
 
+    Own objects take the places of built-in parts. A checkpoint holds their names: a resumed run refuses others, and
+    warns if their source or settings have changed. The bits of a run then depend on these objects too: they must not
+    draw random numbers other than as described here, nor remember earlier calls.
+
     Args:
         config: The config of the run.
         out: The folder to write the run to; it is created if it does not exist.
+        data: A data set to train on, in place of the config's: `len(data)`, `data[i]` -> (image, mask) or a Sample, and
+            `data.classes`, the names of the classes. Images are (3, H, W) uint8 RGB or (C, H, W) float32 levels, masks
+            (H, W) uint8 with 255 for pixels to ignore. `data.names` and `data.palette` are used if there are any.
+        val_data: A data set to evaluate on; it is needed with `data`.
+        model: A module, or a function that makes one after the seed was set. It maps normalised images to logits
+            (B, K, h, w) or an `apcnet.models.Output`; its `mean`, `std` and `align_corners` count if it has them.
+        loss: A function (output, target) -> dict of names and scalar tensors, whose sum is minimised: a mean over the
+            images of the batch. The output is an `apcnet.models.Output`, the target (B, h, w) uint8.
+        augment: A function (image, mask, generator) -> (image, mask) in place of the built-in augmentation: from the
+            images of the data to crops of the config's size, which are then normalised. It draws from the generator,
+            or from the global ones of PyTorch, NumPy and Python, which are seeded before each call.
+        callbacks: Functions that receive every record of the log, in the first process. They change no bits.
         device: cpu or cuda; by default cuda if there is a GPU.
         workers: The number of processes that load batches, for each training process.
         log_every: The number of steps between two records of losses.
         log_to: tensorboard or wandb, to log there too, besides log.jsonl.
-        show: A function that receives every record of the log, and events such as {"event": "started", …}.
+        timeout: With several processes, the seconds without progress after which they exit and name the one that hangs.
+        progress: Show the progress in the terminal or the notebook; or a function that receives every record of the
+            log, and events such as {"event": "started", …}.
 
     Returns:
         The scores after the last step: step, miou, macc, aacc (fractions), iou (by class name), best ({miou, step}),
@@ -89,21 +113,36 @@ def train(
         >>> scores = apcnet.train(preset("tiny"), out="runs/tiny")
         >>> model = apcnet.load("runs/tiny/final.safetensors")
     """
-    with process_group(device) as place, _reproducible(config, place), Interrupts() as interrupts:
+    own = Own(data, val_data, model, loss, augment, callbacks)
+    config = own.config(config)
+    with (
+        shown(progress) as show,
+        process_group(device, timeout) as place,
+        reproducible(config, place),
+        Interrupts() as interrupts,
+    ):
         check(config, log_every, workers)
-        data, val_data = (open_data(config.data, split) for split in (config.data.split, config.data.val_split))
+        train_data, val_data = open_both(config.data, own)
         with claimed(Path(out), config) as record:
             statistics = read_statistics(Path(out))
-            if not (Path(out) / checkpoint.LAST).exists():
-                statistics = judge(config, {config.data.split: data, config.data.val_split: val_data}, workers)
-            run = Run(config, data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts)
+            found = gather((Path(out) / checkpoint.LAST).exists())
+            if True in found and False in found:
+                raise ValueError(
+                    f"out: expected one folder for all processes, found {checkpoint.LAST} in {out} by process "
+                    f"{found.index(True)}, but not by process {found.index(False)}"
+                )
+            if not found[0]:
+                statistics = judge(config, train_data, val_data, workers)
+            run = Run(
+                config, own, train_data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts
+            )
             if run.step > 0:
                 record(run.environment)
             if run.due(config.eval_every) and run.evaluated < run.step:  # it was killed during the evaluation
                 run.evaluate()
             if run.step == 0:
-                warn_about_images(config, len(data), statistics)
-                run.save_preview()
+                warn_about_images(config, len(train_data), statistics)
+                run.validation.save_preview(0)
             for batch in run.batches():
                 values, stop = run.train_step(batch)
                 record(run.environment)
@@ -117,6 +156,8 @@ def train(
                     run.stop()
                 if run.due(config.eval_every):
                     run.evaluate()
+                    if run.is_over:
+                        break
             return run.finish()
 
 
@@ -126,6 +167,7 @@ class Run:
     def __init__(
         self,
         config: Config,
+        own: Own,
         data: Dataset,
         val_data: Dataset,
         statistics: Statistics | None,
@@ -133,26 +175,33 @@ class Run:
         device: torch.device,
         workers: int,
         log_to: Writer | None,
-        show: Callable[[dict], None],
+        show: Show,
         interrupts: Interrupts,
     ):
         self.config, self.data, self.val_data, self.statistics = config, data, val_data, statistics
+        self.own = own
         self.out, self.device, self.workers = out, device, workers
         self.is_main, self.interrupts = rank() == 0, interrupts
         self.show = show if self.is_main else lambda record: None
         weights = class_weights(config, self.data.classes)
-        self.trainer = Trainer(initial_model(config, self.data, statistics).to(device), config, weights)
+        model = initial_model(config, self.data, statistics, own).to(device)
+        if own.model is not None:
+            share_state(model)
+        self.trainer = Trainer(model, config, weights, own.loss)
         self.model = self.trainer.result
+        self.validation = Validation(self.model, val_data, config, out, workers)
         self.step, self.evaluated = 0, 0
         self.best: checkpoint.Best | None = None
+        self.waited = 0  # the number of evaluations after the best one
         self.scores: dict | None = None
         self.identity = {
             "config": config.to_json(),
             "images": len(self.data),
             "sample_names": names_digest(self.data),
             "class_weights": weights,
+            "objects": own.names(),
         }
-        self.environment = environment(device, self.data, self.val_data)
+        self.environment = {**environment(device, self.data, self.val_data), **own.sources()}
         _check_processes(self.identity, self.environment)
         state = checkpoint.load(out, repair=self.is_main)
         if state is not None:
@@ -170,6 +219,8 @@ class Run:
                 "step": self.step,
                 "steps": config.steps,
                 "batch_size": config.batch_size,
+                "eval_every": config.eval_every,
+                "save_every": config.save_every,
                 "folder": str(out),
                 "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
                 "processes": world_size(),
@@ -182,6 +233,11 @@ class Run:
     def _resume(self, state: checkpoint.State) -> None:
         """Continues from the state of a checkpoint, if it belongs to this run and fits its model."""
         before = Config.from_json(state["config"])
+        if others := self.own.changes(state["objects"]):
+            raise ValueError(
+                f"out: {self.out} holds a run with other objects, {'; '.join(others)}. Pass the same ones to "
+                "apcnet.train, or name another folder"
+            )
         if changed := _differences(state, self.identity):
             raise AnotherRunError(self.out, before, changed)
         if self.config.steps < state["step"]:
@@ -194,8 +250,9 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{self._origin(state)}: {error}; start another run with --new") from None
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+        self.waited = state["waited"]
         if scoring_changed(before, self.config):
-            self.evaluated, self.best = 0, None
+            self.evaluated, self.best, self.waited = 0, None, 0
         if not self.is_main:
             return
         if before.steps != self.config.steps:
@@ -211,14 +268,20 @@ class Run:
         """Returns the file that the weights come from, or None if they are random."""
         if state is not None:  # a damaged last.pt has been renamed
             return next(p for p in (self.out / checkpoint.LAST, self.out / checkpoint.PREVIOUS) if p.exists())
-        return self.config.model.init or self.config.model.backbone_weights
+        return "model" if self.own.model else self.config.model.init or self.config.model.backbone_weights
 
     def batches(self) -> Iterator[Batch]:
         """Loads the batches of the remaining steps."""
-        transform = augmentation(self.config.data, self.model)
+        transform = augmentation(self.config.data, self.model, self.own.augment)
         batches = Batches(self.data, transform, self.config.seed, self.config.batch_size, rank(), world_size())
-        steps = range(self.step, self.config.steps)
+        steps = range(self.step, self.step if self.is_over else self.config.steps)
         return loader(batches, steps, self.workers, pin_memory=self.device.type == "cuda")
+
+    @property
+    def is_over(self) -> bool:
+        """Tells whether the run has taken all steps, or has waited long enough for a better evaluation."""
+        patience = self.config.patience
+        return self.step == self.config.steps or (patience is not None and self.waited >= patience)
 
     def due(self, every: int) -> bool:
         """Tells whether this step ends an interval of so many steps, or the run."""
@@ -226,11 +289,13 @@ class Run:
 
     def train_step(self, batch: Batch) -> tuple[dict[str, float], bool]:
         """Takes one step; returns its losses, and whether a process asked to stop."""
+        reached(self.step)
         try:
             result = self.trainer.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
         except NotFiniteError as error:
             raise FloatingPointError(self._describe_failure(batch, error)) from None
         self.step += 1
+        self.show({"event": "step", "step": self.step, "values": result[0]})
         return result
 
     def record_losses(self, values: dict[str, float]) -> None:
@@ -255,10 +320,11 @@ class Run:
                 f"step {self.step}: {name} is not finite. {self._last_good()}. Try a lower --lr, or --clip with --new"
             )
         if self.is_main:
-            progress = {"step": self.step, "evaluated": self.evaluated, "best": self.best}
+            progress = {"step": self.step, "evaluated": self.evaluated, "best": self.best, "waited": self.waited}
             state = {**progress, **self.identity, "environment": self.environment, **self.trainer.state()}
             checkpoint.save(self.out, cast(checkpoint.State, state))
         self.saved = self.step
+        self.show({"event": "saved", "step": self.step})
 
     def _last_good(self) -> str:
         """Tells which state the run has saved."""
@@ -285,65 +351,34 @@ class Run:
                 raise SystemExit(self.interrupts.status)
             self.show({"event": "evaluating", "done": done, "total": total})
 
-        last, wrong = self.step == self.config.steps, []
-        matrix = evaluate(
-            self.model,
-            self.val_data,
-            self.config.evaluation,
-            workers=self.workers,
-            precision=self.config.precision,
-            channels_last=self.config.channels_last,
-            progress=progress,
-            each=(lambda _, counts: wrong.append(wrong_share(counts))) if last else None,
-        )
+        loss = MeanLoss() if self.config.best_by == "loss" else None
+        matrix, images = self.validation.measure(progress, loss)
         scores = matrix.scores()
-        if math.isnan(scores.miou):
-            split = self.config.data.val_split
-            raise ValueError(f"val_split: expected labelled pixels, found none in {split}")
-        if self.best is None or scores.miou > self.best["miou"]:
-            self.best = {"miou": scores.miou, "step": self.step}
+        best = rated(scores, loss, self.step)
+        if is_better(best, self.best, self.config.best_by):
+            self.best, self.waited = best, 0
             if self.is_main:
                 self.model.save(self.out / BEST)
+        else:
+            self.waited += 1
         self.scores = {"step": self.step, **scores.record(self.val_data), "best": self.best}
+        if loss is not None:
+            self.scores["val_loss"] = loss.mean
         self.evaluated = self.step
         self._record(self.scores)
-        self.save_preview()
-        shares = gather(wrong)
-        if self.is_main:
-            matrix.save(self.out / "confusion.npy")
-            if last:
-                draw.save(draw.confusion(matrix.matrix, self.data.classes), self.out / "confusion.png")
-                by_image = sorted(
-                    ((s, i * world_size() + r) for r, part in enumerate(shares) for i, s in enumerate(part))
-                )
-                self._save_pictures(
-                    [index for _, index in by_image[: -PREVIEW_IMAGES - 1 : -1]], self.out / "worst.png"
-                )
+        self.validation.save_preview(self.step)
+        self.validation.save_results(matrix, images)
+        if self.log is not None:
             report.write([self.out])
+            for name, path in self.validation.pictures(self.step).items():
+                self.log.picture(f"val/{name}", path, self.step)
+        self.show({"event": "evaluated", "step": self.step})
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
 
-    def save_preview(self) -> None:
-        """Saves a picture of some images with their labels, predictions and errors."""
-        if not self.is_main:
-            return
-        (self.out / "preview").mkdir(exist_ok=True)
-        remove_leftovers(self.out / "preview")
-        first = range(min(PREVIEW_IMAGES, len(self.val_data)))
-        self._save_pictures(first, self.out / "preview" / f"{self.step:06}.png")
-
-    def _save_pictures(self, indices: Iterable[int], path: Path) -> None:
-        samples = [self.val_data[index] for index in indices]
-        images = [sample.image for sample in samples]
-        predictions = predict(self.model, images, self.config.evaluation, precision=self.config.precision)
-        rows = [
-            (visible(sample.image, self.model.range), sample.mask, prediction.labels)
-            for sample, prediction in zip(samples, predictions, strict=True)
-        ]
-        draw.save(draw.preview(rows, self.data.classes, self.data.palette), path)
-
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
+        self.show({"event": "over", "step": self.step, "waited": self.waited})
         stored = gather(self._stored_scores() if self.is_main else None)[0]
         if self.scores is None and stored is not None:
             return stored
@@ -372,6 +407,8 @@ class Run:
     def _record(self, record: dict) -> None:
         if self.log is not None:
             self.log(record)
+            for callback in self.own.callbacks:
+                callback(copy.deepcopy(record))
         self.show(record)
 
     def _memory(self) -> int:
@@ -401,12 +438,6 @@ class Run:
         )
 
 
-def wrong_share(counts: Tensor) -> float:
-    """Returns the share of an image's pixels that are predicted wrong; 0 if none is labelled."""
-    total = int(counts.sum())
-    return 1 - int(counts.diagonal().sum()) / total if total else 0.0
-
-
 def _differences(state: Mapping[str, Any], identity: dict) -> list[str]:
     """Lists what a checkpoint and this run have not in common: fields of the config, and the data."""
     changed = config_changes(Config.from_json(state["config"]), Config.from_json(identity["config"]))
@@ -425,22 +456,3 @@ def _check_processes(identity: dict, environment: dict) -> None:
                 f"root: expected the same config and data in all processes, process {number} has other "
                 f"{', '.join(different)} than process 0"
             )
-
-
-@contextmanager
-def _reproducible(config: Config, device: torch.device) -> Iterator[None]:
-    """Seeds and configures PyTorch for a run, and afterwards restores its random state and settings."""
-    settings: Any = torch.utils.deterministic  # type checkers do not see its one property
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    algorithms, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill = settings.fill_uninitialized_memory
-    settings.fill_uninitialized_memory = False
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.use_deterministic_algorithms(config.deterministic)
-        torch.backends.cudnn.benchmark = not config.deterministic
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(algorithms)
-            torch.backends.cudnn.benchmark = cudnn
-            settings.fill_uninitialized_memory = fill

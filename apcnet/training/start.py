@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import apcnet.data
 from apcnet.config import Config, Data, Model, differences
 from apcnet.data import augment
 from apcnet.data.doctor.check import judge as judge_files
 from apcnet.data.files import Files
+from apcnet.data.own import own_data
 from apcnet.data.sample import MEAN, STD, Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Transform
@@ -23,21 +25,30 @@ from apcnet.files import read_json
 from apcnet.interop.backbones import FROM_TIMM
 from apcnet.keys import WEIGHTS, keyed
 from apcnet.models import Segmentor
+from apcnet.models.own import OwnSegmentor
+from apcnet.terms import is_binary
+from apcnet.training.own import Augmentation, Own, OwnAugmentation, measure
 from apcnet.zoo import create, load
 
 STATISTICS = "images.json"  # in the folder of a run whose images are not 8-bit RGB: their levels
 FEW_IMAGES = 2000  # below it, the weights that a backbone starts from decide how good a model becomes
 
 
-def augmentation(data: Data, model: Segmentor) -> Transform:
+def augmentation(data: Data, model: Segmentor, own: Augmentation | None = None) -> Transform:
     """Returns the transform of training samples to normalised crops."""
+    if own is not None:
+        return OwnAugmentation(own, data.crop, model.mean, model.std)
+    plain = data.augmentation == "none"
     return functools.partial(
         augment.train,
         crop_size=data.crop,
         scale=data.scale,
-        ratio_range=data.ratio,
+        ratio_range=(1.0, 1.0) if plain else data.ratio,
         cat_max_ratio=data.cat_max_ratio,
         antialias=data.antialias,
+        flips="none" if plain else data.flips,
+        rotate=data.rotate and not plain,
+        distort=data.distortion and not plain,
         mean=model.mean,
         std=model.std,
     )
@@ -51,9 +62,10 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
     if config.optimisation.warmup >= config.steps:
         raise ValueError(f"warmup: expected fewer than the {config.steps} steps, got {config.optimisation.warmup}")
-    if config.optimisation.layer_decay != 1 and not config.model.backbone.startswith("timm:"):
+    encoder = "own models" if config.model.model == "own" else config.model.backbone
+    if config.optimisation.layer_decay != 1 and not encoder.startswith("timm:"):
         raise ValueError(
-            f"layer_decay: expected 1 for {config.model.backbone}, whose layers share one learning rate, got "
+            f"layer_decay: expected 1 for {encoder}, whose layers share one learning rate, got "
             f"{config.optimisation.layer_decay}; encoders of timm (--backbone timm:NAME) have it"
         )
     model, share = config.model, config.batch_size // world_size()
@@ -63,7 +75,11 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(
             f"accumulate: expected a divisor of the {share} images per process, got {config.optimisation.accumulate}"
         )
-    if model.backbone != "tiny" and not (model.backbone_weights or model.init or model.from_scratch):
+    if (
+        model.model != "own"
+        and model.backbone != "tiny"
+        and not (model.backbone_weights or model.init or model.from_scratch)
+    ):
         kind = model.backbone.partition(":")[0]
         known = {"timm": "timm", "tv": model.backbone}.get(kind, f"timm:{model.backbone}c")
         package = "torchvision" if kind == "tv" else "timm"
@@ -76,11 +92,16 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         )
 
 
-def judge(config: Config, opened: dict[str, Files | Synthetic], workers: int) -> Statistics | None:
+def judge(config: Config, train_data: Dataset, val_data: Dataset, workers: int) -> Statistics | None:
     """Judges one's own data as `apcnet check` does: raises its errors before the first step, and repeats its warnings.
 
     All processes have to call this; the first one judges. Returns the levels of images that are not 8-bit RGB.
     """
+    if config.data.dataset == "shards":  # judged when they were packed
+        return train_data.pairs.statistics
+    if config.data.dataset == "own":
+        return measure(train_data, workers)
+    opened = {config.data.split: train_data, config.data.val_split: val_data}
     files = {split: data for split, data in opened.items() if isinstance(data, Files)}
     complaint = measured = None
     if rank() == 0 and config.data.dataset == "folder":
@@ -117,7 +138,9 @@ def warn_about_images(config: Config, images: int, statistics: Statistics | None
         )
 
 
-def initial_model(config: Config, data: Dataset, statistics: Statistics | None = None) -> Segmentor:
+def initial_model(
+    config: Config, data: Dataset, statistics: Statistics | None = None, own: Own | None = None
+) -> Segmentor:
     """Makes the model before the first step, on the CPU; the seed determines its random weights.
 
     Images that are not 8-bit RGB determine its number of channels and its normalisation by their statistics.
@@ -128,15 +151,24 @@ def initial_model(config: Config, data: Dataset, statistics: Statistics | None =
             f"in_channels: expected {channels}, as the images have, got {config.model.in_channels}; leave it out"
         )
     settings, classes = config.model, tuple(data.classes)
+    binary = is_binary(config.optimisation.loss)
+    if binary and len(classes) != 2:
+        raise ValueError(
+            f"loss: expected a dataset of two classes for {config.optimisation.loss}, got {len(classes)}; for more: "
+            "--loss cross_entropy"
+        )
+    num_classes = 1 if binary else len(classes)
     if statistics is not None and settings.init is None:
         settings = replace(settings, in_channels=channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed(config.seed, WEIGHTS))
-        if settings.init is None:
+        if settings.model == "own":
+            model = _own_model(own, num_classes, channels)
+        elif settings.init is None:
             names = settings.model, settings.backbone
-            model = create(*names, len(classes), settings.backbone_weights, **settings.options())
+            model = create(*names, num_classes, settings.backbone_weights, **settings.options())
         else:
-            model = load(settings.init, len(classes))
+            model = load(settings.init, num_classes)
             start = {name: getattr(settings, name) for name in ("backbone_weights", "from_scratch", "init")}
             assert model.architecture is not None  # every loaded model has one
             loaded = replace(config, model=Model.of(model.architecture, **start))
@@ -160,6 +192,21 @@ def initial_model(config: Config, data: Dataset, statistics: Statistics | None =
     return model.train()
 
 
+def _own_model(own: Own | None, num_classes: int, channels: int) -> Segmentor:
+    if own is None or own.model is None:
+        raise ValueError(
+            "model: expected model=module in a call of apcnet.train, since own models are objects, got none"
+        )
+    network = own.model if isinstance(own.model, nn.Module) else own.model()
+    if isinstance(network, Segmentor):
+        if network.num_classes != num_classes:
+            raise ValueError(f"model: expected {num_classes} classes, as the data have, got {network.num_classes}")
+        return network
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"model: expected a module, or a function that makes one, got {type(network).__name__}")
+    return OwnSegmentor(network, num_classes, channels)
+
+
 def class_weights(config: Config, classes: Sequence[str]) -> list[float] | None:
     """Reads class weights from the report of `apcnet check` that the config names, if it names one."""
     path = config.optimisation.class_weights
@@ -177,8 +224,26 @@ def class_weights(config: Config, classes: Sequence[str]) -> list[float] | None:
     return weights
 
 
+def open_both(data: Data, own: Own) -> tuple[Dataset, Dataset]:
+    """Opens the data sets to train and to evaluate on: the user's own ones, or those that a config describes."""
+    if own.data is None:
+        return open_data(data, data.split), open_data(data, data.val_split)
+    train_data, val_data = own_data(own.data, "data"), own_data(own.val_data, "val_data")
+    if tuple(train_data.classes) != tuple(val_data.classes):
+        raise ValueError(
+            f"val_data: expected the classes of data, {', '.join(train_data.classes)}; got "
+            f"{', '.join(val_data.classes)}"
+        )
+    return train_data, val_data
+
+
 def open_data(data: Data, split: str) -> Files | Synthetic:
     """Opens a split of the dataset that a config describes."""
+    if data.dataset == "own":
+        raise ValueError(
+            "dataset: expected data= and val_data= in a call of apcnet.train, or a call of apcnet.evaluate, since own "
+            "data sets are objects of Python, got none"
+        )
     if data.root is None and data.dataset != "synthetic":
         raise ValueError(f"root: expected the folder of {data.dataset}, got none; add --root FOLDER")
     return apcnet.data.open(data.dataset, data.root, split, **data.open_options())

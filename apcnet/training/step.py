@@ -19,8 +19,10 @@ from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
 from apcnet.distributed import rank, synchronise_batch_norms, world_size
 from apcnet.keys import DROPOUT, keyed
-from apcnet.models import Segmentor
-from apcnet.training.optimizer import optimizer
+from apcnet.models import Criterion, Segmentor
+from apcnet.models.own import OwnSegmentor
+from apcnet.training.optimizer import freeze, optimizer
+from apcnet.training.own import Loss, checked_losses
 
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 25  # share of steps with a rising rate; the largest rate over the first
 
@@ -62,7 +64,9 @@ class Trainer:
     `model` is the model in training, `result` the one to evaluate and save: the same model, or its moving average.
     """
 
-    def __init__(self, model: Segmentor, config: Config, class_weights: list[float] | None = None):
+    def __init__(
+        self, model: Segmentor, config: Config, class_weights: list[float] | None = None, loss: Loss | None = None
+    ):
         self.config, self.settings = config, config.optimisation
         self.device = next(model.parameters()).device
         if config.channels_last:
@@ -70,7 +74,11 @@ class Trainer:
         synchronise_batch_norms(model)
         self.model = model
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
+        named = ("focal_gamma", "ohem_threshold", "ohem_share")
+        self.criterion = Criterion(self.settings.loss, **{name: getattr(self.settings, name) for name in named})
+        self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
+        self.frozen = freeze(self.model, self.settings.freeze)
         self.optimizer = optimizer(self.model, self.settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -79,7 +87,14 @@ class Trainer:
         self.forward = torch.compile(self.model) if config.compile else self.model
         if world_size() > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.forward = nn.parallel.DistributedDataParallel(self.forward, device_ids=ids)
+            self.forward = nn.parallel.DistributedDataParallel(
+                self.forward, device_ids=ids, find_unused_parameters=self.may_skip
+            )
+
+    @property
+    def may_skip(self) -> bool:
+        """Tells whether losses may not depend on all parameters: those of a user's own model or loss."""
+        return self.loss is not None or isinstance(self.model, OwnSegmentor)
 
     def step(self, number: int, images: Tensor, masks: Tensor, stop: bool = False) -> tuple[dict[str, float], bool]:
         """Trains on this process's share of a batch; `stop` asks all processes to stop after this step.
@@ -90,6 +105,8 @@ class Trainer:
         Raises:
             NotFiniteError: A loss or gradient is not finite; model and optimizer are unchanged.
         """
+        for module in self.frozen:
+            module.eval()
         _copy(self.buffers, self.buffers_before)
         rate = learning_rate(self.settings, number, self.config.steps)
         for group in self.optimizer.param_groups:
@@ -171,6 +188,7 @@ class Trainer:
         own = {
             number: {moment: make(parameter) for moment, make in self._moments().items()}
             for number, parameter in enumerate(self.parameters)
+            if number in found or not self.may_skip
         }
         _assign(
             {f"{moment} of {n}": t for n, values in own.items() for moment, t in values.items()}, given, "optimizer"
@@ -202,6 +220,8 @@ class Trainer:
             "weight": self.class_weights,
             "label_smoothing": self.settings.label_smoothing,
             "denominator": self._denominator(masks),
+            "loss": self.criterion,
+            "parts": parts,
         }
         dtype = getattr(torch, self.config.precision)
         for part, share in enumerate(zip(images.chunk(parts), masks.chunk(parts), strict=True)):
@@ -209,16 +229,21 @@ class Trainer:
             ddp = self.forward if isinstance(self.forward, nn.parallel.DistributedDataParallel) else None
             with nullcontext() if ddp is None or part == parts - 1 else ddp.no_sync():
                 with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                    losses = self.forward(*share, **options)
-                if "decode.loss_se" in losses:  # this loss is a mean over the images of the part
-                    losses["decode.loss_se"] = losses["decode.loss_se"] / parts
+                    losses = self._losses(*share, **options)
+                if self.loss is not None:  # a mean over the images of the part
+                    losses = {name: loss / parts for name, loss in losses.items()}
                 self.scaler.scale(functools.reduce(torch.add, losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach().float()
         return total
 
+    def _losses(self, images: Tensor, target: Tensor, **options) -> dict[str, Tensor]:
+        if self.loss is None:
+            return self.forward(images, target, **options)
+        return checked_losses(self.loss(self.forward(images), target))
+
     def _denominator(self, masks: Tensor) -> Tensor | int:
-        """Returns the denominator of the cross entropies, divided by the processes that gradients are averaged over."""
+        """Returns the denominator of the losses of pixels, divided by the processes that average the gradients."""
         if self.settings.reduction == "mean_all":
             return masks.numel()
         valid = masks != IGNORE
@@ -248,4 +273,6 @@ def _assign(own: Mapping[Any, Tensor], found: Mapping[Any, Tensor | None], entry
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
     """Copies tensors to others of the same shapes, in few launches."""
+    if not sources:  # a user's model may have no buffers
+        return
     torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]

@@ -9,6 +9,7 @@ import torch
 
 import apc_kernels
 from apc_kernels import dispatch, info, library
+from apc_kernels.ops.affinities.checks import KERNELS as CONTEXT_KERNELS
 from apc_kernels.ops.pyramid_pool import KERNELS
 
 
@@ -24,6 +25,16 @@ def test_auto_takes_the_first_that_can():
     name, passed_over = KERNELS.explain("pyramid_pool", "cuda", torch.float64)
     assert name == "reference"
     assert passed_over == {other: f"{other} does not compute in float64" for other in ("cuda", "triton")}
+
+
+def test_triton_comes_first_where_it_issues_fewer_instructions(monkeypatch):
+    monkeypatch.setattr(dispatch, "_reason_unavailable", lambda name, device: None)
+    assert KERNELS.explain("pyramid_pool", "cuda", torch.float32) == ("cuda", {})
+    assert CONTEXT_KERNELS.explain("adaptive_context", "cuda", torch.float32) == ("triton", {})
+    assert CONTEXT_KERNELS.explain("affinity_moments", "cpu", torch.float32) == ("cpp", {})
+    missing = {"triton": "triton is not installed"}
+    monkeypatch.setattr(dispatch, "_reason_unavailable", lambda name, device: missing.get(name))
+    assert CONTEXT_KERNELS.explain("adaptive_context_backward_x", "cuda", torch.float32) == ("cuda", missing)
 
 
 def test_what_a_missing_library_says(monkeypatch):
@@ -89,6 +100,7 @@ def test_limits_are_a_reason_too():
 def test_the_environment_variable():
     program = """
 import torch, apc_kernels
+from apc_kernels.ops.affinities.checks import KERNELS as CONTEXT_KERNELS
 from apc_kernels.ops.pyramid_pool import KERNELS
 x = torch.ones(1, 1, 2, 2)
 print(KERNELS.select("pyramid_pool", x), apc_kernels.pyramid_pool(x).shape)

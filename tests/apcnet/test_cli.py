@@ -185,14 +185,27 @@ def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     assert Image.open(folder / "worst.png").width == Image.open(folder / "preview" / "000012.png").width > 400
     results, labels = tmp_path / "results", tmp_path / "labels"
     status, out, err = run("evaluate", folder, "--out", results, "--predictions", labels)
-    assert status == 0 and "mIoU" in out and {"class", "IoU", "accuracy"} <= set(out.split()), err
+    assert status == 0, err
+    header, first = (line.split() for line in out.splitlines()[1:4:2])
+    assert [word for word in header if word.isalnum()] == ["class", "IoU", "Dice", "precision", "recall"]
+    assert "ground" in first and {"mIoU", "mAcc", "aAcc", "fwIoU"} <= set(out.splitlines()[-2].split())
+    assert out.splitlines()[-1] == "11,031 labelled pixels of 5 images, scores in per cent"
+    assert len((results / "images.csv").read_text().splitlines()) == 6
     evaluated, trained = (json.loads((path / "metrics.json").read_text()) for path in (results, folder))
     assert evaluated["miou"] == trained["miou"] and evaluated["iou"] == trained["iou"]
     assert len(list(labels.rglob("*.png"))) == 5
     status, out, err = run("evaluate", folder / "best.safetensors", "--multi-scale", "--workers", 1)
     assert status == 0, err
-    status, out, err = run("predict", folder, tmp_path / "data" / "images" / "val", "--out", tmp_path / "seen")
+    more = "--boundary", "--calibration", "--loss", "--out", results, "--workers", 0
+    status, out, err = run("evaluate", folder, *more)
+    assert status == 0 and "boundary IoU" in out and "ECE" in out and "loss" in out.splitlines()[-2], err
+    measured = json.loads((results / "metrics.json").read_text())
+    assert measured["iou"] == trained["iou"] and 0 < measured["mean_boundary_iou"] < measured["miou"] + 0.5
+    assert 0 < measured["ece"] < 1 and measured["loss"] > 0
+    images = tmp_path / "data" / "images" / "val"
+    status, out, err = run("predict", folder, images, "--out", tmp_path / "seen", "--confidence")
     assert status == 0 and out.endswith("5 images\n"), err
+    assert len(list((tmp_path / "seen").glob("*_confidence.png"))) == 5
     assert len(list((tmp_path / "seen").glob("*_overlay.jpg"))) == 5
 
 

@@ -46,6 +46,8 @@ OTHER = {  # for every field a value other than its default
     "presence_weight": 0.1,
     "dataset": "folder",
     "root": Path("photographs"),
+    "cache": Path("cache"),
+    "cache_gib": 2.5,
     "split": "trainaug",
     "val_split": "test",
     "classes": 59,
@@ -57,6 +59,10 @@ OTHER = {  # for every field a value other than its default
     "ratio": (1.0, 1.0),
     "cat_max_ratio": 1.0,
     "antialias": True,
+    "flips": "both",
+    "rotate": True,
+    "distortion": False,
+    "augmentation": "none",
     "optimizer": "adamw",
     "schedule": "cosine",
     "lr": 0.02,
@@ -66,10 +72,16 @@ OTHER = {  # for every field a value other than its default
     "momentum": 0.0,
     "weight_decay": 0.0,
     "head_lr": 10.0,
+    "lr_factors": {"backbone": 0.5},
+    "freeze": ("backbone.stem",),
     "layer_decay": 0.75,
     "clip": 1.0,
     "accumulate": 2,
     "ema": 0.999,
+    "loss": "cross_entropy+0.5*dice",
+    "focal_gamma": 0.5,
+    "ohem_threshold": 0.9,
+    "ohem_share": 1.0,
     "reduction": "mean",
     "label_smoothing": 0.1,
     "class_weights": Path("report.json"),
@@ -84,6 +96,8 @@ OTHER = {  # for every field a value other than its default
     "seed": -1,
     "eval_every": 3,
     "save_every": 3,
+    "best_by": "dice",
+    "patience": 3,
     "precision": "bfloat16",
     "channels_last": True,
     "compile": True,
@@ -92,12 +106,14 @@ OTHER = {  # for every field a value other than its default
 REQUIRED = {  # the other fields that a field needs
     "classes": {"dataset": "pascal_context"},
     "labels": {"dataset": "folder"},
+    "cache": {"dataset": "shards"},
     "window": {"window": (513, 513), "stride": (513, 513)},
     "stride": {"window": (513, 513), "stride": (513, 513)},
 }
 VERBS = (  # with which the help of a flag begins
-    "Accumulate Add Align Apply Average Clip Compile Concatenate Draw Evaluate Extract Generate Give Guide Let Map "
-    "Move Multiply Pool Read Resize Run Save Seed Set Slide Smooth Start Store Train Use Weight"
+    "Accumulate Add Align Apply Augment Average Choose Clip Compile Concatenate Distort Draw Evaluate Extract Generate "
+    "Give Guide Keep Let Map Minimise Mirror Move Multiply Pool Read Resize Rotate Run Save Seed Set Slide Smooth "
+    "Start Stop Store Train Use Weight"
 )
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}
@@ -153,6 +169,8 @@ def test_fields_are_converted_to_their_type():
     assert data == Data("folder", root=Path("photographs"), crop=(64, 48), ratio=(1.0, 2.0), labels={0: 255})
     assert [type(value) for value in (data.crop, data.ratio[0], data.root)] == [tuple, float, type(Path())]
     assert type(Optimisation(lr=1).lr) is float
+    address = Data("shards", "s3://bucket/shards")
+    assert address.root == "s3://bucket/shards" and Config.from_json(Config(data=address).to_json()).data == address
     assert Config(model={"model": "fcn"}).model == Model("fcn")
     assert Config.from_json({}) == Config() and Config.from_json({"data": {"size": [48, 64]}}).data.size == (48, 64)
 
@@ -192,8 +210,18 @@ def test_fields_are_converted_to_their_type():
         (Optimisation, {"momentum": 1.0}, "momentum: expected 0 or more, but less than 1, got 1.0"),
         (Optimisation, {"weight_decay": float("inf")}, r"weight_decay: expected 0 up to 3.4e\+38, got inf"),
         (Optimisation, {"lr": 1e308}, r"lr: expected a positive number up to 3.4e\+38, got 1e\+308"),
-        (Optimisation, {"lr": 1e30, "head_lr": 1e30}, r"lr: expected lr · head_lr / .* up to 3.4e\+38, got 1e\+61"),
+        (
+            Optimisation,
+            {"lr": 1e30, "head_lr": 1e30},
+            r"lr: expected lr · head_lr · lr_factors / .* up to 3.4e\+38, got 1e\+61",
+        ),
         (Optimisation, {"accumulate": 0}, "accumulate: expected 1 or more, got 0"),
+        (Optimisation, {"lr_factors": {"head": 0}}, "lr_factors: expected names with positive numbers up to"),
+        (Optimisation, {"freeze": "backbone"}, r"freeze: expected tuple\[str, \.\.\.\], got 'backbone'"),
+        (Optimisation, {"lr": 1e30, "lr_factors": {"head": 1e30}}, "lr: expected lr · head_lr · lr_factors / "),
+        (Config, {"patience": 0}, "patience: expected 1 or more, got 0"),
+        (Config, {"best_by": "iou"}, "best_by: expected one of miou, dice, .*got 'iou'"),
+        (Data, {"flips": "all"}, "flips: expected one of horizontal, both, none, got 'all'"),
         (Protocol, {"ratios": ()}, r"ratios: expected positive numbers, at least one, got \(\)"),
         (Protocol, {"ratios": (1, -1)}, r"ratios: expected positive numbers, at least one, got \(1.0, -1.0\)"),
         (Protocol, {"window": (3, 3)}, r"window, stride: expected both or neither, got \(3, 3\) and None"),

@@ -105,6 +105,10 @@ def test_scores_are_those_of_mmsegmentation():
     assert torch.tensor(scores.aacc).double() == expected["aAcc"]
     assert scores.miou == pytest.approx(expected["IoU"].nanmean().item(), rel=1e-7)
     assert scores.macc == pytest.approx(expected["Acc"].nanmean().item(), rel=1e-7)
+    np.testing.assert_array_equal(scores.precision.float().double(), expected["Precision"])
+    np.testing.assert_array_equal(scores.dice.float().double(), expected["Dice"])
+    np.testing.assert_allclose(scores.dice.where(~expected["Fscore"].isnan(), np.nan), expected["Fscore"], rtol=1e-6)
+    assert (scores.dice[expected["Fscore"].isnan()].nan_to_num() == 0).all()  # without a hit F is 0 / 0, and Dice is 0
 
 
 def test_which_classes_count():
@@ -115,7 +119,10 @@ def test_which_classes_count():
     nan = float("nan")
     np.testing.assert_array_equal(scores.iou, [2 / 3, 1 / 3, nan, nan, 0])
     np.testing.assert_array_equal(scores.acc, [1, 1 / 2, nan, nan, 0])
+    np.testing.assert_array_equal(scores.dice, [4 / 5, 1 / 2, nan, nan, 0])
+    np.testing.assert_array_equal(scores.precision, [2 / 3, 1 / 2, nan, nan, nan])
     assert scores.miou == pytest.approx(1 / 3) and scores.macc == 0.5 and scores.aacc == 3 / 5
+    assert scores.fwiou == pytest.approx((2 * 2 / 3 + 2 * 1 / 3) / 5)
     predicted_alone = ConfusionMatrix(5).update(torch.tensor([0, 3]), torch.tensor([0, 0])).scores()
     np.testing.assert_array_equal(predicted_alone.iou, [1 / 2, nan, nan, 0, nan])
     np.testing.assert_array_equal(predicted_alone.acc, [1 / 2, nan, nan, nan, nan])
@@ -131,19 +138,41 @@ def test_counts_stay_exact():
 
 def test_of_no_pixel_there_is_no_score():
     scores = ConfusionMatrix(3).scores()
-    assert np.isnan([scores.miou, scores.macc, scores.aacc, *scores.iou, *scores.acc]).all()
+    values = [scores.miou, scores.macc, scores.aacc, scores.fwiou, *scores.iou, *scores.acc]
+    assert np.isnan([*values, *scores.dice, *scores.precision]).all()
 
 
 def test_the_table():
     scores = ConfusionMatrix(3).update(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])).scores()
     assert scores.rows(["road", "sky", "pole"]) == [
-        ("road", "50.00", "50.00"),
-        ("sky", "50.00", "100.00"),
-        ("pole", "–", "–"),
-        ("mean", "50.00", "75.00"),
+        ("road", "50.00", "66.67", "100.00", "50.00"),  # IoU, Dice, precision, recall
+        ("sky", "50.00", "66.67", "50.00", "100.00"),
+        ("pole", "–", "–", "–", "–"),
+        ("mean", "50.00", "66.67", "75.00", "75.00"),
     ]
     with pytest.raises(ValueError, match="classes: expected 3 names, got 2"):
         scores.rows(["road", "sky"])
+
+
+def test_the_record():
+    class Scenes:
+        classes, context_classes = ("road", "sky", "pole"), (1,)
+
+    scores = ConfusionMatrix(3).update(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])).scores()
+    third = pytest.approx(2 / 3)
+    assert scores.record(Scenes()) == {
+        "miou": 0.5,
+        "macc": 0.75,
+        "aacc": third,
+        "context_miou": 0.5,
+        "mean_dice": third,
+        "mean_precision": 0.75,
+        "fwiou": 0.5,
+        "iou": {"road": 0.5, "sky": 0.5, "pole": None},
+        "dice": {"road": third, "sky": third, "pole": None},
+        "precision": {"road": 1.0, "sky": 0.5, "pole": None},
+        "recall": {"road": 0.5, "sky": 1.0, "pole": None},
+    }
 
 
 def test_the_file(tmp_path):

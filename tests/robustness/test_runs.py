@@ -48,7 +48,17 @@ def _written() -> Iterator[tuple[str, Damage]]:
     for path in _paths(small(Path("data")).to_json()):
         for value in ("x", [], {}, -1, [[[1]]], 1e400, None):
             yield f"config.json: {path} is {value}", functools.partial(_set_json, "config.json", path, value)
-    for entry in ("step", "evaluated", "best", "config", "images", "sample_names", "class_weights", "environment"):
+    for entry in (
+        "step",
+        "evaluated",
+        "best",
+        "waited",
+        "config",
+        "images",
+        "sample_names",
+        "class_weights",
+        "environment",
+    ):
         yield from _entries((entry,), WRONG)
     for entry in ("model", "average", "optimizer", "scaler"):
         yield from _entries((entry,), WRONG)
@@ -106,7 +116,7 @@ def _set_entry(path: tuple, value: object, previous: str, fill: bool, run: Path)
         state = torch.load(run / name, weights_only=True)
         filled = torch.full_like(functools.reduce(lambda part, key: part[key], path, state), value) if fill else value
         if path[0] == "best" and state["best"] is None:  # before the first evaluation
-            state["best"] = {"miou": 0.5, "step": 0}
+            state["best"] = {"miou": 0.5, "dice": 0.6, "step": 0}
         _set(state, path, filled)
         (run / name).unlink()  # the two may be hard links to the same bytes
         torch.save(state, run / name)

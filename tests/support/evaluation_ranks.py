@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from apcnet.config import Protocol
 from apcnet.data.sample import Sample
 from apcnet.inference.evaluation import evaluate
+from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
 
 SIZES = ((40, 61), (32, 32), (57, 33), (61, 40), (24, 70))
 
@@ -82,5 +83,15 @@ def evaluate_rank(rank: int, folder: str, worlds: tuple[int, ...]) -> None:
             progress = []
             matrices = [evaluate(Network(), Pictures(), test).matrix for test in TESTS]
             few = evaluate(Network(), Pictures(2), TESTS[0], progress=lambda *state, to=progress: to.append(state))
+            measured = measure()
             dist.destroy_process_group()
-            torch.save((torch.stack([*matrices, few.matrix]), progress), f"{folder}/{rank} of {world}.pt")
+            torch.save((torch.stack([*matrices, few.matrix]), progress, measured), f"{folder}/{rank} of {world}.pt")
+
+
+def measure() -> list:
+    """Takes every measure, and returns its results: floats, integers and strings."""
+    images, loss, edges, calibration = PerImage(Pictures.classes), MeanLoss(), BoundaryIoU(5), Calibration()
+    measures = {"images": images, "loss": loss, "boundary": edges, "calibration": calibration}
+    evaluate(Network(), Pictures(), TESTS[0], **measures)
+    scores = [tuple(score)[:-1] for score in images.scores]
+    return [scores, loss.mean, edges.counts.tolist(), calibration.counts.tolist()]

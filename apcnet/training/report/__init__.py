@@ -4,29 +4,38 @@
 runs. The page is complete without scripts. Pictures are embedded, reduced so that the file stays below 5 MB.
 """
 
-import base64
-import io
-import json
+import csv
 import shlex
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from apcnet.config import Config, differences
 from apcnet.confusion import percent
 from apcnet.files import read_json, replacing
+from apcnet.flags import train_command
 from apcnet.training import log
 from apcnet.training.folder import BEST, FINAL
-from apcnet.training.report.charts import Line, lines, trend
+from apcnet.training.report import pictures, tables
+from apcnet.training.report.charts import COLORS, Line, histogram, lines
 
 NAME = "report.html"
-MOST_PREVIEWS, PICTURE_BYTES = 24, 2_400_000  # all pictures together, before base64 makes them a third larger
-LARGEST_MATRIX = 60  # classes: a larger confusion matrix would be megabytes of cells that nobody can read
+PICTURE_BYTES = 2_400_000  # all pictures together, before base64 makes them a third larger
+REFRESH = 20  # seconds after which the page of a run that goes on is read anew
+
+
+class Image(NamedTuple):
+    """Holds the scores of an image in images.csv."""
+
+    name: str
+    aacc: float
+    miou: float
 
 
 class Run(NamedTuple):
@@ -39,11 +48,30 @@ class Run(NamedTuple):
     losses: list[dict[str, Any]]
     scores: list[dict[str, Any]]
     confusion: np.ndarray | None
+    images: list[Image]
+    previews: pictures.Gallery | None
+    worst: pictures.Gallery | None
 
     @property
-    def steps(self) -> int:
+    def step(self) -> int:
         """Returns the step that the run has reached."""
         return max((record["step"] for record in (*self.losses, *self.scores)), default=0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Tells whether the run has ended, after all steps or early, and has not gone on since."""
+        metrics = self.folder / "metrics.json"
+        return metrics.exists() and read_json(metrics).get("step") == self.step
+
+    @property
+    def classes(self) -> list[str]:
+        """Returns the names of the classes, after an evaluation."""
+        return list(self.scores[-1]["iou"]) if self.scores else []
+
+    @property
+    def palette(self) -> pictures.Palette | None:
+        """Returns the colours of the classes, if pictures were saved."""
+        return self.previews.palette if self.previews and len(self.previews.palette) == len(self.classes) else None
 
 
 def read(folder: str | Path) -> Run:
@@ -53,14 +81,21 @@ def read(folder: str | Path) -> Run:
         raise FileNotFoundError(f"{folder}: expected the folder of a run, found no config.json in it")
     environment, matrix = folder / "environment.json", folder / "confusion.npy"
     records = log.read(folder)
+    scores = [record for record in records if "miou" in record]
+    counts = np.load(matrix) if matrix.exists() else None
+    if counts is not None and (not scores or len(counts) != len(scores[-1]["iou"])):
+        counts = None
     return Run(
         folder.resolve().name,
         folder,
         read_json(folder / "config.json"),
         read_json(environment) if environment.exists() else {},
         [record for record in records if "miou" not in record],
-        [record for record in records if "miou" in record],
-        np.load(matrix) if matrix.exists() else None,
+        scores,
+        counts,
+        _read_images(folder / "images.csv"),
+        pictures.read_previews(folder / "preview"),
+        pictures.read_worst(folder),
     )
 
 
@@ -93,23 +128,31 @@ def page(runs: Sequence[Run]) -> str:
     """Returns the HTML of a report."""
     files = resources.files("apcnet.training.report")
     style, script = ((files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    several = len(runs) > 1
     title = " and ".join(run.name for run in runs)
-    budget = PICTURE_BYTES // len(runs)
-    body = "".join(
-        [
-            _head(runs),
-            _curves(runs),
-            _classes(runs),
-            *(_confusion(run, len(runs) > 1) for run in runs),
-            *(_pictures(run, budget, len(runs) > 1) for run in runs),
-            *(_settings(run) for run in runs),
+    sections = [("training", "Training", _curves(runs)), ("classes", "Classes", _classes(runs))]
+    for i, run in enumerate(runs):
+        of_run = f" of {run.name}" if several else ""
+        sections += [
+            (f"confusion-{i}", f"Confusion{of_run}", _confusion(run, i)),
+            (f"previews-{i}", f"Predictions over time{of_run}", _previews(run, i, PICTURE_BYTES * 2 // 3 // len(runs))),
+            (f"worst-{i}", f"Worst images{of_run}", _worst(run, i, PICTURE_BYTES // 3 // len(runs))),
         ]
-    )
+    for i, run in enumerate(runs):
+        of_run = f" of {run.name}" if several else ""
+        sections.append((f"commands-{i}", f"Commands{of_run}", _commands(run)))
+        sections.append((f"settings-{i}", f"Settings{of_run}", _settings(run)))
+    sections = [(key, heading, body) for key, heading, body in sections if body]
+    links = "".join(f'<a href="#{key}">{escape(heading)}</a>' for key, heading, _ in sections)
+    body = "".join(f'<section id="{key}"><h2>{escape(heading)}</h2>{body}</section>' for key, heading, body in sections)
+    goes_on = not several and not runs[0].is_finished
+    again = f'<noscript><meta http-equiv="refresh" content="{3 * REFRESH}"></noscript>' if goes_on else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
         f'<title>{escape(title)} – apcnet</title><link rel="icon" href="data:,"><style>{style}</style></head>'
-        f"<body>{body}<script>{script}</script></body></html>\n"
+        f"<body{f' data-refresh={REFRESH}' if goes_on else ''}>{_head(runs)}<nav>{links}</nav>{body}"
+        f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -122,21 +165,48 @@ class Figure(NamedTuple):
 
 
 def _head(runs: Sequence[Run]) -> str:
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     if len(runs) > 1:
         rows = "".join(
-            f'<tr><td><span class="key c{i % 6}"></span>{escape(run.name)}</td>'
+            f'<tr><th scope="row"><span class="key c{i % COLORS}"></span>{escape(run.name)}</th>'
             + "".join(f'<td class="n">{f.value} <span class="faint">{f.remark}</span></td>' for f in _figures(run))
             + "</tr>"
             for i, run in enumerate(runs)
         )
         names = "".join(f'<th class="n">{figure.name}</th>' for figure in _figures(runs[0]))
-        table = f'<div class="wide"><table><tr><th>run</th>{names}</tr>{rows}</table></div>'
-        return f"<h1>Comparison</h1>{table}{_differences(runs)}"
+        table = f'<div class="wide card"><table><thead><tr><th>run</th>{names}</tr></thead>{rows}</table></div>'
+        about = f'<p class="faint">{len(runs)} runs · written {written}</p>'
+        return f"<header><h1>Comparison</h1>{about}</header>{table}{_differences(runs)}"
     (run,) = runs
     model, data = run.config.get("model", {}), run.config.get("data", {})
-    about = " · ".join(str(v) for v in (model.get("model"), model.get("backbone"), data.get("dataset")) if v)
-    tiles = "".join(f"<li><b>{figure.value}</b>{figure.name} {figure.remark}</li>" for figure in _figures(run))
-    return f'<h1>{escape(run.name)}</h1><p class="faint">{escape(about)}</p><ul class="tiles">{tiles}</ul>'
+    parts = model.get("model"), model.get("backbone"), data.get("dataset"), f"written {written}"
+    about = " · ".join(str(part) for part in parts if part)
+    tiles = "".join(
+        f'<li><span class="faint">{f.name}</span><b>{f.value}</b><span class="faint">{f.remark}</span></li>'
+        for f in _figures(run)
+    )
+    return (
+        f'<header><div class="title"><h1>{escape(run.name)}</h1>{_state(run)}</div><p class="faint">{escape(about)}</p>'
+        f'</header><ul class="tiles">{tiles}</ul>'
+    )
+
+
+def _state(run: Run) -> str:
+    """Says how far the run is, and how long it will take if it goes on as fast as it did."""
+    total = run.config["steps"]
+    if run.is_finished:
+        return '<span class="pill done">finished</span>'
+    speeds = [record["images_per_second"] for record in run.losses[-10:] if record["images_per_second"]]
+    left = ""
+    if speeds:
+        minutes, seconds = divmod(round((total - run.step) * run.config["batch_size"] / np.median(speeds)), 60)
+        hours, minutes = divmod(minutes, 60)
+        left = f", {hours} h {minutes} min left" if hours else f", {minutes} min {seconds} s left"
+    return (
+        f'<span class="pill">{100 * run.step / total:.0f} %{left}</span>'
+        '<label class="refresh" hidden><input type="checkbox" checked>refresh</label>'
+        f'<progress max="{total}" value="{run.step}" aria-label="steps"></progress>'
+    )
 
 
 def _differences(runs: Sequence[Run]) -> str:
@@ -152,13 +222,14 @@ def _figures(run: Run) -> list[Figure]:
     score, loss = (run.scores or [{}])[-1], (run.losses or [{}])[-1]
     best, speeds = score.get("best", {}), [record["images_per_second"] for record in run.losses]
     return [
-        Figure("step", f"{run.steps:,}", f"of {run.config['steps']:,}"),
-        Figure("mIoU", percent(score.get("miou")), "%"),
-        Figure("best mIoU", percent(best.get("miou")), f"% at step {best['step']:,}" if best else ""),
-        Figure("aAcc", percent(score.get("aacc")), "%"),
-        Figure("loss", f"{loss['loss']:.4f}" if _has(loss, "loss") else "–"),
-        Figure("images a second", f"{np.median(speeds):.1f}" if speeds else "–"),
-        Figure("memory", f"{loss['memory_mib']:,}" if loss else "–", "MiB"),
+        Figure("step", f"{run.step:,}", f"of {run.config['steps']:,}"),
+        Figure("mIoU", f"{percent(score.get('miou'))} %", f"at step {score['step']:,}" if score else ""),
+        Figure("best mIoU", f"{percent(best.get('miou'))} %", f"at step {best['step']:,}" if "step" in best else ""),
+        Figure("mean Dice", f"{percent(score.get('mean_dice'))} %", "F1 of the classes"),
+        Figure("pixels right", f"{percent(score.get('aacc'))} %", "of all labelled"),
+        Figure("loss", f"{loss['loss']:.4f}" if _has(loss, "loss") else "–", "in training"),
+        Figure("speed", f"{np.median(speeds):.1f}" if speeds else "–", "images/s, median"),
+        Figure("memory", f"{loss['memory_mib']:,}" if _has(loss, "memory_mib") else "–", "MiB at most"),
     ]
 
 
@@ -172,18 +243,35 @@ def _curves(runs: Sequence[Run]) -> str:
         return lines(title, drawn, in_percent)
 
     several = len(runs) > 1
-    scores = {"miou": "mIoU"} if several else {"miou": "mIoU", "context_miou": "context mIoU"} | {"aacc": "aAcc"}
+    more = {"context_miou": "context mIoU", "mean_dice": "mean Dice", "aacc": "pixels right"}
     parts = [key for key in (runs[0].losses[-1] if runs[0].losses else ()) if "." in key and "loss" in key]
     losses = ["loss"] if several or len(parts) < 2 else ["loss", *parts]
     charts = [
         chart(
-            "mIoU on the validation images" if several else "Scores on the validation images", "scores", scores, True
+            "mIoU on the validation images" if several else "Scores on the validation images",
+            "scores",
+            {"miou": "mIoU"} if several else {"miou": "mIoU"} | more,
+            True,
         ),
-        chart("Loss", "losses", {key: key for key in losses}),
+        chart("Training loss", "losses", {key: key for key in losses}),
+        chart("Loss on the validation images", "scores", {"val_loss": "loss"}),
         chart("Learning rate", "losses", {"lr": "learning rate"}),
-        chart("Images a second", "losses", {"images_per_second": "images a second"}),
+        chart("Speed", "losses", {"images_per_second": "images a second"}),
+        chart("Memory at most", "losses", {"memory_mib": "MiB"}),
+        *(_distribution(run, several) for run in runs),
     ]
-    return f'<h2>Training</h2><div class="charts">{"".join(charts)}</div>'
+    return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+
+
+def _distribution(run: Run, named: bool) -> str:
+    """Draws how many images have which mIoU."""
+    values = [image.miou for image in run.images if not np.isnan(image.miou)]
+    if not values:
+        return ""
+    mean, median = (percent(float(average(values))) for average in (np.mean, np.median))
+    of_run = f" of {run.name}" if named else ""
+    title = f"mIoU of every validation image{of_run}"
+    return histogram(title, values, f"{len(values):,} images, mean {mean} %, median {median} %")
 
 
 def _has(record: dict[str, Any], key: str) -> bool:
@@ -194,121 +282,86 @@ def _classes(runs: Sequence[Run]) -> str:
     scored = [run for run in runs if run.scores]
     if not scored:
         return ""
-    several = len(scored) > 1
-    names = list(dict.fromkeys(name for run in scored for name in run.scores[-1]["iou"]))
-    rows = []
-    for name in names:
-        values = [run.scores[-1]["iou"].get(name) for run in scored]
-        bars = "".join(f'<i class="c{i % 6}" style="width:{100 * (v or 0):.1f}%"></i>' for i, v in enumerate(values))
-        numbers = "".join(f'<td class="n">{percent(value)}</td>' for value in values)
-        history = "" if several else f"<td>{trend([r['iou'].get(name) for r in scored[0].scores])}</td>"
-        rows.append(f'<tr><td>{escape(name)}</td><td class="bar">{bars}</td>{numbers}{history}</tr>')
-    heads = "".join(f'<th class="n">{escape(run.name) if several else "IoU, %"}</th>' for run in scored)
-    history = "" if several else "<th>trend</th>"
-    return (
-        f'<h2>Classes</h2><div class="wide"><table><tr><th>class</th><th></th>{heads}{history}</tr>'
-        f"{''.join(rows)}</table></div>"
-    )
+    if len(scored) > 1:
+        return tables.compared_classes([run.name for run in scored], [run.scores[-1]["iou"] for run in scored])
+    (run,) = scored
+    return tables.classes(run.scores, None if run.confusion is None else run.confusion.sum(1), run.palette)
 
 
-def _confusion(run: Run, named: bool) -> str:
-    if run.confusion is None or not run.scores:
+def _confusion(run: Run, number: int) -> str:
+    if run.confusion is None:
         return ""
-    counts, names = run.confusion.astype(float), list(run.scores[-1]["iou"])
-    title = f"<h2>Confusion{f' of {escape(run.name)}' if named else ''}</h2>"
-    if len(names) > LARGEST_MATRIX or counts.shape != (len(names), len(names)):
-        return f"{title}<p>For {len(names)} classes, see {escape(str(run.folder / 'confusion.png'))}.</p>"
-    kinds = (
-        ("recall", 1, "how the pixels of a class were predicted"),
-        ("precision", 0, "which pixels were predicted as a class"),
-    )
-    choices = "".join(
-        f'<label><input type="radio" name="share-{escape(run.name)}" value="{kind}"{" checked" if axis else ""}> '
-        f"{kind}: {text}</label>"
-        for kind, axis, text in kinds
-    )
-    tables = "".join(
-        f'<div class="share" data-share="{kind}"><p class="faint">Rows are true classes, columns predicted ones; '
-        f"per cent of each {'row' if axis else 'column'}.</p>{_matrix(counts, names, axis)}</div>"
-        for kind, axis, _ in kinds
-    )
-    return f'{title}<div><form class="choice" hidden>{choices}</form>{tables}</div>'
+    return tables.confusion(run.confusion, run.classes, str(number), str(run.folder / "confusion.png"))
 
 
-def _matrix(counts: np.ndarray, names: Sequence[str], axis: int) -> str:
-    shares = counts / np.maximum(counts.sum(axis, keepdims=True), 1)
-    heads = "".join(f"<th>{escape(name)}</th>" for name in names)
-    rows = []
-    for i, name in enumerate(names):
-        cells = []
-        for j, other in enumerate(names):
-            share = shares[i, j]
-            text = f"{100 * share:.0f}" if share >= 0.005 else ""
-            hue, strength = ("right" if i == j else "wrong"), np.sqrt(share)
-            title = f"{name} predicted as {other}: {100 * share:.2f} %, {counts[i, j]:,.0f} pixels"
-            style = f"--hue:var(--{hue});--share:{strength:.2f}"
-            strong = ' class="strong"' if strength > 0.6 else ""
-            cells.append(f'<td{strong} style="{style}" title="{escape(title)}">{text}</td>')
-        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
-    return (
-        f'<div class="wide"><table class="matrix"><thead><tr><td></td>{heads}</tr></thead>{"".join(rows)}</table></div>'
-    )
-
-
-def _pictures(run: Run, budget: int, named: bool) -> str:
-    files = sorted((run.folder / "preview").glob("[0-9]*.png"))
-    if len(files) > MOST_PREVIEWS:
-        files = [files[i] for i in np.linspace(0, len(files) - 1, MOST_PREVIEWS).round().astype(int)]
-    worst = run.folder / "worst.png"
-    shown = [*files, worst] if worst.exists() else files
-    if not shown:
+def _previews(run: Run, number: int, budget: int) -> str:
+    if run.previews is None or not run.previews.steps or not run.scores:
         return ""
-    of_run = f" of {escape(run.name)}" if named else ""
-    previews = "".join(
-        f"<figure><figcaption>step {int(file.stem):,}</figcaption>{_embedded(file, budget // len(shown))}</figure>"
-        for file in files
-    )
-    parts = [f'<h2>Previews{of_run}</h2><div class="pictures previews">{previews}</div>'] if files else []
-    if worst.exists():
-        parts.append(
-            f'<h2>Worst images{of_run}</h2><div class="pictures">{_embedded(worst, budget // len(shown))}</div>'
-        )
-    return "".join(parts)
+    grids = pictures.grids(run.previews, f"preview-{number}", budget)
+    listed = pictures.legend(run.previews, run.classes)
+    return f'<div class="previews">{listed}{grids}</div>'
 
 
-def _embedded(file: Path, budget: int) -> str:
-    """Returns an image element with a picture as JPEG, reduced until it fits."""
-    with Image.open(file) as opened:
-        picture = opened.convert("RGB")
-    for width in (1200, 900, 700, 500, 360):
-        reduced = picture
-        if picture.width > width:
-            reduced = picture.resize((width, max(1, picture.height * width // picture.width)), Image.Resampling.BOX)
-        buffer = io.BytesIO()
-        reduced.save(buffer, "JPEG", quality=85)
-        if buffer.tell() <= budget:
-            break
-    data = base64.b64encode(buffer.getvalue()).decode()
-    name = f"{file.parent.name} {file.stem}: image, truth, prediction and error"
-    return (
-        f'<img src="data:image/jpeg;base64,{data}" width="{reduced.width}" height="{reduced.height}" '
-        f'alt="{escape(name)}" loading="lazy">'
+def _worst(run: Run, number: int, budget: int) -> str:
+    if run.worst is None or not run.worst.samples or not run.scores:
+        return ""
+    scores = {image.name: image for image in run.images}
+    remarks = [
+        f"{sample.name}: {percent(1 - found.aacc)} % wrong, mIoU {percent(found.miou)} %"
+        if (found := scores.get(sample.name))
+        else sample.name
+        for sample in run.worst.samples
+    ]
+    grids = pictures.grids(run.worst, f"worst-{number}", budget, remarks)
+    about = f'<p class="faint">The scores of every image are in {escape(str(run.folder / "images.csv"))}.</p>'
+    return f'{about}<div class="worst">{grids}</div>'
+
+
+def _commands(run: Run) -> str:
+    folder = shlex.quote(str(run.folder))
+    model = FINAL if (run.folder / FINAL).exists() else BEST
+    evaluate, predict = f"apcnet evaluate {folder}", f"apcnet predict {folder} PHOTOS --out seen"
+    commands = [
+        ("Evaluate it, with boundaries and calibration", f"{evaluate} --boundary --calibration --out {folder}/scores"),
+        ("Label other images", predict),
+        ("Export it, to use it without this package", f"apcnet export {folder}/{model} model.onnx"),
+    ]
+    items = "".join(
+        f"<li><span>{escape(title)}</span><pre><code>{escape(command)}</code></pre>"
+        '<button type="button" class="copy" hidden>copy</button></li>'
+        for title, command in _training_commands(run) + commands
     )
+    return f'<ul class="commands">{items}</ul>'
+
+
+def _training_commands(run: Run) -> list[tuple[str, str]]:
+    """Returns the commands that train the run and go on with it; none if it was started with objects of Python."""
+    config = Config.from_json(run.config)
+    if "own" in (config.data.dataset, config.model.model):
+        return []
+    commands = [("Train this run; the same command goes on where it stopped", config)]
+    if run.is_finished:
+        longer = replace(config, steps=2 * config.steps)
+        commands.append((f"Go on, to {longer.steps:,} steps", longer))
+    return [(title, shlex.join(train_command(wanted, str(run.folder)))) for title, wanted in commands]
 
 
 def _settings(run: Run) -> str:
-    folder = shlex.quote(str(run.folder))
-    model = FINAL if (run.folder / FINAL).exists() else BEST
-    commands = (
-        f"apcnet evaluate {folder} --out {folder}/scores        # score it again\n"
-        f"apcnet predict {folder} PHOTOS --out seen        # label other images\n"
-        f"apcnet export {folder}/{model} model.onnx        # use it without PyTorch"
-    )
-    settings = json.dumps({"config": run.config, "environment": run.environment}, indent=2, ensure_ascii=False)
+    environment = tables.settings({"environment": run.environment}) if run.environment else ""
     return (
-        f"<h2>{escape(run.name)}: what to do next</h2><pre>{escape(commands)}</pre>"
-        f"<details><summary>Settings and environment</summary><pre>{escape(settings)}</pre></details>"
+        f"<details open><summary>Configuration</summary>{tables.settings(run.config)}</details>"
+        f"<details><summary>Environment</summary>{environment}</details>"
     )
+
+
+def _read_images(path: Path) -> list[Image]:
+    """Reads the scores of every image."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Image(row["image"], *(float(row[key] or "nan") for key in ("aacc", "miou"))) for row in csv.DictReader(file)
+        ]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from evaluation_ranks import TESTS, Network, Pictures, evaluate_rank
+from evaluation_ranks import TESTS, Network, Pictures, evaluate_rank, measure
 from naive_inference import at_the_input, averaged, resized
 
 from apcnet import data
@@ -130,7 +130,8 @@ def test_processes_change_nothing(tmp_path):
     expected = torch.stack([evaluate(Network(), Pictures(n), test).matrix for n, test in tests])
     results = {path.stem: torch.load(path) for path in tmp_path.glob("*.pt")}
     assert results.keys() == {"0 of 2", "1 of 2", "0 of 3", "1 of 3", "2 of 3"}
-    assert all(torch.equal(matrices, expected) for matrices, _ in results.values())
+    assert all(torch.equal(matrices, expected) for matrices, _, _ in results.values())
+    assert all(measured == measure() for _, _, measured in results.values())
     assert [results[f"{rank} of 3"][1] for rank in range(3)] == [[(0, 1), (1, 1)], [(0, 1), (1, 1)], [(0, 0)]]
 
 

@@ -17,7 +17,9 @@ def state(step: int) -> checkpoint.State:
     return {
         "step": step,
         "evaluated": step,
-        "best": {"miou": 0.5, "step": step},
+        "best": {"miou": 0.5, "dice": 0.6, "step": step},
+        "waited": 0,
+        "objects": {},
         "config": Config().to_json(),
         "images": 7,
         "sample_names": "0123456789ab",
