@@ -102,11 +102,17 @@ def region_sums_kernel(
             b_target = tl.where(is_own | (b_weight_k != b_weight_k), b_weight_k, 0.0)
             tl.store(o_k + channels, tl.sum(tl.sum(b_target, 2), 0), mask=m_k)
             b_p = tl.where(b_weight_k != 0, b_p, 0.0)
-            tl.store(o_k + 2 * channels, tl.sum(tl.sum(b_target * b_p, 2), 0), mask=m_k)
             b_weighted = b_p * b_weight_k
-            tl.store(o_k, tl.sum(tl.sum(b_weighted, 2), 0), mask=m_k)
-            tl.store(o_k + 3 * channels, tl.sum(tl.sum(b_p * b_weighted, 2), 0), mask=m_k)
+            tl.store(o_k, sum_of_products(b_weighted), mask=m_k)
+            tl.store(o_k + 2 * channels, sum_of_products(b_target * b_p), mask=m_k)
+            tl.store(o_k + 3 * channels, sum_of_products(b_p * b_weighted), mask=m_k)
     tl.store(wrong + part, found)
+
+
+@triton.jit
+def sum_of_products(b):
+    """Sums products (ROWS, BLOCK_K, BLOCK_X) over pixels, each rounded before it is added: see scan_classes."""
+    return tl.sum(tl.sum(tl.where(b != 0, b, 0.0), 2), 0)
 
 
 @kernel
@@ -209,6 +215,21 @@ def region_cells_kernel(
 def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
     target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels = shared
+    b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
+    if largest is not None:
+        b_label = tl.load(target + o_js, mask=m_js, other=0)
+        kept = m_js & (b_label != ignore_index)
+        b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
+        is_own = b_label.to(tl.int32)[None, :, :] == channel[:, None, None]
+        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
+        if weight is not None:
+            m_label = kept & (b_label >= 0) & (b_label < channels)  # with others b_p is NaN
+            b_grad *= tl.load(weight + b_label, mask=m_label, other=0.0)[None, :, :]
+        return tl.where(kept[None, :, :], b_grad, 0.0)
     if plane is not None:
         o_kjs = o_js[None, :, :] + ((i_b * (channels - 1) + channel) * plane)[:, None, None]
         m_kjs = m_js[None, :, :] & (channel < channels)[:, None, None]
@@ -217,17 +238,8 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     else:
         b_label, b_weight = load_weighted(target, o_js, m_js, ignore_index, channels, weight)
         b_weight, is_own = b_weight[None, :, :], b_label[None, :, :] == channel[:, None, None]
-    b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
-    if largest is None:
-        b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
-        b_grad = b_change * (slope_of(is_own, b_sum, b_overlap, 0.0) + b_square * b_p)
-    else:
-        b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
-        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
+    b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
+    b_grad = b_change * (slope_of(is_own, b_sum, b_overlap, 0.0) + b_square * b_p)
     return tl.where(b_weight != 0, b_grad * b_weight, 0.0)
 
 
