@@ -16,6 +16,7 @@ SERVED_BY = {  # each public operation: its own kernels, or the operations it is
     "adaptive_context_norm": "adaptive_context and affinity_moments",
     "affinity_moments": affinities.KERNELS,
     "augment": augment.KERNELS,
+    "conv1x1": conv3x3.KERNELS,
     "conv3x3": conv3x3.KERNELS,
     "encode": "PyTorch's matrix products",
     "pyramid_conv": "PyTorch's matrix products",

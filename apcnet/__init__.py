@@ -16,7 +16,7 @@ if not all(map(importlib.util.find_spec, _NEEDS)):
         sys.exit(_MISSING)
     raise ModuleNotFoundError(_MISSING)
 
-__all__ = ["ConfusionMatrix", "create", "evaluate", "load", "predict", "train"]
+__all__ = ["ConfusionMatrix", "Predictor", "create", "evaluate", "load", "predict", "train"]
 __all__ += ["data", "inference", "interop", "losses", "models"]
 
 
@@ -29,6 +29,8 @@ def __getattr__(name: str) -> Any:
             from apcnet import training as home
         case "predict":
             from apcnet.inference import prediction as home
+        case "Predictor":
+            from apcnet.inference import bulk as home
         case "evaluate":
             from apcnet.inference import evaluation as home
         case "__version__":

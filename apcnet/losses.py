@@ -10,6 +10,7 @@ p: of probabilities, t: of pixels of the class, pt: of probabilities on these pi
 A class without pixels (in the batch, or per image in that image) has the loss 0, as in segmentation_models_pytorch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -202,3 +203,80 @@ def generalised_dice_of_sums(
     score = (2 * pt + 2 * smooth) / (either + 2 * smooth).clamp_min(eps)
     loss = -score.clamp_min(eps).log() if log_loss else 1 - score
     return torch.where(rarest[:, 0].isfinite(), loss, 0.0).mean()
+
+
+def ohem(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    threshold: float | None = None,
+    share: float | None = None,
+    min_kept: int | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    reduction: str = "mean",
+    align_corners: bool = False,
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """Computes the cross entropy of the hardest pixels only: online hard example mining.
+
+    It keeps every pixel whose label has a probability below the threshold, and at least a share of the pixels that are
+    not ignored and `min_kept` pixels for each image of the batch: the hardest of the batch, by the probability of the
+    label if a threshold is given, otherwise by the loss. Pixels that are exactly as hard as the last one kept are kept
+    too, so that the choice does not depend on an order.
+    mmsegmentation's OHEMPixelSampler(thresh, min_kept) chooses the same pixels if no losses are equal and more than
+    `min_kept` pixels for each image are not ignored; its loss is that of reduction="mean_all".
+
+    Args:
+        logits: (B, K, h, w), as in apc_kernels.upsample_cross_entropy, which computes the loss of every pixel.
+        target: (B, H, W) labels.
+        threshold: A probability, from 0 to 1.
+        share: A share, from 0 to 1; the number of pixels is rounded up.
+        min_kept: A number of pixels.
+        weight: (K,) weights of the classes; they count in losses, not in probabilities.
+        ignore_index: Label of pixels that are left out everywhere.
+        reduction: "mean" divides by the weights of the pixels that are kept, "mean_all" by B·H·W; "sum" does not
+            divide; "none" returns the loss of every pixel, 0 where it is not kept. If no pixel is kept, all are 0.
+        align_corners: Interpolates as F.interpolate does with this option.
+        denominator: Replaces the denominator of "mean" and "mean_all".
+
+    Example:
+        >>> loss = ohem(logits, target, threshold=0.7, min_kept=100_000)  # mmsegmentation's setting
+        >>> loss = ohem(logits, target, share=0.25)  # the hardest quarter
+    """
+    if threshold is None and share is None and min_kept is None:
+        raise ValueError("threshold, share, min_kept: expected one of them at least, got none")
+    for name, value in (("threshold", threshold), ("share", share)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected 0 to 1, got {value}")
+    if min_kept is not None and min_kept < 0:
+        raise ValueError(f"min_kept: expected 0 or more, got {min_kept}")
+    if reduction not in ("mean", "mean_all", "sum", "none"):
+        raise ValueError(f"reduction: expected one of mean, mean_all, sum, none; got {reduction!r}")
+    options: dict[str, Any] = {"ignore_index": ignore_index, "align_corners": align_corners, "reduction": "none"}
+    pixels = apc_kernels.upsample_cross_entropy(logits, target, weight=weight, **options)
+    with torch.no_grad():
+        valid = target.long() != ignore_index  # a comparison in a narrow dtype would wrap
+        hardness = pixels  # −log of the probability, or this times the weight
+        if threshold is not None and weight is not None:
+            hardness = apc_kernels.upsample_cross_entropy(logits, target, **options)
+        kept = ~(hardness <= -math.log(threshold)) if threshold else torch.zeros_like(valid)  # a NaN is kept
+        fewest = max((min_kept or 0) * len(target), math.ceil(share * int(valid.sum())) if share else 0)
+        if fewest:
+            hardest = hardness.where(valid, -torch.inf).flatten().topk(min(fewest, pixels.numel()), sorted=False)
+            kept = kept | ~(hardness < hardest.values.min())
+        kept = kept & valid
+    pixels = pixels.where(kept, 0.0)
+    if reduction == "none":
+        return pixels
+    if denominator is None:
+        denominator = {"mean": _weights(kept, target, weight), "mean_all": target.numel(), "sum": 1}[reduction]
+    return (pixels.sum(dtype=torch.float64) / denominator).to(pixels.dtype)
+
+
+def _weights(kept: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the sum of the weights of the pixels that are kept, or 1 if there is none."""
+    total = kept.sum()
+    if weight is not None:
+        total = weight[target.long().where(kept, 0)].where(kept, 0.0).sum(dtype=torch.float64)
+    return torch.where(total > 0, total, 1)

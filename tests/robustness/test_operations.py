@@ -154,7 +154,13 @@ def code(random) -> dict[str, Any]:
 
 def convolution(random) -> dict[str, Any]:
     x = feature_map(random, size(random), size(random, 3))
-    return {"maps": [x, x.flip(0)], "weight": normal(random, size(random), 2 * x.shape[1], 3, 3, dtype=x.dtype)}
+    weight = normal(random, size(random), 2 * x.shape[1], 3, 3, dtype=x.dtype)
+    return {"maps": [x, x.flip(0)], "weight": weight, "dilation": int(random.integers(1, 4))}
+
+
+def product(random) -> dict[str, Any]:
+    given = convolution(random)
+    return {"maps": given["maps"], "weight": given["weight"][:, :, :1, :1]}
 
 
 def logits(random) -> dict[str, Any]:
@@ -197,6 +203,7 @@ DRAWS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "adaptive_context": context,
     "adaptive_context_norm": context_norm,
     "affinity_moments": affinities,
+    "conv1x1": product,
     "conv3x3": convolution,
     "encode": code,
     "pyramid_conv": pyramid,

@@ -27,7 +27,8 @@ def arguments(operation: str) -> dict:
         | {"x": drawn(2, 5, 6, 7).relu(), "regions": drawn(2, 9, 5), "projection": drawn(5, 5), "training": True}
         | {"norm": batch_norm(5), "guide": drawn(5, 5), "guide_norm": batch_norm(5)},
         "affinity_moments": one_scale,
-        "conv3x3": {"maps": [drawn(2, 3, 6, 7), drawn(2, 4, 6, 7)], "weight": drawn(5, 7, 3, 3)},
+        "conv1x1": {"maps": [drawn(2, 3, 6, 7), drawn(2, 4, 6, 7)], "weight": drawn(5, 7, 1, 1)},
+        "conv3x3": {"maps": [drawn(2, 3, 6, 7), drawn(2, 4, 6, 7)], "weight": drawn(5, 7, 3, 3), "dilation": 2},
         "encode": {"x": drawn(2, 5, 6, 7), "codewords": drawn(3, 5), "scale": drawn(3)},
         "pyramid_conv": {"regions": drawn(2, 3, 14), "weight": drawn(4, 9, 3, 3), "size": (6, 7), "scales": (1, 2, 3)}
         | {"align_corners": True},

@@ -287,6 +287,10 @@ def conv3x3(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     return F.conv2d(maps[0] if len(maps) == 1 else torch.cat(list(maps), 1), weight, padding=1)
 
 
+def conv1x1(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    return F.conv2d(maps[0] if len(maps) == 1 else torch.cat(list(maps), 1), weight)
+
+
 def pyramid_bottleneck(features: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
     """Computes PSPNet's bottleneck: a convolution of features beside their upsampled pyramid."""
     return conv3x3([features, upsampled_pyramid(regions, features.shape[2:], scales)], weight)

@@ -114,7 +114,8 @@ def phases() -> Iterator[tuple[str, list]]:
         k, back, grads = phases_kernels, phases_backward, (regions, of_images, vectors, statistics)
         yield name, k.guide_statistics_launches(of_images, square, scales, wide, statistics)
         yield name, k.guide_biases_launches(wide, statistics, *norm, weight, of_rows, scales, of_rows)
-        yield name, k.product_statistics_launches(regions, square, mean, covariance, scales, vectors, statistics)
+        yield name, k.project_launches(regions, square, scales, vectors)
+        yield name, k.product_statistics_launches(vectors, mean, covariance, weight, scales, statistics)
         rest = (weight, scales, regions, of_images, of_rows)
         yield name, k.product_norm_launches(vectors, statistics, *norm, mean, *rest)
         yield name, back.product_norm_sums_launches(*grads, *norm[1:], mean, weight, scales, statistics, *norm[:2])
@@ -174,9 +175,10 @@ def focal_launches(logits: torch.Tensor, target: torch.Tensor, align_corners: bo
 
 
 def region_launches(logits, target, weight, sigmoid: bool, align_corners: bool) -> Iterator[tuple]:
-    sums = meta(upsample_kernels.programs(logits, target.shape[-2:]), 4, logits.shape[1], dtype=torch.float64)
+    sums, wrong = upsample_regions.part_shapes(logits, target.shape[-2:], align_corners)
     settings = (logits, target, weight, 255, sigmoid, align_corners)
-    yield from upsample_regions.sums_launches(*settings, sums, meta(len(sums), dtype=torch.int32))
+    parts = meta(*sums, dtype=torch.float32), meta(*wrong, dtype=torch.int32)
+    yield from upsample_regions.sums_launches(*settings, *parts)
     grad = meta(4, *logits.shape[:2], dtype=torch.float32)
     yield from upsample_regions.gradient_launches(grad, *settings, logits)
 

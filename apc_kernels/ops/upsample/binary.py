@@ -67,8 +67,10 @@ def upsample_binary_cross_entropy(
     channels = logits.shape[1]
     labels = target[:, None] if target.dim() == 3 and channels == 1 else target
     if labels.dim() != 4 or labels.shape[1] != channels:
-        expected = "(B, H, W) or (B, 1, H, W)" if channels == 1 else f"(B, {channels}, H, W)"
-        raise ValueError(f"target: expected {expected} for {channels} logits a pixel, got {tuple(target.shape)}")
+        expected = (
+            "(B, H, W) or (B, 1, H, W) for 1 logit" if channels == 1 else f"(B, {channels}, H, W) for {channels} logits"
+        )
+        raise ValueError(f"target: expected {expected} a pixel, got {tuple(target.shape)}")
     if labels.dtype == torch.bool:
         labels = labels.view(torch.uint8)
     weights = None if pos_weight is None else _weights(pos_weight, logits)
@@ -76,7 +78,7 @@ def upsample_binary_cross_entropy(
         denominator = _valid(labels, ignore_index) if reduction == "mean" else labels.numel()
 
     def loss(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        return upsample_cross_entropy(
+        result = upsample_cross_entropy(
             as_pair(logits.flatten(0, 1)[:, None]),
             labels.flatten(0, 1),
             weight=weight,
@@ -87,6 +89,8 @@ def upsample_binary_cross_entropy(
             align_corners=align_corners,
             denominator=denominator,
         )
+        assert isinstance(result, Tensor)  # it is not asked for the correct pixels
+        return result
 
     if weights is None or len(weights) == 1:
         result = loss(logits, labels, None if weights is None else weights[0])

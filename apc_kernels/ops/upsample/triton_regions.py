@@ -1,9 +1,9 @@
 """Computes upsample_region_sums and its gradient in Triton, on the tiles and cells of the cross entropy.
 
-Forward, a program takes a tile (triton_tiles.py), finds largest logit and normalizer of its pixels in one pass over the
-classes, and sums probabilities in a second one; sigmoids need no first pass. Backward, a first kernel leaves what the
-classes of a pixel share, 16 bytes a pixel, and a second one gathers the gradients cell by cell (triton_backward.py).
-Sums are float32 within a window of rows, float64 over windows and programs, and have no atomics.
+Forward, a program takes a window of rows of a tile (triton_tiles.py), finds the largest logit and the normalizer of its
+pixels in one pass over the classes, and sums probabilities in a second one; sigmoids need no first pass. Backward, a
+first kernel leaves what the classes of a pixel share, 16 bytes a pixel, and a second one gathers the gradients cell by
+cell (triton_backward.py). Sums are float32 within a window, float64 over windows, and have no atomics.
 
 Each kernel's least, every tensor moved once, for B images of K classes and M output pixels:
 
@@ -15,12 +15,15 @@ Each kernel's least, every tensor moved once, for B images of K classes and M ou
 Softmax takes two exponentials a logit in each direction, a sigmoid one.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from apc_kernels.ops.common import run
+from apc_kernels.ops.interpolation import mapping
 from apc_kernels.ops.upsample.triton_backward import cell_blocks, cell_programs, cells_of_program, gather_cells
 from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
@@ -40,8 +43,8 @@ def region_sums_kernel(
     logits,  # (B, K, h, w)
     target,  # (B, H, W), or masks (B, K, H, W)
     weight,  # (K,) or None
-    sums,  # (programs, 4, K) float64, zeros: of p, t, p·t and p²
-    wrong,  # (programs,) int32: labels out of range
+    sums,  # (tiles, windows, 4, K) float32, zeros: of p, t, p·t and p²
+    wrong,  # (tiles, windows) int32: labels out of range
     plane,  # H·W for masks, or None
     ignore_index,
     channels,
@@ -53,11 +56,12 @@ def region_sums_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Computes the sums of one tile."""
+    """Computes the sums of one window of rows of one tile."""
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
-    sums += tl.program_id(0).to(tl.int64) * 4 * channels
+    part = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    first = begin + tl.program_id(1) * ROWS
     found = tl.full((), 0, tl.int32)
-    for first in range(begin, end, ROWS):
+    if first < end:
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         if not SIGMOID:
             b_max, b_sum, _, _ = scan_classes(
@@ -67,7 +71,6 @@ def region_sums_kernel(
         if plane is None:
             b_label, b_weight = load_weighted(target, o_yx, m_yx, ignore_index, channels, weight)
             found += tl.sum(tl.sum((b_weight != b_weight).to(tl.int32), 1), 0)
-        tl.debug_barrier()  # sums of the window before are stored
         for first_class in range(0, channels, BLOCK_K):
             channel, b_logits = load_classes(corners, w_y, first_class, channels, strides[1], BLOCK_K)
             m_k = channel < channels
@@ -76,22 +79,23 @@ def region_sums_kernel(
             else:
                 b_p = exp(b_logits - b_max[:, None, :]) * b_inverse[:, None, :]
             if plane is not None:
-                o_k = (i_b * (channels - 1) + channel) * plane
-                o_ykx, m_ykx = o_yx[:, None, :] + o_k[None, :, None], m_yx[:, None, :] & m_k[None, :, None]
+                o_ykx = o_yx[:, None, :] + ((i_b * (channels - 1) + channel) * plane)[None, :, None]
+                m_ykx = m_yx[:, None, :] & m_k[None, :, None]
                 b_label_k, b_weight_k = load_weighted(target, o_ykx, m_ykx, ignore_index, 2, None)
                 is_own = b_label_k == 1
                 found += tl.sum(tl.sum(tl.sum((b_weight_k != b_weight_k).to(tl.int32), 2), 1), 0)
             else:
                 b_weight_k = b_weight[:, None, :]
                 is_own = b_label[:, None, :] == channel[None, :, None]
+            o_k = sums + part * 4 * channels + channel
             b_target = tl.where(is_own | (b_weight_k != b_weight_k), b_weight_k, 0.0)
-            add_to(sums + channels + channel, b_target, m_k)
+            tl.store(o_k + channels, tl.sum(tl.sum(b_target, 2), 0), mask=m_k)
             b_p = tl.where(b_weight_k != 0, b_p, 0.0)
-            add_to(sums + 2 * channels + channel, b_target * b_p, m_k)
+            tl.store(o_k + 2 * channels, tl.sum(tl.sum(b_target * b_p, 2), 0), mask=m_k)
             b_weighted = b_p * b_weight_k
-            add_to(sums + channel, b_weighted, m_k)
-            add_to(sums + 3 * channels + channel, b_p * b_weighted, m_k)
-    tl.store(wrong + tl.program_id(0), found)
+            tl.store(o_k, tl.sum(tl.sum(b_weighted, 2), 0), mask=m_k)
+            tl.store(o_k + 3 * channels, tl.sum(tl.sum(b_p * b_weighted, 2), 0), mask=m_k)
+    tl.store(wrong + part, found)
 
 
 @triton.jit
@@ -121,16 +125,16 @@ def region_pixels_kernel(
         b_max, b_sum, b_class, _ = scan_classes(
             corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
         )
-        b_sum_slope, b_overlap, _ = load_slopes(grad, i_b, images, b_class, channels)
-        b_reference = tl.where(b_label == b_class, b_sum_slope + b_overlap, b_sum_slope)
+        b_best = load_slopes(grad, i_b, images, b_class, channels)
+        b_reference = tl.where(b_label == b_class, b_best[0] + b_best[1], b_best[0])
         b_inverse = tl.where(m_valid, 1.0 / b_sum, float("nan"))
         b_mean = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
         for first_class in range(0, channels, BLOCK_K):
             channel, b_logits = load_classes(corners, w_y, first_class, channels, strides[1], BLOCK_K)
             b_p = exp(b_logits - b_max[:, None, :]) * b_inverse[:, None, :]
             is_own = b_label[:, None, :] == channel[None, :, None]
-            b_sum_slope, b_overlap, b_square = load_slopes(grad, i_b, images, channel, channels)
-            b_slope = slope_of(is_own, b_sum_slope[None, :, None], b_overlap[None, :, None], b_reference[:, None, :])
+            b_first, b_overlap, b_square = load_slopes(grad, i_b, images, channel, channels)
+            b_slope = slope_of(is_own, b_first[None, :, None], b_overlap[None, :, None], b_reference[:, None, :])
             b_mean += b_p * (b_slope + b_square[None, :, None] * b_p)
         tl.store(largest + o_yx, b_max, mask=m_yx)
         tl.store(inverse + o_yx, b_inverse, mask=m_yx)
@@ -232,19 +236,12 @@ def slope_of(is_own, b_sum, b_overlap, b_reference):
     return tl.where(is_own, b_sum + b_overlap, b_sum) - b_reference
 
 
-@triton.jit
-def add_to(sums, b, m_k):
-    """Adds the sum over pixels of (ROWS, BLOCK_K, BLOCK_X) to the sums of classes."""
-    b_sum = tl.sum(tl.sum(b, 2), 0).to(tl.float64)
-    tl.store(sums, tl.load(sums, mask=m_k, other=0.0) + b_sum, mask=m_k)
-
-
 def upsample_region_sums(logits, target, weight, ignore_index, sigmoid, align_corners, sums, wrong) -> None:
-    size = target.shape[-2:]
-    parts = logits.new_zeros(programs(logits, size), 4, logits.shape[1], dtype=torch.float64)
-    found = logits.new_empty(programs(logits, size), dtype=torch.int32)
+    parts, found = part_shapes(logits, target.shape[-2:], align_corners)
+    parts, found = logits.new_zeros(parts, dtype=torch.float32), logits.new_empty(found, dtype=torch.int32)
     run(sums_launches(logits, target, weight, ignore_index, sigmoid, align_corners, parts, found), logits)
-    sums.copy_(parts.view(logits.shape[0], -1, *parts.shape[1:]).sum(1).transpose(0, 1))
+    of_images = parts.view(logits.shape[0], -1, *parts.shape[2:])
+    sums.copy_(of_images.sum(1, dtype=torch.float64).transpose(0, 1))
     wrong.copy_(found.sum())
 
 
@@ -258,8 +255,18 @@ def sums_launches(
     size = target.shape[-2:]
     arguments = {"logits": logits, "target": target, "weight": weight, "sums": parts, "wrong": found}
     arguments |= {"ignore_index": ignore_index, "SIGMOID": sigmoid, "plane": _plane(target)}
-    arguments |= geometry(logits, size, align_corners) | blocks(logits, size) | {"num_warps": 8}  # 4 spill
-    return [(region_sums_kernel, (programs(logits, size),), arguments)]
+    arguments |= geometry(logits, size, align_corners) | blocks(logits, size)
+    return [(region_sums_kernel, tuple(found.shape), arguments)]
+
+
+def part_shapes(logits: Tensor, size: Sequence[int], align_corners: bool) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Returns the shapes of the sums of windows, and of their counts; a tile has as many windows as the tallest one."""
+    step, start, denominator = mapping(logits.shape[2], size[0], align_corners)
+    rows = size[0]
+    if step and logits.shape[2] > 1:  # the first source row has the rows above its center, too
+        rows = min(rows, max(triton.cdiv(denominator - start, step), triton.cdiv(denominator, step)))
+    grid = programs(logits, size), triton.cdiv(rows, blocks(logits, size)["ROWS"])
+    return (*grid, 4, logits.shape[1]), grid
 
 
 def gradient_launches(
