@@ -1,4 +1,4 @@
-"""Tests the measurements of other packages' models: the table of their page, and the share of memory that is saved."""
+"""Tests the measurements of other packages' models: the table of their page, and the promised share of memory."""
 
 import pytest
 
