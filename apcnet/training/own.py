@@ -32,6 +32,8 @@ Loss = Callable[[Output, Tensor], Mapping[str, Tensor]]
 Augmentation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Callback = Callable[[dict], object]
 TAKEN = ("loss", "lr", "step", "gradient_norm", "images_per_second", "memory_mib", "miou")  # names of other values
+REPLACED_BY_AUGMENT = ("flips", "rotate", "distortion", "augmentation")
+REPLACED_BY_LOSS = ("loss", "focal_gamma", "ohem_threshold", "ohem_share", "label_smoothing", "class_weights")
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ class Own:
         Settings of a part that an object takes the place of are errors, unless they are the defaults.
         """
         for argument, section, replaced in (
-            ("loss", config.optimisation, ("label_smoothing", "class_weights", "reduction")),
-            ("augment", config.data, ("flips", "rotate", "distortion", "augmentation")),
+            ("loss", config.optimisation, REPLACED_BY_LOSS),
+            ("augment", config.data, REPLACED_BY_AUGMENT),
         ):
             for name in replaced if getattr(self, argument) is not None else ():
                 if (value := getattr(section, name)) != getattr(type(section)(), name):
                     raise ValueError(
-                        f"{name}: expected its default with {argument}=, which takes its place, got {value}"
+                        f"{name}: expected the default with {argument}=, which takes its place, got {value}"
                     )
         if self.data is not None:
             config = replace(config, data=replace(config.data, dataset="own", root=None, classes=None, labels=None))

@@ -178,7 +178,7 @@ def test_another_protocol_chooses_the_best_model_anew(root, out):
 
 def scored(monkeypatch, *scores):
     """Makes evaluations give these values of mIoU, mean Dice and loss, by their number."""
-    monkeypatch.setattr("apcnet.training.loop.rated", lambda _, loss, step: Best(step=step, **of_step[step]))
+    monkeypatch.setattr("apcnet.training.run.rated", lambda _, loss, step: Best(step=step, **of_step[step]))
     of_step = {3 * (i + 1): dict(zip(("miou", "dice", "loss"), values, strict=True)) for i, values in enumerate(scores)}
 
 

@@ -234,8 +234,13 @@ def test_own_parts_are_objects_of_python(out):
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("optimisation", {"label_smoothing": 0.1}, "label_smoothing: expected its default with loss=, which takes its"),
-        ("data", {"rotate": True}, "rotate: expected its default with augment=, which takes its place, got True"),
+        ("optimisation", {"label_smoothing": 0.1}, "label_smoothing: expected the default with loss=, which takes its"),
+        (
+            "optimisation",
+            {"loss": "cross_entropy+dice"},
+            "loss: expected the default with loss=, which takes its place",
+        ),
+        ("data", {"rotate": True}, "rotate: expected the default with augment=, which takes its place, got True"),
     ],
 )
 def test_settings_that_an_object_replaces_are_refused(out, section, changes, message):
