@@ -28,11 +28,12 @@ from apcnet.data.files import checked_form, levels_of, read_as, read_image
 from apcnet.data.layout import SUFFIXES
 from apcnet.data.levels import visible
 from apcnet.inference.protocol import WHOLE, winning
-from apcnet.models.segmentor import Segmentor
+from apcnet.models.segmentor import Segmentor, count_labels
 from apcnet.zoo import load
 
 MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
 BAND_SCORES = 1 << 28  # of a band of tiles, classes × rows × columns: 1 GiB, and as much again while they are added up
+WORTH_PREPARING = 4  # images, see inference.prepare
 MIN_TILE_ROWS = 256  # a tile has fewer rows than columns if bands would be larger than that, but at least these
 
 Source = str | Path | Image.Image | np.ndarray | Tensor
@@ -76,16 +77,19 @@ class Prediction:
         present = sorted(filter(counts.__getitem__, range(len(counts))), key=lambda label: -counts[label])
         return {self.classes[label]: counts[label] / self.labels.numel() for label in present}
 
+    def indices(self) -> Image.Image:
+        """Returns the labels as a picture: palette indices, or 16-bit grey levels for more than 256 classes."""
+        if self.labels.dtype != torch.uint8:
+            return Image.fromarray(self.labels.numpy().astype(np.uint16))
+        picture = Image.fromarray(self.labels.numpy())
+        picture.putpalette(np.array(self.palette, np.uint8).tobytes())
+        return picture
+
     def save(self, path: str | Path) -> None:
-        """Writes the labels to a PNG: palette indices, or 16-bit grey levels for more than 256 classes."""
+        """Writes the labels to a PNG, as `indices` returns them."""
         if Path(path).suffix.lower() != ".png":
             raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
-        if self.labels.dtype == torch.uint8:
-            picture = Image.fromarray(self.labels.numpy())
-            picture.putpalette(np.array(self.palette, np.uint8).tobytes())
-        else:
-            picture = Image.fromarray(self.labels.numpy().astype(np.uint16))
-        draw.save(picture, path)
+        draw.save(self.indices(), path)
 
     def save_confidence(self, path: str | Path) -> None:
         """Writes the confidence to a PNG or JPEG: grey levels, black for 0 and white for 1."""
@@ -172,7 +176,8 @@ def predict(
         >>> seen = predict(apcnet.load("model.safetensors"), "photo.jpg")
         >>> seen.save("labels.png")
     """
-    with _prepared(model, max_pixels, precision) as prepared:
+    several = isinstance(images, list | tuple) and len(images) >= WORTH_PREPARING
+    with _prepared(model, max_pixels, precision, several) as prepared:
         if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
             return [
                 _predict(prepared, image, f"images[{i}]", protocol, max_pixels, confidence)
@@ -218,7 +223,7 @@ def predict_files(
         raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
     failures = []
     jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay, confidence)
-    with _prepared(model, max_pixels, precision) as prepared:
+    with _prepared(model, max_pixels, precision, several=True) as prepared:
         for done, job in enumerate(jobs, 1):
             try:
                 prediction = _predict(prepared, job.source, str(job.source), protocol, max_pixels, confidence)
@@ -238,8 +243,13 @@ def predict_files(
 
 
 @contextmanager
-def _prepared(model: Segmentor | str | Path, max_pixels: int, precision: Precision) -> Iterator[Segmentor]:
-    """Loads the model if needed, and puts it in evaluation mode and the given precision until the end."""
+def _prepared(
+    model: Segmentor | str | Path, max_pixels: int, precision: Precision, several: bool
+) -> Iterator[Segmentor]:
+    """Loads the model if needed, and puts it in evaluation mode and the given precision until the end.
+
+    For several images in float32 on a CPU it takes a copy that is laid out for speed, which costs as much as an image.
+    """
     if not isinstance(max_pixels, int) or max_pixels < 1:
         raise ValueError(f"max_pixels: expected a positive integer, got {max_pixels!r}")
     model = load(model) if isinstance(model, (str, Path)) else model
@@ -249,7 +259,7 @@ def _prepared(model: Segmentor | str | Path, max_pixels: int, precision: Precisi
                 f"model: expected one of apcnet.create or apcnet.load, or its file, got {type(model).__name__}"
             )
     with inference.in_evaluation(model, precision):
-        yield model
+        yield inference.prepare(model) if several and precision == "float32" else model
 
 
 def _predict(
@@ -262,8 +272,8 @@ def _predict(
         labels, sure = _labels(model, levels, protocol, max_pixels, confidence)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
-    colors = getattr(model, "palette", None) or draw.palette(model.num_classes)
+    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(count_labels(model)))
+    colors = getattr(model, "palette", None) or draw.palette(count_labels(model))
     shown = visible(levels, ranges)
     colors = tuple((red, green, blue) for red, green, blue in colors)
     return Prediction(labels.cpu(), shown, tuple(classes), colors, None if sure is None else sure.cpu())

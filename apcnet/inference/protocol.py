@@ -36,7 +36,8 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
         size: Height and width of the original images; by default those of `images`.
 
     Returns:
-        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns.
+        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns. Those of a
+        model with one logit are 0, and 1 where the sigmoid is above 0.5.
 
     Example:
         >>> classes = labels(model, images, size=(1024, 2048))
@@ -176,6 +177,8 @@ def probabilities(
 ) -> Tensor:
     """Computes class probabilities (B, K, H, W), averaged over the protocol's ratios and flips.
 
+    A model with one logit has two classes; the probability of the second is the sigmoid.
+
     Besides the result, memory holds the logits of one image at the size of its view, and one view at a time if `images`
     is an iterator.
 
@@ -285,7 +288,7 @@ def _scores_to_resize(
     if protocol.window and protocol.stride and size == tuple(view.shape[2:]):
         for i, image in enumerate(view.split(1)):
             for top, rows in slide_bands(model, image, protocol.window, protocol.stride):
-                yield slice(i, i + 1), slice(top, top + rows.shape[2]), rows
+                yield slice(i, i + 1), slice(top, top + rows.shape[2]), _of_classes(rows)
         return
     for which, logits in _logits_to_resize(model, view, protocol, size):
         yield which, slice(0, size[0]), logits
@@ -300,14 +303,19 @@ def _logits_to_resize(
     """
     if protocol.window and protocol.stride:
         for i, image in enumerate(view.split(1)):
-            yield slice(i, i + 1), slide_logits(model, image, protocol.window, protocol.stride)
+            yield slice(i, i + 1), _of_classes(slide_logits(model, image, protocol.window, protocol.stride))
         return
-    logits = head_logits(model, view)
+    logits = _of_classes(head_logits(model, view))
     if protocol.single_resize or size == tuple(view.shape[2:]):
         yield slice(0, logits.shape[0]), logits
         return
     for i, image in enumerate(logits.split(1)):
         yield slice(i, i + 1), resized(model, image, view.shape[2:])
+
+
+def _of_classes(logits: Tensor) -> Tensor:
+    """Returns logits of classes: a single logit z becomes those of two, (0, z), whose softmax is its sigmoid."""
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
 
 
 def _views(images: Images, protocol: Protocol) -> Iterator[Tensor]:

@@ -41,7 +41,7 @@ SCORING = (
     "best_by",
     *(field.name for field in dataclasses.fields(Protocol)),
 )  # the best model is chosen anew
-MAY_CHANGE = ("root", "steps", "eval_every", "save_every", "patience", *SCORING)
+MAY_CHANGE = ("root", "cache", "cache_gib", "steps", "eval_every", "save_every", "patience", *SCORING)
 
 
 class AnotherRunError(ValueError):
