@@ -16,13 +16,16 @@ SERVED_BY = {  # each public operation: its own kernels, or the operations it is
     "adaptive_context_norm": "adaptive_context and affinity_moments",
     "affinity_moments": affinities.KERNELS,
     "augment": augment.KERNELS,
+    "conv1x1": conv3x3.KERNELS,
     "conv3x3": conv3x3.KERNELS,
     "encode": "PyTorch's matrix products",
     "pyramid_conv": "PyTorch's matrix products",
     "pyramid_pool": pyramid_pool.KERNELS,
     "upsample_argmax": upsample.KERNELS,
+    "upsample_binary_cross_entropy": "upsample_cross_entropy",
     "upsample_confusion": upsample.KERNELS,
     "upsample_cross_entropy": upsample.KERNELS,
+    "upsample_region_sums": upsample.KERNELS,
     "upsample_softmax": upsample.KERNELS,
 }
 

@@ -17,7 +17,7 @@ if not all(map(importlib.util.find_spec, _NEEDS)):
     raise ModuleNotFoundError(_MISSING)
 
 __all__ = ["ConfusionMatrix", "Predictor", "create", "evaluate", "load", "predict", "train"]
-__all__ += ["data", "inference", "interop", "models"]
+__all__ += ["data", "inference", "interop", "losses", "models"]
 
 
 def __getattr__(name: str) -> Any:
@@ -43,6 +43,8 @@ def __getattr__(name: str) -> Any:
             import apcnet.inference as home
         case "interop":
             import apcnet.interop as home
+        case "losses":
+            import apcnet.losses as home
         case "models":
             import apcnet.models as home
         case _:

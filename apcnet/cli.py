@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
-from apcnet.console import RunDisplay, progress_bar, progress_steps, show_download, table
+from apcnet.console import progress_bar, progress_steps, show_download, table
 from apcnet.files import make_folder, printable, write_json
 from apcnet.flags import refuse_minutes, ways_on
 from apcnet.presets import preset
@@ -78,18 +78,15 @@ def train(
         out = unused_folder(out)
     if gpus != 1 and not under_torchrun:
         _start_processes(gpus, device)
-    display = RunDisplay()
-    with display.bar:
-        scores = train(
-            config,
-            out,
-            device=device,
-            workers=_default_workers() if workers is None else workers,
-            log_every=log_every,
-            log_to=log,
-            timeout=timeout,
-            show=display,
-        )
+    scores = train(
+        config,
+        out,
+        device=device,
+        workers=_default_workers() if workers is None else workers,
+        log_every=log_every,
+        log_to=log,
+        timeout=timeout,
+    )
     if os.environ.get("RANK", "0") == "0":
         table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
         print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
@@ -194,6 +191,7 @@ def predict(
     out: Path,
     protocol: OmitArgPrefixes[Protocol],
     overlay: Literal["jpg", "png", "none"] = "jpg",
+    confidence: bool = False,
     precision: Precision = "float32",
     device: Device = None,
 ) -> None:
@@ -205,6 +203,7 @@ def predict(
         out: Write label maps and overlays to this folder.
         protocol: Describes how the network sees an image.
         overlay: Save overlays of image and labels in this format.
+        confidence: Save the probability of every pixel's label too, as grey levels.
         precision: Run matrix products in this precision (autocast).
         device: Predict on this device.
     """
@@ -220,6 +219,7 @@ def predict(
             protocol,
             precision=precision,
             overlay=None if overlay == "none" else overlay,
+            confidence=confidence,
             progress=progress,
         )
     print(f"{out}: {report.done} images")

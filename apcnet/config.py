@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from apcnet.choices import check_choice
+from apcnet.terms import SMOOTHED, parse
 
 Pair = tuple[int, int]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -223,8 +224,16 @@ class Optimisation:
     """Accumulate gradients over this many parts of a batch, which saves memory."""
     ema: float = 0.0
     """Evaluate and save an exponential moving average of the weights with this decay; 0 turns it off."""
+    loss: str = "cross_entropy"
+    """Minimise this sum: of cross_entropy, focal, ohem, dice, ..., as cross_entropy+0.5*dice (docs/train.md)."""
+    focal_gamma: float = 2.0
+    """Set the exponent of the focal losses."""
+    ohem_threshold: float = 0.7
+    """Let ohem keep the pixels whose label has a lower probability than this."""
+    ohem_share: float = 0.2
+    """Let ohem keep at least this share of the labelled pixels, the hardest ones."""
     reduction: Literal["mean_all", "mean"] = "mean_all"
-    """Average the cross entropy over all pixels (mean_all, as mmsegmentation) or over labelled pixels (mean)."""
+    """Average the losses of pixels over all of them (mean_all, as mmsegmentation) or over labelled ones (mean)."""
     label_smoothing: float = 0.0
     """Smooth the labels in the cross entropy by this amount."""
     class_weights: Path | None = None
@@ -239,7 +248,14 @@ class Optimisation:
         _check(self, f"0 up to {LARGEST}", lambda decay: 0 <= decay <= LARGEST, "weight_decay")
         if self.warmup and self.schedule == "one_cycle":
             raise ValueError(f"warmup: expected 0 with schedule one_cycle, which has one of its own, got {self.warmup}")
-        _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
+        _check(self, *FRACTION, "momentum", "ema", "label_smoothing", "ohem_threshold")
+        _check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "ohem_share")
+        _check(self, "0 to 1e6", lambda gamma: 0 <= gamma <= 1e6, "focal_gamma")
+        names = [term.name for term in parse(self.loss)]
+        if self.label_smoothing and not set(names) & set(SMOOTHED):
+            raise ValueError(
+                f"label_smoothing: expected 0 without {' or '.join(SMOOTHED)} in the loss, got {self.loss}"
+            )
         _check(self, *COUNT, "accumulate")
         allowed = f"names with positive numbers up to {LARGEST}", lambda f: all(0 < x <= LARGEST for x in f.values())
         _check(self, *allowed, "lr_factors")

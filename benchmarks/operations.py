@@ -290,6 +290,25 @@ conv3x3 = Operation(
     rounds=3,
 )
 
+# conv1x1, on APCNet's reduction and a block of the ResNet, in channels_last; three times as many operations and bytes
+# with the backward pass.
+conv1x1 = Operation(
+    name="conv1x1",
+    cases=head_cases.PRODUCTS,
+    small=head_cases.PRODUCTS[1],
+    draw=lambda case, layout: head_cases.draw_products(case),
+    ready=calls(lambda function, case, t, *leaves: function(leaves[:-1], leaves[-1])),
+    ours=apc_kernels.conv1x1,
+    others={"F.conv2d": stock.conv1x1},
+    counts=lambda case, t, back: _of_convolution(2 * sum(case.channels) * t["grad"].numel(), t, back),
+    check=_check_conv,
+    kernel="conv1x1",
+    on_gpu=False,
+    by_layout=False,
+    dtype=torch.float32,
+    rounds=5,
+)
+
 # augment, on one thread and in processor time, as a loader's worker runs it: workers share their cores. A call takes
 # the next seed, whose draws decide what is done, the same on both sides; JPEGs are decoded by Pillow on both. Bytes:
 # those of the crop, 3 a pixel at ratio 1, and the result's, 12 a pixel.
@@ -349,6 +368,15 @@ augmentation = Operation(
     clock=time.process_time,
 )
 
-TABLE = (adaptive_context, adaptive_context_norm, affinity_moments, augmentation, conv3x3, encode, pyramid_conv)
+TABLE = (
+    adaptive_context,
+    adaptive_context_norm,
+    affinity_moments,
+    augmentation,
+    conv1x1,
+    conv3x3,
+    encode,
+    pyramid_conv,
+)
 TABLE += (pyramid_pool, *UPSAMPLES)
 OPERATIONS = {operation.name: rehearsed(operation) if REHEARSAL else operation for operation in TABLE}

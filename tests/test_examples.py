@@ -66,6 +66,12 @@ def test_a_model_is_tuned_to_other_classes(tmp_path):
     assert (tmp_path / "runs" / "mine" / "run" / "final.safetensors").is_file()
 
 
+def test_own_parts_train_a_model(tmp_path):
+    output = run("own_parts.py", "--steps", "100", cwd=tmp_path)
+    assert re.findall(r"after (\d+) steps: discs", output) == ["50", "100"] and miou(output) > 80
+    assert (tmp_path / "runs" / "discs" / "report.html").is_file()
+
+
 def test_kernels_keep_the_loss_and_less_memory(tmp_path):
     output = run("kernel_in_your_model.py", "--size", "128", cwd=tmp_path)
     theirs, ours = map(float, re.search(r"backward: ([\d.]+) MiB with PyTorch, ([\d.]+) with", output).groups())

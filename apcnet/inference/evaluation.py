@@ -20,7 +20,7 @@ from apcnet.data.stream import loader
 from apcnet.distributed import rank, reached, world_size
 from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
 from apcnet.inference.protocol import WHOLE
-from apcnet.models.segmentor import Segmentor
+from apcnet.models.segmentor import Segmentor, count_labels
 
 
 def evaluate(
@@ -67,18 +67,20 @@ def evaluate(
     dataset = own_data(dataset, "dataset")
     if not len(dataset):
         raise ValueError("dataset: expected at least one sample, got none")
-    if len(dataset.classes) != model.num_classes:
-        raise ValueError(f"dataset: expected {model.num_classes} classes, as the model has, got {len(dataset.classes)}")
+    classes = count_labels(model)
+    if len(dataset.classes) != classes:
+        raise ValueError(f"dataset: expected {classes} classes, as the model has, got {len(dataset.classes)}")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     mine = range(rank(), len(dataset), world_size())
     is_rgb = getattr(model, "range", None) is None and len(model.mean) == 3
     inputs = Inputs(dataset, protocol, model.mean, model.std, is_rgb)
-    matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
+    matrix = ConfusionMatrix(classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
     with inference.in_evaluation(model, precision):
+        model = inference.prepare(model) if precision == "float32" else model
         for done, (views, mask, name) in enumerate(loader(inputs, mine, workers, pin_memory=on_gpu), 1):
             views = (view[None].to(device, memory_format=layout, non_blocking=True) for view in views)
             target = mask[None].to(device, non_blocking=True)

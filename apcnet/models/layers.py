@@ -37,10 +37,9 @@ class ConvNormReLU(nn.Module):
         weight = self.conv.weight
         if self.conv.kernel_size == (3, 3):
             return self.activate(apc_kernels.conv3x3(maps, weight))
-        if len(maps) == 1:
-            return self.activate(self.conv(maps[0]))
-        parts = zip(maps, weight.split([x.shape[1] for x in maps], dim=1), strict=True)
-        return self.activate(sum(F.conv2d(x, part) for x, part in parts))
+        if self.conv.groups == 1:
+            return self.activate(apc_kernels.conv1x1(maps, weight))
+        return self.activate(self.conv(*maps))
 
     def activate(self, product: Tensor) -> Tensor:
         check_values(self.norm, product)

@@ -38,25 +38,35 @@ class PSPHead(nn.Module):
         super().__init__()
         self.index, self.align_corners, self.scales = index, align_corners, tuple(scales)
         self.regions = RegionReduction(in_channels, channels, self.scales)
-        self.bottleneck = ConvNormReLU(in_channels + len(self.scales) * channels, channels, kernel_size=3)
+        self.bottleneck = PyramidBottleneck(in_channels, len(self.scales) * channels, channels)
         self.classifier = Classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        x = features[self.index]
-        return self.classifier(convolve_with_pyramid(x, self.regions, self.bottleneck, self.align_corners))
+        return self.classifier(self.bottleneck(features[self.index], self.regions, self.align_corners))
 
 
-def convolve_with_pyramid(x: Tensor, regions: RegionReduction, bottleneck: ConvNormReLU, align_corners: bool) -> Tensor:
-    """Applies a 3×3 bottleneck to a map and its reduced regions, as if these were upsampled and concatenated to it."""
-    channels, width = x.shape[1], bottleneck.conv.in_channels
-    weight, pyramid_weight = bottleneck.conv.weight.split([channels, width - channels], dim=1)
-    product = apc_kernels.conv3x3(x, weight)
-    product = product + apc_kernels.pyramid_conv(
-        regions(x),
-        pyramid_weight,
-        x.shape[2:],
-        regions.scales,
-        align_corners=align_corners,
-        memory_format=layout_of(product),
-    )
-    return bottleneck.activate(product)
+class PyramidBottleneck(ConvNormReLU):
+    """Applies a 3×3 bottleneck to a map and its reduced regions, as if these were upsampled and concatenated to it.
+
+    Args:
+        features: Number of channels of the map.
+        pyramid: Number of channels of the regions, all scales together.
+        channels: Number of channels of the result.
+    """
+
+    def __init__(self, features: int, pyramid: int, channels: int):
+        super().__init__(features + pyramid, channels, kernel_size=3)
+        self.features = features
+
+    def forward(self, x: Tensor, regions: RegionReduction, align_corners: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        weight, pyramid_weight = self.conv.weight.split([self.features, self.conv.in_channels - self.features], dim=1)
+        product = apc_kernels.conv3x3(x, weight)
+        product = product + apc_kernels.pyramid_conv(
+            regions(x),
+            pyramid_weight,
+            x.shape[2:],
+            regions.scales,
+            align_corners=align_corners,
+            memory_format=layout_of(product),
+        )
+        return self.activate(product)

@@ -5,12 +5,15 @@ stride; the first block of a dilated stage has half the stage's dilation. With a
 torchvision's ResNet, dilated or not.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import apc_kernels
 from apcnet.choices import check_choice
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+CHANNELS_LAST = 64  # from so many channels of the first map on, maps on a CPU are channels_last: every layer is faster
 STAGES = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 16: ((1, 2, 2, 1), (1, 1, 1, 2)), 32: ((1, 2, 2, 2), (1, 1, 1, 1))}
 
 
@@ -69,6 +72,8 @@ class ResNetV1c(nn.Module):
                 nn.init.zeros_(module.last_norm.weight)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        if images.device.type == "cpu" and self.channels[0] >= CHANNELS_LAST and not torch.compiler.is_exporting():
+            images = images.contiguous(memory_format=torch.channels_last)
         x = F.max_pool2d(self.stem(images), kernel_size=3, stride=2, padding=1)
         features = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -93,8 +98,8 @@ class BasicBlock(nn.Module):
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
+        y = F.relu(self.bn1(convolve(self.conv1, x)), inplace=True)
+        y = self.bn2(convolve(self.conv2, y))
         y += x if self.downsample is None else self.downsample(x)
         return F.relu(y, inplace=True)
 
@@ -116,11 +121,20 @@ class Bottleneck(nn.Module):
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        y = self.bn3(self.conv3(y))
+        y = F.relu(self.bn1(convolve(self.conv1, x)), inplace=True)
+        y = F.relu(self.bn2(convolve(self.conv2, y)), inplace=True)
+        y = self.bn3(convolve(self.conv3, y))
         y += x if self.downsample is None else self.downsample(x)
         return F.relu(y, inplace=True)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Applies a convolution of a block, by the operations of apc_kernels where its stride is 1."""
+    if conv.stride != (1, 1):
+        return conv(x)
+    if conv.kernel_size == (1, 1):
+        return apc_kernels.conv1x1(x, conv.weight)
+    return apc_kernels.conv3x3(x, conv.weight, dilation=conv.dilation[0])
 
 
 def initialise(backbone: nn.Module) -> None:

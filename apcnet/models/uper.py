@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction
-from apcnet.models.psp import convolve_with_pyramid
+from apcnet.models.psp import PyramidBottleneck
 
 
 class UPerHead(nn.Module):
@@ -39,7 +39,7 @@ class UPerHead(nn.Module):
         self.index, self.align_corners, self.scales = tuple(index), align_corners, tuple(scales)
         *others, last = in_channels
         self.regions = RegionReduction(last, channels, self.scales)
-        self.bottleneck = ConvNormReLU(last + len(self.scales) * channels, channels, kernel_size=3)
+        self.bottleneck = PyramidBottleneck(last, len(self.scales) * channels, channels)
         self.laterals = nn.ModuleList(ConvNormReLU(c, channels) for c in others)
         self.outputs = nn.ModuleList(ConvNormReLU(channels, channels, kernel_size=3) for _ in others)
         self.fusion = ConvNormReLU(len(in_channels) * channels, channels, kernel_size=3)
@@ -47,7 +47,7 @@ class UPerHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         *others, last = (features[i] for i in self.index)
-        level = convolve_with_pyramid(last, self.regions, self.bottleneck, self.align_corners)
+        level = self.bottleneck(last, self.regions, self.align_corners)
         levels = [level]
         for x, lateral, output in zip(others[::-1], self.laterals[::-1], self.outputs[::-1], strict=True):
             level = lateral(x) + self._resized(level, x)

@@ -24,6 +24,7 @@ from apcnet.data.stream import Batch, Batches, loader
 from apcnet.distributed import gather, process_group, rank, reached, settle, share_state, world_size
 from apcnet.files import read_json, write_json
 from apcnet.inference.measures import MeanLoss
+from apcnet.progress import Show, shown
 from apcnet.training import checkpoint, report
 from apcnet.training.environment import changes, environment, names_digest, reproducible
 from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
@@ -63,7 +64,7 @@ def train(
     log_every: int = 10,
     log_to: Writer | None = None,
     timeout: float = PATIENCE,
-    show: Callable[[dict], None] = lambda record: None,
+    progress: bool | Show = True,
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
 
@@ -94,7 +95,8 @@ def train(
         log_every: The number of steps between two records of losses.
         log_to: tensorboard or wandb, to log there too, besides log.jsonl.
         timeout: With several processes, the seconds without progress after which they exit and name the one that hangs.
-        show: A function that receives every record of the log, and events such as {"event": "started", …}.
+        progress: Show the progress in the terminal or the notebook; or a function that receives every record of the
+            log, and events such as {"event": "started", …}.
 
     Returns:
         The scores after the last step: step, miou, macc, aacc (fractions), iou (by class name), best ({miou, step}),
@@ -113,7 +115,12 @@ def train(
     """
     own = Own(data, val_data, model, loss, augment, callbacks)
     config = own.config(config)
-    with process_group(device, timeout) as place, reproducible(config, place), Interrupts() as interrupts:
+    with (
+        shown(progress) as show,
+        process_group(device, timeout) as place,
+        reproducible(config, place),
+        Interrupts() as interrupts,
+    ):
         check(config, log_every, workers)
         train_data, val_data = open_both(config.data, own)
         with claimed(Path(out), config) as record:
@@ -168,7 +175,7 @@ class Run:
         device: torch.device,
         workers: int,
         log_to: Writer | None,
-        show: Callable[[dict], None],
+        show: Show,
         interrupts: Interrupts,
     ):
         self.config, self.data, self.val_data, self.statistics = config, data, val_data, statistics
@@ -212,6 +219,8 @@ class Run:
                 "step": self.step,
                 "steps": config.steps,
                 "batch_size": config.batch_size,
+                "eval_every": config.eval_every,
+                "save_every": config.save_every,
                 "folder": str(out),
                 "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
                 "processes": world_size(),
@@ -286,6 +295,7 @@ class Run:
         except NotFiniteError as error:
             raise FloatingPointError(self._describe_failure(batch, error)) from None
         self.step += 1
+        self.show({"event": "step", "step": self.step, "values": result[0]})
         return result
 
     def record_losses(self, values: dict[str, float]) -> None:
@@ -314,6 +324,7 @@ class Run:
             state = {**progress, **self.identity, "environment": self.environment, **self.trainer.state()}
             checkpoint.save(self.out, cast(checkpoint.State, state))
         self.saved = self.step
+        self.show({"event": "saved", "step": self.step})
 
     def _last_good(self) -> str:
         """Tells which state the run has saved."""
@@ -361,11 +372,13 @@ class Run:
             report.write([self.out])
             for name, path in self.validation.pictures(self.step).items():
                 self.log.picture(f"val/{name}", path, self.step)
+        self.show({"event": "evaluated", "step": self.step})
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
 
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
+        self.show({"event": "over", "step": self.step, "waited": self.waited})
         stored = gather(self._stored_scores() if self.is_main else None)[0]
         if self.scores is None and stored is not None:
             return stored

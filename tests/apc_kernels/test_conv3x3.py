@@ -20,6 +20,7 @@ class Case(NamedTuple):
     channels: tuple[int, ...]  # of each map
     outputs: int
     size: tuple[int, int]
+    dilation: int = 1
 
 
 CASES = [
@@ -32,6 +33,13 @@ CASES = [
     Case(3, (4,), 4, (70, 68)),  # several blocks of rows, one of them of two images
     Case(1, (130, 520), 128, (33, 40)),
     Case(0, (3,), 2, (5, 5)),
+    Case(2, (3, 5), 4, (7, 9), 2),
+    Case(1, (5,), 33, (13, 8), 3),
+    Case(2, (3,), 4, (2, 3), 4),  # smaller than the dilation
+    Case(1, (1,), 1, (1, 1), 12),
+    Case(1, (2,), 3, (4, 5), 1000),
+    Case(1, (130,), 128, (33, 40), 4),
+    Case(0, (3,), 2, (5, 5), 2),
 ]
 BACKENDS = ["reference", "cpp"]
 
@@ -46,26 +54,26 @@ def draw(case, dtype=torch.float32, layout=nchw):
     return maps, normal(case.outputs, sum(case.channels), 3, 3), layout(normal(case.batch, case.outputs, *case.size))
 
 
-def stock(maps, weight):
-    return F.conv2d(torch.cat(maps, 1), weight, padding=1)
+def stock(maps, weight, dilation=1):
+    return F.conv2d(torch.cat(maps, 1), weight, padding=dilation, dilation=dilation)
 
 
-def with_gradients(function, maps, weight, grad):
+def with_gradients(function, maps, weight, grad, dilation=1):
     leaves = [t.detach().requires_grad_() for t in (*maps, weight)]
-    result = function(leaves[:-1], leaves[-1])
+    result = function(leaves[:-1], leaves[-1], dilation=dilation)
     return result.detach(), *torch.autograd.grad(result, leaves, grad)
 
 
-def by_tiles(maps, weight):
+def by_tiles(maps, weight, dilation=1):
     """Computes conv3x3 by tiles at every size."""
-    return _forward(weight, maps)
+    return _forward(weight, dilation, maps)
 
 
 def check(case, dtype=torch.float32, layout=nchw, function=by_tiles):
     given = draw(case, dtype, layout)
     maps, weight, grad = given
     wide = [x.double() for x in maps], weight.double(), grad.double()
-    results = [with_gradients(*each) for each in ((function, *given), (stock, *wide), (stock, *given))]
+    results = [with_gradients(*each, case.dilation) for each in ((function, *given), (stock, *wide), (stock, *given))]
     for ours, exact, own in zip(*results, strict=True):
         assert_accurate(ours, exact, own, f"{case}")
 
@@ -79,13 +87,22 @@ def test_hard_cases(case, backend):
 
 @pytest.mark.parametrize("layout", [sliced, transposed, even_window, channels_last], ids=lambda layout: layout.__name__)
 def test_layouts(layout):
-    check(Case(2, (3, 5), 4, (7, 9)), layout=layout)
-    check(Case(2, (3, 5), 4, (7, 9)), layout=layout, function=apc_kernels.conv3x3)
+    for dilation in (1, 2):
+        check(Case(2, (3, 5), 4, (7, 9), dilation), layout=layout)
+        check(Case(2, (3, 5), 4, (7, 9), dilation), layout=layout, function=apc_kernels.conv3x3)
+
+
+def test_results_have_the_layout_of_the_first_map():
+    for layout in (nchw, channels_last):
+        maps, weight, grad = draw(Case(2, (3, 5), 4, (7, 9)), layout=layout)
+        for result in (by_tiles(maps, weight), *_backward_maps(grad, weight, 1, [3, 5])):
+            assert result.is_contiguous(memory_format=torch.channels_last) == (layout is channels_last)
+            assert result.is_contiguous() == (layout is nchw)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_public_function_in_every_dtype(dtype):
-    check(Case(2, (LEAST_CHANNELS, 16), LEAST_CHANNELS, (46, 47)), dtype, function=apc_kernels.conv3x3)
+    check(Case(2, (LEAST_CHANNELS, 16), LEAST_CHANNELS, (46, 47), 2), dtype, function=apc_kernels.conv3x3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,9 +111,11 @@ def test_public_function_in_every_dtype(dtype):
     channels=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     outputs=st.integers(1, 5),
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    dilation=st.integers(1, 5),
+    layout=st.sampled_from([nchw, channels_last]),
 )
-def test_any_size_in_float64(batch, channels, outputs, size):
-    given = draw(Case(batch, tuple(channels), outputs, size), torch.float64)
+def test_any_size_in_float64(batch, channels, outputs, size, dilation, layout):
+    given = *draw(Case(batch, tuple(channels), outputs, size), torch.float64, layout), dilation
     with apc_kernels.backend("cpp"):
         actual = with_gradients(by_tiles, *given)
     for ours, expected in zip(actual, with_gradients(stock, *given), strict=True):
@@ -108,7 +127,8 @@ def test_gradcheck(backend):
     maps, weight, _ = draw(Case(2, (2, 1), 2, (3, 4)), torch.float64)
     leaves = [t.requires_grad_() for t in (*maps, weight)]
     with apc_kernels.backend(backend):
-        assert torch.autograd.gradcheck(lambda a, b, w: by_tiles([a, b], w), leaves)
+        for dilation in (1, 2):
+            assert torch.autograd.gradcheck(lambda a, b, w, d=dilation: by_tiles([a, b], w, d), leaves)
 
 
 def test_only_the_gradients_asked_for():
@@ -126,16 +146,14 @@ def test_a_part_of_a_weight():
     torch.testing.assert_close(by_tiles(maps[:1], weight[:, :3]), stock(maps[:1], weight[:, :3]))
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[6]], ids=str)
+@pytest.mark.parametrize("case", [CASES[2], CASES[6], CASES[14]], ids=str)
 def test_same_bits_every_time_and_for_any_number_of_threads(case, threads):
     given, bits = draw(case), []
     for count in (2, 2, 1, 3):
         threads(count)
-        bits.append(with_gradients(by_tiles, *given))
-    for other in bits[1:2]:
+        bits.append(with_gradients(by_tiles, *given, case.dilation))
+    for other in bits[1:]:
         assert all(same_bits(a, b) for a, b in zip(bits[0], other, strict=True))
-    for other in bits[2:]:  # the library's products may split their sums by threads
-        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(bits[0], other, strict=True))
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
@@ -145,9 +163,9 @@ def test_below_the_tiles_it_is_one_convolution(layout, autocast):
     maps, weight, grad = draw(Case(2, (24, 8, 8), 4, (12, 10)), torch.float32 if autocast else torch.bfloat16, layout)
     saved, counted = [], []
 
-    def ours(maps, weight):
+    def ours(maps, weight, dilation):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-            return apc_kernels.conv3x3(maps, weight)
+            return apc_kernels.conv3x3(maps, weight, dilation=dilation)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         actual, expected = (with_gradients(f, maps, weight, grad.bfloat16()) for f in (ours, stock))
@@ -172,37 +190,39 @@ def test_opcheck(backend):
     maps, weight, grad = draw(Case(2, (3, 5), 4, (7, 9)))
     leaves = [x.requires_grad_() for x in maps]
     with apc_kernels.backend(backend):
-        torch.library.opcheck(_forward, (weight.requires_grad_(), leaves))
-        torch.library.opcheck(_backward_maps, (grad, weight.detach(), [3, 5]))
-        torch.library.opcheck(_backward_weight, (grad, [x.detach() for x in leaves]))
+        for dilation in (1, 2):
+            torch.library.opcheck(_forward, (weight.detach().requires_grad_(), dilation, leaves))
+            torch.library.opcheck(_backward_maps, (grad, weight, dilation, [3, 5]))
+            torch.library.opcheck(_backward_weight, (grad, dilation, [x.detach() for x in leaves]))
 
 
 def test_compiled_whole_by_tiles():
     case = Case(2, (LEAST_CHANNELS, 8), LEAST_CHANNELS, (48, 48))
     given = draw(case)
     compiled = torch.compile(apc_kernels.conv3x3, fullgraph=True, backend="aot_eager")
-    for ours, expected in zip(with_gradients(compiled, *given), with_gradients(by_tiles, *given), strict=True):
-        assert same_bits(ours, expected)
+    for dilation in (1, 2):
+        results = [with_gradients(function, *given, dilation) for function in (compiled, by_tiles)]
+        assert all(same_bits(ours, expected) for ours, expected in zip(*results, strict=True))
 
 
 def test_what_takes_tiles(monkeypatch):
-    """Large maps in float32 on a CPU; not small ones, low precision, channels_last, autocast."""
+    """Large maps in float32 on a CPU; not small ones, low precision, autocast."""
     taken = []
-    monkeypatch.setattr("apc_kernels.ops.conv3x3._forward", lambda weight, maps: taken.append(len(maps)))
+    monkeypatch.setattr("apc_kernels.ops.conv3x3._forward", lambda weight, dilation, maps: taken.append(dilation))
     maps, weight, _ = draw(Case(1, (LEAST_CHANNELS,), LEAST_CHANNELS, (64, 64)))
     apc_kernels.conv3x3(maps, weight)
-    assert taken == [1]
+    apc_kernels.conv3x3([channels_last(x) for x in maps], weight, dilation=4)
+    assert taken == [1, 4]
     for others, other in (
-        ([x[:, :, 1:] for x in maps], weight),
+        ([x[:, :, 49:] for x in maps], weight),
         ([x[:, :64] for x in maps], weight[:, :64]),
         (maps, weight[:64]),
         ([x.bfloat16() for x in maps], weight.bfloat16()),
-        ([channels_last(x) for x in maps], weight),
     ):
         torch.testing.assert_close(apc_kernels.conv3x3(others, other), reference.conv3x3(others, other))
     with torch.autocast("cpu", torch.bfloat16):
         assert apc_kernels.conv3x3(maps, weight).dtype == torch.bfloat16
-    assert taken == [1]
+    assert taken == [1, 4]
 
 
 X, W = torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 3, 3)
@@ -228,19 +248,39 @@ def test_wrong_input(maps, weight, error, message):
         apc_kernels.conv3x3(maps, weight)
 
 
+@pytest.mark.parametrize(
+    ("dilation", "error"), [(0, ValueError), (-1, ValueError), (2**40, ValueError), (1.0, TypeError), (True, TypeError)]
+)
+def test_wrong_dilation(dilation, error):
+    with pytest.raises(error, match="dilation: expected"):
+        apc_kernels.conv3x3(X, W, dilation=dilation)
+
+
 def test_raw_operators_check_what_they_are_given():
-    raw, tiles = torch.ops.apc_kernels_cpp, torch.zeros(16, 3, 4)
+    raw, tiles, panels = torch.ops.apc_kernels_cpp, torch.zeros(16, 4, 3), torch.zeros(16, 1, 3, 32)
     for call, message in (
-        (lambda: raw.conv3x3_tiles(X, 1, False, tiles), "first_row"),
-        (lambda: raw.conv3x3_tiles(X, 0, False, torch.zeros(16, 2, 4)), "tiles: expected size 3"),
-        (lambda: raw.conv3x3_tiles(X, 0, False, tiles.double()), "differ in dtype"),
+        (lambda: raw.conv3x3_tiles(X, 2, 1, 1, False, tiles), "first_row"),
+        (lambda: raw.conv3x3_tiles(X, 3, 1, 0, False, tiles), "side: expected 2 or 4"),
+        (lambda: raw.conv3x3_tiles(X, 2, 0, 0, False, tiles), "dilation: expected 1 or more"),
+        (lambda: raw.conv3x3_tiles(X, 2, 1, 0, False, torch.zeros(16, 4, 2)), "tiles: expected size 3"),
+        (lambda: raw.conv3x3_tiles(X, 4, 1, 0, False, tiles[:, :1]), "tiles: expected size 36"),
+        (lambda: raw.conv3x3_tiles(X, 2, 1, 0, False, tiles.double()), "differ in dtype"),
+        (lambda: raw.conv3x3(tiles[:, :3], 2, 1, 0, None, None, False, X), "tiles"),
+        (lambda: raw.conv3x3(tiles, 2, 1, 0, torch.zeros(2), None, False, X), "bias: expected size 3"),
+        (lambda: raw.conv3x3(tiles, 2, 1, 0, None, X, False, X), "channels to lie side by side"),
+        (lambda: raw.conv3x3_weight(W[..., :2], 2, False, panels), "weight: expected"),
+        (lambda: raw.conv3x3_weight(W.bfloat16(), 2, False, panels.bfloat16()), "float32 or float64"),
+        (lambda: raw.conv3x3_weight(W, 4, False, panels), "transformed: expected size 36"),
+        (lambda: raw.conv3x3_weight_gradient(torch.zeros(16, 3, 3), W), "planes: expected size 2"),
         (
-            lambda: raw.conv3x3_tiles(channels_last(torch.zeros(1, 3, 4, 4)), 0, False, tiles),
-            "columns to lie side by side",
+            lambda: raw.products(tiles, panels, None, None, False, False, torch.zeros(16, 4, 33)),
+            "right: expected size 2",
         ),
-        (lambda: raw.conv3x3(tiles[:, :, :3], 0, X), "tiles"),
-        (lambda: raw.conv3x3_weight(W.mT, False, torch.zeros(16, 2, 3)), "weight: expected inputs"),
-        (lambda: raw.conv3x3_weight(W.bfloat16(), False, torch.zeros(16, 2, 3).bfloat16()), "float32 or float64"),
+        (lambda: raw.products(tiles, panels, None, None, False, False, torch.zeros(16, 5, 8)), "out: expected size 4"),
+        (
+            lambda: raw.products(tiles, panels, None, tiles, False, False, torch.zeros(16, 4, 8)),
+            "other: expected size 8",
+        ),
     ):
         with pytest.raises(RuntimeError, match=message):
             call()

@@ -11,7 +11,11 @@ from apc_kernels import info
 
 OPERATIONS = sorted(set(info.SERVED_BY) - {"augment"})  # its images are integers
 NOT_DIFFERENTIABLE = {"upsample_argmax", "upsample_confusion", "upsample_softmax"}
-COMPOSED = {"conv3x3", "pyramid_conv"}  # at this size conv3x3 is PyTorch's; neither has derivatives of its own
+COMPOSED = {
+    "conv1x1",
+    "conv3x3",
+    "pyramid_conv",
+}  # at this size convolutions are PyTorch's; none has derivatives of its own
 UPDATES = {"adaptive_context_norm", "upsample_softmax"}  # in place: running statistics, and `out`
 
 
@@ -23,12 +27,12 @@ def function_of_tensors(operation: str):
     names = [
         n for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point() and n not in ("out", "target")
     ]
-    if operation == "upsample_cross_entropy":
-        names.remove("weight")
-    if operation == "conv3x3":
+    if operation.startswith("upsample"):
+        names = [n for n in names if n not in ("weight", "pos_weight")]
+    if operation in ("conv1x1", "conv3x3"):
         first, second = given.pop("maps")
         tensors = (first, second, given.pop("weight"))
-        return lambda a, b, w: squares(apc_kernels.conv3x3([a, b], w)), tensors
+        return lambda a, b, w: squares(getattr(apc_kernels, operation)([a, b], w, **given)), tensors
     tensors = tuple(given.pop(n) for n in names)
     return lambda *t: squares(getattr(apc_kernels, operation)(**dict(zip(names, t, strict=True)), **given)), tensors
 
@@ -121,14 +125,16 @@ def test_second_derivative(operation):
     if operation in COMPOSED or operation == "pyramid_pool":
         assert torch.autograd.gradgradcheck(function, leaves)
     else:
-        with pytest.raises(
-            RuntimeError,
-            match=r"(adaptive_context|encode|upsample_cross_entropy) is differentiable once: expected no derivative",
-        ):
+        names = "adaptive_context|encode|upsample_cross_entropy|upsample_region_sums"
+        with pytest.raises(RuntimeError, match=rf"({names}) is differentiable once: expected no derivative"):
             grad.sum().backward()
 
 
-@pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - NOT_DIFFERENTIABLE - {"pyramid_pool"}))
+# Changes of what is copied do not matter.
+COPIED = {"upsample_binary_cross_entropy"}
+
+
+@pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - NOT_DIFFERENTIABLE - {"pyramid_pool"} - COPIED))
 def test_a_change_between_forward_and_backward_is_noticed(operation):
     function, tensors = function_of_tensors(operation)
     leaves = [t.clone().requires_grad_() for t in tensors]

@@ -78,6 +78,10 @@ OTHER = {  # for every field a value other than its default
     "clip": 1.0,
     "accumulate": 2,
     "ema": 0.999,
+    "loss": "cross_entropy+0.5*dice",
+    "focal_gamma": 0.5,
+    "ohem_threshold": 0.9,
+    "ohem_share": 1.0,
     "reduction": "mean",
     "label_smoothing": 0.1,
     "class_weights": Path("report.json"),
@@ -108,8 +112,8 @@ REQUIRED = {  # the other fields that a field needs
 }
 VERBS = (  # with which the help of a flag begins
     "Accumulate Add Align Apply Augment Average Choose Clip Compile Concatenate Distort Draw Evaluate Extract Generate "
-    "Give Guide Keep Let Map Mirror Move Multiply Pool Read Resize Rotate Run Save Seed Set Slide Smooth Start Stop "
-    "Store Train Use Weight"
+    "Give Guide Keep Let Map Minimise Mirror Move Multiply Pool Read Resize Rotate Run Save Seed Set Slide Smooth "
+    "Start Stop Store Train Use Weight"
 )
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}

@@ -1,4 +1,4 @@
-"""Lists the hard cases of pyramid_conv, encode and conv3x3: tests run all, benchmarks the large ones."""
+"""Lists the hard cases of pyramid_conv, encode, conv1x1 and conv3x3: tests run all, benchmarks the large ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +90,19 @@ SIDE_BY_SIDE = [
     MapsCase(1, (128,), 128, "smallest"),
     MapsCase(2, (2048, 512, 512, 512, 512), 512, "APCNet's bottleneck"),
 ]
+
+PRODUCTS = [
+    MapsCase(2, (2048,), 2048, "APCNet's reduction"),
+    MapsCase(2, (1024,), 256, "a block of ResNet-50's third stage"),
+    MapsCase(2, (512, 512, 512), 512, "three maps"),
+]
+
+
+def draw_products(case: MapsCase) -> dict[str, Tensor]:
+    """Draws the same for a 1×1 weight, in channels_last."""
+    tensors = draw_maps(case)
+    tensors["weight"] = 3 * tensors["weight"][:, :, :1, :1]
+    return {name: t.contiguous(memory_format=torch.channels_last) for name, t in tensors.items()}
 
 
 def draw_maps(case: MapsCase) -> dict[str, Tensor]:

@@ -14,33 +14,36 @@ from apc_kernels.ops.operator import define
 
 KERNELS = Kernels(reference)
 
-# From these sizes on, tiles are 1.3 to 1.8 times as fast as PyTorch's convolution on two threads (benchmarks/results).
-# With fewer positions or channels the transforms, above all that of the weight, cost more than they save.
-LEAST_CHANNELS, LEAST_POSITIONS = 128, 4096
+# From these sizes on, tiles are faster than PyTorch's convolution on two threads (benchmarks/results). With fewer
+# positions or channels the transforms, above all that of the weight, cost more than they save.
+LEAST_CHANNELS, LEAST_POSITIONS = 128, 1024
+MAX_DILATION = 65536
 
 
-def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
+def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 1) -> Tensor:
     """Convolves several maps with one 3×3 weight as if they were concatenated, keeping their size.
 
-        out[b, o, y, x] = Σ_c Σ_{i, j} weight[o, c, i, j] · maps[b, c, y + i − 1, x + j − 1]
+        out[b, o, y, x] = Σ_c Σ_{i, j} weight[o, c, i, j] · maps[b, c, y + d·(i − 1), x + d·(j − 1)]
 
     Equivalent to:
 
-        F.conv2d(torch.cat(maps, 1), weight, padding=1)
+        F.conv2d(torch.cat(maps, 1), weight, padding=dilation, dilation=dilation)
 
     The concatenation is not saved for backward. On a CPU, large maps take Winograd's F(2×2, 3×3) without any: 16
     products instead of 36 for four numbers of the result, with the accuracy of a convolution, since all factors of its
-    transforms are 1 or 1/2. One convolution of PyTorch's serves GPUs, low precision, autocast, export, channels_last
-    maps, and maps of fewer than 128 channels or 4096 positions; the maps are concatenated for the time of the call.
+    transforms are 1 or 1/2. With a dilation d, tiles are read and written d positions apart. One convolution of
+    PyTorch's serves GPUs, low precision, autocast, export, and maps of fewer than 128 channels or 1024 positions; the
+    maps are concatenated for the time of the call.
 
     Args:
         maps: one (B, C, h, w) map or several, in float32, float64, bfloat16 or float16. They may differ in C, and under
             autocast in dtype.
         weight: (O, Σ C, 3, 3) in the maps' dtype.
+        dilation: Distance d of the positions that the weight reads, 1 or more.
 
     Returns:
-        (B, O, h, w) in the maps' dtype. From Winograd's tiles it is contiguous, and differentiable once in maps and
-        weight.
+        (B, O, h, w) in the maps' dtype. From Winograd's tiles it is channels_last if the first map is, else contiguous,
+        and differentiable once in maps and weight.
     """
     if not isinstance(maps, (Tensor, list, tuple)):
         raise TypeError(f"maps: expected a tensor or a sequence of them, got {type(maps).__name__}")
@@ -48,16 +51,25 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
     for name, tensor in _named(maps, weight):
         check_tensor(tensor, name)
     if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
-        _check(maps, weight)
-        return reference.conv3x3(maps, weight)
-    return _forward(weight, maps)
+        _check(maps, weight, dilation)
+        return reference.conv3x3(maps, weight, dilation)
+    return _forward(weight, dilation, maps)
 
 
 def _named(maps: Sequence[Tensor], weight: Tensor) -> list[tuple[str, Tensor]]:
     return [*((f"maps[{i}]", x) for i, x in enumerate(maps)), ("weight", weight)]
 
 
-def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
+def _check(maps: Sequence[Tensor], weight: Tensor, dilation: int) -> None:
+    check_maps(maps, weight, (3, 3))
+    if isinstance(dilation, bool) or not isinstance(dilation, int | torch.SymInt):
+        raise TypeError(f"dilation: expected an integer, got {dilation!r}")
+    if not 1 <= dilation <= MAX_DILATION:
+        raise ValueError(f"dilation: expected 1 to {MAX_DILATION}, got {dilation}")
+
+
+def check_maps(maps: Sequence[Tensor], weight: Tensor, kernel: tuple[int, int]) -> None:
+    """Checks several maps, and the weight of a convolution of all of them."""
     if not maps:
         raise ValueError("maps: expected at least one map, got none")
     for name, tensor in _named(maps, weight):
@@ -76,8 +88,9 @@ def _check(maps: Sequence[Tensor], weight: Tensor) -> None:
     if weight.dtype != maps[0].dtype and not casts:
         raise ValueError(f"weight: expected the maps' dtype, {name_of(maps[0].dtype)}, got {name_of(weight.dtype)}")
     inputs = sum(x.shape[1] for x in maps)
-    if weight.shape[1:] != (inputs, 3, 3) or weight.shape[0] == 0:
-        raise ValueError(f"weight: expected (O, {inputs}, 3, 3), O > 0, got {tuple(weight.shape)}")
+    if weight.shape[1:] != (inputs, *kernel) or weight.shape[0] == 0:
+        size = ", ".join(map(str, kernel))
+        raise ValueError(f"weight: expected (O, {inputs}, {size}), O > 0, got {tuple(weight.shape)}")
 
 
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
@@ -91,84 +104,93 @@ def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
         and weight.dtype == first.dtype
         and not torch.is_autocast_enabled("cpu")
         and min(weight.shape[:2]) >= LEAST_CHANNELS
-        and all(x.stride(3) == 1 for x in maps)
         and first.shape[0] * first.shape[2] * first.shape[3] >= LEAST_POSITIONS
     )
 
 
-def _convolve(weight: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    _check(maps, weight)
+def _convolve(weight: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
+    result = _empty(weight, dilation, maps)
     with without_autocast(weight):
         if KERNELS.select("conv3x3", weight) == "reference":
-            return reference.conv3x3(maps, weight).contiguous()
-        return tiles.convolve([_lines(x) for x in maps], _dense(weight))
+            return result.copy_(reference.conv3x3(maps, weight, dilation))
+        tiles.convolve(maps, weight, dilation, result)
+    return result
 
 
-def _empty(weight: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    _check(maps, weight)
-    return maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
+def _empty(weight: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
+    _check(maps, weight, dilation)
+    return _empty_like(maps[0], weight.shape[0])
 
 
-def _gradient_of_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
+def _gradient_of_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Sequence[int]) -> list[Tensor]:
     """Computes the gradients of maps with these numbers of channels."""
+    grads = _empty_maps(grad, weight, dilation, channels)
     with without_autocast(weight):
         if KERNELS.select("conv3x3", weight) == "reference":
-            transposed = weight.flip(2, 3).transpose(0, 1)
-            return [reference.conv3x3([grad], w).contiguous() for w in transposed.split(list(channels))]
-        return tiles.gradient_of_maps(_lines(grad), _dense(weight), channels)
+            transposed = weight.flip(2, 3).transpose(0, 1).split(list(channels))
+            for each, w in zip(grads, transposed, strict=True):
+                each.copy_(reference.conv3x3([grad], w, dilation))
+        else:
+            tiles.gradient_of_maps(grad, weight, dilation, grads)
+    return grads
 
 
-def _empty_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
-    return [grad.new_empty(grad.shape[0], count, *grad.shape[2:]) for count in channels]
+def _empty_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Sequence[int]) -> list[Tensor]:
+    return [_empty_like(grad, count) for count in channels]
 
 
-def _gradient_of_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
+def _gradient_of_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
     with without_autocast(grad):
         if KERNELS.select("conv3x3", grad) == "reference":
             shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
-            return conv2d_weight(torch.cat(list(maps), 1), shape, grad, padding=1).contiguous()
-        return tiles.gradient_of_weight(_lines(grad), [_lines(x) for x in maps])
+            cat = torch.cat(list(maps), 1)
+            return conv2d_weight(cat, shape, grad, padding=dilation, dilation=dilation).contiguous()
+        return tiles.gradient_of_weight(grad, maps, dilation)
 
 
-def _empty_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
+def _empty_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
     return grad.new_empty(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
 
 
-def _lines(x: Tensor) -> Tensor:
-    """Returns a map with adjacent columns, as the kernels read it."""
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
-def _dense(weight: Tensor) -> Tensor:
-    """Returns a weight with adjacent inputs; its outputs may be apart, as in a slice."""
-    return weight if weight.stride()[1:] == (9, 3, 1) else weight.contiguous()
+def _empty_like(x: Tensor, channels: int) -> Tensor:
+    """Returns an empty map of x's batch and size with this number of channels, in x's layout."""
+    contiguous = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    shape = x.shape[0], channels, *x.shape[2:]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    weight, maps = inputs
+    weight, ctx.dilation, maps = inputs
     ctx.save_for_backward(weight, *maps)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, Sequence[Tensor | None]]:
     weight, *maps = ctx.saved_tensors
-    of_weight, *of_maps = ctx.needs_input_grad
+    of_weight, _, *of_maps = ctx.needs_input_grad
     if grad is None:
-        return None, [None] * len(maps)
-    grad_weight = _backward_weight(grad, maps) if of_weight else None
+        return None, None, [None] * len(maps)
+    grad_weight = _backward_weight(grad, ctx.dilation, maps) if of_weight else None
     grads = [None] * len(maps)
     if any(of_maps):
-        computed = _backward_maps(grad, weight, [x.shape[1] for x in maps])
+        computed = _backward_maps(grad, weight, ctx.dilation, [x.shape[1] for x in maps])
         grads = [g if wanted else None for g, wanted in zip(computed, of_maps, strict=True)]
-    return grad_weight, grads
+    return grad_weight, None, grads
 
 
 _forward = define(
-    "conv3x3(Tensor weight, Tensor[] maps) -> Tensor", _convolve, _empty, backward=_backward, remember=_remember
+    "conv3x3(Tensor weight, SymInt dilation, Tensor[] maps) -> Tensor",
+    _convolve,
+    _empty,
+    backward=_backward,
+    remember=_remember,
 )
 _backward_maps = define(
-    "conv3x3_backward_maps(Tensor grad, Tensor weight, SymInt[] channels) -> Tensor[]", _gradient_of_maps, _empty_maps
+    "conv3x3_backward_maps(Tensor grad, Tensor weight, SymInt dilation, SymInt[] channels) -> Tensor[]",
+    _gradient_of_maps,
+    _empty_maps,
 )
 _backward_weight = define(
-    "conv3x3_backward_weight(Tensor grad, Tensor[] maps) -> Tensor", _gradient_of_weight, _empty_weight
+    "conv3x3_backward_weight(Tensor grad, SymInt dilation, Tensor[] maps) -> Tensor", _gradient_of_weight, _empty_weight
 )

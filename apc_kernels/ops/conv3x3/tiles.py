@@ -1,19 +1,49 @@
-"""Computes conv3x3 by Winograd's F(2×2, 3×3): 16 products instead of 36 for four numbers of the result.
+"""Computes conv3x3 by Winograd's F(m×m, 3×3): for m = 2, 16 products instead of 36 for four numbers of the result.
 
-The CPU library (csrc/conv3x3) transforms maps, weights and results; between them, PyTorch computes 16 matrix products.
-The work is done block by block: a transformed map is four times as large, and never exists as a whole. Blocks depend on
-shapes alone.
+The CPU library (csrc/conv3x3) transforms maps, weights and results, and multiplies between. A dilated convolution is
+d×d interleaved ones, whose tiles read positions d apart. The work is done block by block: transformed maps are four
+times as large, and never exist as a whole. Blocks depend on shapes alone.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-PLANES = 16
-CHANNELS, TILES = 512, 512  # a block is 17 MB of transformed map in float32, and its products are still large
+CHANNELS, PANEL = 512, 32  # channels of a block, columns of a panel of the right side of a product
+NUMBERS = 1 << 23  # of transformed maps in a block: 32 MiB in float32, which the third-level cache may hold
+APART = 16  # padding of rows and planes: those a power of two apart share a few places of the cache
+
+
+class Grid(NamedTuple):
+    """Describes the tiles of maps of one size: m×m results in each, every one of d×d interleaved maps on its own."""
+
+    side: int  # m
+    dilation: int
+    batch: int
+    height: int
+    width: int
+
+    @property
+    def planes(self) -> int:
+        return (self.side + 2) ** 2
+
+    @property
+    def columns(self) -> int:
+        return self.dilation * -(-self.width // (self.side * self.dilation))
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.dilation * -(-self.height // (self.side * self.dilation))
+
+    def blocks(self, channels: int) -> Iterator[range]:
+        """Yields blocks of the rows of tiles of all images; `channels`: of the sources and results of a block."""
+        most = max(1, NUMBERS // (self.planes * channels * self.columns))
+        count = -(-self.rows // most)
+        step = -(-self.rows // count) if count else 1
+        return (range(first, min(first + step, self.rows)) for first in range(0, self.rows, step))
 
 
 class Part(NamedTuple):
@@ -22,68 +52,167 @@ class Part(NamedTuple):
     map: Tensor
     place: slice
 
+    @property
+    def channels(self) -> int:
+        return self.map.shape[1]
 
-def convolve(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+
+def convolve(maps: Sequence[Tensor], weight: Tensor, dilation: int, result: Tensor) -> None:
     """Convolves maps (B, Cᵢ, h, w) as if they were concatenated: weight (O, Σ Cᵢ, 3, 3) -> (B, O, h, w)."""
-    result = maps[0].new_empty(maps[0].shape[0], weight.shape[0], *maps[0].shape[2:])
-    _convolve(_parts(maps), _parts([result]), weight, backwards=False)
-    return result
+    sources, targets = _parts(maps), _parts([result])
+    _convolve(sources, targets, _Transforms(weight, 2, backwards=False), dilation)
 
 
-def gradient_of_maps(grad: Tensor, weight: Tensor, channels: Sequence[int]) -> list[Tensor]:
-    """Computes the gradients of maps with these numbers of channels: grad convolved with the flipped weight."""
-    grads = [grad.new_empty(grad.shape[0], count, *grad.shape[2:]) for count in channels]
-    _convolve(_parts([grad]), _parts(grads), weight, backwards=True)
-    return grads
+def convolve_prepared(
+    maps: Sequence[Tensor],
+    transformed: Tensor,
+    dilation: int,
+    bias: Tensor | None,
+    other: Tensor | None,
+    relu: bool,
+    result: Tensor,
+) -> None:
+    """Convolves maps with a weight that was transformed before, and adds bias and another map, then applies ReLU."""
+    _convolve(_parts(maps), _parts([result]), _Prepared(transformed), dilation, bias, other, relu)
 
 
-def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor]) -> Tensor:
+def gradient_of_maps(grad: Tensor, weight: Tensor, dilation: int, grads: Sequence[Tensor]) -> None:
+    """Computes the gradients of maps: grad convolved with the flipped weight."""
+    _convolve(_parts([grad]), _parts(grads), _Transforms(weight, 2, backwards=True), dilation)
+
+
+def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int) -> Tensor:
     grad_weight = grad.new_zeros(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
     if not grad.numel():
         return grad_weight
-    back = _taps_to_planes(grad).mT
-    results, sources = _parts([grad]), _parts(maps)
-    of_results, of_sources, of_products, of_taps = _buffers(
-        grad,
-        _most_tiles(results),
-        _most_tiles(sources),
-        _most_weights(results, sources),
-        _most_weights(results, sources),
+    grid, results, sources = _grid(grad, dilation, 2), _parts([grad]), _parts(maps)
+    widest = [max(part.channels for part in parts) for parts in (results, sources)]
+    blocks = list(grid.blocks(sum(map(_padded, widest))))
+    of_results, of_sources, of_products = _buffers(
+        grad, *(_size(grid, blocks[0], channels) for channels in widest), grid.planes * _size_of_rows(*widest)
     )
     for result in results:
         for source in sources:
-            pairs = result.map.shape[1], source.map.shape[1]
-            products, taps = _view(of_products, PLANES, *pairs), _view(of_taps, 9, pairs[0] * pairs[1])
-            for rows in _tile_rows(grad):
-                of_result = _tiles(result.map, rows, of_results, of_result=True)
-                tiles = _tiles(source.map, rows, of_sources).mT
-                _multiply(of_result, tiles, products, first=rows.start == 0)
-            torch.mm(back, products.flatten(1), out=taps)
-            grad_weight[result.place, source.place] = taps.view(3, 3, *pairs).permute(2, 3, 0, 1)
+            products = _matrices(of_products, grid.planes, result.channels, source.channels)
+            for rows in blocks:
+                left = _tiles(result.map, grid, rows, of_results, of_result=True)
+                right = _tiles(source.map, grid, rows, of_sources)
+                multiply(left.mT, as_panels(right), products, add=rows.start > 0)
+            torch.ops.apc_kernels_cpp.conv3x3_weight_gradient(products, grad_weight[result.place, source.place])
     return grad_weight
 
 
-def _convolve(sources: list[Part], targets: list[Part], weight: Tensor, backwards: bool) -> None:
-    sizes = _most_tiles(sources), _most_tiles(targets), _most_weights(sources, targets)
-    of_sources, of_targets, of_weights = _buffers(weight, *sizes)
-    for rows in _tile_rows(targets[0].map):
+def transformed(weight: Tensor, side: int) -> Tensor:
+    """Returns the transform of a weight in panels, (planes, O / 32, C, 32), for convolve_prepared."""
+    panels = weight.new_empty((side + 2) ** 2, -(-weight.shape[0] // PANEL), weight.shape[1], PANEL)
+    torch.ops.apc_kernels_cpp.conv3x3_weight(weight, side, False, panels)
+    return panels
+
+
+Block = Callable[[Part, Part], Tensor]  # the transformed weight between a source and a target
+
+
+class _Transforms:
+    """Transforms a weight block by block."""
+
+    def __init__(self, weight: Tensor, side: int, backwards: bool):
+        self.weight, self.side, self.backwards, self.buffer = weight, side, backwards, weight.new_empty(0)
+
+    def __call__(self, source: Part, target: Part) -> Tensor:
+        outputs, inputs = (source, target) if self.backwards else (target, source)
+        shape = (self.side + 2) ** 2, -(-target.channels // PANEL), source.channels, PANEL
+        if self.buffer.numel() < math.prod(shape):
+            self.buffer = self.weight.new_empty(math.prod(shape))
+        panels = self.buffer[: math.prod(shape)].view(shape)
+        block = self.weight[outputs.place, inputs.place]
+        torch.ops.apc_kernels_cpp.conv3x3_weight(block, self.side, self.backwards, panels)
+        return panels
+
+
+class _Prepared:
+    """Slices a weight that was transformed before."""
+
+    def __init__(self, transformed: Tensor):
+        self.transformed, self.side = transformed, math.isqrt(transformed.shape[0]) - 2
+
+    def __call__(self, source: Part, target: Part) -> Tensor:
+        panels = slice(target.place.start // PANEL, -(-target.place.stop // PANEL))
+        return self.transformed[:, panels, source.place]
+
+
+def _convolve(
+    sources: list[Part],
+    targets: list[Part],
+    weights: _Transforms | _Prepared,
+    dilation: int,
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    relu: bool = False,
+) -> None:
+    grid = _grid(targets[0].map, dilation, weights.side)
+    widest = [max(part.channels for part in parts) for parts in (sources, targets)]
+    blocks = list(grid.blocks(sum(map(_padded, widest))))
+    if not blocks:
+        return
+    of_sources, of_targets = _buffers(targets[0].map, *(_size(grid, blocks[0], channels) for channels in widest))
+    for rows in blocks:
         for target in targets:
-            products = _view(of_targets, *_shape(target.map, rows))
+            products = _view(of_targets, grid, rows, target.channels)
             for source in sources:
                 if len(sources) > 1 or target is targets[0]:
-                    tiles = _tiles(source.map, rows, of_sources)
-                outputs, inputs = (source, target) if backwards else (target, source)
-                transformed = _transformed(weight[outputs.place, inputs.place], backwards, of_weights)
-                transformed = transformed.mT if backwards else transformed
-                _multiply(transformed, tiles, products, first=source is sources[0])
-            torch.ops.apc_kernels_cpp.conv3x3(products, rows.start, target.map)
+                    tiles = _tiles(source.map, grid, rows, of_sources)
+                multiply(tiles, weights(source, target), products, add=source is not sources[0])
+            torch.ops.apc_kernels_cpp.conv3x3(
+                products,
+                grid.side,
+                grid.dilation,
+                rows.start,
+                None if bias is None else bias[target.place],
+                None if other is None else other[:, target.place],
+                relu,
+                target.map,
+            )
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor, first: bool) -> None:
-    if first:
-        torch.bmm(left, right, out=out)
-    else:
-        out.baddbmm_(left, right)
+def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
+    """Computes left · right for every plane, or adds it to out; right is in panels."""
+    torch.ops.apc_kernels_cpp.products(left, right, None, None, False, add, out)
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """Lays out the transpose of a matrix (O, C) as the right side of a product: (1, O / 32, C, 32)."""
+    matrix = matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+    laid_out = matrix.new_empty(-(-matrix.shape[0] // PANEL), matrix.shape[1], PANEL)
+    torch.ops.apc_kernels_cpp.product_panels(matrix, laid_out)
+    return laid_out[None]
+
+
+def as_panels(matrices: Tensor) -> Tensor:
+    """Returns a view of matrices as the right side of a product, (planes, panels, rows, 32); rows hold whole panels."""
+    planes, count, columns = matrices.shape
+    plane, row, _ = matrices.stride()
+    shape, strides = (planes, -(-columns // PANEL), count, PANEL), (plane, PANEL, row, 1)
+    return matrices.as_strided(shape, strides, matrices.storage_offset())
+
+
+def padded(matrix: Tensor) -> Tensor:
+    """Returns a matrix whose rows hold whole panels: itself, or a copy if its columns are no multiple of 32."""
+    rows, columns = matrix.shape
+    if columns % PANEL == 0 and matrix.stride(1) == 1:
+        return matrix
+    copy = matrix.new_zeros(rows, -(-columns // PANEL) * PANEL)
+    copy[:, :columns] = matrix
+    return copy[:, :columns]
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Returns a map whose channels are adjacent as a matrix, (1, B·h·w, C)."""
+    return x.permute(0, 2, 3, 1).reshape(1, -1, x.shape[1])
+
+
+def _grid(x: Tensor, dilation: int, side: int) -> Grid:
+    # From the map's extent on, only the weight's centre meets the map: a larger dilation changes nothing.
+    return Grid(side, max(1, min(dilation, max(x.shape[2:]))), x.shape[0], *x.shape[2:])
 
 
 def _parts(maps: Sequence[Tensor]) -> list[Part]:
@@ -96,53 +225,37 @@ def _parts(maps: Sequence[Tensor]) -> list[Part]:
     return parts
 
 
-def _tile_rows(x: Tensor) -> Iterator[range]:
-    """Yields blocks of the rows of tiles of all images."""
-    rows, columns = x.shape[0] * ((x.shape[2] + 1) // 2), (x.shape[3] + 1) // 2
-    step = max(1, TILES // columns)
-    return (range(first, min(first + step, rows)) for first in range(0, rows, step))
-
-
-def _tiles(x: Tensor, rows: range, buffer: Tensor, of_result: bool = False) -> Tensor:
-    tiles = _view(buffer, *_shape(x, rows))
-    torch.ops.apc_kernels_cpp.conv3x3_tiles(x, rows.start, of_result, tiles)
+def _tiles(x: Tensor, grid: Grid, rows: range, buffer: Tensor, of_result: bool = False) -> Tensor:
+    """Returns the transformed tiles of a map, (planes, tiles, channels)."""
+    tiles = _view(buffer, grid, rows, x.shape[1])
+    torch.ops.apc_kernels_cpp.conv3x3_tiles(x, grid.side, grid.dilation, rows.start, of_result, tiles)
     return tiles
 
 
-def _transformed(weight: Tensor, backwards: bool, buffer: Tensor) -> Tensor:
-    """Returns the transformed weight, (16, outputs, inputs)."""
-    transformed = _view(buffer, PLANES, *weight.shape[:2])
-    torch.ops.apc_kernels_cpp.conv3x3_weight(weight, backwards, transformed)
-    return transformed
-
-
-def _shape(x: Tensor, rows: range) -> tuple[int, int, int]:
-    """Returns the shape of the tiles in some rows of tiles, (16, channels, tiles)."""
-    return PLANES, x.shape[1], len(rows) * ((x.shape[3] + 1) // 2)
-
-
-# Buffers that all blocks reuse. They are one allocation, so large that it returns to the system at once.
+# Buffers that all blocks reuse.
 
 
 def _buffers(like: Tensor, *sizes: int) -> Sequence[Tensor]:
     return like.new_empty(sum(sizes)).split(sizes)
 
 
-def _most_tiles(parts: list[Part]) -> int:
-    """Returns the largest number of elements in the tiles of a block of rows of one part."""
-    rows = max(_tile_rows(parts[0].map), key=len, default=range(0))
-    return max(math.prod(_shape(part.map, rows)) for part in parts)
+def _padded(channels: int) -> int:
+    return -(-channels // PANEL) * PANEL + APART
 
 
-def _most_weights(parts: list[Part], others: list[Part]) -> int:
-    return PLANES * max(part.map.shape[1] for part in parts) * max(part.map.shape[1] for part in others)
+def _size_of_rows(rows: int, channels: int) -> int:
+    return rows * _padded(channels) + APART
 
 
-def _view(buffer: Tensor, *shape: int) -> Tensor:
-    return buffer[: math.prod(shape)].view(shape)
+def _size(grid: Grid, rows: range, channels: int) -> int:
+    return grid.planes * _size_of_rows(len(rows) * grid.columns, channels)
 
 
-def _taps_to_planes(like: Tensor) -> Tensor:
-    """Returns the (16, 9) matrix that transforms the taps of a weight."""
-    one_axis = like.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    return torch.kron(one_axis, one_axis)
+def _matrices(buffer: Tensor, planes: int, rows: int, columns: int) -> Tensor:
+    """Returns a view of a buffer as matrices whose rows are padded to whole panels."""
+    row = _padded(columns)
+    return buffer.as_strided((planes, rows, columns), (rows * row + APART, row, 1), buffer.storage_offset())
+
+
+def _view(buffer: Tensor, grid: Grid, rows: range, channels: int) -> Tensor:
+    return _matrices(buffer, grid.planes, len(rows) * grid.columns, channels)
