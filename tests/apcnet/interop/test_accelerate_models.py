@@ -58,7 +58,7 @@ def test_a_model_and_its_report():
         "decode_head.loss_by_feat": "FusedAPCHead",
         "decode_head.forward": "FusedAPCHead",
         "auxiliary_head.loss_by_feat": "FusedFCNHead",
-        "backbone": "FusedConvolution, 22 times",
+        "backbone": "FusedConvolution, 23 times",
     }
     assert report.left == {"predict": "labels_only is False"}
     assert "left     predict: labels_only is False" in str(report)
