@@ -86,10 +86,10 @@ $(VENV)/torch: | needs
 	touch $@
 
 # The packages of others that tests compare with; without them these tests are skipped. torchvision asks for a torch of
-# its own, from PyPI: it is installed alone.
+# its own, from PyPI: it is installed alone, and so are those that ask for it.
 $(VENV)/peers: $(VENV)/installed
-	$(PIP) install -q --no-deps "timm>=1.0.31" "torchvision==0.28.*"
-	$(PIP) install -q huggingface_hub pyyaml
+	$(PIP) install -q --no-deps "timm>=1.0.31" "torchvision==0.28.*" "segmentation-models-pytorch>=0.5"
+	$(PIP) install -q huggingface_hub pyyaml "transformers>=5" "onnx>=1.16" "onnxscript>=0.5" "onnxruntime>=1.18"
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)

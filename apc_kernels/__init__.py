@@ -5,6 +5,7 @@ bits from run to run. `python -m apc_kernels.info` shows which backend serves ea
 """
 
 from apc_kernels.dispatch import SlowPathWarning, backend
+from apc_kernels.interop import accelerate
 from apc_kernels.labels import checked_labels
 from apc_kernels.ops.affinities import BatchNorm, adaptive_context, adaptive_context_norm, affinity_moments
 from apc_kernels.ops.augment import augment
@@ -14,12 +15,20 @@ from apc_kernels.ops.encode import encode
 from apc_kernels.ops.fused_conv import FusedConv2d
 from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
-from apc_kernels.ops.upsample import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
+from apc_kernels.ops.upsample import (
+    upsample_argmax,
+    upsample_binary_cross_entropy,
+    upsample_confusion,
+    upsample_cross_entropy,
+    upsample_region_sums,
+    upsample_softmax,
+)
 
 __all__ = [
     "BatchNorm",
     "FusedConv2d",
     "SlowPathWarning",
+    "accelerate",
     "adaptive_context",
     "adaptive_context_norm",
     "affinity_moments",
@@ -32,8 +41,10 @@ __all__ = [
     "pyramid_conv",
     "pyramid_pool",
     "upsample_argmax",
+    "upsample_binary_cross_entropy",
     "upsample_confusion",
     "upsample_cross_entropy",
+    "upsample_region_sums",
     "upsample_softmax",
 ]
 __version__ = "0.1.0"

@@ -22,8 +22,10 @@ SERVED_BY = {  # each public operation: its own kernels, or the operations it is
     "pyramid_conv": "PyTorch's matrix products",
     "pyramid_pool": pyramid_pool.KERNELS,
     "upsample_argmax": upsample.KERNELS,
+    "upsample_binary_cross_entropy": "upsample_cross_entropy",
     "upsample_confusion": upsample.KERNELS,
     "upsample_cross_entropy": upsample.KERNELS,
+    "upsample_region_sums": upsample.KERNELS,
     "upsample_softmax": upsample.KERNELS,
 }
 

@@ -16,8 +16,8 @@ if not all(map(importlib.util.find_spec, _NEEDS)):
         sys.exit(_MISSING)
     raise ModuleNotFoundError(_MISSING)
 
-__all__ = ["ConfusionMatrix", "create", "evaluate", "load", "predict", "train"]
-__all__ += ["data", "inference", "interop", "models"]
+__all__ = ["ConfusionMatrix", "Predictor", "create", "evaluate", "load", "predict", "train"]
+__all__ += ["data", "inference", "interop", "losses", "models"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,6 +29,8 @@ def __getattr__(name: str) -> Any:
             from apcnet import training as home
         case "predict":
             from apcnet.inference import prediction as home
+        case "Predictor":
+            from apcnet.inference import bulk as home
         case "evaluate":
             from apcnet.inference import evaluation as home
         case "__version__":
@@ -41,6 +43,8 @@ def __getattr__(name: str) -> Any:
             import apcnet.inference as home
         case "interop":
             import apcnet.interop as home
+        case "losses":
+            import apcnet.losses as home
         case "models":
             import apcnet.models as home
         case _:

@@ -5,12 +5,10 @@ import functools
 import importlib.util
 import io
 import itertools
-import json
 import os
 import re
 import shlex
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -21,9 +19,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Model, Precision, Protocol
-from apcnet.console import RunDisplay, progress_bar, progress_steps, show_download, table
+from apcnet.console import progress_bar, progress_steps, show_download, table
 from apcnet.files import make_folder, printable, write_json
-from apcnet.flags import ways_on
+from apcnet.flags import refuse_minutes, ways_on
 from apcnet.presets import preset
 from apcnet.presets import table as table_of_presets
 
@@ -53,6 +51,7 @@ def train(
     workers: Workers = None,
     log_every: int = 50,
     log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
+    timeout: float = 600.0,
 ) -> None:
     """Train a model: apcnet train [PRESET] [flags]. The same command resumes a run that was stopped.
 
@@ -65,6 +64,7 @@ def train(
         workers: Load and augment images with this many processes per training process.
         log_every: Log the losses every so many steps.
         log: Log scores and pictures to TensorBoard, Weights & Biases or MLflow too, besides log.jsonl.
+        timeout: End the run if no process gets further for this many seconds, and name the one that hangs.
     """
     threads.use_one_for_tiny(config.model.backbone)
     from apcnet.confusion import percent
@@ -78,17 +78,15 @@ def train(
         out = unused_folder(out)
     if gpus != 1 and not under_torchrun:
         _start_processes(gpus, device)
-    display = RunDisplay()
-    with display.bar:
-        scores = train(
-            config,
-            out,
-            device=device,
-            workers=_default_workers() if workers is None else workers,
-            log_every=log_every,
-            log_to=log,
-            show=display,
-        )
+    scores = train(
+        config,
+        out,
+        device=device,
+        workers=_default_workers() if workers is None else workers,
+        log_every=log_every,
+        log_to=log,
+        timeout=timeout,
+    )
     if os.environ.get("RANK", "0") == "0":
         table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
         print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
@@ -193,6 +191,7 @@ def predict(
     out: Path,
     protocol: OmitArgPrefixes[Protocol],
     overlay: Literal["jpg", "png", "none"] = "jpg",
+    confidence: bool = False,
     precision: Precision = "float32",
     device: Device = None,
 ) -> None:
@@ -204,6 +203,7 @@ def predict(
         out: Write label maps and overlays to this folder.
         protocol: Describes how the network sees an image.
         overlay: Save overlays of image and labels in this format.
+        confidence: Save the probability of every pixel's label too, as grey levels.
         precision: Run matrix products in this precision (autocast).
         device: Predict on this device.
     """
@@ -219,6 +219,7 @@ def predict(
             protocol,
             precision=precision,
             overlay=None if overlay == "none" else overlay,
+            confidence=confidence,
             progress=progress,
         )
     print(f"{out}: {report.done} images")
@@ -318,7 +319,7 @@ def export(
 
 def check(
     name: Positional[Annotated[str, arg(metavar="NAME")]],
-    root: Positional[Annotated[Path, arg(metavar="ROOT")]],
+    root: Positional[Annotated[str, arg(metavar="ROOT")]],
     splits: Annotated[tuple[str, ...], arg(help_behavior_hint="")] = (),
     labels: dict[int, int] | None = None,
     json: Path | None = None,
@@ -328,8 +329,8 @@ def check(
     """Read every file of a dataset, and report problems and remedies. The exit status is 1 if it cannot be used.
 
     Args:
-        name: Check this dataset: cityscapes, ade20k, voc2012, pascal_context, or folder for your own.
-        root: Read it from this folder, which holds leftImg8bit, images or JPEGImages.
+        name: Check this dataset: cityscapes, ade20k, voc2012, pascal_context, folder for your own, or shards.
+        root: Read it from this folder, which holds leftImg8bit, images or JPEGImages, or shards from an address.
         splits: Check only these splits; by default those for training and evaluation.
         labels: Map values in masks to classes: `0 0 255 1` maps 0 to class 0 and 255 to class 1 (folder only).
         json: Write the report to this file too, with class weights for training.
@@ -371,6 +372,53 @@ def prepare(
     with progress_bar("preparing") as progress:
         written, kept = prepare_dataset(name, root, source, progress)
     print(f"{root}: {written} files written, {kept} already there")
+
+
+def pack(
+    name: Positional[Annotated[str, arg(metavar="NAME")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    root: Path | None = None,
+    splits: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: train val)")] = ("train", "val"),
+    classes: Literal[59, 60] | None = None,
+    labels: dict[int, int] | None = None,
+    samples: int = 1000,
+    workers: Workers = None,
+) -> None:
+    """Pack a dataset into tar files, to train on them from a disk, a web server or an object store.
+
+    The files are WebDataset's. A pack that was stopped goes on.
+
+    Args:
+        name: Pack this dataset: cityscapes, ade20k, voc2012, pascal_context, folder or synthetic.
+        out: Write the shards and their index to this folder, which is new or empty.
+        root: Read the dataset from this folder; only synthetic needs none.
+        splits: Pack these splits.
+        classes: Use 59 classes, or 60 with the background (pascal_context only).
+        labels: Map values in masks to classes: `0 0 255 1` maps 0 to class 0 and 255 to class 1 (folder only).
+        samples: Put this many samples in each shard.
+        workers: Decode and write with this many processes.
+    """
+    from apcnet.data.shards.pack import pack as pack_dataset
+
+    for given, owner in (({"classes": classes}, "pascal_context"), ({"labels": labels}, "folder")):
+        for option, value in given.items():
+            if value is not None and name != owner:
+                raise ValueError(f"{option}: expected with {owner} only, got {value} with {name}")
+    options = {key: value for key, value in (("classes", classes), ("labels", labels)) if value is not None}
+    with progress_bar("packing") as progress:
+        packed = pack_dataset(
+            name,
+            out,
+            root,
+            splits=splits,
+            samples=samples,
+            workers=_default_workers() if workers is None else workers,
+            progress=progress,
+            **options,
+        )
+    counts = ", ".join(f"{count:,} {split}" for split, count in packed.samples.items())
+    print(f"{out}: {counts} samples; {packed.written} shards written, {packed.kept} already there")
+    print(shlex.join(["apcnet", "train", "--dataset", "shards", "--root", str(out)]), "trains on it")
 
 
 def import_data(
@@ -416,7 +464,7 @@ def import_data(
 
 
 import_data.__name__ = "import"  # the name of the command is a keyword of Python
-COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, import_data, prepare, info)
+COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, import_data, prepare, pack, info)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -436,8 +484,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
         sys.exit(CLOSED_PIPE)
     except ConnectionError as error:  # an OSError, but another process of the run has failed
-        _print_error(error)
-        sys.exit(BAD_INPUT)
+        _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (ValueError, ModuleNotFoundError, FloatingPointError) as error:
@@ -471,6 +518,7 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
     """
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     if command == "train":
+        refuse_minutes(arguments)
         name = names[0] if names else "tiny"
         config = preset(name)
         for flag, following in itertools.zip_longest(arguments, arguments[1:]):
@@ -545,9 +593,10 @@ def _default_workers() -> int:
 def _fail(message: str) -> NoReturn:
     """Prints an error and exits; torchrun, if it started this process, repeats the error at the end of its report."""
     _print_error(message)
-    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        report = {"message": " ".join(message.split()), "extraInfo": {"timestamp": int(time.time())}}
-        Path(path).write_text(json.dumps({"message": report}), encoding="utf-8")
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from apcnet.watch import report
+
+        report(message)
     sys.exit(BAD_INPUT)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from apcnet.choices import check_choice
+from apcnet.terms import SMOOTHED, parse
 
 Pair = tuple[int, int]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -128,10 +129,16 @@ class Model:
 class Data:
     """Describes the dataset, and the augmentation of its training images."""
 
-    dataset: Literal["synthetic", "cityscapes", "ade20k", "voc2012", "pascal_context", "folder", "own"] = "synthetic"
-    """Use this dataset; `folder` stands for your own images and masks, `own` for an object of Python."""
-    root: Path | None = None
-    """Read the dataset from this folder; only synthetic needs none."""
+    dataset: Literal["synthetic", "cityscapes", "ade20k", "voc2012", "pascal_context", "folder", "shards", "own"] = (
+        "synthetic"
+    )
+    """Use this dataset: `folder` is your own images and masks, `shards` a packed one, `own` an object of Python."""
+    root: str | Path | None = None
+    """Read the dataset from this folder, or shards from an address such as s3://…; only synthetic needs none."""
+    cache: Path | None = None
+    """Store what is read in this folder of the machine; by default it is not stored (shards only)."""
+    cache_gib: float = 20.0
+    """Store up to this many GiB of the dataset (shards only)."""
     split: str = "train"
     """Train on this split."""
     val_split: str = "val"
@@ -168,7 +175,8 @@ class Data:
         _check(self, *SIDES, "size", "crop", "scale")
         _check(self, "two positive numbers, the smaller first", lambda r: 0 < r[0] <= r[1] < math.inf, "ratio")
         _check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "cat_max_ratio")
-        for name, owner in (("classes", "pascal_context"), ("labels", "folder")):
+        _check(self, *POSITIVE, "cache_gib")
+        for name, owner in (("classes", "pascal_context"), ("labels", "folder"), ("cache", "shards")):
             if getattr(self, name) is not None and self.dataset != owner:
                 raise ValueError(f"{name}: expected with {owner} only, got {getattr(self, name)} with {self.dataset}")
 
@@ -176,6 +184,8 @@ class Data:
         """Returns the options of `apcnet.data.open`, without name, root and split."""
         if self.dataset == "synthetic":
             return {"family": self.family, "size": self.size}
+        if self.dataset == "shards":
+            return {"cache": self.cache, "cache_gib": self.cache_gib}
         given = {"classes": self.classes, "labels": self.labels}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -214,8 +224,16 @@ class Optimisation:
     """Accumulate gradients over this many parts of a batch, which saves memory."""
     ema: float = 0.0
     """Evaluate and save an exponential moving average of the weights with this decay; 0 turns it off."""
+    loss: str = "cross_entropy"
+    """Minimise this sum: of cross_entropy, focal, ohem, dice, ..., as cross_entropy+0.5*dice (docs/train.md)."""
+    focal_gamma: float = 2.0
+    """Set the exponent of the focal losses."""
+    ohem_threshold: float = 0.7
+    """Let ohem keep the pixels whose label has a lower probability than this."""
+    ohem_share: float = 0.2
+    """Let ohem keep at least this share of the labelled pixels, the hardest ones."""
     reduction: Literal["mean_all", "mean"] = "mean_all"
-    """Average the cross entropy over all pixels (mean_all, as mmsegmentation) or over labelled pixels (mean)."""
+    """Average the losses of pixels over all of them (mean_all, as mmsegmentation) or over labelled ones (mean)."""
     label_smoothing: float = 0.0
     """Smooth the labels in the cross entropy by this amount."""
     class_weights: Path | None = None
@@ -230,7 +248,14 @@ class Optimisation:
         _check(self, f"0 up to {LARGEST}", lambda decay: 0 <= decay <= LARGEST, "weight_decay")
         if self.warmup and self.schedule == "one_cycle":
             raise ValueError(f"warmup: expected 0 with schedule one_cycle, which has one of its own, got {self.warmup}")
-        _check(self, *FRACTION, "momentum", "ema", "label_smoothing")
+        _check(self, *FRACTION, "momentum", "ema", "label_smoothing", "ohem_threshold")
+        _check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "ohem_share")
+        _check(self, "0 to 1e6", lambda gamma: 0 <= gamma <= 1e6, "focal_gamma")
+        names = [term.name for term in parse(self.loss)]
+        if self.label_smoothing and not set(names) & set(SMOOTHED):
+            raise ValueError(
+                f"label_smoothing: expected 0 without {' or '.join(SMOOTHED)} in the loss, got {self.loss}"
+            )
         _check(self, *COUNT, "accumulate")
         allowed = f"names with positive numbers up to {LARGEST}", lambda f: all(0 < x <= LARGEST for x in f.values())
         _check(self, *allowed, "lr_factors")
@@ -365,6 +390,10 @@ def _convert(kind: typing.Any, given: typing.Any, name: str) -> typing.Any:
         for key in given:
             check_choice(key, f"field of {name}", typing.get_type_hints(kind))
         return kind(**given)
+    if {str, Path} < set(arguments) and isinstance(given, str) and "://" in given:
+        return given  # an address: as a path, it would lose a slash
+    if {str, Path} < set(arguments):
+        return None if given is None else _convert(Path, given, name)
     if origin in (typing.Union, types.UnionType):  # always X | None
         return None if given is None else _convert(next(a for a in arguments if a is not type(None)), given, name)
     if origin is Literal:

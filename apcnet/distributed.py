@@ -5,21 +5,33 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from secrets import token_hex
 
 import torch
 from torch import nn
+
+from apcnet.watch import PATIENCE as WATCHED
+from apcnet.watch import Watch, connect
 
 GLOO_THREADS = 2  # that execute calls
 PATIENCE = 5  # seconds in which torchrun ends the other processes of a run that failed
 
 
+_watch: Watch | None = None  # of the group that this process has joined
+
+
 @contextmanager
-def process_group(device: str | None = None) -> Iterator[torch.device]:
+def process_group(device: str | None = None, timeout: float = WATCHED) -> Iterator[torch.device]:
     """Joins the other processes, if torchrun has started several, until the block ends; gives this one's device.
 
     Args:
         device: cpu or cuda; by default cuda if there is a GPU. Each process takes the GPU of its local rank.
+        timeout: The seconds without progress of any process after which this one exits, and names those behind.
     """
+    global _watch
+    if not timeout > 0:
+        raise ValueError(f"timeout: expected a positive number of seconds, got {timeout}")
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if kind.type == "cuda":
         if not torch.cuda.is_available():
@@ -33,20 +45,35 @@ def process_group(device: str | None = None) -> Iterator[torch.device]:
         torch.cuda.set_device(kind)
     joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized()
     if joins:
-        torch.distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+        longer = timedelta(seconds=max(1800, 2 * timeout))  # the watch tells more than a library's timeout
+        torch.distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=longer)
+        _watch = Watch(connect(gather(token_hex(8))[0]), rank(), world_size(), timeout)
     try:
         yield kind
         if joins:
             settle()
-    except RuntimeError as error:
-        if not (joins and lost_process(error)):
+    except Exception as error:
+        if _watch is None or not joins:
+            raise
+        if not lost_process(error):
+            _watch.fail(" ".join(str(error).split()))
             raise
         # The process that ended tells the reason. torchrun ends this one meanwhile; another launcher may not.
         time.sleep(PATIENCE)
-        raise ConnectionError("another process of the run has ended: its message tells the reason") from None
+        known = _watch.failure or "another process of the run has ended: its message tells the reason"
+        raise ConnectionError(known) from None
     finally:
         if joins:
+            if _watch is not None:
+                _watch.close()
+                _watch = None
             torch.distributed.destroy_process_group()
+
+
+def reached(step: int | None = None) -> None:
+    """Records that this process has reached a step of the run, or without one that it goes on in the same step."""
+    if _watch is not None:
+        _watch.reached(step)
 
 
 def lost_process(error: BaseException | None) -> bool:

@@ -11,6 +11,20 @@ from apcnet.config import Config
 from apcnet.presets import names, preset
 
 
+def refuse_minutes(words: Sequence[str]) -> None:
+    """Raises an error that names the flag to use for --checkpoint-every MINUTES, which other packages have."""
+    for word, following in itertools.zip_longest(words, words[1:]):
+        flag, _, value = word.replace("_", "-").partition("=")
+        if flag == "--checkpoint-every":
+            minutes = value or following or "MINUTES"
+            raise ValueError(
+                f"checkpoint_every: expected steps, --save-every STEPS, got minutes, {minutes}: processes share "
+                "no clock, so they would save at different steps, and a repeated run would save others. "
+                f"{minutes} minutes are {minutes} × 60 × images_per_second / batch_size steps; the log of a run has "
+                "images_per_second"
+            )
+
+
 def flags(config: Config) -> dict[str, list[str]]:
     """Returns the flag of every field of a config, with its value, as words of a command line."""
     return dict(_flags(config))

@@ -11,6 +11,7 @@ AUGMENTATION = 1  # augmentation of a sample
 DROPOUT = 2  # dropout in a step
 WEIGHTS = 3  # initial weights of a model
 
+ROUNDS = 8  # of the Feistel network; four would do for a cipher of large blocks, but these may have a few bits
 BITS, STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 
@@ -32,3 +33,22 @@ def keyed(*numbers: int) -> int:
 def hashes(key: int, count: int) -> np.ndarray:
     """Returns `count` different uint64 numbers, in an order that depends on the key."""
     return mix(np.arange(1, count + 1, dtype=np.uint64) * STEP + key)
+
+
+def shuffled(key: int, index: int, n: int) -> int:
+    """Returns the place of an index in a permutation of n indices that depends on the key, without storing it.
+
+    A Feistel network permutes the integers of as many bits as n − 1 has; what falls on n or above is permuted again,
+    twice at most on average. So the image of 0 … n − 1 is 0 … n − 1.
+    """
+    bits = (n - 1).bit_length()
+    low = bits // 2
+    mask, high_mask = (1 << low) - 1, (1 << bits - low) - 1
+    while True:
+        high, index = index >> low, index & mask
+        for number in range(0, ROUNDS, 2):
+            high ^= keyed(key, number, index) & high_mask
+            index ^= keyed(key, number + 1, high) & mask
+        index |= high << low
+        if index < n:
+            return index

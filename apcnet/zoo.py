@@ -14,6 +14,7 @@ from apcnet.files import printable
 from apcnet.interop import backbones
 from apcnet.models import Segmentor, build
 from apcnet.models.build import build_filled
+from apcnet.models.segmentor import count_labels
 from apcnet.models.weights import assign, listed
 
 CLASS_LAYERS = ("head.classifier.conv.", "auxiliary.classifier.conv.", "head.presence.")  # sized by num_classes
@@ -83,7 +84,7 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
 
 def _describe(model: Segmentor, about: dict) -> None:
     """Gives a model the classes, palette, mean and std in a file, or raises an error that names the wrong one."""
-    channels = model.in_channels
+    channels, labels = model.in_channels, count_labels(model)
     for name in ("mean", "std"):
         values = about.get(name)
         if not _are(values, _is_finite, channels) or (name == "std" and min(values) <= 0):
@@ -94,12 +95,12 @@ def _describe(model: Segmentor, about: dict) -> None:
             raise ValueError(f"range: expected two numbers for each of {channels} channels, got {printable(levels)}")
         model.range = tuple((low, high) for low, high in levels)
     if (classes := about.get("classes")) is not None:
-        if not _are(classes, lambda x: isinstance(x, str), model.num_classes):
-            raise ValueError(f"classes: expected {model.num_classes} names, got {printable(classes)}")
+        if not _are(classes, lambda x: isinstance(x, str), labels):
+            raise ValueError(f"classes: expected {labels} names, got {printable(classes)}")
         model.classes = tuple(classes)
     if (palette := about.get("palette")) is not None:
-        if not _are(palette, lambda x: _are(x, lambda y: type(y) is int and 0 <= y < 256, 3), model.num_classes):
-            raise ValueError(f"palette: expected {model.num_classes} RGB colours, got {printable(palette)}")
+        if not _are(palette, lambda x: _are(x, lambda y: type(y) is int and 0 <= y < 256, 3), labels):
+            raise ValueError(f"palette: expected {labels} RGB colours, got {printable(palette)}")
         model.palette = tuple(map(tuple, palette))
 
 

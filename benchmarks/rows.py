@@ -21,8 +21,8 @@ from benchmarks import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 DIRECTIONS = ("forward+backward", "forward", "training step", "training", "inference", "evaluation")
-PARTS = (*DIRECTIONS, *(f"{head} head" for head in ("apc", "psp", "enc", "fcn")))
-PARTS += ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "logits", "labels")
+PARTS = (*DIRECTIONS, *(f"{head} head" for head in ("apc", "psp", "enc", "fcn", "uper")))
+PARTS += ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet", "logits", "labels")
 
 Identity = tuple[str, str, str, str]
 

@@ -16,9 +16,13 @@ import torch
 from upsample_cases import LARGE_UPSAMPLES, UpsampleCase, assert_labels, draw_upsample
 
 import apc_kernels
+from apcnet import losses
 from benchmarks.operation import BOTH, FORWARD, Operation, Point, Sides, Tensors, calls, fastest_only, points
 from benchmarks.setting import BATCHES, DEVICE, DTYPE, ON_GPU, SIDES, THREADS, here
 
+SMALL = UpsampleCase(1, 5, (4, 5), (9, 12))
+TWO_CLASSES = UpsampleCase(4, 2, (128, 128), (512, 512))
+BINARY = here(UpsampleCase(4, 1, (128, 128), (512, 512)), UpsampleCase(16, 1, (128, 128), (512, 512)))
 LOGITS = here(LARGE_UPSAMPLES, [UpsampleCase(8, 150, (64, 64), (512, 512)), *LARGE_UPSAMPLES])
 
 
@@ -29,14 +33,26 @@ def upsample(
     bytes_a_pixel: Callable,
     operations: int,
     directions: Sequence[str] = ("",),
+    cases: Sequence[UpsampleCase] = LOGITS,
+    small: UpsampleCase = SMALL,
+    kernel: str = "",
+    ours: Callable | None = None,
+    theirs: Callable | None = None,
     **more: Any,
 ) -> Operation:
-    """Makes an entry from the bytes of a pixel beside its logits, and the operations for each pixel and class."""
+    """Makes an entry from the bytes of a pixel beside its logits, and the operations for each pixel and class.
+
+    `kernel` is the operation whose kernels run, if it is not that of the name; `name` may name an option of it.
+    """
+
+    function = name if name in apc_kernels.__all__ else kernel
 
     def draw(case: UpsampleCase, layout: Callable) -> Tensors:
         t = draw_upsample(case, layout, DTYPE, DEVICE)
         if name == "upsample_softmax":
             t["out"] = torch.zeros(case.batch, case.classes, *case.size, device=DEVICE)
+        if name == "upsample_binary_cross_entropy":
+            t["target"] = torch.where(t["target"] == 255, 255, (t["grad"] > 0).long())
         return {key: t[key] for key in ("logits", "target", "out") if key in t}
 
     def counts(case: UpsampleCase, t: Tensors, backward: bool) -> tuple[int, int]:
@@ -47,18 +63,18 @@ def upsample(
     def by_default(case: UpsampleCase, layout: str, direction: str) -> bool:
         """Selects all rows of the first case, and of the others those that goals name."""
         named = not ON_GPU and (direction == BOTH or name == "upsample_argmax")
-        return fastest_only(case, layout, direction) and (case is LOGITS[0] or named)
+        return fastest_only(case, layout, direction) and (case is cases[0] or named)
 
     return Operation(
         name=name,
-        cases=LOGITS,
-        small=UpsampleCase(1, 5, (4, 5), (9, 12)),
+        cases=cases,
+        small=small,
         draw=draw,
         ready=calls(apply, "logits"),
-        ours=getattr(apc_kernels, name),
-        others={other: getattr(stock, name)},
+        ours=ours or getattr(apc_kernels, function),
+        others={other: theirs or getattr(stock, function)},
         counts=counts,
-        kernel=name,
+        kernel=kernel or name,
         by_default=by_default,
         directions=directions,
         **more,
@@ -74,6 +90,10 @@ def _check_confusion(case: UpsampleCase, t: Tensors, sides: Sides) -> None:
     assert torch.equal(*sides.ours(), stock.confusion(labels, t["target"], case.classes))
 
 
+def _cross_entropy_and_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return apc_kernels.upsample_cross_entropy(logits, target) + losses.dice(logits, target)
+
+
 UPSAMPLES = (
     upsample(
         "upsample_cross_entropy",
@@ -86,6 +106,46 @@ UPSAMPLES = (
             *points(LOGITS[0], batch=BATCHES[:3], classes=(19, 60, 150), threads=THREADS),
             *(Point("size", n, replace(LOGITS[0], source=(n, n), size=(8 * n, 8 * n))) for n in SIDES[:3]),
         ],
+    ),
+    upsample(
+        "focal_loss",  # upsample_cross_entropy with focal
+        "F.interpolate, F.cross_entropy, (1 - p)^2",
+        lambda function, case, t, logits: function(logits, t["target"], focal=2.0),
+        bytes_a_pixel=lambda case: 8 + 4,
+        operations=5,
+        directions=(FORWARD, BOTH),
+        kernel="upsample_cross_entropy",
+    ),
+    upsample(
+        "upsample_binary_cross_entropy",  # its kernels see two classes, as which it counts
+        "F.interpolate, F.binary_cross_entropy_with_logits",
+        lambda function, case, t, logits: function(logits, t["target"]),
+        bytes_a_pixel=lambda case: 8 + 4,
+        operations=10,
+        directions=(FORWARD, BOTH),
+        cases=[BINARY],
+        small=UpsampleCase(1, 1, (4, 5), (9, 12)),
+        kernel="upsample_cross_entropy",
+    ),
+    upsample(
+        "upsample_region_sums",
+        "F.interpolate, softmax, sums",
+        lambda function, case, t, logits: function(logits, t["target"])[:3],
+        bytes_a_pixel=lambda case: 8,
+        operations=6,
+        directions=(FORWARD, BOTH),
+    ),
+    upsample(
+        "cross_entropy_and_dice",  # the loss that is most common in training for few classes
+        "F.interpolate, F.cross_entropy, Dice loss",
+        lambda function, case, t, logits: function(logits, t["target"]),
+        bytes_a_pixel=lambda case: 2 * 8 + 4,
+        operations=11,
+        directions=(FORWARD, BOTH),
+        cases=[LOGITS[0], *here([TWO_CLASSES], [])],
+        kernel="upsample_region_sums",
+        ours=_cross_entropy_and_dice,
+        theirs=stock.cross_entropy_and_dice,
     ),
     upsample(
         "upsample_argmax",

@@ -17,13 +17,18 @@ from types import ModuleType
 
 FOLDER = Path(__file__).resolve().parent / "api"
 REFERENCE = {  # page: its modules, each with the names that are public where the module has no __all__
-    "apc_kernels": {"apc_kernels": ()},
+    "apc_kernels": {
+        "apc_kernels": (),
+        "apc_kernels.interop.report": ("Report",),
+        "apc_kernels.interop.smp": ("accelerate",),
+    },
     "apcnet": {
         "apcnet": (),
         "apcnet.models": (),
         "apcnet.inference": (),
         "apcnet.inference.prediction": ("Prediction",),
         "apcnet.confusion": ("ConfusionMatrix", "Scores"),
+        "apcnet.losses": (),
         "apcnet.data": (),
         "apcnet.data.augment": (
             *("resize", "keep_ratio_size", "normalise"),

@@ -27,7 +27,7 @@ def miou(output: str) -> float:
     return float(re.search(r"mIoU ([\d.]+)%", output)[1])
 
 
-@pytest.mark.parametrize("program", [p for p in PROGRAMS if p != "lightning_module.py"])
+@pytest.mark.parametrize("program", [p for p in PROGRAMS if p not in ("lightning_module.py", "predict_on_ray.py")])
 def test_help_names_every_option(program, tmp_path):
     text = run(program, "--help", cwd=tmp_path)
     options = re.findall(r'add_argument\("(--[\w-]+)"', (EXAMPLES / program).read_text())
@@ -40,6 +40,15 @@ def test_a_folder_is_predicted(tmp_path):
     predicted = [path for path in labels if path.parent.name == "seen" and "overlay" not in path.name]
     assert len(predicted) == 4 and output.count(" -> ") == 4
     assert Image.open(predicted[0]).size == (96, 96) and Image.open(predicted[0]).mode == "P"
+
+
+@pytest.mark.slow
+def test_a_folder_is_predicted_on_ray(tmp_path):
+    pytest.importorskip("ray", reason="needs the package ray")
+    output = run("predict_on_ray.py", "--steps", "2", cwd=tmp_path)
+    assert "seen: 40 images, 0 failed" in output
+    labels = sorted((tmp_path / "seen").glob("whole-test-*.png"))
+    assert len(labels) == 40 and Image.open(labels[0]).size == (96, 96)
 
 
 def test_given_images_are_predicted_by_a_given_model(tmp_path):
@@ -55,6 +64,12 @@ def test_a_model_is_tuned_to_other_classes(tmp_path):
     output = run("finetune_folder.py", "--steps", "40", cwd=tmp_path)
     assert {"ground", "object", "band"} <= set(output.split()) and miou(output) > 25
     assert (tmp_path / "runs" / "mine" / "run" / "final.safetensors").is_file()
+
+
+def test_own_parts_train_a_model(tmp_path):
+    output = run("own_parts.py", "--steps", "100", cwd=tmp_path)
+    assert re.findall(r"after (\d+) steps: discs", output) == ["50", "100"] and miou(output) > 80
+    assert (tmp_path / "runs" / "discs" / "report.html").is_file()
 
 
 def test_kernels_keep_the_loss_and_less_memory(tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from apc_kernels.dispatch import FLOATS
 
@@ -46,6 +47,16 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def runs_at_once(*tensors: Tensor | None) -> bool:
+    """Tells whether a call on these tensors computes now and for itself: no graph, gradient or transform has it."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return False
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in given)
 
 
 def widened(tensor: Tensor, name: str, x: Tensor) -> Tensor:

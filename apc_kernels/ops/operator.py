@@ -78,7 +78,10 @@ class Operator:
         return self.registered(*arguments)
 
     def _body(self, *arguments: Any) -> Tensor | Sequence[Tensor]:
-        arguments = self.check(*arguments)
+        return self.compute(*self.check(*arguments))
+
+    def compute(self, *arguments: Any) -> Any:
+        """Computes the operation at once, below autograd, from arguments as `check` returns them."""
         results = self.empty(*arguments)
         fill(self.kernels, self.name, self.on(*arguments), arguments, results)
         if self.verify:

@@ -57,10 +57,16 @@ def pyramid_conv(
     size, scales, kernel = _check(regions, weight, size, scales, memory_format)
     last = memory_format == torch.channels_last
     (batch, channels), outputs = regions.shape[:2], weight.shape[0]
+    step = weight.stride(3)
+    by_channel = weight.stride() == (kernel * kernel * step, 1, kernel * step, step)  # channels_last, or a part of it
     products = []
     for rows, taps in zip(regions.split([s * s for s in scales], 2), weight.split(channels, 1), strict=True):
         vectors = rows.transpose(0, 1).flatten(1)  # (C, B·s²)
-        products.append(torch.bmm(taps.flatten(2).mT, vectors.expand(outputs, -1, -1)))  # (O, k², B·s²)
+        if by_channel:
+            product = taps.permute(0, 2, 3, 1).flatten(0, 2) @ vectors
+        else:  # a product for each output, so that the weight is not copied
+            product = torch.bmm(taps.flatten(2).mT, vectors.expand(outputs, -1, -1))
+        products.append(product)  # (O, k², B·s²), flat
     rows, columns = _matrices(tuple(scales), size, kernel, align_corners, products[0])
     for i, s in enumerate(scales):
         product = products[i].view(outputs, kernel, kernel, batch, s, s)  # (O, ky, kx, B, sy, sx)

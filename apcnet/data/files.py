@@ -19,8 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from apcnet.data.classes import UNKNOWN, Color, label_table
-from apcnet.data.levels import Form, form_of, read_levels
-from apcnet.data.sample import Sample
+from apcnet.data.levels import Form, form_of, opened, read_levels
+from apcnet.data.sample import DamagedError, Sample
 
 _EXACT = ("1", "L", "P")  # the modes of Pillow that keep the stored value of each pixel
 _WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -32,7 +32,7 @@ ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 exchange width and he
 
 
 class Pair(NamedTuple):
-    """Holds the name of a sample and the paths of its image and mask."""
+    """Holds the name of a sample and the paths of its image and mask, or the members of shards that stand for them."""
 
     name: str
     image: Path
@@ -56,9 +56,10 @@ class Files:
         self.labels = label_table(len(classes)) if labels is None else labels
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Returns the names of all samples, in order."""
-        return [pair.name for pair in self.pairs]
+        names = getattr(self.pairs, "names", None)  # of millions in shards, which are read when needed
+        return [pair.name for pair in self.pairs] if names is None else names
 
     @functools.cached_property
     def form(self) -> Form | None:
@@ -117,9 +118,11 @@ def read_as(path: str | Path, form: Form | None) -> Tensor:
 
 def checked_form(path: str | Path) -> Form | None:
     """Returns the form of an image file, or raises an error that names the file."""
-    _check_regular(Path(path))
+    _check_regular(path)
     try:
         return form_of(path)
+    except DamagedError:
+        raise
     except (struct.error, ValueError, OverflowError, MemoryError, OSError) as error:
         raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
@@ -129,7 +132,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     if form := checked_form(path):
         return form.height, form.width
     try:
-        with Image.open(path) as image:
+        with opened(path) as file, Image.open(file) as image:
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # Pillow's decoders raise a dozen kinds of errors
@@ -177,8 +180,8 @@ def is_lossy(image: Image.Image) -> bool:
 
 
 def _load(path: str | Path, convert: Callable = lambda image: image):
-    _check_regular(Path(path))
-    with open(path, "rb") as file:  # outside the try: a missing file stays a FileNotFoundError
+    _check_regular(path)
+    with opened(path) as file:  # outside the try: a missing file stays a FileNotFoundError
         try:
             image = Image.open(file)
             image.load()
@@ -189,10 +192,10 @@ def _load(path: str | Path, convert: Callable = lambda image: image):
             raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
 
-def _check_regular(path: Path) -> None:
+def _check_regular(path: str | Path) -> None:
     """Checks that a path is a file before it is opened, because opening a pipe waits for ever."""
     try:
-        mode = path.stat().st_mode
+        mode = (Path(path) if isinstance(path, str) else path).stat().st_mode
     except FileNotFoundError:
         raise
     except OSError as error:

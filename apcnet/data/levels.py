@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -70,9 +70,14 @@ class _Page(NamedTuple):
         return self.first(258, 1) <= 8 and (self.bands in (1, 3) or self.first(262, 1) in (5, 6))
 
 
+def opened(path: str | Path) -> IO[bytes]:
+    """Opens a file, or what is read as one: `shards.Member`."""
+    return (Path(path) if isinstance(path, str) else path).open("rb")
+
+
 def form_of(path: str | Path) -> Form | None:
     """Returns the form of an image that is not 8-bit RGB, without decoding it; None for all that Pillow decodes."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(64)
     if png := header(head):
         return Form(3 if png.has_colors else 1, "uint16", png.height, png.width) if png.bits == 16 else None
@@ -93,9 +98,10 @@ def form_of(path: str | Path) -> Form | None:
 
 def read_levels(path: str | Path, form: Form) -> Tensor:
     """Reads the levels of an image of this form: (C, H, W) float32."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         is_png = header(file.read(64)) is not None
-    levels = decode(Path(path).read_bytes()) if is_png else _tiff(path, form)
+        file.seek(0)
+        levels = decode(file.read()) if is_png else _tiff(path, form)
     if levels.dtype.kind != "f" and levels.size and abs(levels.astype(np.int64)).max() > LARGEST:
         raise ValueError(f"{path}: expected levels up to {LARGEST}, which float32 holds, got {levels.max()}")
     levels = np.ascontiguousarray(levels[: form.channels], dtype=np.float32)
@@ -132,7 +138,7 @@ def upright(levels: np.ndarray, orientation: int) -> np.ndarray:
 
 def _pages(path: str | Path) -> list[_Page]:
     """Reads the tags of all pages of a TIFF, also of one of more than 4 GB."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         order = "<" if file.read(2) == b"II" else ">"
         big = struct.unpack(f"{order}H", file.read(2))[0] == 43
         number, count_format, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
@@ -167,7 +173,7 @@ def _tiff(path: str | Path, form: Form) -> np.ndarray:
     first = _pages(path)[0]
     if first.samples == 1 and form.kind in ("uint8", "uint16", "float32", "int32"):
         bands = []
-        with Image.open(path) as image:
+        with opened(path) as file, Image.open(file) as image:
             for number in range(form.channels):
                 image.seek(number)
                 bands.append(np.array(image))
@@ -183,7 +189,7 @@ def _strips(path: str | Path, page: _Page) -> np.ndarray:
     """Decodes strips that are stored as they are, or deflated."""
     height, width = page.size
     parts = []
-    with open(path, "rb") as file:
+    with opened(path) as file:
         for place, length in zip(page.tags[273], page.tags[279], strict=True):
             file.seek(place)
             part = file.read(length)
@@ -203,7 +209,8 @@ def _by_tifffile(path: str | Path, page: _Page) -> np.ndarray:
         raise ModuleNotFoundError(
             f"{path}: expected the package tifffile, which reads this compression; install it: pip install tifffile"
         ) from None
-    levels = tifffile.imread(path)
+    with opened(path) as file:
+        levels = tifffile.imread(file)
     if levels.ndim == 2:
         return levels[None]
     planes_first = page.first(284, 1) == 2 or page.samples == 1

@@ -26,9 +26,7 @@ class OwnData:
         if not len(data):
             raise ValueError(f"{argument}: expected at least one sample, got none")
         if len(self.names) != len(data):
-            raise ValueError(
-                f"{argument}: expected a name for each of {len(data)} samples, got {len(self.names)} names"
-            )
+            raise ValueError(f"{argument}: expected {len(data)} names, one for each sample, got {len(self.names)}")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -31,5 +31,9 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
+class DamagedError(ValueError):
+    """Reports a part of a shard that never arrived whole: the file, the place, and what is wrong."""
+
+
 class SampleError(ValueError):
     """Reports a sample that cannot be loaded: its name, its position in the stream, and the reason."""

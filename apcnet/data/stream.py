@@ -22,9 +22,12 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data._utils import signal_handling
 
 from apcnet.data.sample import Dataset, Sample, SampleError
-from apcnet.keys import AUGMENTATION, ORDER, hashes, keyed
+from apcnet.keys import AUGMENTATION, ORDER, hashes, keyed, shuffled
 
 Transform = Callable[[Sample, torch.Generator], tuple[Tensor, Tensor]]
+
+
+LARGEST_STORED = 1 << 20  # samples whose order is stored, in 8 MiB; the order of more is computed, place by place
 
 
 @functools.lru_cache(maxsize=4)  # a batch may span two epochs
@@ -36,6 +39,8 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 def sample_index(seed: int, position: int, n: int) -> int:
     """Returns the index, among n samples, of the one at a position of the stream."""
     epoch, offset = divmod(position, n)
+    if n > LARGEST_STORED:
+        return shuffled(keyed(seed, ORDER, epoch), offset, n)
     return int(permutation(seed, epoch, n)[offset])
 
 

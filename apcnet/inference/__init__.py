@@ -4,6 +4,7 @@ protocol    labels, confusion matrices and probabilities under a test protocol
 logits      logits at the size of a network's input, of whole images and of sliding windows
 prepared    a copy of a model that is faster on a CPU: `prepare`
 prediction  single images, lists and folders: `apcnet.predict`
+bulk        rows of images in the processes of an engine: `apcnet.Predictor`
 evaluation  whole data sets on any number of processes: `apcnet.evaluate`
 measures    boundary IoU, calibration, loss and the scores of every image, taken during an evaluation
 submission  label files in the format of a benchmark's server

@@ -17,10 +17,10 @@ from apcnet.data.augment import check_channels, check_sample, view, view_sizes
 from apcnet.data.own import own_data
 from apcnet.data.sample import IGNORE, Dataset, SampleError
 from apcnet.data.stream import loader
-from apcnet.distributed import rank, world_size
+from apcnet.distributed import rank, reached, world_size
 from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
 from apcnet.inference.protocol import WHOLE
-from apcnet.models.segmentor import Segmentor
+from apcnet.models.segmentor import Segmentor, count_labels
 
 
 def evaluate(
@@ -67,15 +67,16 @@ def evaluate(
     dataset = own_data(dataset, "dataset")
     if not len(dataset):
         raise ValueError("dataset: expected at least one sample, got none")
-    if len(dataset.classes) != model.num_classes:
-        raise ValueError(f"dataset: expected {model.num_classes} classes, as the model has, got {len(dataset.classes)}")
+    classes = count_labels(model)
+    if len(dataset.classes) != classes:
+        raise ValueError(f"dataset: expected {classes} classes, as the model has, got {len(dataset.classes)}")
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     mine = range(rank(), len(dataset), world_size())
     is_rgb = getattr(model, "range", None) is None and len(model.mean) == 3
     inputs = Inputs(dataset, protocol, model.mean, model.std, is_rgb)
-    matrix = ConfusionMatrix(model.num_classes, IGNORE, device)
+    matrix = ConfusionMatrix(classes, IGNORE, device)
     report = progress or (lambda done, total: None)
     report(0, len(mine))
     with inference.in_evaluation(model, precision):
@@ -104,6 +105,7 @@ def evaluate(
                 calibration.update(seen.confidence[0], seen.labels[0], target[0])
             if loss is not None:
                 loss.update(seen.loss, int(seen.counts.sum()))
+            reached()
             report(done, len(mine))
     for measure in (images, boundary, calibration, loss):
         if measure is not None:

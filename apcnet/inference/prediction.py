@@ -27,8 +27,8 @@ from apcnet.data.augment import view, view_sizes
 from apcnet.data.files import checked_form, levels_of, read_as, read_image
 from apcnet.data.layout import SUFFIXES
 from apcnet.data.levels import visible
-from apcnet.inference.protocol import WHOLE
-from apcnet.models.segmentor import Segmentor
+from apcnet.inference.protocol import WHOLE, winning
+from apcnet.models.segmentor import Segmentor, count_labels
 from apcnet.zoo import load
 
 MAX_PIXELS = 2_200_000  # Cityscapes' 2049×1025 are still one piece: about 1.5 GiB with a ResNet-50 in float32
@@ -48,6 +48,7 @@ class Prediction:
         image: The image (3, H, W), uint8.
         classes: Names of the classes.
         palette: RGB colours of the classes.
+        confidence: Probability (H, W) of each pixel's label, on the CPU; None unless it was asked for.
 
     Example:
         >>> seen = apcnet.predict(model, "photo.jpg")
@@ -58,15 +59,17 @@ class Prediction:
     image: Tensor
     classes: tuple[str, ...]
     palette: tuple[draw.Color, ...]
+    confidence: Tensor | None = None
 
     def colours(self) -> Image.Image:
         """Draws the labels in the colours of their classes."""
         return draw.colourise(self.labels, self.palette)
 
     def overlay(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
-        """Draws the labels' colours over the image, with a legend of the classes below it."""
-        picture = draw.overlay(self.image, self.labels, self.palette, opacity)
-        return draw.with_legend(picture, self.labels, self.classes, self.palette) if legend else picture
+        """Draws the labels' colours over the image, with a legend below it; the background stays clear."""
+        clear = draw.backgrounds(self.classes, self.palette)
+        picture = draw.overlay(self.image, self.labels, self.palette, opacity, clear)
+        return draw.with_legend(picture, self.labels, self.classes, self.palette, clear) if legend else picture
 
     def shares(self) -> dict[str, float]:
         """Returns the share of pixels of each class that occurs, in descending order."""
@@ -74,16 +77,34 @@ class Prediction:
         present = sorted(filter(counts.__getitem__, range(len(counts))), key=lambda label: -counts[label])
         return {self.classes[label]: counts[label] / self.labels.numel() for label in present}
 
+    def indices(self) -> Image.Image:
+        """Returns the labels as a picture: palette indices, or 16-bit grey levels for more than 256 classes."""
+        if self.labels.dtype != torch.uint8:
+            return Image.fromarray(self.labels.numpy().astype(np.uint16))
+        picture = Image.fromarray(self.labels.numpy())
+        picture.putpalette(np.array(self.palette, np.uint8).tobytes())
+        return picture
+
     def save(self, path: str | Path) -> None:
-        """Writes the labels to a PNG: palette indices, or 16-bit grey levels for more than 256 classes."""
+        """Writes the labels to a PNG, as `indices` returns them."""
         if Path(path).suffix.lower() != ".png":
             raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
-        if self.labels.dtype == torch.uint8:
-            picture = Image.fromarray(self.labels.numpy())
-            picture.putpalette(np.array(self.palette, np.uint8).tobytes())
-        else:
-            picture = Image.fromarray(self.labels.numpy().astype(np.uint16))
-        draw.save(picture, path)
+        draw.save(self.indices(), path)
+
+    def save_confidence(self, path: str | Path) -> None:
+        """Writes the confidence to a PNG or JPEG: grey levels, black for 0 and white for 1."""
+        if self.confidence is None:
+            raise ValueError("confidence: expected a prediction of predict(…, confidence=True), got one without")
+        draw.save(Image.fromarray((self.confidence * 255).round().to(torch.uint8).numpy()), path)
+
+
+class Job(NamedTuple):
+    """Holds an image to predict, and the files to write; None for those that were not asked for."""
+
+    source: Path
+    labels: Path
+    overlay: Path | None
+    confidence: Path | None
 
 
 class Report(NamedTuple):
@@ -101,6 +122,7 @@ def predict(
     *,
     max_pixels: int = MAX_PIXELS,
     precision: Precision = "float32",
+    confidence: bool = False,
 ) -> Prediction: ...
 @overload
 def predict(
@@ -110,6 +132,7 @@ def predict(
     *,
     max_pixels: int = MAX_PIXELS,
     precision: Precision = "float32",
+    confidence: bool = False,
 ) -> list[Prediction]: ...
 @overload
 def predict(  # a batch, (B, H, W, 3) or (B, 3, H, W), gives a list
@@ -119,6 +142,7 @@ def predict(  # a batch, (B, H, W, 3) or (B, 3, H, W), gives a list
     *,
     max_pixels: int = MAX_PIXELS,
     precision: Precision = "float32",
+    confidence: bool = False,
 ) -> Prediction | list[Prediction]: ...
 def predict(
     model: Segmentor | str | Path,
@@ -127,6 +151,7 @@ def predict(
     *,
     max_pixels: int = MAX_PIXELS,
     precision: Precision = "float32",
+    confidence: bool = False,
 ) -> Prediction | list[Prediction]:
     """Predicts the class of every pixel of one or several images, at the size of each image.
 
@@ -142,6 +167,7 @@ def predict(
             protocol has a window. A pixel costs about 0.7 KiB with a ResNet-50 in float32. If only the image is
             larger than this, probabilities are averaged at the largest view's size and then enlarged.
         precision: Precision of the matrix products: "float32", "bfloat16" or "float16" (autocast).
+        confidence: Also compute the probability of every pixel's label.
 
     Returns:
         One Prediction for one image; a list of them for a list, a tuple or a batch.
@@ -153,8 +179,11 @@ def predict(
     several = isinstance(images, list | tuple) and len(images) >= WORTH_PREPARING
     with _prepared(model, max_pixels, precision, several) as prepared:
         if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
-            return [_predict(prepared, image, f"images[{i}]", protocol, max_pixels) for i, image in enumerate(images)]
-        return _predict(prepared, images, "images", protocol, max_pixels)
+            return [
+                _predict(prepared, image, f"images[{i}]", protocol, max_pixels, confidence)
+                for i, image in enumerate(images)
+            ]
+        return _predict(prepared, images, "images", protocol, max_pixels, confidence)
 
 
 def predict_files(
@@ -167,12 +196,14 @@ def predict_files(
     precision: Precision = "float32",
     overlay: Literal["jpg", "png"] | None = "jpg",
     opacity: float = 0.5,
+    confidence: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Predicts files and all images in folders, and continues after images that cannot be read.
 
     For photos/street/a.jpg in the source photos, it writes the labels to out/street/a.png and the overlay to
-    out/street/a_overlay.jpg. Two images that differ only in their suffix keep it: a.jpg.png.
+    out/street/a_overlay.jpg. Two images that differ only in their suffix keep it: a.jpg.png. If no font has the letters
+    of some classes, overlays show their numbers, and out/legend.txt lists the names.
 
     Args:
         model, protocol, max_pixels, precision: As in `predict`.
@@ -180,6 +211,7 @@ def predict_files(
         out: Output folder, created when needed. Files of an earlier run are replaced; source images never are.
         overlay: Suffix of the overlays; None writes labels only.
         opacity: Opacity of the colours in overlays.
+        confidence: Also write the probability of every pixel's label, as grey levels to out/street/a_confidence.png.
         progress: Called with the number of finished images and the total.
 
     Returns:
@@ -190,18 +222,21 @@ def predict_files(
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected 0 to 1, got {opacity}")
     failures = []
-    jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay)
+    jobs = _jobs([sources] if isinstance(sources, (str, Path)) else sources, Path(out), overlay, confidence)
     with _prepared(model, max_pixels, precision, several=True) as prepared:
-        for done, (source, labels_file, overlay_file) in enumerate(jobs, 1):
+        for done, job in enumerate(jobs, 1):
             try:
-                prediction = _predict(prepared, source, str(source), protocol, max_pixels)
+                prediction = _predict(prepared, job.source, str(job.source), protocol, max_pixels, confidence)
             except (ValueError, OSError) as error:  # of this image: the options are checked, and nothing is written yet
                 failures.append(str(error))
             else:
-                labels_file.parent.mkdir(parents=True, exist_ok=True)
-                prediction.save(labels_file)
-                if overlay_file is not None:
-                    draw.save(prediction.overlay(opacity), overlay_file)
+                job.labels.parent.mkdir(parents=True, exist_ok=True)
+                prediction.save(job.labels)
+                if job.overlay is not None:
+                    draw.save(prediction.overlay(opacity), job.overlay)
+                    draw.save_names(Path(out), prediction.classes)
+                if job.confidence is not None:
+                    prediction.save_confidence(job.confidence)
             if progress is not None:
                 progress(done, len(jobs))
     return Report(len(jobs) - len(failures), failures)
@@ -227,37 +262,52 @@ def _prepared(
         yield inference.prepare(model) if several and precision == "float32" else model
 
 
-def _predict(model: Segmentor, image: object, name: str, protocol: Protocol, max_pixels: int) -> Prediction:
+def _predict(
+    model: Segmentor, image: object, name: str, protocol: Protocol, max_pixels: int, confidence: bool
+) -> Prediction:
     ranges = getattr(model, "range", None)
     is_rgb = ranges is None and len(model.mean) == 3
     levels = _levels(image, name) if is_rgb else _many_levels(image, name, len(model.mean))
     try:
-        labels = _labels(model, levels, protocol, max_pixels)
+        labels, sure = _labels(model, levels, protocol, max_pixels, confidence)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(model.num_classes))
-    colors = getattr(model, "palette", None) or draw.palette(model.num_classes)
+    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(count_labels(model)))
+    colors = getattr(model, "palette", None) or draw.palette(count_labels(model))
     shown = visible(levels, ranges)
-    return Prediction(labels.cpu(), shown, tuple(classes), tuple((red, green, blue) for red, green, blue in colors))
+    colors = tuple((red, green, blue) for red, green, blue in colors)
+    return Prediction(labels.cpu(), shown, tuple(classes), colors, None if sure is None else sure.cpu())
 
 
-def _labels(model: Segmentor, image: Tensor, protocol: Protocol, max_pixels: int) -> Tensor:
-    """Predicts the labels (H, W) of an image (3, H, W) uint8."""
+def _labels(
+    model: Segmentor, image: Tensor, protocol: Protocol, max_pixels: int, confidence: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Predicts the labels (H, W) of an image (3, H, W) uint8, and on request the probability of each."""
     size = image.shape[1], image.shape[2]
     sizes = view_sizes(size, protocol.ratios, protocol.test_scale)
     largest = max(sizes, key=math.prod)
     if protocol.window is None and math.prod(largest) > max_pixels:
-        return _tiled_labels(model, image, sizes, protocol, max_pixels)
+        return _tiled_labels(model, image, sizes, protocol, max_pixels, confidence)
     views = _views(model, image, sizes)
     if protocol.averages and math.prod(size) > max_pixels:
         averaged = min(size, largest, key=math.prod)
-        return upsample_argmax(inference.probabilities(model, views, protocol, size=averaged), size)[0]
-    return inference.labels(model, views, protocol, size=size)[0]
+        shares = inference.probabilities(model, views, protocol, size=averaged)
+        labels = upsample_argmax(shares, size)
+        return labels[0], winning(shares, labels, False, True)[0] if confidence else None
+    if confidence:
+        labels, sure = inference.confidence(model, views, protocol, size=size)
+        return labels[0], sure[0]
+    return inference.labels(model, views, protocol, size=size)[0], None
 
 
 def _tiled_labels(
-    model: Segmentor, image: Tensor, sizes: Sequence[tuple[int, int]], protocol: Protocol, max_pixels: int
-) -> Tensor:
+    model: Segmentor,
+    image: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    protocol: Protocol,
+    max_pixels: int,
+    confidence: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Predicts the labels of an image that is too large at these sizes, from tiles that overlap by a third."""
     size = image.shape[1:]
     shrinks = math.prod(size) / max(map(math.prod, sizes))
@@ -266,7 +316,11 @@ def _tiled_labels(
     tiles = _Tiles(model, [max(view) / max(size) for view in sizes], protocol, image.dtype)
     levels = image[None].half() if image.dtype == torch.uint8 else image[None]  # float16 holds all 256 levels
     stride = max(1, 2 * height // 3), max(1, 2 * width // 3)
-    return inference.labels(tiles, levels, Protocol(window=(height, width), stride=stride))[0]
+    windows = Protocol(window=(height, width), stride=stride)
+    if confidence:
+        labels, sure = inference.confidence(tiles, levels, windows)
+        return labels[0], sure[0]
+    return inference.labels(tiles, levels, windows)[0], None
 
 
 class _Tiles:
@@ -278,6 +332,7 @@ class _Tiles:
     def __init__(self, model: Segmentor, factors: Sequence[float], protocol: Protocol, dtype: torch.dtype):
         self.model, self.factors, self.protocol, self.dtype = model, factors, protocol, dtype
         self.align_corners = model.align_corners
+        self.gives_probabilities = protocol.averages
 
     def __call__(self, levels: Tensor) -> Tensor:
         tile, size = levels[0].to(self.dtype), levels.shape[2:]
@@ -346,8 +401,8 @@ def _many_levels(image: object, name: str, channels: int) -> Tensor:
     return levels
 
 
-def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list[tuple[Path, Path, Path | None]]:
-    """Lists images with the files of their labels and overlays; refuses a file that is written twice or is a source."""
+def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None, confidence: bool) -> list[Job]:
+    """Lists images with the files to write; refuses a file that is written twice or is a source."""
     found = {}  # where in out what comes of an image lies, by its path
     for source in map(Path, sources):
         if source.is_dir():
@@ -365,8 +420,9 @@ def _jobs(sources: Iterable[str | Path], out: Path, overlay: str | None) -> list
     images, written, jobs = set(map(os.path.realpath, found)), {}, []  # realpath takes a link to itself as it is
     for source, place in found.items():
         name = place.name if alike[place.with_suffix("")] > 1 else place.stem
-        labels, over = (out / place.with_name(name + end) for end in (".png", f"_overlay.{overlay}"))
-        jobs.append((source, labels, over if overlay else None))
+        ends = (".png", f"_overlay.{overlay}", "_confidence.png")
+        labels, over, sure = (out / place.with_name(name + end) for end in ends)
+        jobs.append(Job(source, labels, over if overlay else None, sure if confidence else None))
         for path in filter(None, jobs[-1][1:]):
             if os.path.realpath(path) in images:
                 raise ValueError(f"out: {path} is one of the images that are read; choose another folder")

@@ -36,7 +36,8 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
         size: Height and width of the original images; by default those of `images`.
 
     Returns:
-        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns.
+        Labels (B, H, W): uint8 for up to 256 classes, a wider type beyond, as `upsample_argmax` returns. Those of a
+        model with one logit are 0, and 1 where the sigmoid is above 0.5.
 
     Example:
         >>> classes = labels(model, images, size=(1024, 2048))
@@ -122,7 +123,7 @@ def assess(
     corners, total, size = align_corners(model), 0.0, (target.shape[1], target.shape[2])
     counts: list[Tensor] = []
     labelled: list[Tensor] = []
-    winning: list[Tensor] = []
+    sure: list[Tensor] = []
     with torch.no_grad():
         for which, rows, scores in _scores_to_resize(model, images, protocol, size):
             true = target[which, rows]
@@ -131,13 +132,13 @@ def assess(
                 found = upsample_argmax(scores, true.shape[1:], align_corners=corners)
                 labelled.append(found)
                 if confidence:
-                    winning.append(_winning(scores, found, corners, protocol.averages))
+                    sure.append(winning(scores, found, corners, protocol.averages))
             if loss:
                 total += _loss(scores, true, ignore_index, corners, protocol.averages)
         return Seen(
             torch.stack(counts).sum(0),
             _joined(labelled, size) if labelled else None,
-            _joined(winning, size) if winning else None,
+            _joined(sure, size) if sure else None,
             total if loss else None,
         )
 
@@ -163,18 +164,20 @@ def confidence(
     size, corners = _size(images, size), align_corners(model)
     averaged = protocol.averages or getattr(model, "gives_probabilities", False)
     found: list[Tensor] = []
-    winning: list[Tensor] = []
+    sure: list[Tensor] = []
     with torch.no_grad():
         for _, rows, scores in _scores_to_resize(model, images, protocol, size):
             found.append(upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=corners))
-            winning.append(_winning(scores, found[-1], corners, averaged))
-    return _joined(found, size), _joined(winning, size)
+            sure.append(winning(scores, found[-1], corners, averaged))
+    return _joined(found, size), _joined(sure, size)
 
 
 def probabilities(
     model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
 ) -> Tensor:
     """Computes class probabilities (B, K, H, W), averaged over the protocol's ratios and flips.
+
+    A model with one logit has two classes; the probability of the second is the sigmoid.
 
     Besides the result, memory holds the logits of one image at the size of its view, and one view at a time if `images`
     is an iterator.
@@ -233,7 +236,7 @@ def _joined(parts: list[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
 
 
-def _winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool) -> Tensor:
+def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool) -> Tensor:
     """Returns the probability (B, H, W) of each pixel's label, from scores that are still to be resized to its size.
 
     The scores are resized along their columns first, and then a few rows at a time along their rows, so that memory
@@ -242,16 +245,16 @@ def _winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: b
     height, width = labels.shape[1:]
     tall = _resized_columns(scores, height, corners)
     rows = max(1, BAND // (scores.shape[1] * width))
-    winning = torch.empty(labels.shape, dtype=tall.dtype, device=labels.device)
-    for image, (part, found) in enumerate(zip(tall.split(1), labels.split(1), strict=True)):
+    found = torch.empty(labels.shape, dtype=tall.dtype, device=labels.device)
+    for image, (part, label) in enumerate(zip(tall.split(1), labels.split(1), strict=True)):
         for top in range(0, height, rows):
             band = part[:, :, top : top + rows]
             if are_probabilities:
                 band = F.interpolate(band, (band.shape[2], width), mode="bilinear", align_corners=corners)
             else:
                 band = upsample_softmax(band, (band.shape[2], width), align_corners=corners)
-            winning[image, top : top + rows] = band[0].gather(0, found[:, top : top + rows].long())[0]
-    return winning
+            found[image, top : top + rows] = band[0].gather(0, label[:, top : top + rows].long())[0]
+    return found
 
 
 def _resized_columns(scores: Tensor, height: int, corners: bool) -> Tensor:
@@ -269,7 +272,7 @@ def _loss(scores: Tensor, target: Tensor, ignored: int, corners: bool, are_proba
         return upsample_cross_entropy(scores, target, **options).item()
     labelled = target != ignored
     true = torch.where(labelled, target, 0).long()
-    found = _winning(scores, true, corners, True).double().clamp_min(torch.finfo(torch.float32).tiny)
+    found = winning(scores, true, corners, True).double().clamp_min(torch.finfo(torch.float32).tiny)
     return -found.log()[labelled].sum().item()
 
 
@@ -285,7 +288,7 @@ def _scores_to_resize(
     if protocol.window and protocol.stride and size == tuple(view.shape[2:]):
         for i, image in enumerate(view.split(1)):
             for top, rows in slide_bands(model, image, protocol.window, protocol.stride):
-                yield slice(i, i + 1), slice(top, top + rows.shape[2]), rows
+                yield slice(i, i + 1), slice(top, top + rows.shape[2]), _of_classes(rows)
         return
     for which, logits in _logits_to_resize(model, view, protocol, size):
         yield which, slice(0, size[0]), logits
@@ -300,14 +303,19 @@ def _logits_to_resize(
     """
     if protocol.window and protocol.stride:
         for i, image in enumerate(view.split(1)):
-            yield slice(i, i + 1), slide_logits(model, image, protocol.window, protocol.stride)
+            yield slice(i, i + 1), _of_classes(slide_logits(model, image, protocol.window, protocol.stride))
         return
-    logits = head_logits(model, view)
+    logits = _of_classes(head_logits(model, view))
     if protocol.single_resize or size == tuple(view.shape[2:]):
         yield slice(0, logits.shape[0]), logits
         return
     for i, image in enumerate(logits.split(1)):
         yield slice(i, i + 1), resized(model, image, view.shape[2:])
+
+
+def _of_classes(logits: Tensor) -> Tensor:
+    """Returns logits of classes: a single logit z becomes those of two, (0, z), whose softmax is its sigmoid."""
+    return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
 
 
 def _views(images: Images, protocol: Protocol) -> Iterator[Tensor]:

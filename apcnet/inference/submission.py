@@ -7,6 +7,7 @@
                      results/VOC2012/Segmentation/comp6_test_cls
     pascal_context   class i as i with the background as class 0 (60 classes), else as i + 1 (59)
     folder           what the data set's own masks hold: where several values stand for a class, the smallest
+    shards           indices of classes, which shards hold
     synthetic        indices of classes
 
 Names keep their folders, so that no two are the same. Each file is written whole or not at all.

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-import apc_kernels
 from apcnet.data.sample import MEAN, STD
 from apcnet.files import replacing
+from apcnet.models.criterion import Criterion
 
 
 class Output(NamedTuple):
@@ -74,6 +74,7 @@ class Segmentor(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Returns the number of logits of a pixel. A model with one logit tells two classes apart, by its sigmoid."""
         return self.head.classifier.conv.out_channels
 
     @property
@@ -86,28 +87,35 @@ class Segmentor(nn.Module):
         images: Tensor,
         target: Tensor | None = None,
         *,
+        loss: str | Criterion = "cross_entropy",
         reduction: str | None = None,
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = 255,
         denominator: Tensor | float | None = None,
+        parts: int = 1,
     ) -> Tensor | Output | dict[str, Tensor]:
         """Returns the logits of images or, with a target, the training losses.
 
         Args:
             images: (B, in_channels, H, W) floating point, normalised by `mean` and `std`.
             target: (B, H, W) integer labels.
-            reduction: Reduction of the cross entropies. "mean_all" divides by all pixels, ignored ones too, as
-                mmsegmentation's recipes do; "mean" divides by the valid pixels. The default is the model's own:
-                "mean_all", unless `create` got another one.
-            weight: (K,) weights of the classes in the cross entropies.
-            label_smoothing: Share of the target that is spread over all classes, 0 to 1.
+            loss: Sum of losses to compute, such as "cross_entropy+0.5*dice", or an `apcnet.models.Criterion`, which
+                holds their settings too. The auxiliary head takes the same sum.
+            reduction: Reduction of the losses of pixels. "mean_all" divides by all pixels, ignored ones too, as
+                mmsegmentation's recipes do; "mean" divides by the valid pixels (ohem: by those that are kept). The
+                default is the model's own: "mean_all", unless `create` got another one.
+            weight: (K,) weights of the classes in the losses of pixels; (2,) for a single logit.
+            label_smoothing: Share of the target that is spread over all classes in the cross entropies, 0 to 1.
             ignore_index: Label of pixels that do not count.
-            denominator: Number to divide the summed cross entropies by, instead of the number of pixels.
+            denominator: Number to divide the summed losses of pixels by, instead of the number of pixels.
+            parts: Number of parts that the batch's gradient is accumulated over. Losses that are means over the part
+                (of regions, of the classes that are present) are divided by it.
 
         Returns:
             Without a target: in evaluation (B, K, h, w) logits at the head's resolution, in training an `Output`. With
-            a target: a dict of weighted losses (decode.loss_ce, decode.loss_se, aux.loss_ce); minimise their sum.
+            a target: a dict of weighted losses (decode.loss_ce, decode.loss_se, aux.loss_ce, and so on); minimise their
+            sum.
 
         Example:
             >>> loss = sum(model(images, target).values())
@@ -129,30 +137,23 @@ class Segmentor(nn.Module):
         aux = None if self.auxiliary is None else self.auxiliary(features)
         if target is None:
             return Output(logits, aux, se)
-        if self.num_classes == 1:
-            raise ValueError(
-                "num_classes: expected 2 or more for a softmax cross entropy, which is 0 for a single class, got 1; "
-                "create the model with a class for the background too"
-            )
-
-        def cross_entropy(logits: Tensor, align_corners: bool) -> Tensor:
-            return apc_kernels.upsample_cross_entropy(
-                logits,
-                target,
-                weight=weight,
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                reduction=reduction or self.reduction,
-                align_corners=align_corners,
-                denominator=denominator,
-            )
-
-        losses = {"decode.loss_ce": cross_entropy(logits, self.head.align_corners)}
+        criterion = Criterion(loss) if isinstance(loss, str) else loss
+        options = {
+            "reduction": reduction or self.reduction,
+            "weight": weight,
+            "label_smoothing": label_smoothing,
+            "ignore_index": ignore_index,
+            "denominator": denominator,
+            "parts": parts,
+        }
+        own = criterion.of_logits(logits, target, align_corners=self.head.align_corners, **options)
+        losses = {f"decode.loss_{name}": value for name, value in own.items()}
         if se is not None:
-            present = presence(target, self.num_classes, ignore_index).to(se.dtype)
-            losses["decode.loss_se"] = self.presence_weight * F.binary_cross_entropy_with_logits(se, present)
+            present = presence(target, max(self.num_classes, 2), ignore_index)[:, -self.num_classes :].to(se.dtype)
+            losses["decode.loss_se"] = self.presence_weight * F.binary_cross_entropy_with_logits(se, present) / parts
         if aux is not None and self.auxiliary is not None:
-            losses["aux.loss_ce"] = self.auxiliary_weight * cross_entropy(aux, self.auxiliary.align_corners)
+            own = criterion.of_logits(aux, target, align_corners=self.auxiliary.align_corners, **options)
+            losses |= {f"aux.loss_{name}": self.auxiliary_weight * value for name, value in own.items()}
         return losses
 
     def losses(self, images: Tensor, target: Tensor, **options) -> dict[str, Tensor]:
@@ -191,3 +192,8 @@ def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tenso
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     found = torch.zeros(target.shape[0], num_classes + 1, dtype=torch.bool, device=target.device)
     return found.scatter(1, torch.where(valid, labels, num_classes), True)[:, :num_classes]
+
+
+def count_labels(model: nn.Module) -> int:
+    """Returns the number of labels that a model predicts: that of its classes, and 2 if it has a single logit."""
+    return max(model.num_classes, 2)

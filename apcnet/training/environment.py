@@ -14,6 +14,7 @@ import torch
 from apc_kernels import info
 from apcnet.config import Config
 from apcnet.data.sample import Dataset
+from apcnet.data.shards import Pairs
 from apcnet.distributed import world_size
 
 PACKAGES = ("torch", "numpy", "pillow")
@@ -70,13 +71,18 @@ def changes(before: dict[str, str | int], now: dict[str, str | int]) -> list[str
 
 
 def names_digest(data: Dataset) -> str:
-    """Returns a digest of the names of a data set's samples, in their order."""
+    """Returns a digest of the names of a data set's samples, in their order; shards hold it."""
+    if isinstance(pairs := getattr(data, "pairs", None), Pairs):
+        return pairs.names_digest
     return _digest("\n".join(data.names))
 
 
 def files_digest(data: Dataset) -> str:
     """Returns a digest of the names and file sizes of a data set's samples; generated scenes have no files."""
-    paths = [path for pair in getattr(data, "pairs", ()) for path in (pair.image, pair.mask)]
+    pairs = getattr(data, "pairs", ())
+    if isinstance(pairs, Pairs):
+        return pairs.digest
+    paths = [path for pair in pairs for path in (pair.image, pair.mask)]
     return _digest("\n".join([*data.names, *(str(_size(path)) for path in paths)]))
 
 

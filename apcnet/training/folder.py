@@ -13,6 +13,7 @@ images.json            levels of images that are not 8-bit RGB, measured before 
 preview/000150.png     images, labels, predictions and errors of every evaluation
 worst.png              the same of the images that the model gets most wrong
 preview/*.npz, worst.npz   what these pictures show, for the report (panels.py)
+legend.txt             numbers and names of classes, if pictures cannot show the names
 report.html            curves, scores and pictures on one page (report)
 failed.json            the samples of a step whose losses are not finite
 """
@@ -39,7 +40,7 @@ SCORING = (
     "best_by",
     *(field.name for field in dataclasses.fields(Protocol)),
 )  # the best model is chosen anew
-MAY_CHANGE = ("root", "steps", "eval_every", "save_every", "patience", *SCORING)
+MAY_CHANGE = ("root", "cache", "cache_gib", "steps", "eval_every", "save_every", "patience", *SCORING)
 
 
 class AnotherRunError(ValueError):

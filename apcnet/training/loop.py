@@ -21,9 +21,10 @@ from apcnet.config import Config
 from apcnet.data.sample import Dataset
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import Batch, Batches, loader
-from apcnet.distributed import gather, process_group, rank, settle, share_state, world_size
+from apcnet.distributed import gather, process_group, rank, reached, settle, share_state, world_size
 from apcnet.files import read_json, write_json
 from apcnet.inference.measures import MeanLoss
+from apcnet.progress import Show, shown
 from apcnet.training import checkpoint, report
 from apcnet.training.environment import changes, environment, names_digest, reproducible
 from apcnet.training.folder import BEST, FINAL, AnotherRunError, claimed, config_changes, scoring_changed
@@ -43,6 +44,7 @@ from apcnet.training.start import (
 )
 from apcnet.training.step import NotFiniteError, Trainer
 from apcnet.training.validation import Validation, is_better, rated
+from apcnet.watch import PATIENCE
 
 METRICS = "metrics.json"
 
@@ -61,7 +63,8 @@ def train(
     workers: int = 0,
     log_every: int = 10,
     log_to: Writer | None = None,
-    show: Callable[[dict], None] = lambda record: None,
+    timeout: float = PATIENCE,
+    progress: bool | Show = True,
 ) -> dict:
     """Trains a model, and resumes the run in the folder if there is one.
 
@@ -91,7 +94,9 @@ def train(
         workers: The number of processes that load batches, for each training process.
         log_every: The number of steps between two records of losses.
         log_to: tensorboard or wandb, to log there too, besides log.jsonl.
-        show: A function that receives every record of the log, and events such as {"event": "started", …}.
+        timeout: With several processes, the seconds without progress after which they exit and name the one that hangs.
+        progress: Show the progress in the terminal or the notebook; or a function that receives every record of the
+            log, and events such as {"event": "started", …}.
 
     Returns:
         The scores after the last step: step, miou, macc, aacc (fractions), iou (by class name), best ({miou, step}),
@@ -110,12 +115,23 @@ def train(
     """
     own = Own(data, val_data, model, loss, augment, callbacks)
     config = own.config(config)
-    with process_group(device) as place, reproducible(config, place), Interrupts() as interrupts:
+    with (
+        shown(progress) as show,
+        process_group(device, timeout) as place,
+        reproducible(config, place),
+        Interrupts() as interrupts,
+    ):
         check(config, log_every, workers)
         train_data, val_data = open_both(config.data, own)
         with claimed(Path(out), config) as record:
             statistics = read_statistics(Path(out))
-            if not (Path(out) / checkpoint.LAST).exists():
+            found = gather((Path(out) / checkpoint.LAST).exists())
+            if True in found and False in found:
+                raise ValueError(
+                    f"out: expected one folder for all processes, found {checkpoint.LAST} in {out} by process "
+                    f"{found.index(True)}, but not by process {found.index(False)}"
+                )
+            if not found[0]:
                 statistics = judge(config, train_data, val_data, workers)
             run = Run(
                 config, own, train_data, val_data, statistics, Path(out), place, workers, log_to, show, interrupts
@@ -159,7 +175,7 @@ class Run:
         device: torch.device,
         workers: int,
         log_to: Writer | None,
-        show: Callable[[dict], None],
+        show: Show,
         interrupts: Interrupts,
     ):
         self.config, self.data, self.val_data, self.statistics = config, data, val_data, statistics
@@ -203,6 +219,8 @@ class Run:
                 "step": self.step,
                 "steps": config.steps,
                 "batch_size": config.batch_size,
+                "eval_every": config.eval_every,
+                "save_every": config.save_every,
                 "folder": str(out),
                 "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
                 "processes": world_size(),
@@ -271,11 +289,13 @@ class Run:
 
     def train_step(self, batch: Batch) -> tuple[dict[str, float], bool]:
         """Takes one step; returns its losses, and whether a process asked to stop."""
+        reached(self.step)
         try:
             result = self.trainer.step(self.step, batch.images, batch.masks, self.interrupts.signal is not None)
         except NotFiniteError as error:
             raise FloatingPointError(self._describe_failure(batch, error)) from None
         self.step += 1
+        self.show({"event": "step", "step": self.step, "values": result[0]})
         return result
 
     def record_losses(self, values: dict[str, float]) -> None:
@@ -304,6 +324,7 @@ class Run:
             state = {**progress, **self.identity, "environment": self.environment, **self.trainer.state()}
             checkpoint.save(self.out, cast(checkpoint.State, state))
         self.saved = self.step
+        self.show({"event": "saved", "step": self.step})
 
     def _last_good(self) -> str:
         """Tells which state the run has saved."""
@@ -351,11 +372,13 @@ class Run:
             report.write([self.out])
             for name, path in self.validation.pictures(self.step).items():
                 self.log.picture(f"val/{name}", path, self.step)
+        self.show({"event": "evaluated", "step": self.step})
         self.log_time, self.log_step = time.perf_counter(), self.step
         return self.scores
 
     def finish(self) -> dict:
         """Saves the final model and its scores, and returns the scores."""
+        self.show({"event": "over", "step": self.step, "waited": self.waited})
         stored = gather(self._stored_scores() if self.is_main else None)[0]
         if self.scores is None and stored is not None:
             return stored

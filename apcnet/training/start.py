@@ -26,6 +26,7 @@ from apcnet.interop.backbones import FROM_TIMM
 from apcnet.keys import WEIGHTS, keyed
 from apcnet.models import Segmentor
 from apcnet.models.own import OwnSegmentor
+from apcnet.terms import is_binary
 from apcnet.training.own import Augmentation, Own, OwnAugmentation, measure
 from apcnet.zoo import create, load
 
@@ -96,6 +97,8 @@ def judge(config: Config, train_data: Dataset, val_data: Dataset, workers: int) 
 
     All processes have to call this; the first one judges. Returns the levels of images that are not 8-bit RGB.
     """
+    if config.data.dataset == "shards":  # judged when they were packed
+        return train_data.pairs.statistics
     if config.data.dataset == "own":
         return measure(train_data, workers)
     opened = {config.data.split: train_data, config.data.val_split: val_data}
@@ -148,17 +151,24 @@ def initial_model(
             f"in_channels: expected {channels}, as the images have, got {config.model.in_channels}; leave it out"
         )
     settings, classes = config.model, tuple(data.classes)
+    binary = is_binary(config.optimisation.loss)
+    if binary and len(classes) != 2:
+        raise ValueError(
+            f"loss: expected a dataset of two classes for {config.optimisation.loss}, got {len(classes)}; for more: "
+            "--loss cross_entropy"
+        )
+    num_classes = 1 if binary else len(classes)
     if statistics is not None and settings.init is None:
         settings = replace(settings, in_channels=channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed(config.seed, WEIGHTS))
         if settings.model == "own":
-            model = _own_model(own, len(classes), channels)
+            model = _own_model(own, num_classes, channels)
         elif settings.init is None:
             names = settings.model, settings.backbone
-            model = create(*names, len(classes), settings.backbone_weights, **settings.options())
+            model = create(*names, num_classes, settings.backbone_weights, **settings.options())
         else:
-            model = load(settings.init, len(classes))
+            model = load(settings.init, num_classes)
             start = {name: getattr(settings, name) for name in ("backbone_weights", "from_scratch", "init")}
             assert model.architecture is not None  # every loaded model has one
             loaded = replace(config, model=Model.of(model.architecture, **start))

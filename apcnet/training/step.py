@@ -19,7 +19,7 @@ from apcnet.config import Config, Optimisation
 from apcnet.data.sample import IGNORE
 from apcnet.distributed import rank, synchronise_batch_norms, world_size
 from apcnet.keys import DROPOUT, keyed
-from apcnet.models import Segmentor
+from apcnet.models import Criterion, Segmentor
 from apcnet.models.own import OwnSegmentor
 from apcnet.training.optimizer import freeze, optimizer
 from apcnet.training.own import Loss, checked_losses
@@ -74,6 +74,8 @@ class Trainer:
         synchronise_batch_norms(model)
         self.model = model
         self.result = copy.deepcopy(self.model).requires_grad_(False) if self.settings.ema else self.model
+        named = ("focal_gamma", "ohem_threshold", "ohem_share")
+        self.criterion = Criterion(self.settings.loss, **{name: getattr(self.settings, name) for name in named})
         self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
         self.class_weights = None if class_weights is None else torch.tensor(class_weights, device=self.device)
         self.frozen = freeze(self.model, self.settings.freeze)
@@ -218,6 +220,8 @@ class Trainer:
             "weight": self.class_weights,
             "label_smoothing": self.settings.label_smoothing,
             "denominator": self._denominator(masks),
+            "loss": self.criterion,
+            "parts": parts,
         }
         dtype = getattr(torch, self.config.precision)
         for part, share in enumerate(zip(images.chunk(parts), masks.chunk(parts), strict=True)):
@@ -228,8 +232,6 @@ class Trainer:
                     losses = self._losses(*share, **options)
                 if self.loss is not None:  # a mean over the images of the part
                     losses = {name: loss / parts for name, loss in losses.items()}
-                if "decode.loss_se" in losses:  # this loss is a mean over the images of the part
-                    losses["decode.loss_se"] = losses["decode.loss_se"] / parts
                 self.scaler.scale(functools.reduce(torch.add, losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach().float()
@@ -241,7 +243,7 @@ class Trainer:
         return checked_losses(self.loss(self.forward(images), target))
 
     def _denominator(self, masks: Tensor) -> Tensor | int:
-        """Returns the denominator of the cross entropies, divided by the processes that gradients are averaged over."""
+        """Returns the denominator of the losses of pixels, divided by the processes that average the gradients."""
         if self.settings.reduction == "mean_all":
             return masks.numel()
         valid = masks != IGNORE

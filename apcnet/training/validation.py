@@ -57,6 +57,7 @@ class Validation:
         folder = self.out / "preview"
         folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
+        draw.save_names(self.out, self.data.classes)
         samples, predictions = self._save_pictures(
             range(min(PREVIEW_IMAGES, len(self.data))), folder / f"{step:06}.png"
         )

@@ -77,14 +77,20 @@ void guide_biases(const Tensor& features, const Tensor& statistics, const Tensor
   run(::guide_biases, p, p.batch * p.num_scales);
 }
 
-void product_statistics(const Tensor& regions, const Tensor& projection, const Tensor& mean, const Tensor& covariance,
-                        const Scales& scales, const Tensor& vectors, const Tensor& statistics) {
+void project(const Tensor& regions, const Tensor& projection, const Scales& scales, const Tensor& vectors) {
   ContextNorm p = describe(regions, projection, scales);
   take(p.regions, regions, "regions", projection, {p.batch, p.rows, p.channels});
   take(p.projection, projection, "projection", projection, {all(p), p.channels});
-  take(p.covariance, covariance, "covariance", projection, {p.batch, p.pairs}, true);
-  take_products(p, vectors, mean, projection);
-  take(p.statistics, statistics, "statistics", projection, {2, all(p)}, true);
+  take(p.vectors, vectors, "vectors", projection, {p.batch, p.rows, p.channels}, true);
+  run(::project, p, units(p));
+}
+
+void product_statistics(const Tensor& vectors, const Tensor& mean, const Tensor& covariance, const Tensor& weight,
+                        const Scales& scales, const Tensor& statistics) {
+  ContextNorm p = describe(vectors, weight, scales);
+  take(p.covariance, covariance, "covariance", weight, {p.batch, p.pairs}, true);
+  take_products(p, vectors, mean, weight);
+  take(p.statistics, statistics, "statistics", weight, {2, all(p)}, true);
   run(::product_statistics, p, units(p));
 }
 
@@ -179,8 +185,9 @@ constexpr Operator OPERATORS[] = {
     {"guide_biases(Tensor features, Tensor statistics, Tensor gamma, Tensor beta, float eps, Tensor weight, "
      "Tensor bias, int[] scales, Tensor(a!) biases) -> ()",
      TORCH_BOX(&guide_biases)},
-    {"product_statistics(Tensor regions, Tensor projection, Tensor mean, Tensor covariance, int[] scales, "
-     "Tensor(a!) vectors, Tensor(b!) statistics) -> ()",
+    {"project(Tensor regions, Tensor projection, int[] scales, Tensor(a!) vectors) -> ()", TORCH_BOX(&project)},
+    {"product_statistics(Tensor vectors, Tensor mean, Tensor covariance, Tensor weight, int[] scales, "
+     "Tensor(a!) statistics) -> ()",
      TORCH_BOX(&product_statistics)},
     {"product_norm(Tensor vectors, Tensor statistics, Tensor gamma, Tensor beta, float eps, Tensor mean, "
      "Tensor weight, int[] scales, Tensor(a!) rows, Tensor(b!) shift, Tensor(c!) center) -> ()",

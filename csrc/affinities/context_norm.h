@@ -37,6 +37,7 @@ static inline int64_t parts_of(const ContextNorm& p) { return (p.channels + PART
 
 // Scales * parts:
 APC_DECLARE_KERNEL(guide_statistics, ContextNorm)
+APC_DECLARE_KERNEL(project, ContextNorm)
 APC_DECLARE_KERNEL(product_statistics, ContextNorm)
 APC_DECLARE_KERNEL(product_norm, ContextNorm)
 APC_DECLARE_KERNEL(product_norm_sums, ContextNorm)

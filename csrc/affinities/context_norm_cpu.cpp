@@ -115,10 +115,8 @@ void guide_biases_as(const ContextNorm& p, int64_t begin, int64_t end) {
 }
 
 template <typename A>
-void product_statistics_as(const ContextNorm& p, int64_t begin, int64_t end) {
-  const int64_t most = p.most_regions;
-  Scratch<double> projection(p.channels * PART), regions(most * p.channels), vectors(most * PART);
-  Scratch<double> products(most * PART), means(p.batch * PART), variances(p.batch * PART);
+void project_as(const ContextNorm& p, int64_t begin, int64_t end) {
+  Scratch<double> projection(p.channels * PART), regions(p.most_regions * p.channels), vectors(p.most_regions * PART);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Part part = part_at(p, unit);
     const int64_t count = part.block.regions;
@@ -132,6 +130,19 @@ void product_statistics_as(const ContextNorm& p, int64_t begin, int64_t end) {
       for (int64_t j = 0; j < count; ++j)
         for (int64_t k = 0; k < part.width; ++k)
           p.vectors[(row + j) * p.channels + part.first + k] = vectors[j * PART + k];
+    }
+  }
+}
+
+void product_statistics_of(const ContextNorm& p, int64_t begin, int64_t end) {
+  const int64_t most = p.most_regions;
+  Scratch<double> vectors(most * PART), products(most * PART), means(p.batch * PART), variances(p.batch * PART);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const Part part = part_at(p, unit);
+    const int64_t count = part.block.regions;
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const int64_t row = b * p.rows + part.block.first_row;
+      widen(p.vectors + row * p.channels + part.first, p.channels, count, part.width, vectors, PART);
       sum_regions(p.mean + row, vectors, count, means + b * PART);
       const double* covariance = p.covariance + b * p.pairs + part.block.first_pair;
       product<double>({covariance, count, 1}, {vectors, PART}, count, count, PART, products, PART, false);
@@ -383,7 +394,7 @@ void guide_gradients_as(const ContextNorm& p, int64_t begin, int64_t end) {
 
 APC_DEFINE_WIDE_KERNEL(guide_statistics, ContextNorm)
 APC_DEFINE_WIDE_KERNEL(guide_biases, ContextNorm)
-APC_DEFINE_WIDE_KERNEL(product_statistics, ContextNorm)
+APC_DEFINE_WIDE_KERNEL(project, ContextNorm)
 APC_DEFINE_WIDE_KERNEL(product_norm, ContextNorm)
 APC_DEFINE_WIDE_KERNEL(product_norm_sums, ContextNorm)
 APC_DEFINE_WIDE_KERNEL(vector_gradients, ContextNorm)
@@ -391,3 +402,7 @@ APC_DEFINE_WIDE_KERNEL(region_gradients, ContextNorm)
 APC_DEFINE_WIDE_KERNEL(moment_gradients, ContextNorm)
 APC_DEFINE_WIDE_KERNEL(guide_sums, ContextNorm)
 APC_DEFINE_WIDE_KERNEL(guide_gradients, ContextNorm)
+
+namespace APC_ISA {
+void product_statistics(const ContextNorm& p, int64_t begin, int64_t end) { product_statistics_of(p, begin, end); }
+}  // namespace APC_ISA

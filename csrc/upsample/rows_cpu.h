@@ -146,6 +146,31 @@ inline A weights_of_classes(const CrossEntropy& p, A* of_class) {
   return sum;
 }
 
+// Focal loss (1 - p)^gamma * -log p, where p = own / (own + others) is the probability of a pixel's label.
+template <typename A>
+struct Focal {
+  using Vec = typename Pack<A>::type;
+  Vec sum;   // own + others
+  Vec rest;  // 1 - p
+  Vec loss;
+  Vec gradient;  // of the loss, as a multiple of that of -log p
+
+  // Of the largest logit minus the label's, and the sum of exp(logit - largest) over the other classes.
+  Focal(Vec gap, Vec others, A gamma) {
+    const Vec own = exp_lanes(-gap);
+    sum = own + others, rest = others / sum;
+    const Vec p = own / sum;
+    // -log p / (1 - p): near p = 1 by its series, for the logarithm there is a rounding error.
+    constexpr A small = std::is_same_v<A, float> ? 0x1p-4 : 0x1p-9;
+    Vec ratio = rest * A(1. / 6) + A(1. / 5);
+    for (const A term : {A(1. / 4), A(1. / 3), A(1. / 2), A(1)}) ratio = ratio * rest + term;
+    ratio = rest < small ? ratio : (gap + log_lanes(sum)) / rest;
+    const Vec power = rest == 0 ? Vec{} : exp_lanes(gamma * log_lanes(rest));
+    loss = power * (rest * ratio);
+    gradient = power * (1 + gamma * (p == 0 ? Vec{} : p * ratio));
+  }
+};
+
 constexpr int32_t IGNORED = -1, OUT_OF_RANGE = -2;
 
 // IGNORED or OUT_OF_RANGE where a label is no class.

@@ -32,8 +32,10 @@ Upsample describe(const Tensor& logits, int64_t height, int64_t width, bool alig
           describe_map(logits)};
 }
 
-Labels describe_labels(const Tensor& labels, const char* name, const Tensor& logits) {
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == logits.size(0), name, ": expected (B, H, W)");
+Labels describe_labels(const Tensor& labels, const char* name, const Tensor& logits, bool masks = false) {
+  STD_TORCH_CHECK(
+      labels.dim() == 3 + masks && labels.size(0) == logits.size(0) && (!masks || labels.size(1) == logits.size(1)),
+      name, ": expected (B, H, W), or masks (B, K, H, W)");
   check_device(labels, name, logits, "logits");
   check_contiguous(labels, name);
   switch (labels.scalar_type()) {
@@ -48,23 +50,30 @@ Labels describe_labels(const Tensor& labels, const char* name, const Tensor& log
 Shape pixels(const Upsample& u) { return {u.batch, u.rows.size, u.columns.size}; }
 int64_t groups(const Upsample& u) { return u.batch * u.rows.source; }
 
+// Two bands for each thread, of 4 rows at least: of its groups a band shares one with the band above it.
+int64_t bands_of(const Upsample& u) {
+  const int64_t wanted = 2 * torch::stable::get_num_threads(), most = std::max<int64_t>(1, u.rows.source / 4);
+  return std::clamp<int64_t>((wanted + u.batch - 1) / u.batch, 1, most);
+}
+
 CrossEntropy describe_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
-                                    int64_t ignore_index, double label_smoothing, bool align_corners,
+                                    int64_t ignore_index, double label_smoothing, double focal, bool align_corners,
                                     const Tensor& normalizer) {
   STD_TORCH_CHECK(target.dim() == 3, "target: expected (B, H, W)");
   CrossEntropy p{describe(logits, target.size(1), target.size(2), align_corners),
                  describe_labels(target, "target", logits)};
-  p.ignore_index = ignore_index, p.label_smoothing = label_smoothing;
+  STD_TORCH_CHECK(focal == 0 || label_smoothing == 0, "focal: expected 0 beside label_smoothing");
+  p.ignore_index = ignore_index, p.label_smoothing = label_smoothing, p.focal = focal;
   take(p.weight, weight, "weight", logits, {p.classes});
   take(p.normalizer, normalizer, "normalizer", logits, pixels(p));
   return p;
 }
 
 void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
-                            double label_smoothing, bool align_corners, bool per_pixel, const Tensor& normalizer,
-                            const Tensor& losses, const Tensor& sums) {
+                            double label_smoothing, double focal, bool align_corners, bool per_pixel,
+                            const Tensor& normalizer, const Tensor& losses, const Tensor& sums) {
   CrossEntropy p =
-      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer);
+      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, focal, align_corners, normalizer);
   if (per_pixel) take(p.losses, losses, "losses", logits, pixels(p));
   double* total;
   take(total, sums, "sums", logits, {4}, true);
@@ -77,17 +86,69 @@ void upsample_cross_entropy(const Tensor& logits, const Tensor& target, const Ma
 
 void upsample_cross_entropy_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
                                      const MaybeTensor& weight, int64_t ignore_index, double label_smoothing,
-                                     bool align_corners, const Tensor& normalizer, const Tensor& grad_logits) {
+                                     double focal, bool align_corners, const Tensor& normalizer,
+                                     const Tensor& grad_logits) {
   CrossEntropy p =
-      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer);
+      describe_cross_entropy(logits, target, weight, ignore_index, label_smoothing, focal, align_corners, normalizer);
   p.grad_is_scalar = grad.dim() == 1;
   take(p.grad, grad, "grad", logits, p.grad_is_scalar ? Shape{1} : pixels(p));
   check_map_like(grad_logits, "grad_logits", logits, "logits");
   p.grad_logits = describe_map(grad_logits);
-  // Two bands for each thread, of 4 rows at least: of its groups a band shares one with the band above it.
-  const int64_t wanted = 2 * torch::stable::get_num_threads(), most = std::max<int64_t>(1, p.rows.source / 4);
-  p.bands = std::clamp<int64_t>((wanted + p.batch - 1) / p.batch, 1, most);
+  p.bands = bands_of(p);
   run(cross_entropy_backward_bands, p, p.batch * p.bands);
+}
+
+RegionSums describe_region_sums(const Tensor& logits, const Tensor& target, const MaybeTensor& weight,
+                                int64_t ignore_index, bool sigmoid, bool align_corners) {
+  const bool masks = target.dim() == 4;
+  STD_TORCH_CHECK(masks ? sigmoid : target.dim() == 3, "target: expected (B, H, W), or for sigmoid (B, K, H, W)");
+  RegionSums p{describe(logits, target.size(1 + masks), target.size(2 + masks), align_corners),
+               describe_labels(target, "target", logits, masks), masks, sigmoid, ignore_index};
+  take(p.weight, weight, "weight", logits, {p.classes});
+  return p;
+}
+
+template <typename A>
+void add_region_sums(const RegionSums& p, A* sums, int64_t* wrong) {
+  *wrong = 0;
+  for (int64_t image = 0; image < p.batch; ++image) {
+    const int64_t first = image * p.rows.source, last = first + p.rows.source;
+    for (int64_t unit = first; unit < last; ++unit) *wrong += p.wrong[unit];
+    for (int64_t i = 0; i < 4 * p.classes; ++i) {
+      double sum = 0;
+      for (int64_t unit = first; unit < last; ++unit) sum += p.sums[unit * 4 * p.classes + i];
+      sums[(i % 4 * p.batch + image) * p.classes + i / 4] = static_cast<A>(sum);
+    }
+  }
+}
+
+void upsample_region_sums(const Tensor& logits, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
+                          bool sigmoid, bool align_corners, const Tensor& sums, const Tensor& wrong) {
+  RegionSums p = describe_region_sums(logits, target, weight, ignore_index, sigmoid, align_corners);
+  void* result;
+  take(result, sums, "sums", logits, {4, p.batch, p.classes});
+  STD_TORCH_CHECK(wrong.numel() == 1 && wrong.scalar_type() == ScalarType::Long && wrong.device() == logits.device(),
+                  "wrong: expected one int64 beside the logits");
+  const std::unique_ptr<double[]> of_units(new double[4 * p.classes * groups(p)]());
+  const std::unique_ptr<int64_t[]> wrong_of_units(new int64_t[groups(p)]());
+  p.sums = of_units.get(), p.wrong = wrong_of_units.get();
+  run(region_sums_groups, p, groups(p));
+  int64_t* total = static_cast<int64_t*>(wrong.data_ptr());
+  if (p.scalar == Scalar::float64)
+    add_region_sums(p, static_cast<double*>(result), total);
+  else
+    add_region_sums(p, static_cast<float*>(result), total);
+}
+
+void upsample_region_sums_backward(const Tensor& grad, const Tensor& logits, const Tensor& target,
+                                   const MaybeTensor& weight, int64_t ignore_index, bool sigmoid, bool align_corners,
+                                   const Tensor& grad_logits) {
+  RegionSums p = describe_region_sums(logits, target, weight, ignore_index, sigmoid, align_corners);
+  take(p.grad, grad, "grad", logits, {4, p.batch, p.classes});
+  check_map_like(grad_logits, "grad_logits", logits, "logits");
+  p.grad_logits = describe_map(grad_logits);
+  p.bands = bands_of(p);
+  run(region_sums_backward_bands, p, p.batch * p.bands);
 }
 
 void upsample_argmax(const Tensor& logits, const Shape& size, bool align_corners, const Tensor& labels) {
@@ -131,11 +192,18 @@ void upsample_softmax(const Tensor& logits, bool flip, bool align_corners, bool 
 
 constexpr Operator OPERATORS[] = {
     {"upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
-     "bool align_corners, bool per_pixel, Tensor(a!) normalizer, Tensor(b!) losses, Tensor(c!) sums) -> ()",
+     "float focal, bool align_corners, bool per_pixel, Tensor(a!) normalizer, Tensor(b!) losses, Tensor(c!) sums) -> "
+     "()",
      TORCH_BOX(&upsample_cross_entropy)},
     {"upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
-     "float label_smoothing, bool align_corners, Tensor normalizer, Tensor(a!) grad_logits) -> ()",
+     "float label_smoothing, float focal, bool align_corners, Tensor normalizer, Tensor(a!) grad_logits) -> ()",
      TORCH_BOX(&upsample_cross_entropy_backward)},
+    {"upsample_region_sums(Tensor logits, Tensor target, Tensor? weight, int ignore_index, bool sigmoid, "
+     "bool align_corners, Tensor(a!) sums, Tensor(b!) wrong) -> ()",
+     TORCH_BOX(&upsample_region_sums)},
+    {"upsample_region_sums_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+     "bool sigmoid, bool align_corners, Tensor(a!) grad_logits) -> ()",
+     TORCH_BOX(&upsample_region_sums_backward)},
     {"upsample_argmax(Tensor logits, int[] size, bool align_corners, Tensor(a!) labels) -> ()",
      TORCH_BOX(&upsample_argmax)},
     {"upsample_confusion(Tensor logits, Tensor target, int ignore_index, bool align_corners, Tensor(a!) counts, "

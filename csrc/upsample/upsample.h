@@ -22,17 +22,37 @@ struct Labels {
   void* data;  // (batch, rows.size, columns.size), contiguous
 };
 
+// What the losses of pixels are: the forms that kernels are compiled for.
+enum class Form { plain, smooth, focal };
+
 struct CrossEntropy : Upsample {
   Labels target;
   const void* weight = nullptr;  // (classes), or nullptr
   int64_t ignore_index = 0;
-  double label_smoothing = 0;
-  void* normalizer = nullptr;  // (batch, rows.size, columns.size): the sum of exp(logit - largest logit)
+  double label_smoothing = 0;  // 0 with focal
+  double focal = 0;            // the exponent gamma of focal loss
+  void* normalizer = nullptr;  // (batch, rows.size, columns.size): the sum of exp(logit - largest logit), with focal
+                               // over all classes but the label
   void* losses = nullptr;      // the same shape, or nullptr
   double* sums = nullptr;      // (units, 4): losses, weights, correct pixels, labels out of range
   // Backward only.
   const void* grad = nullptr;  // of the losses: one number, or one for each pixel
   bool grad_is_scalar = false;
+  Map grad_logits = {};
+  int64_t bands = 0;  // of source rows, into which an image is cut
+
+  Form form() const { return focal != 0 ? Form::focal : label_smoothing != 0 ? Form::smooth : Form::plain; }
+};
+
+struct RegionSums : Upsample {
+  Labels target;  // or masks (batch, classes, rows.size, columns.size)
+  bool masks, sigmoid;
+  int64_t ignore_index;
+  const void* weight = nullptr;  // (classes), or nullptr
+  double* sums = nullptr;        // (units, classes, 4): of p, t, p * t and p * p
+  int64_t* wrong = nullptr;      // (units): labels out of range
+  // Backward only.
+  const void* grad = nullptr;  // (4, batch, classes), of the sums
   Map grad_logits = {};
   int64_t bands = 0;  // of source rows, into which an image is cut
 };
@@ -55,8 +75,10 @@ struct Softmax : Upsample {
 
 // Units: batch * rows.source.
 APC_DECLARE_KERNEL(cross_entropy_groups, CrossEntropy)
+APC_DECLARE_KERNEL(region_sums_groups, RegionSums)
 APC_DECLARE_KERNEL(argmax_groups, Argmax)
 APC_DECLARE_KERNEL(confusion_groups, Confusion)
 APC_DECLARE_KERNEL(softmax_groups, Softmax)
 // batch * bands:
 APC_DECLARE_KERNEL(cross_entropy_backward_bands, CrossEntropy)
+APC_DECLARE_KERNEL(region_sums_backward_bands, RegionSums)

@@ -1,114 +1,53 @@
 // upsample_cross_entropy's backward CPU kernels, compiled once for each instruction set.
-//
-// In gather form: a unit is a band of source rows of an image, and everything that reaches them. For a block of output
-// rows between two source rows, and for each class, two wide rows are added up in registers, one for each source row;
-// they are then collapsed to source columns, for as many classes at a time as a vector has lanes. The group of rows
-// above a band is computed for both its neighbours; the bits do not depend on how an image is cut.
-#include "rows_cpu.h"
+#include "bands_cpu.h"
 
 namespace {
 
-// A vector of pixels of an output row: what of their gradient is the same for all classes.
-template <typename A>
-struct Pixels {
-  typename Pack<A>::type most;   // the largest logit; infinite where there is no label: exp(logit - most) is 0 then
-  typename Pack<A>::type scale;  // of exp(logit - most)
-  typename Pack<A>::type own;    // the gradient of the label's logit
-  typename Pack<A>::type soft;   // label smoothing: times a class's weight, subtracted from its gradient
-  typename Integers<A>::type label;
-};
-
-constexpr int64_t ROW_BLOCK = 16;     // output rows at a time
-constexpr int64_t COLUMN_BLOCKS = 8;  // vectors of columns whose pixels stay in L1 while classes go by
-
-template <typename T, bool SMOOTH>
-class Band {
+template <typename T, Form FORM>
+class CrossEntropyGradient {
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
   static constexpr int W = Pack<A>::width;
 
   const CrossEntropy& p;
-  const int64_t stride = row_stride<A>(p);              // of a source row
-  const int64_t blocks = blocks_of(p.columns.size, W);  // vectors in a row
-  const int64_t width = (blocks + 1) * W;               // of a wide row
-  const int64_t lanes = blocks_of(p.classes, W) * W;    // classes, padded
-  const Scratch<ColumnBlock<A>> columns{blocks};
-  const Scratch<int64_t> ends{p.columns.source};  // of each source column, the output columns
-  const Scratch<A> own_row{p.classes * stride}, next_row{p.classes * stride}, largest{stride};
-  const Scratch<A> of_class{p.classes};                            // weights of classes
-  const Scratch<Vec> interpolated{2 * p.classes};                  // both source rows, in one vector of columns
-  const Scratch<Pixels<A>> pixels{blocks * ROW_BLOCK};             // (blocks, rows at hand)
-  const Scratch<A> own_sum{W * width}, next_sum{W * width};        // (W classes, width)
-  const Scratch<A> own_turned{width * W}, next_turned{width * W};  // (width, W classes)
-  const Scratch<A> gradients{2 * p.columns.source * lanes};        // two of (source columns, lanes)
-  // The gradient of source row y, and what has reached that of row y + 1.
-  A *current = gradients, *following = gradients + p.columns.source * lanes;
-  A all_classes = 0;
-  RowWeights<A> weights[ROW_BLOCK];
+  const Scratch<A> of_class{p.classes};  // weights of classes
+  const A all_classes = weights_of_classes<A>(p, of_class);
 
  public:
-  explicit Band(const CrossEntropy& p) : p(p) {
-    for (int64_t v = 0; v < blocks; ++v) columns[v] = ColumnBlock<A>(p.columns, v * W);
-    for (int64_t x = 0; x < p.columns.source; ++x) ends[x] = p.columns.first(x + 1);
-    all_classes = weights_of_classes<A>(p, of_class);
-    for (int64_t i = 0; i < W * width; ++i) own_sum[i] = next_sum[i] = 0;  // lanes without a class stay so
+  using Problem = CrossEntropy;
+  static constexpr bool SOFTMAX = true;
+
+  struct Pixels {
+    Vec most;   // the largest logit; infinite where there is no label: exp(logit - most) is 0 then
+    Vec scale;  // of exp(logit - most)
+    Vec own;    // the gradient of the label's logit
+    Vec soft;   // label smoothing: times a class's weight, subtracted from its gradient
+    Int label;
+  };
+
+  explicit CrossEntropyGradient(const CrossEntropy& p) : p(p) {}
+
+  template <int R>
+  void describe(int64_t image, int64_t row, const RowWeights<A>* weights, const ColumnBlock<A>& block,
+                const Vec* interpolated, Pixels* to) const {
+    const Best<A, R> best = best_class<A, R>(interpolated, p.classes, weights);
+    for (int r = 0; r < R; ++r) to[r] = pixels_at(image, row + r, weights[r], block, interpolated, best.value[r]);
   }
 
-  // The gradient of the source rows [top, bottom).
-  void run(int64_t image, int64_t top, int64_t bottom) {
-    clear(current), clear(following);
-    if (top > 0) add_group(image, top - 1);
-    for (int64_t y = top; y < bottom; ++y) {
-      A* reached = following;
-      following = current, current = reached;
-      clear(following);
-      add_group(image, y);
-      store(image, y);
-    }
+  auto gradient_of(int64_t, int64_t k) const {
+    const Int wanted = Int{} + static_cast<typename Integers<A>::scalar>(k);
+    return [wanted, weight = of_class[k]](Vec logit, const Pixels& pixel) {
+      const Vec probability = exp_lanes<true>(logit - pixel.most) * pixel.scale;
+      Vec gradient = pixel.label == wanted ? pixel.own : probability;
+      if constexpr (FORM == Form::smooth) gradient -= pixel.soft * weight;
+      return gradient;
+    };
   }
 
  private:
-  void clear(A* gradient) {
-    for (int64_t i = 0; i < p.columns.source * lanes; ++i) gradient[i] = 0;
-  }
-
-  // What reaches the source rows y and y + 1 from the output rows between them.
-  void add_group(int64_t image, int64_t y) {
-    const int64_t first = p.rows.first(y), last = p.rows.first(y + 1);
-    if (first == last) return;
-    const bool is_last = y + 1 == p.rows.source;
-    load_relative_row<T>(p, image, y, own_row, largest);
-    load_relative_row<T>(p, image, is_last ? y : y + 1, next_row, largest);
-    for (int64_t row = first; row < last; row += ROW_BLOCK) {
-      const int64_t rows = last - row < ROW_BLOCK ? last - row : ROW_BLOCK;
-      for (int64_t r = 0; r < rows; ++r) weights[r] = RowWeights<A>(p.rows, row + r);
-      for (int64_t v = 0; v < blocks; ++v) describe_pixels(image, row, rows, columns[v], pixels + v * rows);
-      for (int64_t k = 0; k < p.classes; k += W) {
-        const int64_t count = p.classes - k < W ? p.classes - k : W;
-        for (int64_t v = 0; v < blocks; v += COLUMN_BLOCKS) {
-          const int64_t end = v + COLUMN_BLOCKS < blocks ? v + COLUMN_BLOCKS : blocks;
-          for (int64_t i = 0; i < count; ++i) sum_rows(k + i, i, v, end, rows);
-        }
-        collapse(own_sum, own_turned, current + k);
-        collapse(next_sum, next_turned, (is_last ? current : following) + k);
-      }
-    }
-  }
-
-  void describe_pixels(int64_t image, int64_t row, int64_t rows, const ColumnBlock<A>& block, Pixels<A>* to) const {
-    for (int64_t k = 0; k < p.classes; ++k) {
-      interpolated[2 * k] = block.of(own_row + k * stride);
-      interpolated[2 * k + 1] = block.of(next_row + k * stride);
-    }
-    for_each_rows(0, rows, [&]<int R>(int64_t r) {
-      const Best<A, R> best = best_class<A, R>(interpolated, p.classes, weights + r);
-      for (int i = 0; i < R; ++i) to[r + i] = pixels_at(image, row + r + i, weights[r + i], block, best.value[i]);
-    });
-  }
-
-  Pixels<A> pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block,
-                      Vec most) const {
+  Pixels pixels_at(int64_t image, int64_t row, const RowWeights<A>& weight, const ColumnBlock<A>& block,
+                   const Vec* interpolated, Vec most) const {
     const int64_t pixel = (image * p.rows.size + row) * p.columns.size + block.first;
     const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / p.classes);
     const Int label = read_labels<A>(p.target, pixel, block.valid, p.classes, p.ignore_index);
@@ -119,9 +58,17 @@ class Band {
       normalizer[i] = static_cast<const A*>(p.normalizer)[lane];
       grad[i] = static_cast<const A*>(p.grad)[p.grad_is_scalar ? 0 : lane];
     }
-    const Vec sum = load_lanes<A>(normalizer), upstream = load_lanes<A>(grad);
-    const Vec smooth = upstream * soft, scale = upstream * hard * at.weight + smooth * all_classes;
-    const Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
+    Vec sum = load_lanes<A>(normalizer);
+    const Vec upstream = load_lanes<A>(grad);
+    const Vec smooth = upstream * soft;
+    Vec scale = upstream * hard * at.weight + smooth * all_classes;
+    Vec own = scale * ((exp_lanes(at.logit - most) - sum) / sum) + smooth * all_classes;
+    if constexpr (FORM == Form::focal) {
+      const Focal<A> focal(most - at.logit, sum, static_cast<A>(p.focal));
+      scale = upstream * at.weight * focal.gradient;
+      own = -scale * focal.rest;
+      sum = focal.sum;
+    }
     const Int counts = label >= 0;
     const Vec none = Vec{} + static_cast<A>(__builtin_inf()), wrong = Vec{} + static_cast<A>(__builtin_nan(""));
     return {.most = counts ? most : none,
@@ -130,70 +77,15 @@ class Band {
             .soft = counts ? smooth : Vec{},
             .label = label};
   }
-
-  // Adds up the rows at hand for one class, in the columns of the vectors [v, end).
-  void sum_rows(int64_t label, int64_t lane, int64_t v, int64_t end, int64_t rows) const {
-    const Int wanted = Int{} + static_cast<typename Integers<A>::scalar>(label);
-    const A weight_of_class = of_class[label];
-    for (; v < end; ++v) {
-      const Vec above = columns[v].of(own_row + label * stride), below = columns[v].of(next_row + label * stride);
-      const Pixels<A>* pixel = pixels + v * rows;
-      Vec own{}, next{};
-      for (int64_t r = 0; r < rows; ++r, ++pixel) {
-        const Vec logit = weights[r].own * above + weights[r].next * below;
-        const Vec probability = exp_lanes<true>(logit - pixel->most) * pixel->scale;
-        Vec gradient = pixel->label == wanted ? pixel->own : probability;
-        if constexpr (SMOOTH) gradient -= pixel->soft * weight_of_class;
-        own += weights[r].own * gradient;
-        next += weights[r].next * gradient;
-      }
-      store_lanes<A>(own_sum + lane * width + v * W, own);
-      store_lanes<A>(next_sum + lane * width + v * W, next);
-    }
-  }
-
-  // Adds wide rows of W classes, weighted, to W lanes of the gradient.
-  void collapse(const A* sum, A* turned, A* gradient) const {
-    transpose<A>(sum, width, W, blocks * W, turned, W);
-    for (int64_t x = 0, column = 0; x < p.columns.source; ++x) {
-      Vec own{}, next{};
-      for (; column < ends[x]; ++column) {
-        const ColumnBlock<A>& block = columns[column / W];
-        const Vec values = load_lanes<A>(turned + column * W);
-        own += block.own_weight[column % W] * values;
-        next += block.next_weight[column % W] * values;
-      }
-      A* to = gradient + x * lanes;
-      A* after = x + 1 < p.columns.source ? to + lanes : to;
-      store_lanes<A>(to, load_lanes<A>(to) + own);
-      store_lanes<A>(after, load_lanes<A>(after) + next);
-    }
-  }
-
-  void store(int64_t image, int64_t y) const {
-    const Map& g = p.grad_logits;
-    T* to = static_cast<T*>(g.data) + image * g.stride_b + y * g.stride_y;
-    if (g.stride_x == 1) return transpose<A>(current, lanes, p.columns.source, p.classes, to, g.stride_c);
-    for (int64_t x = 0; x < p.columns.source; ++x)
-      for (int64_t k = 0; k < p.classes; ++k) to[x * g.stride_x + k * g.stride_c] = round_to<T>(current[x * lanes + k]);
-  }
 };
-
-template <typename T, bool SMOOTH>
-void run_bands(const CrossEntropy& p, int64_t begin, int64_t end) {
-  Band<T, SMOOTH> band(p);
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t rows = p.rows.source, cut = unit % p.bands;
-    band.run(unit / p.bands, cut * rows / p.bands, (cut + 1) * rows / p.bands);
-  }
-}
 
 template <typename T>
 void cross_entropy_backward_bands_as(const CrossEntropy& p, int64_t begin, int64_t end) {
-  if (p.label_smoothing == 0)
-    run_bands<T, false>(p, begin, end);
-  else
-    run_bands<T, true>(p, begin, end);
+  switch (p.form()) {
+    case Form::plain: return run_bands<T, CrossEntropyGradient<T, Form::plain>>(p, begin, end);
+    case Form::smooth: return run_bands<T, CrossEntropyGradient<T, Form::smooth>>(p, begin, end);
+    case Form::focal: return run_bands<T, CrossEntropyGradient<T, Form::focal>>(p, begin, end);
+  }
 }
 
 }  // namespace

@@ -1,148 +1,66 @@
 // upsample_*'s forward CPU kernels, compiled once for each instruction set.
 #include "candidates_cpu.h"
+#include "pieces_cpu.h"
 
 namespace {
 
-// The output rows between two source rows of an image, and what they are interpolated from.
-template <typename A>
-struct Group {
-  int64_t unit, image, first_row, last_row, stride;
-  const A *own, *next;  // both source rows, (classes x stride)
-};
-
-// One vector of output columns, in all rows of a group.
-template <typename A>
-struct Piece : Group<A> {
-  const ColumnBlock<A>& columns;
-  const typename Pack<A>::type* interpolated;  // (classes, 2): both source rows, interpolated
-
-  // Of the pixel in this row at the vector's first lane, counted through the batch.
-  int64_t pixel(const Upsample& u, int64_t row) const {
-    return (this->image * u.rows.size + row) * u.columns.size + columns.first;
-  }
-};
-
-// Calls visit(group) for the groups [begin, end), with logits as they are or relative to the largest.
-template <typename T, bool RELATIVE, typename Visit>
-inline void for_each_group(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
-  using A = Acc<T>;
-  const int64_t stride = row_stride<A>(u);
-  Scratch<A> rows(2 * u.classes * stride), largest(stride);
-  A *own = rows, *next = rows + u.classes * stride;
-  int64_t loaded = -1;  // the unit whose own row `next` is
-  const auto load = [&](int64_t image, int64_t y, A* to) {
-    if constexpr (RELATIVE)
-      load_relative_row<T>(u, image, y, to, largest);
-    else
-      load_row<T>(u, image, y, to);
-  };
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t image = unit / u.rows.source, y = unit % u.rows.source;
-    const int64_t first = u.rows.first(y), last = u.rows.first(y + 1);
-    if (first == last) continue;
-    if (unit == loaded) {
-      A* const before = own;
-      own = next, next = before;
-    } else {
-      load(image, y, own);
-    }
-    const bool is_last = y + 1 == u.rows.source;
-    if (!is_last) load(image, y + 1, next), loaded = unit + 1;
-    visit(Group<A>{unit, image, first, last, stride, own, is_last ? own : next});
-  }
-}
-
-template <typename A>
-struct ColumnBlocks {
-  const int64_t count;
-  const Scratch<ColumnBlock<A>> blocks{count};
-  explicit ColumnBlocks(const Axis& axis) : count(blocks_of(axis.size, Pack<A>::width)) {
-    for (int64_t v = 0; v < count; ++v) blocks[v] = ColumnBlock<A>(axis, v * Pack<A>::width);
-  }
-  const ColumnBlock<A>* begin() const { return blocks; }
-  const ColumnBlock<A>* end() const { return blocks + count; }
-};
-
-// Calls visit(piece) for every vector of the groups [begin, end), with logits as they are or relative to the largest.
-template <typename T, bool RELATIVE, typename Visit>
-inline void for_each_piece(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
-  using A = Acc<T>;
-  const ColumnBlocks<A> blocks(u.columns);
-  Scratch<typename Pack<A>::type> interpolated(2 * u.classes);
-  for_each_group<T, RELATIVE>(u, begin, end, [&](const Group<A>& group) {
-    for (const ColumnBlock<A>& block : blocks) {
-      for (int64_t k = 0; k < u.classes; ++k) {
-        interpolated[2 * k] = block.of(group.own + k * group.stride);
-        interpolated[2 * k + 1] = block.of(group.next + k * group.stride);
-      }
-      visit(Piece<A>{group, block, interpolated});
-    }
-  });
-}
-
-// R rows of a piece, as many as registers hold: their weights and the classes of their largest logits.
-template <typename A, int R>
-struct Rows {
-  const Piece<A>& piece;
-  int64_t first;
-  RowWeights<A> weights[R];
-  Best<A, R> best;
-
-  Rows(const Upsample& u, const Piece<A>& piece, int64_t first) : piece(piece), first(first) {
-    for (int r = 0; r < R; ++r) weights[r] = RowWeights<A>(u.rows, first + r);
-    best = best_class<A, R>(piece.interpolated, u.classes, weights);
-  }
-};
-
-// Calls visit(rows) for all rows of the groups [begin, end), with logits as they are or relative to the largest.
-template <typename T, bool RELATIVE, typename Visit>
-inline void for_each_best(const Upsample& u, int64_t begin, int64_t end, Visit visit) {
-  using A = Acc<T>;
-  for_each_piece<T, RELATIVE>(u, begin, end, [&](const Piece<A>& piece) {
-    for_each_rows(piece.first_row, piece.last_row, [&]<int R>(int64_t row) { visit(Rows<A, R>(u, piece, row)); });
-  });
-}
-
-// sums = the sum of exp(logit - best); where SMOOTH, linear = that of of_class * (logit - best).
-template <bool SMOOTH, typename A, int R>
-inline void sum_exponentials(const Rows<A, R>& rows, int64_t classes, const A* of_class, typename Pack<A>::type* sums,
+// sums = the sum of exp(logit - best), with focal without the labels' own; with smoothing, linear = that of
+// of_class * (logit - best).
+template <Form FORM, typename A, int R>
+inline void sum_exponentials(const Rows<A, R>& rows, int64_t classes, const A* of_class,
+                             const typename Integers<A>::type* labels, typename Pack<A>::type* sums,
                              typename Pack<A>::type* linear) {
   using Vec = typename Pack<A>::type;
+  using Int = typename Integers<A>::type;
   for (int r = 0; r < R; ++r) sums[r] = linear[r] = Vec{};
   for (int64_t k = 0; k < classes; ++k) {
     const Vec own = rows.piece.interpolated[2 * k], next = rows.piece.interpolated[2 * k + 1];
     for (int r = 0; r < R; ++r) {
       const Vec below = rows.weights[r].own * own + rows.weights[r].next * next - rows.best.value[r];
-      sums[r] += exp_lanes(below);
-      if constexpr (SMOOTH) linear[r] += of_class[k] * below;
+      if constexpr (FORM == Form::focal)
+        sums[r] += labels[r] == Int{} + static_cast<typename Integers<A>::scalar>(k) ? Vec{} : exp_lanes(below);
+      else
+        sums[r] += exp_lanes(below);
+      if constexpr (FORM == Form::smooth) linear[r] += of_class[k] * below;
     }
   }
 }
 
-template <typename T, bool SMOOTH>
+template <typename T, Form FORM>
 void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using Vec = typename Pack<A>::type;
   using Int = typename Integers<A>::type;
   const A hard = static_cast<A>(1 - p.label_smoothing), soft = static_cast<A>(p.label_smoothing / p.classes);
+  const A gamma = static_cast<A>(p.focal);
   Scratch<A> of_class(p.classes);
   const A all_classes = weights_of_classes<A>(p, of_class);
   for_each_best<T, true>(p, begin, end, [&]<int R>(const Rows<A, R>& rows) {
     const Piece<A>& piece = rows.piece;
     Vec sums[R], linear[R];
-    sum_exponentials<SMOOTH, A, R>(rows, p.classes, of_class, sums, linear);
+    Int labels[R];
+    for (int r = 0; r < R; ++r)
+      labels[r] =
+          read_labels<A>(p.target, piece.pixel(p, rows.first + r), piece.columns.valid, p.classes, p.ignore_index);
+    sum_exponentials<FORM, A, R>(rows, p.classes, of_class, labels, sums, linear);
     Vec loss_sum{}, weight_sum{};
     Int correct_sum{}, wrong_sum{};
     for (int r = 0; r < R; ++r) {
       const int64_t pixel = piece.pixel(p, rows.first + r);
-      const Int label = read_labels<A>(p.target, pixel, piece.columns.valid, p.classes, p.ignore_index);
+      const Int label = labels[r];
       const AtLabels<A> at(label, piece.interpolated, rows.weights[r], of_class);
-      const Vec best = rows.best.value[r], total = log_lanes(sums[r]);
+      const Vec best = rows.best.value[r];
       const Int correct = rows.best.index[r] == label, counts = label >= 0;
       store_lanes<A>(static_cast<A*>(p.normalizer) + pixel, sums[r], piece.columns.valid);
-      const Vec plain = (correct ? Vec{} : best - at.logit) + total;  // 0 to the last bit
-      Vec loss = hard * at.weight * plain;
-      if constexpr (SMOOTH) loss += soft * (all_classes * total - linear[r]);
+      const Vec gap = correct ? Vec{} : best - at.logit;  // 0 to the last bit
+      Vec loss;
+      if constexpr (FORM == Form::focal) {
+        loss = at.weight * Focal<A>(gap, sums[r], gamma).loss;
+      } else {
+        const Vec total = log_lanes(sums[r]);
+        loss = hard * at.weight * (gap + total);
+        if constexpr (FORM == Form::smooth) loss += soft * (all_classes * total - linear[r]);
+      }
       loss = counts ? loss : Vec{};
       loss_sum += loss, weight_sum += counts ? at.weight : Vec{};
       correct_sum -= correct, wrong_sum -= label == OUT_OF_RANGE;
@@ -158,10 +76,11 @@ void cross_entropy_groups_of(const CrossEntropy& p, int64_t begin, int64_t end) 
 
 template <typename T>
 void cross_entropy_groups_as(const CrossEntropy& p, int64_t begin, int64_t end) {
-  if (p.label_smoothing == 0)
-    cross_entropy_groups_of<T, false>(p, begin, end);
-  else
-    cross_entropy_groups_of<T, true>(p, begin, end);
+  switch (p.form()) {
+    case Form::plain: return cross_entropy_groups_of<T, Form::plain>(p, begin, end);
+    case Form::smooth: return cross_entropy_groups_of<T, Form::smooth>(p, begin, end);
+    case Form::focal: return cross_entropy_groups_of<T, Form::focal>(p, begin, end);
+  }
 }
 
 // Calls store(pixel, count, labels) with the best classes of every row of every vector.

@@ -10,7 +10,8 @@ import apc_kernels
 from apc_kernels import info, library
 from apc_kernels.ops.affinities import checks, moments
 
-COMPOSITIONS = {"adaptive_context_norm", "encode", "pyramid_conv"}  # no kernels of their own
+# Operations without kernels of their own.
+COMPOSITIONS = {"adaptive_context_norm", "encode", "pyramid_conv", "upsample_binary_cross_entropy"}
 
 
 def test_it_names_every_operation_on_every_device():
@@ -25,7 +26,14 @@ def test_it_names_every_operation_on_every_device():
 
 
 def test_operations_are_the_public_functions():
-    public = set(apc_kernels.__all__) - {"backend", "checked_labels", "BatchNorm", "FusedConv2d", "SlowPathWarning"}
+    public = set(apc_kernels.__all__) - {
+        "accelerate",
+        "backend",
+        "checked_labels",
+        "BatchNorm",
+        "FusedConv2d",
+        "SlowPathWarning",
+    }
     assert set(info.SERVED_BY) == public
 
 

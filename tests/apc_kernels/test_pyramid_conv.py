@@ -49,6 +49,27 @@ def test_dtypes(device, dtype, memory_format):
     check(ConvCase(2, 32, 24, (20, 17), 3, (1, 2, 3, 6)), dtype, device, memory_format=memory_format)
 
 
+@DEVICES
+@dtypes
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_weights_with_adjacent_channels(device, dtype, kernel):
+    """A part of a channels_last weight is multiplied at once, as one matrix."""
+    case = ConvCase(2, 32, 24, (20, 17), kernel, (1, 2, 3, 6))
+    tensors = draw_conv(case, dtype, device)
+    weight = tensors["weight"]
+    whole = torch.cat([torch.full_like(weight[:, :5], float("nan")), weight], 1).to(memory_format=torch.channels_last)
+    part = whole[:, 5:]
+    assert part.equal(weight) and not part.is_contiguous()
+
+    leaves = tensors["regions"].detach().requires_grad_(), part.detach().requires_grad_()
+    result = apc_kernels.pyramid_conv(*leaves, case.size, case.scales)
+    actual = result.detach(), *torch.autograd.grad(result, leaves, tensors["grad"])
+    exact = with_gradients(stock.pyramid_conv, {name: t.double() for name, t in tensors.items()}, case)
+    pytorch = with_gradients(stock.pyramid_conv, tensors, case)
+    for ours, true, own in zip(actual, exact, pytorch, strict=True):
+        assert_accurate(ours, true, own, str(case))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),

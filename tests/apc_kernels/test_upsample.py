@@ -24,7 +24,11 @@ OPTIONS = [
     {"reduction": "none"},
     {"reduction": "none", "weight": True, "label_smoothing": 0.2},
     {"reduction": "none", "weight": True, "label_smoothing": 1.0},
+    {"focal": 2.0},
+    {"focal": 0.5, "reduction": "mean_all", "weight": True},
+    {"focal": 5.0, "reduction": "none", "weight": True},
 ]
+FOCAL = OPTIONS[-1]
 options = pytest.mark.parametrize(
     "options", OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "mean"
 )
@@ -54,7 +58,7 @@ def check(tensors, case, backend, **options):
 
 
 @places_without_cuda
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[5]], ids=["mean", "none"])
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[5], FOCAL], ids=["mean", "none", "focal"])
 @pytest.mark.parametrize("case", UPSAMPLES, ids=str)
 def test_hard_cases(device, backend, case, options):
     check(draw_upsample(case, device=device), case, backend, **options)
@@ -114,7 +118,8 @@ def test_correct_pixels(device, backend, case):
         prediction = apc_kernels.upsample_argmax(t["logits"], case.size, align_corners=case.align_corners)
         t["target"] = torch.where(t["target"] % 2 == 0, prediction, t["target"])  # many are right, many are not
         expected = ((prediction == t["target"]) & (t["target"] != 255)).sum()
-        for given in {}, {"reduction": "none"}, {"reduction": "sum", "weight": t["weight"], "label_smoothing": 0.5}:
+        smooth = {"reduction": "sum", "weight": t["weight"], "label_smoothing": 0.5}
+        for given in {}, {"reduction": "none"}, smooth, {"focal": 2.0}:
             given["align_corners"] = case.align_corners
             loss, correct = apc_kernels.upsample_cross_entropy(
                 t["logits"].requires_grad_(), t["target"], return_correct=True, **given
@@ -130,6 +135,8 @@ def test_of_tied_classes_the_first_is_correct(device, backend):
     logits, target = tied_logits(case, device=device), draw_upsample(case, device=device)["target"]
     with apc_kernels.backend(backend):
         _, correct = apc_kernels.upsample_cross_entropy(logits, target, return_correct=True)
+        _, focal_correct = apc_kernels.upsample_cross_entropy(logits, target, focal=2.0, return_correct=True)
+    assert torch.equal(correct, focal_correct)
     assert torch.equal(correct, (stock.upsample_argmax(logits, case.size) == target).sum())
 
 
@@ -297,7 +304,7 @@ def test_a_label_out_of_range_on_a_gpu(backend, label, dtype):
 
 
 @pytest.mark.parametrize("backend", CPU)
-@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[1], OPTIONS[4], OPTIONS[5]], ids=str)
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[1], OPTIONS[4], OPTIONS[5], *OPTIONS[-3:]], ids=str)
 @pytest.mark.parametrize(
     "case", [UpsampleCase(2, 3, (2, 3), (5, 4)), UpsampleCase(1, 3, (5, 2), (3, 4), True)], ids=str
 )

@@ -81,7 +81,7 @@ EXTREMES = {
 def test_extreme_logits(device, backend, kind, case):
     t = draw_upsample(case, device=device)
     t["logits"] = EXTREMES[kind](t["logits"])
-    for options in {"reduction": "none", "weight": True, "label_smoothing": 0.1}, {}:
+    for options in {"reduction": "none", "weight": True, "label_smoothing": 0.1}, {}, {"focal": 2.0}:
         with apc_kernels.backend(backend):
             results = everything(t, case, **options)
         if kind == "all the same":  # nothing but rounding says which label is the largest
@@ -103,6 +103,63 @@ def test_a_confident_map(device, backend, dtype, margin):
             results = everything(t, TWICE, **options)
         assert (1 - results[2].amax(1)).max() < 1e-7
         assert_everything(results, t, TWICE, f"{margin} {options}", **options)
+
+
+def focal_of(logits, target, gamma):
+    """Computes the focal loss and its gradient by the formula, in float64, from 1 − p that is not rounded."""
+    scores = stock.upsampled(logits.double(), target.shape[1:]).detach()
+    own = torch.zeros_like(scores).scatter(1, target.long()[:, None], 1.0).bool()
+    shares = (scores - scores.amax(1, keepdim=True)).exp()
+    rest = shares.masked_fill(own, 0).sum(1) / shares.sum(1)
+    losses = -torch.log1p(-rest) * rest**gamma
+    return losses, rest**gamma * (1 + gamma * (1 - rest) * -torch.log1p(-rest) / rest) * rest
+
+
+@places_without_cuda
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0, 7.5])
+@pytest.mark.parametrize("margin", [5, 20, 40])
+def test_focal_loss_of_a_confident_map(device, backend, gamma, margin):
+    """Tests that loss and gradient are accurate relative to their own size, however close p is to 1.
+
+    The composition's gradient would be NaN for γ < 1, and noise for others.
+    """
+    logits = torch.randn(1, 5, 6, 7, generator=torch.Generator().manual_seed(0)).to(device)
+    logits[:, 3] += margin
+    target = torch.full((1, 6, 7), 3, device=device)
+    logits.requires_grad_()
+    with apc_kernels.backend(backend):
+        losses = apc_kernels.upsample_cross_entropy(logits, target, focal=gamma, reduction="none")
+        (grad,) = torch.autograd.grad(losses.sum(), logits)
+    exact, exact_grad = focal_of(logits, target, gamma)
+    reached = exact > 1e-37  # float32 holds no smaller ones
+    torch.testing.assert_close(losses[reached].double(), exact[reached], rtol=3e-5, atol=0)
+    torch.testing.assert_close(grad[:, 3][reached].double(), -exact_grad[reached], rtol=3e-5, atol=0)
+
+
+@places_without_cuda
+@pytest.mark.parametrize("gamma", [1e-3, 0.5, 2.0, 1e6])
+def test_focal_loss_of_a_certain_map(device, backend, gamma):
+    """Tests that loss and gradient are 0 where p is 1, and the cross entropy's where it is 0."""
+    logits = torch.zeros(1, 3, 4, 5, device=device)
+    logits[:, 1] = 500.0
+    target = torch.ones(1, 8, 10, dtype=torch.int64, device=device)
+    logits.requires_grad_()
+    with apc_kernels.backend(backend):
+        for label, loss, grad in (1, 0.0, [0.0, 0.0, 0.0]), (2, 500.0, [0.0, 1.0, -1.0]):
+            losses = apc_kernels.upsample_cross_entropy(logits, target.fill_(label), focal=gamma, reduction="none")
+            (ours,) = torch.autograd.grad(losses.sum(), logits)
+            assert (losses == loss).all()
+            torch.testing.assert_close(ours.sum((0, 2, 3)).cpu(), 80 * torch.tensor(grad))
+
+
+@places_without_cuda
+def test_without_focal_nothing_changes(device, backend):
+    t = draw_upsample(ODD, device=device)
+    with apc_kernels.backend(backend):
+        plain = loss_and_gradient(apc_kernels.upsample_cross_entropy, t, ODD, weight=True)
+        for focal in 0, 0.0, None:
+            results = loss_and_gradient(apc_kernels.upsample_cross_entropy, t, ODD, weight=True, focal=focal)
+            assert all(same_bits(a, b) for a, b in zip(results, plain, strict=True))
 
 
 @places_without_cuda
@@ -146,7 +203,8 @@ def test_ignored_pixels_count_nowhere(device, backend):
     """Ignored pixels do not count, even if their logits are NaN."""
     t = draw_upsample(TWICE, device=device)
     t["logits"][1], t["target"][1] = float("nan"), 255
-    for options in {"weight": True}, {"reduction": "sum", "label_smoothing": 0.1}, {"reduction": "none"}:
+    smooth = {"reduction": "sum", "label_smoothing": 0.1}
+    for options in {"weight": True}, smooth, {"reduction": "none"}, {"reduction": "sum", "focal": 2.0}:
         with apc_kernels.backend(backend):
             loss, grad = loss_and_gradient(apc_kernels.upsample_cross_entropy, t, TWICE, **options)
         half = {name: tensor[:1] if tensor.dim() > 1 else tensor for name, tensor in t.items()}
@@ -182,7 +240,8 @@ def test_same_bits_with_any_number_of_threads(threads, layout, case):
     for count in (1, 2, 3, 5):
         threads(count)
         with apc_kernels.backend("cpp"):
-            results.append((*everything(t, case), *everything(t, case, reduction="none", weight=True)))
+            each = everything(t, case, reduction="none", weight=True)
+            results.append((*everything(t, case), *each, *everything(t, case, focal=2.0)))
     assert all(same(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
@@ -197,7 +256,7 @@ sys.path[:0] = {[os.path.dirname(__file__), *sys.path]!r}
 import torch, apc_kernels
 import {__name__.rpartition(".")[2]} as tests
 with apc_kernels.backend("cpp"):
-    torch.save([tests.everything(t, case, **tests.INSTRUCTED) for case, t in tests.instructed()], {str(file)!r})
+    torch.save([tests.everything(t, case, **options) for case, t, options in tests.instructed()], {str(file)!r})
 """
     run = subprocess.run(
         [sys.executable, "-c", program],
@@ -209,18 +268,22 @@ with apc_kernels.backend("cpp"):
     if "this processor allows" in run.stderr:
         pytest.skip(f"needs a processor with {isa}")
     assert run.returncode == 0, run.stderr
-    for (case, t), results in zip(instructed(), torch.load(file), strict=True):
-        assert_everything(results, t, case, f"{isa} {case} {t['logits'].dtype}", **INSTRUCTED)
+    for (case, t, options), results in zip(instructed(), torch.load(file), strict=True):
+        assert_everything(results, t, case, f"{isa} {case} {t['logits'].dtype}", **options)
 
 
-INSTRUCTED = {"reduction": "none", "weight": True, "label_smoothing": 0.1}
+INSTRUCTED = [
+    {"reduction": "none", "weight": True, "label_smoothing": 0.1},
+    {"reduction": "none", "weight": True, "focal": 2.0},
+]
 
 
 def instructed():
     for case in ODD, UpsampleCase(1, 21, (23, 19), (8, 13), True):
         for dtype in torch.float32, torch.bfloat16, torch.float16:
             for layout in nchw, channels_last, sliced:
-                yield case, draw_upsample(case, layout, dtype)
+                for options in INSTRUCTED:
+                    yield case, draw_upsample(case, layout, dtype), options
 
 
 # Any size
@@ -234,14 +297,14 @@ def instructed():
     align_corners=st.booleans(),
     by_channel=st.booleans(),
     reduction=st.sampled_from(["mean", "mean_all", "sum", "none"]),
-    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    other=st.sampled_from([{}, {"label_smoothing": 0.1}, {"label_smoothing": 1.0}, {"focal": 0.5}, {"focal": 2.0}]),
     weight=st.booleans(),
 )
-def test_any_size(source, size, classes, align_corners, by_channel, reduction, smoothing, weight):
+def test_any_size(source, size, classes, align_corners, by_channel, reduction, other, weight):
     """In float64 the reference and C++ agree with PyTorch to all digits, whatever the ratio."""
     case = UpsampleCase(1, classes, source, size, align_corners)
     t = draw_upsample(case, channels_last if by_channel else nchw, torch.float64)
-    options = {"reduction": reduction, "label_smoothing": smoothing, "weight": weight}
+    options = {"reduction": reduction, "weight": weight, **other}
     expected = loss_and_gradient(stock.upsample_cross_entropy, t, case, **options)
     probabilities = stock.upsample_softmax(t["logits"], size, align_corners=align_corners)
     for backend in CPU:

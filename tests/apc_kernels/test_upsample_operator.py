@@ -25,8 +25,10 @@ def test_opcheck(device, backend, layout):
     logits, target, weight = t["logits"], t["target"], t["weight"]
     operators, leaf = torch.ops.apc_kernels, logits.detach().requires_grad_()
     with apc_kernels.backend(backend):
-        normalizer = operators.upsample_cross_entropy(logits, target, weight, 255, 0.1, False, "none", None, None)[0]
-        options = (target, weight, 255, 0.1, False, "none"), (target, None, 255, 0.0, True, "mean")
+        normalizer = operators.upsample_cross_entropy(logits, target, weight, 255, 0.1, 0.0, False, "none", None, None)[
+            0
+        ]
+        options = (target, weight, 255, 0.1, 0.0, False, "none"), (target, None, 255, 0.0, 2.0, True, "mean")
         for arguments in (
             (leaf, *options[0], None, None),
             (leaf, *options[1], None, 7.0),
@@ -34,7 +36,7 @@ def test_opcheck(device, backend, layout):
         ):
             torch.library.opcheck(operators.upsample_cross_entropy.default, arguments)
         for grad in t["grad"], t["grad"].flatten()[:1]:
-            arguments = (grad, logits, target, weight, 255, 0.1, False, normalizer)
+            arguments = (grad, logits, target, weight, 255, 0.1, 0.0, False, normalizer)
             torch.library.opcheck(operators.upsample_cross_entropy_backward.default, arguments)
         torch.library.opcheck(operators.upsample_argmax.default, (logits, list(ODD.size), True))
         torch.library.opcheck(operators.upsample_confusion.default, (logits, target, 255, True))
@@ -44,7 +46,9 @@ def test_opcheck(device, backend, layout):
 
 
 @places_without_cuda
-@pytest.mark.parametrize("options", [{}, {"reduction": "none", "weight": True, "label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": "none", "weight": True, "label_smoothing": 0.1}, {"focal": 2.0}], ids=str
+)
 def test_compile(device, backend, options):
     """One graph, and no second one for other sizes."""
     torch._dynamo.reset()
@@ -80,7 +84,8 @@ class Training(torch.nn.Module):
     def forward(self, logits, target):
         given = {"label_smoothing": 0.1, "return_correct": True}
         loss, correct = apc_kernels.upsample_cross_entropy(logits, target, **given)
-        return loss, correct, apc_kernels.upsample_cross_entropy(logits, target, reduction="none", denominator=None)
+        losses = apc_kernels.upsample_cross_entropy(logits, target, reduction="none", denominator=None)
+        return loss, correct, losses, apc_kernels.upsample_cross_entropy(logits, target, focal=2.0)
 
 
 class Evaluation(torch.nn.Module):
@@ -201,7 +206,7 @@ def test_wrong_logits(logits, error, message):
     operators = torch.ops.apc_kernels
     if error is ValueError:
         calls += [
-            lambda: operators.upsample_cross_entropy(logits, TARGET, None, 255, 0.0, False, "mean", None, None),
+            lambda: operators.upsample_cross_entropy(logits, TARGET, None, 255, 0.0, 0.0, False, "mean", None, None),
             lambda: operators.upsample_argmax(logits, [8, 10], False),
             lambda: operators.upsample_confusion(logits, TARGET, 255, False),
             lambda: operators.upsample_softmax(logits, False, False, False, torch.zeros(2, 3, 8, 10)),
@@ -218,7 +223,7 @@ def test_wrong_targets(target, error, message):
             function(LOGITS, target)
     if error is ValueError and target.device == LOGITS.device:  # torch itself refuses two devices
         with pytest.raises(error, match=message):
-            torch.ops.apc_kernels.upsample_cross_entropy(LOGITS, target, None, 255, 0.0, False, "mean", None, None)
+            torch.ops.apc_kernels.upsample_cross_entropy(LOGITS, target, None, 255, 0.0, 0.0, False, "mean", None, None)
         with pytest.raises(error, match=message):
             torch.ops.apc_kernels.upsample_confusion(LOGITS, target, 255, False)
 
@@ -246,6 +251,11 @@ def test_wrong_sizes(size, error, message):
         ({"label_smoothing": 1.1}, ValueError, "label_smoothing: expected 0 to 1, got 1.1"),
         ({"label_smoothing": float("nan")}, ValueError, "label_smoothing: expected 0 to 1, got nan"),
         ({"label_smoothing": "much"}, TypeError, "label_smoothing: expected a number, got 'much'"),
+        ({"focal": -0.5}, ValueError, "focal: expected 0 to 1e\\+06, got -0.5"),
+        ({"focal": float("nan")}, ValueError, "focal: expected 0 to 1e\\+06, got nan"),
+        ({"focal": 2e6}, ValueError, "focal: expected 0 to 1e\\+06, got 2000000.0"),
+        ({"focal": "much"}, TypeError, "focal: expected a number, got 'much'"),
+        ({"focal": 2, "label_smoothing": 0.1}, ValueError, "label_smoothing: expected 0 with focal=2, got 0.1"),
         ({"reduction": "average"}, ValueError, "reduction: expected one of mean, mean_all, sum, none; got 'average'"),
         ({"reduction": None}, ValueError, "reduction: expected one of mean, mean_all, sum, none; got None"),
         ({"denominator": 5, "reduction": "sum"}, ValueError, "denominator: expected None for reduction='sum'"),
@@ -322,7 +332,7 @@ def test_limits_of_the_gpu_kernels(monkeypatch):
         apc_kernels.upsample_argmax(logits, (1, 2**14))
 
 
-LOSS, REST = (LOGITS, TARGET), (255, 0.0, False)
+LOSS, REST = (LOGITS, TARGET), (255, 0.0, 0.0, False)
 PIXELS, NONE, SUMS = torch.zeros(2, 8, 10), torch.zeros(0), torch.zeros(4).double()
 
 
@@ -349,12 +359,34 @@ PIXELS, NONE, SUMS = torch.zeros(2, 8, 10), torch.zeros(0), torch.zeros(4).doubl
         ("upsample_cross_entropy", (*LOSS, None, *REST, False, PIXELS, NONE, SUMS[1:]), "sums: expected size 4"),
         (
             "upsample_cross_entropy_backward",
-            (torch.zeros(2), LOGITS, TARGET, None, 255, 0.0, False, torch.zeros(2, 8, 10), torch.zeros(2, 3, 4, 5)),
+            (
+                torch.zeros(2),
+                LOGITS,
+                TARGET,
+                None,
+                255,
+                0.0,
+                0.0,
+                False,
+                torch.zeros(2, 8, 10),
+                torch.zeros(2, 3, 4, 5),
+            ),
             "grad: expected size 1",
         ),
         (
             "upsample_cross_entropy_backward",
-            (torch.zeros(1), LOGITS, TARGET, None, 255, 0.0, False, torch.zeros(2, 8, 10), torch.zeros(2, 3, 5, 4)),
+            (
+                torch.zeros(1),
+                LOGITS,
+                TARGET,
+                None,
+                255,
+                0.0,
+                0.0,
+                False,
+                torch.zeros(2, 8, 10),
+                torch.zeros(2, 3, 5, 4),
+            ),
             "grad_logits: expected size 4",
         ),
     ],

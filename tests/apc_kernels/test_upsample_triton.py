@@ -4,6 +4,7 @@ By Triton's interpreter, which rounds bfloat16 wrongly and is spared it, and as 
 """
 
 import pytest
+import stock
 import torch
 import torch.nn.functional as F
 from accuracy import assert_accurate, same_bits
@@ -65,11 +66,13 @@ def upsampled(logits, size, align_corners):
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
-def stock_loss(logits, target, *, align_corners, reduction="mean", weight=None, **options):
+def stock_loss(logits, target, *, align_corners, reduction="mean", weight=None, focal=None, **options):
     """Computes the loss as mmsegmentation does: logits interpolated in their dtype, the loss in float32."""
     scores = upsampled(logits, target.shape[1:], align_corners)
     scores = scores if scores.dtype == torch.float64 else scores.float()
     weight = None if weight is None else weight.to(scores.dtype)
+    if focal:
+        return stock.focal_loss(scores, target, weight, 255, focal, reduction)
     inner = "sum" if reduction == "mean_all" else reduction
     loss = F.cross_entropy(scores, target.long(), weight, ignore_index=255, reduction=inner, **options)
     return loss / target.numel() if reduction == "mean_all" else loss
@@ -105,6 +108,29 @@ def test_loss_with_weights_and_smoothing(reduction, smoothing):
     options = {"align_corners": False, "reduction": reduction, "label_smoothing": smoothing}
     check_loss(SMALL, tensors, **options, weight=tensors[2])
     check_loss(SMALL, tensors, **options)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES[:9] if case[0][1] > 1], ids=str)
+@pytest.mark.parametrize(("gamma", "reduction"), [(2.0, "mean"), (0.5, "none")])
+def test_focal_loss(case, gamma, reduction):
+    tensors = draw(case)
+    check_loss(case, tensors, align_corners=False, focal=gamma, reduction=reduction, weight=tensors[2])
+
+
+def test_focal_loss_of_one_class():
+    logits, target, _, grad = draw(((1, 1, 3, 3), (8, 8)))
+    results = with_gradient(apc_kernels.upsample_cross_entropy, logits, target, grad, focal=0.5, reduction="none")
+    assert all(bool((result == 0).all()) for result in results)
+
+
+def test_correct_pixels_of_focal_loss():
+    logits, target, *_ = draw(((1, 19, 4, 5), (12, 15)))
+    target = torch.where(target % 2 == 0, apc_kernels.upsample_argmax(logits, (12, 15)).long(), target)
+    logits[0, 7] = logits[0, 3]  # tied everywhere
+    given = {"return_correct": True}
+    _, expected = apc_kernels.upsample_cross_entropy(logits, target, **given)
+    _, correct = apc_kernels.upsample_cross_entropy(logits, target, focal=2.0, **given)
+    assert correct.equal(expected) and expected > 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
@@ -200,8 +226,10 @@ def test_ignored_pixels_contribute_nothing():
     assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize(("label", "smoothing"), [(-1, 0.0), (19, 0.1), (2**32 + 3, 0.0)])
-def test_label_out_of_range(label, smoothing):
+@pytest.mark.parametrize(
+    ("label", "smoothing", "focal"), [(-1, 0.0, 0.0), (19, 0.1, 0.0), (2**32 + 3, 0.0, 0.0), (2**32 + 3, 0.0, 2.0)]
+)
+def test_label_out_of_range(label, smoothing, focal):
     """Called below the public operation, which refuses it on a CPU: NaN in its pixel, and in what the pixel reads."""
     from apc_kernels.ops.upsample import triton as kernels
 
@@ -212,7 +240,7 @@ def test_label_out_of_range(label, smoothing):
     results = []
     for labels in (target, wrong):
         saved, losses, sums = torch.empty(target.shape), torch.empty(target.shape), torch.empty(4, dtype=torch.float64)
-        settings = (weight, 255, smoothing, False)
+        settings = (weight, 255, smoothing, focal, False)
         kernels.upsample_cross_entropy(logits, labels, *settings, True, saved, losses, sums)
         grad_logits = torch.empty_like(logits)
         kernels.upsample_cross_entropy_backward(grad, logits, labels, *settings, saved, grad_logits)
@@ -220,10 +248,13 @@ def test_label_out_of_range(label, smoothing):
     (saved, losses, sums, grads), (wrong_saved, wrong_losses, wrong_sums, wrong_grads) = results
     pixel = torch.zeros_like(target, dtype=torch.bool)
     pixel[0, 8, 8] = True
-    assert bool(wrong_losses[pixel].isnan().all()) and same_bits(saved, wrong_saved)
+    assert bool(wrong_losses[pixel].isnan().all()) and same_bits(saved[~pixel], wrong_saved[~pixel])
     scores = upsampled(logits.double(), (12, 15), False)
-    exact = (scores - scores.amax(1, keepdim=True)).exp().sum(1)
-    torch.testing.assert_close(saved.double(), exact, rtol=1e-6, atol=0)
+    exact = (scores - scores.amax(1, keepdim=True)).exp()
+    if focal:
+        exact = exact.scatter(1, torch.where(target == 255, 0, target)[:, None], 0.0)
+    counted = target != 255
+    torch.testing.assert_close(saved.double()[counted], exact.sum(1)[counted], rtol=1e-6, atol=0)
     assert same_bits(wrong_losses[~pixel], losses[~pixel])
     assert bool(wrong_sums[0].isnan()) and wrong_sums[1:].tolist() == [*sums[1:3].tolist(), 1.0]
     matrix = reference.matrix(4, 12, False, grads)[8].outer(reference.matrix(5, 15, False, grads)[8])

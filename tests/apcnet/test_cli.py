@@ -202,8 +202,10 @@ def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     measured = json.loads((results / "metrics.json").read_text())
     assert measured["iou"] == trained["iou"] and 0 < measured["mean_boundary_iou"] < measured["miou"] + 0.5
     assert 0 < measured["ece"] < 1 and measured["loss"] > 0
-    status, out, err = run("predict", folder, tmp_path / "data" / "images" / "val", "--out", tmp_path / "seen")
+    images = tmp_path / "data" / "images" / "val"
+    status, out, err = run("predict", folder, images, "--out", tmp_path / "seen", "--confidence")
     assert status == 0 and out.endswith("5 images\n"), err
+    assert len(list((tmp_path / "seen").glob("*_confidence.png"))) == 5
     assert len(list((tmp_path / "seen").glob("*_overlay.jpg"))) == 5
 
 

@@ -46,6 +46,8 @@ OTHER = {  # for every field a value other than its default
     "presence_weight": 0.1,
     "dataset": "folder",
     "root": Path("photographs"),
+    "cache": Path("cache"),
+    "cache_gib": 2.5,
     "split": "trainaug",
     "val_split": "test",
     "classes": 59,
@@ -76,6 +78,10 @@ OTHER = {  # for every field a value other than its default
     "clip": 1.0,
     "accumulate": 2,
     "ema": 0.999,
+    "loss": "cross_entropy+0.5*dice",
+    "focal_gamma": 0.5,
+    "ohem_threshold": 0.9,
+    "ohem_share": 1.0,
     "reduction": "mean",
     "label_smoothing": 0.1,
     "class_weights": Path("report.json"),
@@ -100,13 +106,14 @@ OTHER = {  # for every field a value other than its default
 REQUIRED = {  # the other fields that a field needs
     "classes": {"dataset": "pascal_context"},
     "labels": {"dataset": "folder"},
+    "cache": {"dataset": "shards"},
     "window": {"window": (513, 513), "stride": (513, 513)},
     "stride": {"window": (513, 513), "stride": (513, 513)},
 }
 VERBS = (  # with which the help of a flag begins
     "Accumulate Add Align Apply Augment Average Choose Clip Compile Concatenate Distort Draw Evaluate Extract Generate "
-    "Give Guide Keep Let Map Mirror Move Multiply Pool Read Resize Rotate Run Save Seed Set Slide Smooth Start Stop "
-    "Store Train Use Weight"
+    "Give Guide Keep Let Map Minimise Mirror Move Multiply Pool Read Resize Rotate Run Save Seed Set Slide Smooth "
+    "Start Stop Store Train Use Weight"
 )
 BACKBONES, SMALL = ("tiny", "resnet18"), {"width": 8, "channels": 8}
 START = {"model", "backbone", "backbone_weights", "from_scratch", "init"}
@@ -162,6 +169,8 @@ def test_fields_are_converted_to_their_type():
     assert data == Data("folder", root=Path("photographs"), crop=(64, 48), ratio=(1.0, 2.0), labels={0: 255})
     assert [type(value) for value in (data.crop, data.ratio[0], data.root)] == [tuple, float, type(Path())]
     assert type(Optimisation(lr=1).lr) is float
+    address = Data("shards", "s3://bucket/shards")
+    assert address.root == "s3://bucket/shards" and Config.from_json(Config(data=address).to_json()).data == address
     assert Config(model={"model": "fcn"}).model == Model("fcn")
     assert Config.from_json({}) == Config() and Config.from_json({"data": {"size": [48, 64]}}).data.size == (48, 64)
 

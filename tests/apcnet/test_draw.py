@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from apcnet import draw
+from apcnet.data.classes import LISTS, read_classes
+from apcnet.draw import text
 
 PALETTE = ((250, 200, 10), (20, 160, 240), (90, 200, 60))
 CLASSES = ("sky", "road", "traffic light")
@@ -76,6 +78,42 @@ def test_overlay_mixes_colours_into_the_image():
         assert tuple(picture[0, 2]) == PHOTO
 
 
+def test_the_background_stays_clear():
+    """Tests that black and what is called background darken no picture, and that their box in the legend is empty."""
+    colors, names = ((0, 0, 0), (20, 160, 240), (90, 200, 60)), ("thing", "road", "Background")
+    assert draw.backgrounds(names, colors) == [0, 2] and draw.backgrounds(CLASSES, PALETTE) == []
+    labels = torch.tensor([[0, 1, 2]]).repeat(20, 1).repeat_interleave(200, 1)
+    clear = draw.backgrounds(names, colors)
+    picture = draw.overlay(photo(20, 600), labels, colors, clear=clear)
+    assert where(picture, PHOTO) == ((0, 0, 600, 20), 20 * 400)
+    page = draw.with_legend(picture, labels, names, colors, clear)
+    below = page.crop((0, 20, *page.size))
+    assert where(below, colors[1])[1] > 100 and not where(below, colors[2])[1] and not where(below, colors[0])[1]
+
+
+@pytest.mark.parametrize(
+    "taken", [[], [draw.WRONG], [(220, 20, 60)], [draw.IGNORED], [(60, 60, 60), (255, 0, 0), (236, 0, 200)]], ids=str
+)
+def test_errors_have_the_colour_of_no_class(taken):
+    """Tests pictures and legends of palettes that hold red and dark grey."""
+    colors = (*PALETTE[:2], *taken)
+    wrong, ignored = draw.wrong_color(colors), draw.ignored_color(colors)
+    assert not {wrong, ignored} & set(colors) and wrong != ignored
+    near = np.abs(np.array(colors, int) - wrong).sum(-1).min(), np.abs(np.array(colors, int) - ignored).sum(-1).min()
+    assert min(near) > 60
+    truth = torch.zeros(12, 12, dtype=torch.uint8)
+    truth[:3] = 255
+    names = [f"class {i}" for i in range(len(colors))]
+    page = draw.preview([(photo(12, 12), truth, 1 - truth.clamp(max=1))], names, colors)
+    assert where(panels(page)[3], wrong)[1] == 24**2 * 9 * 12 and where(panels(page)[3], ignored)[1] == 24**2 * 3 * 12
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "ade20k", "voc2012", "pascal_context", "synthetic"])
+def test_errors_differ_from_the_classes_of_benchmarks(name):
+    colors = read_classes(LISTS / f"{name}.txt")[1]
+    assert not {draw.wrong_color(colors), draw.ignored_color(colors)} & set(colors)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -124,22 +162,55 @@ def test_legend_fills_columns_from_the_top():
     assert first[0] == second[0] and first[1] < second[1] and last[0] > 800
 
 
+@pytest.fixture
+def no_fonts(monkeypatch):
+    """Hides the fonts of the system; Pillow's own remains."""
+    text.system_font.cache_clear()
+    monkeypatch.setattr(text, "FOLDERS", ())
+    yield
+    text.system_font.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("name", "written"),
     [
         ("Straße", "Strasse"),
         ("forêt ombragée", "foret ombragee"),
         ("røykdykker", "roykdykker"),
-        ("道路", "class 0"),
-        ("traffic 🚦", "class 0"),
-        ("two\nlines", "class 0"),
-        ("tab\there", "class 0"),
-        ("", "class 0"),
+        ("道路", "7"),
+        ("traffic 🚦", "7"),
+        ("two\nlines", "7"),
+        ("tab\there", "7"),
+        ("", "7"),
     ],
 )
-def test_names_that_the_font_cannot_write(name, written):
-    assert same(*(draw.legend([0], [given], PALETTE[:1], 300) for given in (name, written)))
-    assert same(*(draw.confusion(torch.ones(1, 1), [given]) for given in (name, written)))
+def test_names_that_the_font_cannot_write(no_fonts, name, written):
+    """Tests that accents are dropped, and that other names become their class's number, which legend.txt explains."""
+    assert text.written(name, 7, 14).text == written
+    names = [*map(str, range(7)), name]
+    assert text.numbered(names) == ([7] if written == "7" else [])
+    plain, other = (draw.legend([7], [*names[:7], given], draw.palette(8), 300) for given in (name, written))
+    assert (plain.height > other.height) == (written == "7")  # for the note
+    assert same(*(draw.confusion(torch.eye(8), [*names[:7], given]) for given in (name, written)))
+
+
+def test_numbers_are_explained_by_a_file(no_fonts, tmp_path):
+    text.save_names(tmp_path, ("road", "sky"))
+    assert not list(tmp_path.iterdir())
+    text.save_names(tmp_path, ("road", "背景"))
+    assert (tmp_path / "legend.txt").read_text(encoding="utf-8") == "0 road\n1 背景\n"
+
+
+@pytest.mark.parametrize("name", ["дорога", "δρόμος", "Straße", "forêt ombragée", "כביש"])
+def test_names_in_any_script_that_the_system_has_a_font_for(name):
+    font = text.system_font(name, 14)
+    if font is None:
+        pytest.skip("needs a font with these letters, such as DejaVu Sans")
+    assert text.written(name, 7, 14).text == name and text.numbered([name]) == []
+    sheet = draw.legend([0], [name], PALETTE[:1], 300)
+    assert not same(sheet, draw.legend([0], ["0"], PALETTE[:1], 300))
+    box = bytes(font.getmask("\uffff"))
+    assert box not in {bytes(font.getmask(letter)) for letter in name}
 
 
 def test_long_names_are_shortened():
@@ -283,9 +354,12 @@ def test_confusion_has_the_truth_in_rows():
 
 
 def test_confusion_is_of_shares():
+    """Tests that rows that are multiples look alike; precision, beside the matrix, depends on all rows."""
     one, other = torch.tensor([[3, 1], [2, 2]]), torch.tensor([[300, 100], [1, 1]])
-    assert same(draw.confusion(one, CLASSES[:2]), draw.confusion(other.numpy(), CLASSES[:2]))
-    assert not same(draw.confusion(one, CLASSES[:2]), draw.confusion(one.flip(1), CLASSES[:2]))
+    pictures = [draw.confusion(matrix, CLASSES[:2]) for matrix in (one, other.numpy(), one.flip(1))]
+    cells = [picture.crop((0, 0, picture.width - 3 * 84 - 24, picture.height)) for picture in pictures]
+    assert same(cells[0], cells[1]) and not same(cells[0], cells[2])
+    assert not same(pictures[0], pictures[1])
 
 
 def test_confusion_fades_the_names_of_classes_that_are_not_there():

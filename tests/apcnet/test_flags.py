@@ -3,6 +3,7 @@
 import functools
 from typing import Annotated
 
+import pytest
 import tyro
 from tyro.conf import OmitArgPrefixes, arg
 
@@ -50,3 +51,14 @@ def test_commands_undo_what_differs_and_keep_the_rest():
     assert new == "apcnet train folder --root 'a b' --lr=0.1 --labels 0 0 255 1 --no-antialias --new"
     go_on, _ = ways_on(words, UNUSUAL, ["lr", "labels"], preset("folder"))
     assert go_on == "apcnet train folder --root 'a b' --no-antialias --lr 0.5 --labels 0 0 255 1"
+
+
+@pytest.mark.parametrize(
+    "words", [["--checkpoint-every", "10"], ["--checkpoint_every=10"], ["--steps", "5", "--checkpoint-every=10"]]
+)
+def test_minutes_are_refused_and_steps_are_named(run, words):
+    status, _, error = run("train", *words)
+    assert status == 2 and error.startswith(
+        "apcnet: checkpoint_every: expected steps, --save-every STEPS, got minutes, 10"
+    )
+    assert "10 minutes are 10 × 60 × images_per_second / batch_size steps" in error

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 PEAKS = {  # MiB beyond the arguments, results included; (2, 150, 64, 64) to 512×512 takes PyTorch 900, 304, 304 and 600
     "upsample_cross_entropy": 0.05 * 900,
+    "cross_entropy_and_dice": 0.05 * 900,  # PyTorch takes twice as much
     "upsample_argmax": 10,
     "upsample_confusion": 10,
     "upsample_softmax": 10,
@@ -75,6 +76,7 @@ def test_peak_of_memory(peaks, what):
 SMALL = UpsampleCase(1, 150, (32, 32), (256, 256))
 FASTER = {  # an operation's case and direction, and how many times as fast ours has to be at least
     "upsample_cross_entropy": (SMALL, BOTH, 2.5),
+    "cross_entropy_and_dice": (SMALL, BOTH, 4),
     "upsample_argmax": (SMALL, "", 5),
     "encode": (CodeCase(1, 256, (48, 48), 32), BOTH, 5),
     "pyramid_pool": (MapCase((1, 512, 64, 64)), BOTH, 2),

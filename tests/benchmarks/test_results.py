@@ -311,7 +311,7 @@ def test_all_headlines_are_measured():
     for file in report.RESULTS.glob("*.json"):
         measured = rows.read(file)
         on_cpu = "sm_" not in measured["machine"]["name"]
-        wanted = {key for key in report.HEADLINES if on_cpu or key[0] != "engines"}  # engines are measured on CPUs alone
+        wanted = {key for key in report.HEADLINES if on_cpu or key[0] != "engines"}  # those run on CPUs alone
         assert wanted <= set(rows.groups(measured["rows"])), file.name
 
 

@@ -16,8 +16,8 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EXCUSE = "# not run by the tests:"
 SHOWN = {"text"}  # formulas and figures; docs/api shows signatures as `py`
-REASON = re.compile(r"needs a GPU|needs a model|the download of \w+|a clone|network")
-SLOW = {"README.md", "docs/data.md", "docs/predict.md", "docs/train.md"}
+REASON = re.compile(r"needs (a GPU|a model|a bucket|a second machine|the package)|the download of \w+|a clone|network")
+SLOW = {"README.md", "docs/data.md", "docs/predict.md", "docs/scale.md", "docs/train.md"}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -49,7 +49,7 @@ def environment(tmp_path) -> dict[str, str]:
 
 
 def own_data(folder: Path) -> None:
-    """Writes what README.md calls a reader's own: mine/, photos/ and photo.jpg."""
+    """Writes what README.md and docs/scale.md call a reader's own: mine/, photos/ and photo.jpg."""
     scenes = apcnet.data.open("synthetic", split="train")
     names = [f"scene{i:02}" for i in range(24)]
     for part in ("mine/images", "mine/masks", "photos"):
@@ -76,7 +76,7 @@ def parameters():
 def test_blocks_run(page, environment, tmp_path):
     folder = tmp_path / "reader"
     folder.mkdir()
-    if page.name == "README.md" and page.parent == ROOT:
+    if page in (ROOT / "README.md", ROOT / "docs" / "scale.md"):
         own_data(folder)
     command = [sys.executable, "-c", program(page)]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

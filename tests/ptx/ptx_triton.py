@@ -49,8 +49,11 @@ OUTPUTS = {
     "confusion_kernel": set(),
     "pixels_kernel": {"largest", "factor", "own"},
     "cells_kernel": {"grad_logits"},
+    "region_sums_kernel": {"wrong"},
+    "region_pixels_kernel": {"largest", "inverse", "reference", "mean"},
+    "region_cells_kernel": {"grad_logits"},
 }
-UPDATES = {"confusion_kernel": {"counts", "invalid"}}
+UPDATES = {"confusion_kernel": {"counts", "invalid"}, "region_sums_kernel": {"sums"}}
 # Findings that are no fault, with the reason.
 HARMLESS = {
     # A tile smaller than the block: several threads load what is added to, one of them stores. What the others load
@@ -62,7 +65,7 @@ HARMLESS = {
 
 MODULES = ("pyramid_pool.triton", "affinities.triton", "affinities.triton_backward", "affinities.triton_moments")
 MODULES += ("affinities.triton_phases", "affinities.triton_phases_backward")
-MODULES += ("upsample.triton", "upsample.triton_backward")
+MODULES += ("upsample.triton", "upsample.triton_backward", "upsample.triton_regions")
 
 
 def serve(monkeypatch, arch: int, **options) -> None:

@@ -100,7 +100,7 @@ def norms(layout: Callable, dtype: torch.dtype) -> list[tuple]:
 def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     t = draw_upsample(UPSAMPLE, layout, dtype)
     results = []
-    for options in ({}, {"label_smoothing": 0.1, "reduction": "none"}):
+    for options in ({}, {"label_smoothing": 0.1, "reduction": "none"}, {"focal": 2.0}):
 
         def both(function, logits, widened=lambda x: x, options=options):
             weight = {"weight": t["weight"].to(logits.dtype if logits.dtype == torch.float64 else torch.float32)}
@@ -115,6 +115,27 @@ def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
         own = both(stock.upsample_cross_entropy, t["logits"])
         ours = both(apc_kernels.upsample_cross_entropy, t["logits"])
         results += triples(ours, exact, [o.to(a.dtype) for o, a in zip(own, ours, strict=True)])
+    return results
+
+
+def regions(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    """Returns sums and gradients of softmax and sigmoid, of weighted labels and of masks."""
+    t = draw_upsample(UPSAMPLE, layout, dtype)
+    masks = t["target"][:, None].where(t["target"][:, None] == 255, torch.arange(37)[:, None, None] % 2)
+    results = []
+    for target, options in ((t["target"], {"weight": t["weight"]}), (t["target"], {}), (masks, {"sigmoid": True})):
+
+        def both(function, logits, target=target, options=options, **more):
+            given = {
+                k: v.to(torch.float64) if v is t["weight"] and logits.dtype == torch.float64 else v
+                for k, v in options.items()
+            }
+            sums, backward = gradients(lambda logits: function(logits, target, **given, **more), [logits])
+            return sums.detach(), *backward(torch.linspace(-1, 1, sums.numel()).view(sums.shape).to(sums))
+
+        exact = both(stock.upsample_region_sums, t["logits"].double())
+        own = both(stock.upsample_region_sums, t["logits"].float())[0], both(stock.upsample_region_sums, t["logits"])[1]
+        results += triples(both(apc_kernels.upsample_region_sums, t["logits"], squares=True), exact, own)
     return results
 
 
@@ -157,5 +178,6 @@ def letters(case: MapCase | ContextCase | UpsampleCase) -> dict[str, int]:
     return {"B": batch, "C": channels, "N": size[0] * size[1], **powers}
 
 
-CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, norms: CONTEXT, losses: UPSAMPLE, predictions: UPSAMPLE}
+CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, norms: CONTEXT}
+CASES |= {losses: UPSAMPLE, regions: UPSAMPLE, predictions: UPSAMPLE}
 WORKLOADS = list(CASES)

@@ -181,8 +181,22 @@ def loss(random) -> dict[str, Any]:
     given = labelled(random)
     if random.random() < 0.5:
         given["weight"] = normal(random, given["logits"].shape[1], dtype=small(given["logits"])).abs()
-    given["label_smoothing"] = float(random.choice([0.0, 0.1, 1.0]))
+    if random.random() < 0.3:
+        given["focal"] = float(random.choice([0.0, 0.5, 2.0, 1e6]))
+    else:
+        given["label_smoothing"] = float(random.choice([0.0, 0.1, 1.0]))
     return given | {"reduction": str(random.choice(["mean", "mean_all", "sum", "none"]))}
+
+
+def regions(random) -> dict[str, Any]:
+    given = labelled(random) | {"sigmoid": bool(random.random() < 0.5), "squares": bool(random.random() < 0.5)}
+    classes = given["logits"].shape[1]
+    if given["sigmoid"] and (classes == 1 or random.random() < 0.5):
+        shape = (*given["logits"].shape[:2], *given["target"].shape[1:])
+        given["target"] = torch.from_numpy(random.choice([0, 1, 255], shape)).to(given["target"].dtype)
+    elif random.random() < 0.5:
+        given["weight"] = normal(random, classes, dtype=small(given["logits"])).abs()
+    return given
 
 
 DRAWS: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -197,6 +211,7 @@ DRAWS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "upsample_argmax": logits,
     "upsample_confusion": labelled,
     "upsample_cross_entropy": loss,
+    "upsample_region_sums": regions,
     "upsample_softmax": logits,
 }
 
@@ -305,7 +320,7 @@ def _given_finite(case: Case) -> bool:
 def _near_ties(case: Case, allowed: float) -> int:
     """Counts the pixels whose two largest logits are so close that rounding may decide; with infinities, all pixels."""
     given = case.arguments
-    size = given["size"] if "size" in given else given["target"].shape[1:]
+    size = given["size"] if "size" in given else given["target"].shape[-2:]
     upsampled = F.interpolate(
         given["logits"].double(), tuple(size), mode="bilinear", align_corners=bool(given["align_corners"])
     )

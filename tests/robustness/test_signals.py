@@ -96,8 +96,8 @@ def test_a_killed_worker_is_named_and_the_run_resumes(whole, tmp_path, count):
         def is_right(scores, folder=folder) -> bool:
             return digest(folder / "final.safetensors") == digest(run / "final.safetensors")
 
-        def run_once(folder=folder, show=show):
-            return train(config, folder, workers=2, log_every=1, show=show)
+        def run_once(folder=folder, progress=show):
+            return train(config, folder, workers=2, log_every=1, progress=progress)
 
         named += verdict(run_once, is_right, "a worker process was killed", seconds=90) == "named"
         train(config, folder)

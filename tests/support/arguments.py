@@ -34,7 +34,10 @@ def arguments(operation: str) -> dict:
         | {"align_corners": True},
         "pyramid_pool": {"x": drawn(2, 5, 6, 7), "scales": (1, 2, 4)},
         "upsample_argmax": logits | {"size": (11, 9)},
+        "upsample_binary_cross_entropy": {"logits": logits["logits"], "ignore_index": 255}
+        | {"target": torch.tensor([0, 1, 255])[torch.randint(3, (2, 4, 11, 9))], "pos_weight": torch.tensor([1.7])},
         "upsample_confusion": logits | target,
         "upsample_cross_entropy": logits | target | {"weight": drawn(4, dtype=single).square(), "label_smoothing": 0.1},
+        "upsample_region_sums": logits | target | {"weight": drawn(4, dtype=single).square(), "squares": True},
         "upsample_softmax": logits | {"size": (11, 9), "flip": True, "out": drawn(2, 4, 11, 9, dtype=single)},
     }[operation]

@@ -7,7 +7,8 @@ from apc_kernels.ops.affinities import phases
 NAMES = {  # the arguments of each phase, and of its results those that later phases take
     "guide_statistics": ("pooled guide", "features guide_moments"),
     "guide_biases": ("features guide_moments gamma beta eps weight bias", ""),
-    "product_statistics": ("regions projection mean covariance", "vectors moments"),
+    "project": ("regions projection", "vectors"),
+    "product_statistics": ("vectors mean covariance weight", "moments"),
     "product_norm": ("vectors moments gamma beta eps mean weight", ""),
     "product_norm_sums": ("grad_rows grad_shift vectors moments gamma eps mean weight", "sums"),
     "product_norm_gradients": (

@@ -15,10 +15,10 @@ _operators = None  # a library lives as long as its object
 
 
 def imported(name: str) -> ModuleType:
-    """Imports timm or torchvision, or skips the test."""
+    """Imports timm, torchvision, transformers or segmentation_models_pytorch, or skips the test."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"needs {name}")
-    if importlib.util.find_spec("torchvision") is not None:  # timm imports it
+    if importlib.util.find_spec("torchvision") is not None:  # the others import it
         _import_torchvision()
     return importlib.import_module(name)
 

@@ -76,14 +76,16 @@ def start(*arguments: object, processes: int = 1, **options) -> subprocess.Popen
 
 
 def train_rank(rank: int, world: int, file: str, results: dict) -> None:
-    """Trains as one of several processes, with frozen batch norms and with batch norms in training."""
+    """Trains as one of several processes: with frozen batch norms, with batch norms in training, and in two parts."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    results[rank] = [train_some_steps(rank, world, frozen_norms) for frozen_norms in (True, False)]
+    results[rank] = [train_some_steps(rank, world, *settings) for settings in ((True,), (False,), (True, 2))]
     torch.distributed.destroy_process_group()
 
 
-def train_some_steps(rank: int, world: int, frozen_norms: bool, steps: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+def train_some_steps(
+    rank: int, world: int, frozen_norms: bool, accumulate: int = 1, steps: int = 10
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Trains a model without dropout on every `world`-th image of some batches; returns its weights and losses."""
     import apcnet
     from apcnet.training.step import Trainer
@@ -94,7 +96,7 @@ def train_some_steps(rank: int, world: int, frozen_norms: bool, steps: int = 10)
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
-    settings = Optimisation(lr=0.01, reduction="mean", accumulate=1)
+    settings = Optimisation(lr=0.01, reduction="mean", accumulate=accumulate)
     trainer = Trainer(model, Config(steps=steps, batch_size=4, optimisation=settings))
     losses = []
     for step in range(steps):

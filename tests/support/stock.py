@@ -138,11 +138,15 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int = 255,
     label_smoothing: float = 0.0,
+    focal: float | None = None,
     reduction: str = "mean",
     align_corners: bool = False,
 ) -> Tensor:
     """Computes in the dtype of the logits, then widens to float32, in which losses are compared."""
     scores = upsampled(logits, target.shape[1:], align_corners)
+    if focal:
+        loss = focal_loss(scores, target, weight, ignore_index, focal, reduction)
+        return loss if loss.dtype == torch.float64 else loss.float()
     loss = F.cross_entropy(
         scores,
         target.long(),
@@ -152,6 +156,92 @@ def upsample_cross_entropy(
         reduction="none" if reduction == "mean_all" else reduction,
     )
     loss = loss.mean() if reduction == "mean_all" else loss
+    return loss if loss.dtype == torch.float64 else loss.float()
+
+
+def upsample_binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    pos_weight: float | Tensor = 1.0,
+    label_smoothing: float = 0.0,
+    focal: float | None = None,
+    reduction: str = "mean",
+    align_corners: bool = False,
+) -> Tensor:
+    """Computes the loss of masks (B, C, H, W), or (B, H, W), in the dtype of the logits, then widens it."""
+    target = target if target.dim() == 4 else target[:, None]
+    z, valid = upsampled(logits, target.shape[2:], align_corners), target != 255
+    y = (1 - label_smoothing) * (target == 1).to(z.dtype) + label_smoothing / 2
+    weight = torch.as_tensor(pos_weight).to(z)
+    weight = weight[:, None, None] if weight.dim() else weight
+    losses = F.binary_cross_entropy_with_logits(z, y, pos_weight=weight, reduction="none")
+    if focal:
+        losses = losses * (1 - torch.where(target == 1, z.sigmoid(), 1 - z.sigmoid())) ** focal
+    losses = torch.where(valid, losses, 0)
+    losses = losses if losses.dtype == torch.float64 else losses.float()
+    if reduction == "none":
+        return losses
+    return losses.sum() / {"mean": valid.sum(), "mean_all": valid.numel(), "sum": 1}[reduction]
+
+
+def focal_loss(
+    scores: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, gamma: float, reduction: str
+) -> Tensor:
+    """Computes the focal loss as it is usually written, from the cross entropy of every pixel."""
+    plain = F.cross_entropy(scores, target.long(), ignore_index=ignore_index, reduction="none")
+    valid = target != ignore_index
+    factor = torch.where(valid, (1 - torch.exp(-plain)) ** gamma, 0)
+    weights = valid.to(plain.dtype)
+    if weight is not None:
+        weights = weights * weight.to(plain.dtype)[target.long().where(valid, 0)]
+    losses = factor * weights * plain
+    if reduction == "none":
+        return losses
+    return losses.sum() / {"mean": weights.sum(), "mean_all": target.numel(), "sum": 1}[reduction]
+
+
+def upsample_region_sums(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+    sigmoid: bool = False,
+    align_corners: bool = False,
+) -> Tensor:
+    """Computes Σp, Σt, Σp·t and Σp² in the dtype of the logits, then widens them to float32."""
+    scores = upsampled(logits, target.shape[-2:], align_corners)
+    valid = (target if target.dim() == 4 else target[:, None]) != ignore_index
+    if target.dim() == 4:
+        t = target == 1
+    else:
+        t = F.one_hot(torch.where(valid[:, 0], target.long(), 0), scores.shape[1]).movedim(3, 1)
+    weights = valid.to(scores.dtype)
+    if weight is not None:
+        weights = weights * weight.to(scores.dtype)[torch.where(valid, target.long()[:, None], 0)]
+    p = scores.sigmoid() if sigmoid else scores.softmax(1)
+    sums = torch.stack([(weights * term).sum((2, 3)) for term in (p, t, p * t, p * p)])
+    return sums if sums.dtype == torch.float64 else sums.float()
+
+
+def dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Computes the Dice loss of full-size logits as segmentation_models_pytorch 0.6.0 does, operator by operator."""
+    images, classes = logits.shape[:2]
+    p = logits.log_softmax(1).exp().reshape(images, classes, -1)
+    valid = (label := target.reshape(images, -1)) != 255
+    p = p * valid[:, None]
+    t = F.one_hot((label * valid).long(), classes).permute(0, 2, 1) * valid[:, None]
+    t = t.type_as(p)
+    p_sum, t_sum = p.sum((0, 2)), t.sum((0, 2))
+    overlap = (p_sum + t_sum - torch.linalg.vector_norm(p - t, ord=1, dim=(0, 2))) / 2
+    below = overlap + 0.5 * (p_sum - overlap) + 0.5 * (t_sum - overlap)
+    return ((1 - overlap / below.clamp_min(1e-7)) * (t_sum > 0)).mean()
+
+
+def cross_entropy_and_dice(logits: Tensor, target: Tensor) -> Tensor:
+    scores = upsampled(logits, target.shape[1:])
+    loss = F.cross_entropy(scores, target.long(), ignore_index=255) + dice(scores, target)
     return loss if loss.dtype == torch.float64 else loss.float()
 
 

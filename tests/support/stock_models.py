@@ -1,4 +1,4 @@
-"""Implements the five models as in mmsegmentation, in stock PyTorch modules with its parameter names.
+"""Implements the six models as in mmsegmentation, in stock PyTorch modules with its parameter names.
 
 What whole models and heads are timed beside where mmsegmentation is not installed: its layers in its order, every map
 and every enlarged logit formed, without its framework and without the accuracy that it computes at every step. The
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from apcnet.models.resnet import STAGES, ResNetV1c
 
-MODELS = ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn")
+MODELS = ("apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet")
+STRIDE_32 = ("semantic_fpn", "upernet")
 
 
 def config(model: str, num_classes: int, *, depth: int = 50, width: int = 64, channels: int | None = None) -> dict:
@@ -25,7 +26,7 @@ def config(model: str, num_classes: int, *, depth: int = 50, width: int = 64, ch
         depth, width: of the backbone; 64 wide as published.
         channels: of the head; as published where none are given. An auxiliary head has half as many, a neck twice.
     """
-    pyramid, channels = model == "semantic_fpn", channels or (128 if model == "semantic_fpn" else 512)
+    neck, channels = model == "semantic_fpn", channels or (128 if model == "semantic_fpn" else 512)
     maps = [width * (4 if depth >= 50 else 1) << stage for stage in range(4)]
     norm = {"type": "BN", "requires_grad": True}
     shared = {"norm_cfg": norm, "num_classes": num_classes, "dropout_ratio": 0.0, "align_corners": False}
@@ -38,19 +39,21 @@ def config(model: str, num_classes: int, *, depth: int = 50, width: int = 64, ch
         "semantic_fpn": {"type": "FPNHead", "feature_strides": [4, 8, 16, 32], **inner}
         | {"in_channels": [2 * channels] * 4, "in_index": [0, 1, 2, 3]},
         "fcn": {"type": "FCNHead", "num_convs": 2, "concat_input": True, **inner},
+        "upernet": {"type": "UPerHead", "pool_scales": (1, 2, 3, 6), **inner}
+        | {"in_channels": maps, "in_index": [0, 1, 2, 3]},
     }
     cross_entropy = {"type": "CrossEntropyLoss", "use_sigmoid": False}
     head = heads[model] | {"loss_decode": cross_entropy | {"loss_weight": 1.0}}
     if model == "encnet":
         head["loss_se_decode"] = {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.2}
-    strides, dilations = STAGES[32 if pyramid else 8]
+    strides, dilations = STAGES[32 if model in STRIDE_32 else 8]
     whole = {
         "type": "EncoderDecoder",
         "backbone": {"type": "ResNetV1c", "depth": depth, "base_channels": width, "strides": strides}
         | {"dilations": dilations, "contract_dilation": True, "norm_cfg": norm},
         "decode_head": head,
     }
-    if pyramid:
+    if neck:
         return whole | {"neck": {"type": "FPN", "in_channels": maps, "out_channels": 2 * channels, "num_outs": 4}}
     auxiliary = {"type": "FCNHead", "num_convs": 1, "concat_input": False, **inner} | {
         "in_channels": maps[2],
@@ -139,6 +142,30 @@ class PSPHead(Head):
         x = features[self.index]
         pooled = (stock.upsampled(module(x), x.shape[2:], self.align_corners) for module in self.psp_modules)
         return self.bottleneck(torch.cat([x, *pooled], 1))
+
+
+class UPerHead(PSPHead):
+    """Implements PSPNet's pyramid on the last map, and a feature pyramid over all maps."""
+
+    def __init__(self, config: Mapping):
+        *inputs, last = config["in_channels"]
+        super().__init__({**config, "in_channels": last})
+        channels = config["channels"]
+        self.lateral_convs = nn.ModuleList(Conv(c, channels) for c in inputs)
+        self.fpn_convs = nn.ModuleList(Conv(channels, channels, 3) for _ in inputs)
+        self.fpn_bottleneck = Conv((len(inputs) + 1) * channels, channels, 3)
+
+    def context(self, features: Sequence[Tensor]) -> Tensor:
+        *maps, last = (features[i] for i in self.index)
+        pooled = (stock.upsampled(module(last), last.shape[2:], self.align_corners) for module in self.psp_modules)
+        levels = [conv(x) for conv, x in zip(self.lateral_convs, maps, strict=True)]
+        levels.append(self.bottleneck(torch.cat([last, *pooled], 1)))
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + stock.upsampled(levels[i], levels[i - 1].shape[2:], self.align_corners)
+        *levels, last = levels
+        levels = [conv(x) for conv, x in zip(self.fpn_convs, levels, strict=True)] + [last]
+        size = levels[0].shape[2:]
+        return self.fpn_bottleneck(torch.cat([stock.upsampled(x, size, self.align_corners) for x in levels], 1))
 
 
 class Encoding(nn.Module):
@@ -256,7 +283,7 @@ class EncoderDecoder(nn.Module):
         return losses
 
 
-HEADS = {"APCHead": APCHead, "PSPHead": PSPHead, "EncHead": EncHead, "FCNHead": FCNHead, "FPNHead": FPNHead}
+HEADS = {head.__name__: head for head in (APCHead, PSPHead, EncHead, FCNHead, FPNHead, UPerHead)}
 
 
 def head(config: Mapping) -> Head:

@@ -25,6 +25,7 @@ from apc_kernels.ops.affinities import triton_phases_backward as phases_backward
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
+from apc_kernels.ops.upsample import triton_regions as upsample_regions
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -113,7 +114,8 @@ def phases() -> Iterator[tuple[str, list]]:
         k, back, grads = phases_kernels, phases_backward, (regions, of_images, vectors, statistics)
         yield name, k.guide_statistics_launches(of_images, square, scales, wide, statistics)
         yield name, k.guide_biases_launches(wide, statistics, *norm, weight, of_rows, scales, of_rows)
-        yield name, k.product_statistics_launches(regions, square, mean, covariance, scales, vectors, statistics)
+        yield name, k.project_launches(regions, square, scales, vectors)
+        yield name, k.product_statistics_launches(vectors, mean, covariance, weight, scales, statistics)
         rest = (weight, scales, regions, of_images, of_rows)
         yield name, k.product_norm_launches(vectors, statistics, *norm, mean, *rest)
         yield name, back.product_norm_sums_launches(*grads, *norm[1:], mean, weight, scales, statistics, *norm[:2])
@@ -150,7 +152,7 @@ def upsample_launches(
     out = meta(batch, classes, *size, dtype=torch.float32, channels_last=channels_last)
     target, normalizer = (meta(batch, *size, dtype=dtype) for dtype in (labels, torch.float32))
     weight = meta(classes, dtype=torch.float32) if weighted else None
-    settings = (weight, 255, smoothing, align_corners)
+    settings = (weight, 255, smoothing, 0.0, align_corners)
     parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
     losses = normalizer if smoothing else None
     counts, invalid = (meta(*n, dtype=torch.int64) for n in ((classes, classes), (1,)))
@@ -161,14 +163,38 @@ def upsample_launches(
     yield from upsample_kernels.argmax_launches(logits, size, align_corners, found)
     yield from upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
     yield from upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
+    yield from region_launches(logits, target, weight, False, align_corners)
+
+
+def focal_launches(logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> Iterator[tuple]:
+    normalizer, grad = meta(*target.shape, dtype=torch.float32), meta(1, dtype=torch.float32)
+    parts = meta(upsample_kernels.programs(logits, target.shape[1:]), 4, dtype=torch.float64)
+    arguments = (logits, target, None, 255, 0.0, 2.0, align_corners, normalizer)
+    yield from upsample_kernels.cross_entropy_launches(*arguments, None, parts)
+    yield upsample_backward.backward_launches(grad, *arguments, logits)[0]
+
+
+def region_launches(logits, target, weight, sigmoid: bool, align_corners: bool) -> Iterator[tuple]:
+    sums, wrong = upsample_regions.part_shapes(logits, target.shape[-2:], align_corners)
+    settings = (logits, target, weight, 255, sigmoid, align_corners)
+    parts = meta(*sums, dtype=torch.float32), meta(*wrong, dtype=torch.int32)
+    yield from upsample_regions.sums_launches(*settings, *parts)
+    grad = meta(4, *logits.shape[:2], dtype=torch.float32)
+    yield from upsample_regions.gradient_launches(grad, *settings, logits)
 
 
 def upsample() -> Iterator[tuple[str, list]]:
-    for shape, size, align_corners, dtype, channels_last, *rest in UPSAMPLES:
+    for shape, size, align_corners, dtype, channels_last, labels, *rest in UPSAMPLES:
         name = f"{'NHWC' if channels_last else 'NCHW'} {'x'.join(map(str, shape))} {str(dtype)[6:]}"
+        name += f" to {'x'.join(map(str, size))}"
         logits = meta(*shape, dtype=dtype, channels_last=channels_last)
-        launches = list(upsample_launches(logits, size, align_corners, *rest))
-        yield f"{name} to {'x'.join(map(str, size))}", launches
+        target, masks = meta(shape[0], *size, dtype=labels), meta(*shape[:2], *size, dtype=labels)
+        yield name, list(upsample_launches(logits, size, align_corners, labels, *rest))
+        if not rest[-1]:  # without smoothing
+            yield f"focal {name}", list(focal_launches(logits, target, align_corners))
+            yield f"sigmoid {name}", list(region_launches(logits, target, None, True, align_corners))
+        else:
+            yield f"masks {name}", list(region_launches(logits, masks, None, True, align_corners))
 
 
 FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": upsample}

@@ -5,7 +5,8 @@ images ends a phase, because other processes may have images of the same batch.
 
     guide_statistics         the guide's convolution of x's mean, and its statistics over images
     guide_biases             bias + W·g, g being relu(batch norm)
-    product_statistics       V = Y·Pᵀ, and the statistics of A·V from the moments of A
+    project                  V = Y·Pᵀ
+    product_statistics       the statistics of A·V from the moments of A
     product_norm             regions, shift and center that make adaptive_context the batch norm of A·V
     product_norm_sums        gradients of the statistics, and of gamma and beta
     product_norm_gradients   gradients of Y, P, and of A through its moments
@@ -45,11 +46,14 @@ def guide_biases(
     return (algebra.guided_bias(features, _unpacked(statistics), _norm(gamma, beta, eps), weight, bias, scales),)
 
 
+def project(regions: Tensor, projection: Tensor, scales: Sequence[int]) -> tuple[Tensor, ...]:
+    return (algebra.projected(regions, projection, scales),)
+
+
 def product_statistics(
-    regions: Tensor, projection: Tensor, mean: Tensor, covariance: Tensor, scales: Sequence[int]
+    vectors: Tensor, mean: Tensor, covariance: Tensor, weight: Tensor, scales: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    vectors = algebra.projected(regions, projection, scales)
-    return vectors, _packed(algebra.product_statistics(vectors, mean, covariance, 1, scales, ""))
+    return (_packed(algebra.product_statistics(vectors, mean, covariance, 1, scales, "")),)
 
 
 def product_norm(

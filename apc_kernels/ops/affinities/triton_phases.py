@@ -46,6 +46,7 @@ __all__ = [
     "product_norm_gradients",
     "product_norm_sums",
     "product_statistics",
+    "project",
 ]
 
 
@@ -236,17 +237,22 @@ def guide_biases_launches(features, statistics, gamma, beta, eps, weight, bias, 
     return [launch(guide_biases_kernel, features, weight, scales, SUMS, arguments, parts=1)]
 
 
+def project(*arguments) -> None:
+    run(project_launches(*arguments), arguments[0])
+
+
+def project_launches(regions, projection, scales, vectors) -> list[tuple]:
+    arguments = {"regions": regions, "projection": projection, "vectors": vectors}
+    return [launch(vectors_kernel, regions, projection, scales, PRODUCTS, arguments)]
+
+
 def product_statistics(*arguments) -> None:
     run(product_statistics_launches(*arguments), arguments[0])
 
 
-def product_statistics_launches(regions, projection, mean, covariance, scales, vectors, statistics) -> list[tuple]:
-    product = {"regions": regions, "projection": projection, "vectors": vectors}
+def product_statistics_launches(vectors, mean, covariance, weight, scales, statistics) -> list[tuple]:
     arguments = {"vectors": vectors, "mean": mean, "covariance": covariance, "statistics": statistics}
-    return [
-        launch(vectors_kernel, regions, projection, scales, PRODUCTS, product),
-        launch(products_kernel, regions, projection, scales, PRODUCTS, arguments, together=True),
-    ]
+    return [launch(products_kernel, vectors, weight, scales, PRODUCTS, arguments, together=True)]
 
 
 def product_norm(*arguments) -> None:

@@ -4,8 +4,18 @@ All of them interpolate as torch.nn.functional.interpolate(mode="bilinear") does
 (float64 for float64 logits) for logits of any dtype.
 """
 
+from apc_kernels.ops.upsample.binary import upsample_binary_cross_entropy
 from apc_kernels.ops.upsample.checks import KERNELS
 from apc_kernels.ops.upsample.cross_entropy import upsample_cross_entropy
 from apc_kernels.ops.upsample.evaluation import upsample_argmax, upsample_confusion, upsample_softmax
+from apc_kernels.ops.upsample.region_sums import upsample_region_sums
 
-__all__ = ["KERNELS", "upsample_argmax", "upsample_confusion", "upsample_cross_entropy", "upsample_softmax"]
+__all__ = [
+    "KERNELS",
+    "upsample_argmax",
+    "upsample_binary_cross_entropy",
+    "upsample_confusion",
+    "upsample_cross_entropy",
+    "upsample_region_sums",
+    "upsample_softmax",
+]

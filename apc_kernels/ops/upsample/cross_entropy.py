@@ -13,6 +13,7 @@ from apc_kernels.ops.upsample import reference
 from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
 
 REDUCTIONS = ("mean", "mean_all", "sum", "none")
+MAX_FOCAL = 1e6  # far above any use, and float32 computes with it
 
 
 def upsample_cross_entropy(
@@ -22,6 +23,7 @@ def upsample_cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int = 255,
     label_smoothing: float = 0.0,
+    focal: float | None = None,
     reduction: str = "mean",
     align_corners: bool = False,
     denominator: float | Tensor | None = None,
@@ -31,6 +33,10 @@ def upsample_cross_entropy(
 
         l = interpolated logits of a pixel, y = its label, w = weight (1 for every class by default)
         loss = (1 − ε)·w[y]·(logΣexp(l) − l[y]) + ε/K·Σ_c w[c]·(logΣexp(l) − l[c])       ε = label_smoothing
+
+    With focal = γ it is the focal loss, where p = softmax(l)[y]:
+
+        loss = (1 − p)^γ·w[y]·(logΣexp(l) − l[y])
 
     Equivalent to:
 
@@ -46,8 +52,11 @@ def upsample_cross_entropy(
         weight: (K,), a weight for each class, float32 (float64 if logits are float64); not differentiated.
         ignore_index: the label of pixels that are left out everywhere.
         label_smoothing: from 0 to 1.
+        focal: γ, from 0 to 1e6; 0 and None stand for the cross entropy. Focal loss takes no label_smoothing: with it a
+            pixel has no one label whose probability p would be.
         reduction: "mean" divides by the weights of all pixels that are not ignored, as PyTorch does; "mean_all" divides
-            by B·H·W, as mmsegmentation does; "sum" does not divide; "none" returns the loss of every pixel.
+            by B·H·W, as mmsegmentation does; "sum" does not divide; "none" returns the loss of every pixel. The factor
+            of focal loss is no weight: it leaves the denominator alone.
         denominator: replaces the denominator of "mean" and "mean_all": a number that is not negative, or a tensor with
             one element, whose value is not read. With the count over all ranks, data-parallel training computes the
             same loss as one process.
@@ -73,7 +82,8 @@ def upsample_cross_entropy(
         if weight.requires_grad:
             raise ValueError("weight: expected a tensor without gradient, got one that requires it")
     check_flag(align_corners, "align_corners")
-    ignore_index, label_smoothing = as_ignored(ignore_index), _as_smoothing(label_smoothing)
+    ignore_index, label_smoothing = as_ignored(ignore_index), _as_number(label_smoothing, "label_smoothing")
+    focal = 0.0 if focal is None else _as_number(focal, "focal")
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     if denominator is not None:
@@ -81,16 +91,16 @@ def upsample_cross_entropy(
     tensor, number = (denominator, None) if isinstance(denominator, Tensor) else (None, denominator)
     compute = _compute if torch.compiler.is_exporting() else _losses
     _, loss, sums = compute(
-        logits, target, weight, ignore_index, label_smoothing, align_corners, reduction, tensor, number
+        logits, target, weight, ignore_index, label_smoothing, focal, align_corners, reduction, tensor, number
     )
     return (loss, sums[2].to(torch.int64)) if return_correct else loss
 
 
-def _as_smoothing(label_smoothing: float) -> float:
+def _as_number(given: float, name: str) -> float:
     try:
-        return float(label_smoothing)
+        return float(given)
     except (TypeError, ValueError):
-        raise TypeError(f"label_smoothing: expected a number, got {label_smoothing!r}") from None
+        raise TypeError(f"{name}: expected a number, got {given!r}") from None
 
 
 def _check_denominator(denominator: float | Tensor, reduction: str, logits: Tensor) -> float | Tensor:
@@ -122,6 +132,7 @@ def _check(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    focal: float,
     align_corners: bool,
     per_pixel: bool,
 ) -> tuple[Any, ...]:
@@ -131,7 +142,11 @@ def _check(
         weight = check_small(weight, "weight", [(logits.shape[1],)], logits)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected 0 to 1, got {label_smoothing}")
-    return logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel
+    if not 0 <= focal <= MAX_FOCAL:
+        raise ValueError(f"focal: expected 0 to {MAX_FOCAL:g}, got {focal}")
+    if focal and label_smoothing:
+        raise ValueError(f"label_smoothing: expected 0 with focal={focal:g}, got {label_smoothing}")
+    return logits, target, weight, ignore_index, label_smoothing, focal, align_corners, per_pixel
 
 
 def _compute(
@@ -140,14 +155,18 @@ def _compute(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    focal: float,
     align_corners: bool,
     reduction: str,
     denominator: Tensor | None,
     number: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes each pixel's normalizer, the loss, and the sums of losses, weights, correct and wrong pixels."""
+    """Computes each pixel's normalizer, the loss, and the sums of losses, weights, correct and wrong pixels.
+
+    The normalizer is Σ exp(l − max l), over all classes; with focal over those that are not the label.
+    """
     per_pixel = reduction == "none"
-    arguments = _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
+    arguments = _check(logits, target, weight, ignore_index, label_smoothing, focal, align_corners, per_pixel)
     if torch.compiler.is_exporting():
         results = reference.upsample_cross_entropy(*arguments)
     else:
@@ -183,12 +202,13 @@ def _empty(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    focal: float,
     align_corners: bool,
     reduction: str,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     per_pixel = reduction == "none"
-    _check(logits, target, weight, ignore_index, label_smoothing, align_corners, per_pixel)
+    _check(logits, target, weight, ignore_index, label_smoothing, focal, align_corners, per_pixel)
     normalizer, losses, sums = _empty_results(logits, target, per_pixel)
     return normalizer, losses if per_pixel else losses.new_empty(()), sums
 
@@ -200,17 +220,18 @@ def _check_backward(
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    focal: float,
     align_corners: bool,
     normalizer: Tensor,
 ) -> tuple[Any, ...]:
-    *checked, _ = _check(logits, target, weight, ignore_index, label_smoothing, align_corners, False)
+    *checked, _ = _check(logits, target, weight, ignore_index, label_smoothing, focal, align_corners, False)
     return grad, *checked, normalizer
 
 
 # Computes the gradient of the logits from that of every pixel's loss, (B, H, W), or (1,) if it is the same for all.
 _backward = Operator(
     "upsample_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, "
-    "float label_smoothing, bool align_corners, Tensor normalizer) -> Tensor",
+    "float label_smoothing, float focal, bool align_corners, Tensor normalizer) -> Tensor",
     KERNELS,
     _check_backward,
     on=lambda grad, logits, target, *_: (logits, limits(logits, target.shape[1:])),
@@ -229,17 +250,17 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _through(ctx: Any, grad_normalizer: None, grad: Tensor | None, grad_sums: None) -> tuple[Tensor | None, ...]:
     logits, target, weight, normalizer, sums, denominator = ctx.saved_tensors
     if grad is None:
-        return (None,) * 9
+        return (None,) * 10
     if ctx.reduction != "none":
         divisor = _divisor(target, sums, ctx.reduction, denominator, ctx.number)
         grad = (grad.to(torch.float64) / divisor).to(normalizer.dtype).reshape(1)
-    return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 8
+    return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 9
 
 
 # Not an Operator: the reduction is part of it, so that autograd sees one node instead of five.
 _losses = define(
     "upsample_cross_entropy(Tensor logits, Tensor target, Tensor? weight, SymInt ignore_index, float label_smoothing, "
-    "bool align_corners, str reduction, Tensor? denominator, float? number) -> (Tensor, Tensor, Tensor)",
+    "float focal, bool align_corners, str reduction, Tensor? denominator, float? number) -> (Tensor, Tensor, Tensor)",
     _compute,
     _empty,
     backward=_through,

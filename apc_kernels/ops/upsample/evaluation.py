@@ -11,12 +11,15 @@ from apc_kernels.ops.common import check_flag, check_tensor, name_of, working_dt
 from apc_kernels.ops.interpolation import as_size, check_extent
 from apc_kernels.ops.operator import Operator, define, readable
 from apc_kernels.ops.upsample import reference
+from apc_kernels.ops.upsample.binary import as_pair, check_threshold
 from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
 
 MAX_COUNTED = 46339  # classes: an int32 numbers their pairs, and their matrix takes 17 GB
 
 
-def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+def upsample_argmax(
+    logits: Tensor, size: Sequence[int], *, align_corners: bool = False, threshold: float | None = None
+) -> Tensor:
     """Returns the class with the largest bilinearly upsampled logit for every pixel.
 
     Equivalent to:
@@ -30,6 +33,8 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool 
             any other layout is copied once.
         size: (H, W) of the result, of any ratio to (h, w).
         align_corners: interpolates as F.interpolate does with this option.
+        threshold: for one logit a pixel, K = 1: a probability t. The label is 1 where the sigmoid of the interpolated
+            logit is larger, else 0. Without it the argmax of one class is 0 everywhere.
 
     Returns:
         (B, H, W), uint8 for up to 256 classes, int16 for up to 32768, int32 for more. Of classes with exactly the same
@@ -39,6 +44,8 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool 
     """
     check_tensor(logits, "logits")
     check_flag(align_corners, "align_corners")
+    if threshold is not None:
+        logits = as_pair(logits, check_threshold(threshold, logits))
     return _argmax(logits, as_size(size), align_corners)
 
 
@@ -60,7 +67,12 @@ _argmax = Operator(
 
 
 def upsample_confusion(
-    logits: Tensor, target: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+    logits: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+    threshold: float | None = None,
 ) -> Tensor:
     """Counts the pairs of target label and predicted class of bilinearly upsampled logits in a confusion matrix.
 
@@ -77,9 +89,10 @@ def upsample_confusion(
         target: (B, H, W), uint8, int16, int32 or int64.
         ignore_index: the label of pixels that are not counted.
         align_corners: interpolates as F.interpolate does with this option.
+        threshold: for one logit a pixel, as in upsample_argmax; the counts are then those of the labels 0 and 1.
 
     Returns:
-        (K, K) int64, exact counts; rows are target labels, columns are predictions.
+        (K, K) int64, (2, 2) with a threshold, exact counts; rows are target labels, columns are predictions.
 
     A label out of range raises a ValueError, on a GPU too, since a count cannot be NaN. On a GPU this check makes the
     call wait for its result.
@@ -87,6 +100,8 @@ def upsample_confusion(
     check_tensor(logits, "logits")
     check_tensor(target, "target")
     check_flag(align_corners, "align_corners")
+    if threshold is not None:
+        logits = as_pair(logits, check_threshold(threshold, logits))
     return _confusion(logits, target, as_ignored(ignore_index), align_corners)[0]
 
 

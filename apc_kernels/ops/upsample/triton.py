@@ -28,9 +28,11 @@ from torch import Tensor
 
 from apc_kernels.ops.common import run
 from apc_kernels.ops.upsample.triton_backward import upsample_cross_entropy_backward
+from apc_kernels.ops.upsample.triton_regions import upsample_region_sums, upsample_region_sums_backward
 from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
     exp,
+    focal_of,
     geometry,
     load_classes,
     load_label,
@@ -45,6 +47,8 @@ __all__ = [
     "upsample_confusion",
     "upsample_cross_entropy",
     "upsample_cross_entropy_backward",
+    "upsample_region_sums",
+    "upsample_region_sums_backward",
     "upsample_softmax",
 ]
 
@@ -64,6 +68,7 @@ def cross_entropy_kernel(
     axis_x,  # of columns (triton_tiles.py)
     strides,  # of logits: image, class, row, column
     LABEL_SMOOTHING: tl.constexpr,
+    FOCAL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -83,14 +88,24 @@ def cross_entropy_kernel(
         m_wrong = m_kept & (m_valid == 0)
         b_own = load_label(corners, w_y, b_label, m_valid, strides[1])
         b_shift = tl.where(tl.abs(b_own) < float("inf"), b_own, 0.0)
+        b_skip = b_label.to(tl.int32) if FOCAL > 0 else None
         b_max, b_sum, b_class, b_smooth = scan_classes(
-            corners, w_y, weight, b_shift, channels, strides[1], LABEL_SMOOTHING, ROWS, BLOCK_X, BLOCK_K
+            corners, w_y, weight, b_shift, b_skip, channels, strides[1], LABEL_SMOOTHING, ROWS, BLOCK_X, BLOCK_K
         )
+        m_correct = m_valid & (b_class == b_label)
+        if FOCAL > 0:  # so far of the other classes
+            m_correct = m_valid & ((b_own > b_max) | ((b_own == b_max) & (b_label < b_class)))
+            b_most = tl.where(b_own > b_max, b_own, b_max)
+            b_sum *= exp(b_max - b_most)
+            b_max = b_most
         tl.store(normalizer + o_yx, b_sum, mask=m_yx)
         b_weight = m_valid.to(tl.float32)
         if weight is not None:
             b_weight = tl.load(weight + b_label, mask=m_valid, other=0.0)
-        b_loss = (1.0 - LABEL_SMOOTHING) * b_weight * ((b_max - b_own) + tl.log(b_sum))
+        if FOCAL > 0:
+            b_loss = b_weight * focal_of(b_max - b_own, b_sum, FOCAL)[2]
+        else:
+            b_loss = (1.0 - LABEL_SMOOTHING) * b_weight * ((b_max - b_own) + tl.log(b_sum))
         if LABEL_SMOOTHING > 0:
             # Σ weight·(lse − l), both taken from the shift: they may be large and close together.
             of_all = tl.load(total) if total is not None else channels * 1.0
@@ -101,7 +116,7 @@ def cross_entropy_kernel(
             tl.store(losses + o_yx, b_loss, mask=m_yx)
         total_loss += tl.sum(tl.sum(b_loss, 1), 0).to(tl.float64)
         total_weight += tl.sum(tl.sum(b_weight, 1), 0).to(tl.float64)
-        correct += tl.sum(tl.sum((m_valid & (b_class == b_label)).to(tl.int32), 1), 0)
+        correct += tl.sum(tl.sum(m_correct.to(tl.int32), 1), 0)
         wrong += tl.sum(tl.sum(m_wrong.to(tl.int32), 1), 0)
     sums += tl.program_id(0).to(tl.int64) * 4
     tl.store(sums, total_loss)
@@ -126,7 +141,9 @@ def argmax_kernel(
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
+        _, _, b_class, _ = scan_classes(
+            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
+        )
         tl.store(labels + o_yx, b_class.to(labels.dtype.element_ty), mask=m_yx)
 
 
@@ -154,7 +171,9 @@ def confusion_kernel(
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        _, _, b_class, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
+        _, _, b_class, _ = scan_classes(
+            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
+        )
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_kept = m_yx & (b_label != ignore_index)
         m_left = m_kept & (b_label >= 0) & (b_label < channels)
@@ -193,7 +212,9 @@ def softmax_kernel(
     o_x = (columns - 1 - column if FLIP else column).to(tl.int64) * out_strides[3]
     for first in range(begin, end, ROWS):
         _, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        b_max, b_sum, _, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
+        b_max, b_sum, _, _ = scan_classes(
+            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
+        )
         b_inverse = 1.0 / b_sum
         row = (first + tl.arange(0, ROWS)).to(tl.int64)
         o_yx = (row * out_strides[2])[:, None] + o_x[None, :]
@@ -232,7 +253,7 @@ def upsample_softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool,
 
 
 def cross_entropy_launches(
-    logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, losses, parts: Tensor
+    logits, target, weight, ignore_index, label_smoothing, focal, align_corners, normalizer, losses, parts: Tensor
 ) -> list[tuple]:
     arguments = {
         "target": target,
@@ -243,6 +264,7 @@ def cross_entropy_launches(
         "sums": parts,
         "ignore_index": ignore_index,
         "LABEL_SMOOTHING": label_smoothing,
+        "FOCAL": focal,
     }
     return _launches(cross_entropy_kernel, logits, target.shape[1:], align_corners, arguments)
 

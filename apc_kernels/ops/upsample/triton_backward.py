@@ -32,6 +32,7 @@ from apc_kernels.ops.upsample.triton_tiles import (
     blocks,
     exp,
     first_of,
+    focal_of,
     geometry,
     lerp,
     load_label,
@@ -63,6 +64,7 @@ def pixels_kernel(
     axis_x,  # of columns (triton_tiles.py)
     strides,  # of logits: image, class, row, column
     LABEL_SMOOTHING: tl.constexpr,
+    FOCAL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -83,10 +85,18 @@ def pixels_kernel(
         if LABEL_SMOOTHING > 0:
             of_all = tl.load(total) if total is not None else channels * 1.0
             b_factor += LABEL_SMOOTHING / channels * of_all * b_grad
-        b_factor /= tl.load(normalizer + o_yx, mask=m_yx, other=1.0)
-        b_largest, _, _, _ = scan_classes(corners, w_y, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K)
+        b_sum = tl.load(normalizer + o_yx, mask=m_yx, other=1.0)
+        b_largest, _, _, _ = scan_classes(
+            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
+        )
         b_label_logit = load_label(corners, w_y, b_label, m_valid, strides[1])
-        b_own = b_factor * exp(b_label_logit - b_largest) - b_own
+        if FOCAL > 0:
+            b_sum, b_rest, _, b_gradient = focal_of(b_largest - b_label_logit, b_sum, FOCAL)
+            b_own = -b_own * b_gradient * b_rest
+            b_factor = b_factor * b_gradient / b_sum
+        else:
+            b_factor /= b_sum
+            b_own = b_factor * exp(b_label_logit - b_largest) - b_own
         tl.store(largest + o_yx, b_largest, mask=m_yx)
         tl.store(factor + o_yx, b_factor, mask=m_yx)
         tl.store(own + o_yx, b_own, mask=m_yx)
@@ -94,7 +104,7 @@ def pixels_kernel(
 
 @triton.jit
 def cells_kernel(
-    grad,  # (B, H, W) or (1,) float32
+    grad,  # (B, H, W) or (1,) float32, or None without smoothing
     logits,  # (B, K, h, w)
     target,  # (B, H, W)
     weight,  # (K,) or None
@@ -116,17 +126,71 @@ def cells_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """Computes BLOCK_K classes, BLOCK_I source rows and BLOCK_J − 1 source columns of one image."""
+    tile = cells_of_program(channels, axis_y, axis_x, BLOCK_K, BLOCK_I, BLOCK_J)
+    channel = tile[3]
+    b_weight = tl.full((BLOCK_K,), 1.0, tl.float32)
+    if weight is not None:
+        b_weight = tl.load(weight + channel, mask=channel < channels, other=0.0)
+    shared = (grad, target, b_weight, largest, factor, own, grad_stride, ignore_index, channels, LABEL_SMOOTHING)
+    maps = (logits, grad_logits, axis_y, axis_x, strides, out_strides)
+    gather_cells(maps, tile, channels, cross_entropy_gradient, shared, BLOCK_K, BLOCK_I, BLOCK_J, BLOCK_S)
+
+
+@triton.jit
+def cross_entropy_gradient(shared, i_b, channel, o_js, m_js, corners):
+    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S).
+
+    `corners` are the logits in the source rows above and below, and their weights: interpolated after everything else
+    is loaded, they take the fewest registers.
+    """
+    grad, target, b_weight, largest, factor, own, grad_stride, ignore_index, channels, smoothing = shared
+    b_label = tl.load(target + o_js, mask=m_js, other=0)
+    kept = m_js & (b_label != ignore_index)
+    b_largest = tl.load(largest + o_js, mask=kept, other=0.0)
+    b_factor = tl.load(factor + o_js, mask=kept, other=0.0)
+    b_own = tl.load(own + o_js, mask=kept, other=0.0)
+    b_power = lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest[None, :, :]
+    b_grad = b_factor[None, :, :] * exp(b_power)
+    # A label that 32 bits do not hold is out of range, and its pixel's own term NaN like all others.
+    is_own = channel[:, None, None] == b_label.to(tl.int32)[None, :, :]
+    b_grad = tl.where(is_own, b_own[None, :, :], b_grad)
+    if grad is not None:
+        b_smooth = tl.load(grad + o_js * grad_stride, mask=kept, other=0.0)
+        b_smooth *= smoothing / channels
+        b_grad -= b_weight[:, None, None] * b_smooth[None, :, :]
+    return tl.where(kept[None, :, :], b_grad, 0.0)
+
+
+@triton.jit
+def cells_of_program(channels, axis_y, axis_x, BLOCK_K: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Returns the image, the first source row, the columns of cells (the first of them of the tile before), classes."""
+    blocks_k, blocks_j = tl.cdiv(channels, BLOCK_K), tl.cdiv(axis_x[0], BLOCK_J - 1)
+    tile = tl.program_id(0) // blocks_k
+    i_b = (tile // blocks_j // tl.cdiv(axis_y[0], BLOCK_I)).to(tl.int64)
+    first_row = tile // blocks_j % tl.cdiv(axis_y[0], BLOCK_I) * BLOCK_I
+    column = tile % blocks_j * (BLOCK_J - 1) - 1 + tl.arange(0, BLOCK_J)
+    channel = tl.program_id(0) % blocks_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    return i_b, first_row, column, channel
+
+
+@triton.jit
+def gather_cells(
+    maps,
+    tile,  # cells_of_program
+    channels,
+    GRADIENT: tl.constexpr,  # a function like cross_entropy_gradient, and
+    shared,  # its first argument
+    BLOCK_K: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Sums the gradients of the pixels of a tile's cells for each source value, and stores them."""
+    logits, grad_logits, axis_y, axis_x, strides, out_strides = maps
     (source_rows, rows, _, _, _), (source_columns, columns, _, _, _) = axis_y, axis_x
     stride_b, stride_c, stride_y, stride_x = strides
     out_stride_b, out_stride_c, out_stride_y, out_stride_x = out_strides
-    blocks_k, blocks_j = tl.cdiv(channels, BLOCK_K), tl.cdiv(source_columns, BLOCK_J - 1)
-    blocks_i = tl.cdiv(source_rows, BLOCK_I)
-    tile = tl.program_id(0) // blocks_k
-    i_b = (tile // blocks_j // blocks_i).to(tl.int64)
-    first_row = tile // blocks_j % blocks_i * BLOCK_I
-    column = tile % blocks_j * (BLOCK_J - 1) - 1 + tl.arange(0, BLOCK_J)
-    channel = tl.program_id(0) % blocks_k * BLOCK_K + tl.arange(0, BLOCK_K)
-
+    i_b, first_row, column, channel = tile
     inside = (column >= 0) & (column < source_columns)
     begin = first_of(column, axis_x)
     end = tl.where(inside, first_of(column + 1, axis_x), begin)
@@ -138,9 +202,6 @@ def cells_kernel(
     m_out = m_kj & (tl.arange(0, BLOCK_J) > 0)[None, :]
     neighbour = tl.zeros((BLOCK_K, BLOCK_J), tl.int32) + tl.maximum(tl.arange(0, BLOCK_J) - 1, 0)[None, :]
     is_last = (column == source_columns - 1)[None, :]
-    b_weight = tl.full((BLOCK_K,), 1.0, tl.float32)
-    if weight is not None:
-        b_weight = tl.load(weight + channel, mask=channel < channels, other=0.0)
 
     above = tl.maximum(first_row - 1, 0)
     logits += i_b * stride_b + above.to(tl.int64) * stride_y
@@ -172,21 +233,7 @@ def cells_kernel(
                 for y in range(first_y, tl.minimum(first_y + ROWS_SUMMED, end_y)):
                     w_top, w_bottom = weights_of(y, i_y, axis_y)
                     o_js = (i_b * rows + y) * columns + x
-                    b_label = tl.load(target + o_js, mask=m_js, other=0)
-                    kept = m_js & (b_label != ignore_index)
-                    b_largest = tl.load(largest + o_js, mask=kept, other=0.0)
-                    b_factor = tl.load(factor + o_js, mask=kept, other=0.0)
-                    b_own = tl.load(own + o_js, mask=kept, other=0.0)
-                    b_power = lerp(b_top, b_bottom, w_top, w_bottom) - b_largest[None, :, :]
-                    b_grad = b_factor[None, :, :] * exp(b_power)
-                    # A label that 32 bits do not hold is out of range, and its pixel's own term NaN like all others.
-                    is_own = channel[:, None, None] == b_label.to(tl.int32)[None, :, :]
-                    b_grad = tl.where(is_own, b_own[None, :, :], b_grad)
-                    if LABEL_SMOOTHING > 0:
-                        b_smooth = tl.load(grad + o_js * grad_stride, mask=kept, other=0.0)
-                        b_smooth *= LABEL_SMOOTHING / channels
-                        b_grad -= b_weight[:, None, None] * b_smooth[None, :, :]
-                    b_grad = tl.where(kept[None, :, :], b_grad, 0.0)
+                    b_grad = GRADIENT(shared, i_b, channel, o_js, m_js, (b_top, b_bottom, w_top, w_bottom))
                     b_sum_top += b_grad * w_top
                     b_sum_bottom += b_grad * w_bottom
                 b_left += b_sum_top * w_left
@@ -212,7 +259,7 @@ def upsample_cross_entropy_backward(*arguments) -> None:
 
 
 def backward_launches(
-    grad, logits, target, weight, ignore_index, label_smoothing, align_corners, normalizer, grad_logits
+    grad, logits, target, weight, ignore_index, label_smoothing, focal, align_corners, normalizer, grad_logits
 ) -> list[tuple]:
     size = target.shape[1:]
     shared = {"grad": grad, "logits": logits, "target": target, "weight": weight}
@@ -220,15 +267,19 @@ def backward_launches(
     shared |= {"grad_stride": 1 if grad.dim() == 3 else 0, "ignore_index": ignore_index}
     shared |= {"LABEL_SMOOTHING": label_smoothing, **geometry(logits, size, align_corners)}
     total = weight.sum()[None] if weight is not None and label_smoothing else None
-    pixels = {"normalizer": normalizer, "total": total, **blocks(logits, size)}
+    pixels = {"normalizer": normalizer, "total": total, "FOCAL": focal, **blocks(logits, size)}
     cells = {"grad_logits": grad_logits, "out_strides": grad_logits.stride(), **cell_blocks(logits, size)}
-    cells["weight"] = weight if label_smoothing else None
-    batch, channels, height, width = logits.shape
-    tiles = batch * triton.cdiv(height, cells["BLOCK_I"]) * triton.cdiv(width, cells["BLOCK_J"] - 1)
+    cells |= {"grad": grad, "weight": weight} if label_smoothing else {"grad": None, "weight": None}
     return [
         (pixels_kernel, (programs(logits, size),), shared | pixels),
-        (cells_kernel, (tiles * triton.cdiv(channels, cells["BLOCK_K"]),), shared | cells),
+        (cells_kernel, (cell_programs(logits, cells),), shared | cells),
     ]
+
+
+def cell_programs(logits: Tensor, cells: dict) -> int:
+    batch, channels, height, width = logits.shape
+    tiles = batch * triton.cdiv(height, cells["BLOCK_I"]) * triton.cdiv(width, cells["BLOCK_J"] - 1)
+    return tiles * triton.cdiv(channels, cells["BLOCK_K"])
 
 
 def cell_blocks(logits: Tensor, size: Sequence[int]) -> dict:

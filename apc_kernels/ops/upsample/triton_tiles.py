@@ -55,6 +55,24 @@ def exp(b):
 
 
 @triton.jit
+def focal_of(b_gap, b_others, GAMMA: tl.constexpr):
+    """Computes Σ, 1 − p, the focal loss, and its gradient as a multiple of that of −log p, where p = exp(−gap) / Σ.
+
+    `b_gap` is the largest logit minus the label's; `b_others` are the exponentials of the others, relative to the
+    largest.
+    """
+    b_own = exp(-b_gap)
+    b_sum = b_own + b_others
+    b_rest, b_p = b_others / b_sum, b_own / b_sum
+    # −log p / (1 − p): near p = 1 its series, for there the logarithm is a rounding error.
+    b_ratio = (((b_rest * (1 / 6) + 1 / 5) * b_rest + 1 / 4) * b_rest + 1 / 3) * b_rest + 1 / 2
+    b_ratio = tl.where(b_rest < 1 / 16, b_ratio * b_rest + 1, (b_gap + tl.log(b_sum)) / b_rest)
+    b_power = tl.where(b_rest == 0, 0.0, exp(GAMMA * tl.log(b_rest)))
+    b_gradient = b_power * (1 + GAMMA * tl.where(b_p == 0, 0.0, b_p * b_ratio))
+    return b_sum, b_rest, b_power * (b_rest * b_ratio), b_gradient
+
+
+@triton.jit
 def load_row(logits, o_left, o_right, w_left, w_right, mask):
     """Loads a source row, interpolated at the output columns."""
     b_left = tl.load(logits + o_left, mask=mask, other=0.0).to(tl.float32)
@@ -133,6 +151,7 @@ def scan_classes(
     w_y,
     weight,
     b_shift,
+    b_skip,
     channels,
     stride_c,
     LABEL_SMOOTHING: tl.constexpr,
@@ -142,7 +161,8 @@ def scan_classes(
 ):
     """Computes maximum, sum of exponentials and first best class of each pixel's logits, all (ROWS, BLOCK_X).
 
-    With smoothing it adds Σ weight·(logit − shift). What a caller does not use, the compiler leaves out.
+    With smoothing it adds Σ weight·(logit − shift). Of each pixel the class b_skip, if given, is left out everywhere.
+    What a caller does not use, the compiler leaves out.
 
     Every BLOCK_K-th class shares a maximum and a sum until all classes have been seen, rather than all of them: in
     channels_last a block of classes lies in as many threads.
@@ -153,6 +173,8 @@ def scan_classes(
     b_smooth = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
     for first in range(0, channels, BLOCK_K):
         channel, b_logits = load_classes(corners, w_y, first, channels, stride_c, BLOCK_K)
+        if b_skip is not None:
+            b_logits = tl.where(channel[None, :, None] == b_skip[:, None, :], LOWEST, b_logits)
         better = b_logits > b_max
         b_small = exp(-tl.abs(b_logits - b_max))  # of the smaller of the two, relative to the larger
         b_sum = tl.where(better, b_sum * b_small + 1.0, b_sum + b_small)

@@ -59,7 +59,7 @@ def check(
         >>> report = check("folder", "my data")
         >>> print(report.text())
     """
-    check_choice(name, "name", data.ON_DISK)
+    check_choice(name, "name", (*data.ON_DISK, "shards"))
     if examples < 1:
         raise ValueError(f"examples: expected 1 or more, got {examples}")
     notes, opened, unused = _Notes(examples), {}, set()
@@ -141,6 +141,8 @@ def _open(
 ) -> Files | None:
     """Opens the samples of a split that are complete, and notes the files that are missing."""
     try:
+        if name == "shards":  # packed from complete samples
+            return data.open(name, root, split, **options)
         listing = data.ON_DISK[name](root, split, **options)
     except (OSError, ValueError) as error:
         if str(error).partition(":")[0] in ("root", "classes", *(["split"] if asked else []), *options):

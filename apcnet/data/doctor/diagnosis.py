@@ -14,8 +14,8 @@ from torch import Tensor
 
 from apcnet.data.classes import UNKNOWN, Color
 from apcnet.data.files import ORIENTATION, Files, Pair, checked_form, read_as, read_mask
-from apcnet.data.levels import Form
-from apcnet.data.sample import IGNORE
+from apcnet.data.levels import Form, opened
+from apcnet.data.sample import IGNORE, DamagedError
 from apcnet.data.statistics import Moments
 
 ERRORS = (OSError, ValueError, MemoryError, ModuleNotFoundError)
@@ -78,8 +78,10 @@ def _digest(image: Tensor) -> bytes:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, DamagedError):
+        return "the shard is damaged, or the server fails: upload the shard again"
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             head = file.read(64).lstrip().lower()
     except OSError:
         return "a link to a missing file" if path.is_symlink() and not path.exists() else "the file cannot be opened"
@@ -105,7 +107,7 @@ def _inspect_rejected_mask(
 ) -> tuple[list[Problem], tuple[int, int] | None, dict[int, int] | None]:
     """Finds out why read_mask rejected a mask: returns the problems, and the size and the values if it has them."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as file, Image.open(file) as image:
             image.load()
     except Exception as failure:  # Pillow's decoders raise a dozen kinds of errors
         return [Problem("unreadable mask", _why_unreadable(path, failure), str(error))], None, None
@@ -138,7 +140,7 @@ def _about_colors(image: Image.Image, palette: Collection[Color]) -> tuple[str, 
 
 def _compare_palettes(path: Path, values: Iterable[int], palette: Sequence[Color], labels: np.ndarray) -> list[Problem]:
     """Finds indices that a drawing program numbered by itself, so that only the colours still show the classes."""
-    with Image.open(path) as image:
+    with opened(path) as file, Image.open(file) as image:
         if (image.format, image.mode) != ("PNG", "P") or image.palette is None:
             return []
         own = image.palette.palette  # getpalette would decode the pixels
@@ -172,7 +174,7 @@ def _compare_sizes(pair: Pair, size: tuple[int, int], mask_size: tuple[int, int]
 
 
 def _orientation(path: Path) -> int:
-    with Image.open(path) as image:
+    with opened(path) as file, Image.open(file) as image:
         # getexif would decode a whole PNG in search of an EXIF block after its pixels
         absent = image.format == "PNG" and "exif" not in image.info
         return 1 if absent else image.getexif().get(ORIENTATION, 1)

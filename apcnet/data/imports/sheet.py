@@ -20,7 +20,7 @@ SIDE, GAP = 220, 12  # pixels of the longer side of a picture, and between pictu
 def write(path: Path, items: Sequence[Item], counts: Sequence[Counter], names: Sequence[str], palette: Sequence[Color]):
     """Draws samples that show every class if twelve can, and saves the sheet."""
     chosen = choose(counts)
-    rows = [_panels(items[i], palette) for i in chosen]
+    rows = [_panels(items[i], names, palette) for i in chosen]
     height = max(picture.height for row in rows for picture in row)
     cell = 3 * SIDE + 3 * GAP, height + 2 * GAP + 8
     lines = -(-len(rows) // COLUMNS)
@@ -52,13 +52,14 @@ def choose(counts: Sequence[Counter]) -> list[int]:
     return sorted(chosen + [others[i * len(others) // wanted] for i in range(wanted)])
 
 
-def _panels(item: Item, palette: Sequence[Color]) -> list[Image.Image]:
+def _panels(item: Item, names: Sequence[str], palette: Sequence[Color]) -> list[Image.Image]:
     """Returns the image, the mask in colours and both together, in one size."""
     image = visible(read_as(item.image, checked_form(item.image)))
     labels = torch.from_numpy(item.mask(image_size(item.image)))
     factor = SIDE / max(labels.shape)
     size = max(1, round(labels.shape[1] * factor)), max(1, round(labels.shape[0] * factor))
     photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-    pictures = photo, draw.colourise(labels, palette), draw.overlay(image, labels, palette)
+    clear = draw.backgrounds(names, palette)
+    pictures = photo, draw.colourise(labels, palette), draw.overlay(image, labels, palette, clear=clear)
     method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
     return [picture.resize(size, method) for picture in pictures]

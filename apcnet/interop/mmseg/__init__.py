@@ -1,6 +1,6 @@
 """Loads and writes mmsegmentation's weights, and speeds up its live models in place."""
 
-from apcnet.interop.mmseg.accelerate import accelerate
+from apc_kernels.interop.mmseg import accelerate
 from apcnet.interop.mmseg.config import load_head, load_model
 from apcnet.interop.mmseg.names import state_dict
 

@@ -299,3 +299,58 @@ def test_normalise():
 def test_wrong_samples_and_options(call, error, message):
     with pytest.raises(error, match=message):
         call(sample(8, 9))
+
+
+def transformed(kept, seed, **options):
+    return train(kept, generator(seed), (40, 56), (64, 64), cat_max_ratio=1.0, **options)
+
+
+def test_flips_and_rotations_move_image_and_mask_together():
+    """Tests that crops are those without flips and rotations, turned: all eight ways occur, and none else."""
+    kept, seen = sample(64, 64), set()
+    options = {"ratio_range": (1.0, 1.0), "distort": False, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    for seed in range(60):
+        image, mask = train(kept, generator(seed), (64, 64), (64, 64), flips="both", rotate=True, **options)
+        ways = [(k, flip) for k in range(4) for flip in (False, True)]
+        fits = [(k, f) for k, f in ways if torch.equal(kept.mask.flip(1).rot90(k) if f else kept.mask.rot90(k), mask)]
+        (way,) = fits
+        turned = kept.image.flip(2) if way[1] else kept.image
+        assert torch.equal(turned.rot90(way[0], (1, 2)).float(), image)
+        seen.add(way)
+    assert len(seen) == 8
+
+
+def test_crops_of_any_shape_are_rotated():
+    kept = sample(90, 70)
+    shapes = {transformed(kept, seed, rotate=True)[0].shape for seed in range(8)}
+    assert shapes == {(3, 40, 56)}
+    for seed in range(8):
+        image, mask = transformed(kept, seed, rotate=True, distort=False, mean=(0, 0, 0), std=(1, 1, 1))
+        assert mask.shape == (40, 56) and image.is_contiguous() and mask.is_contiguous()
+
+
+def test_no_flips_and_no_distortion_leave_a_crop():
+    kept = sample(64, 64)
+    options = {"ratio_range": (1.0, 1.0), "mean": (0, 0, 0), "std": (1, 1, 1)}
+    for seed in range(5):
+        image, mask = transformed(kept, seed, flips="none", distort=False, **options)
+        crops = kept.image.float().unfold(1, 40, 1).unfold(2, 56, 1)
+        assert (crops == image[:, None, None]).all(dim=(0, 3, 4)).any()
+        assert (kept.mask.unfold(0, 40, 1).unfold(1, 56, 1) == mask).all(dim=(2, 3)).any()
+
+
+def test_the_options_change_nothing_else_of_a_crop():
+    """Tests that each option leaves the other draws alone, so that runs without it keep their bits."""
+    kept = sample(90, 70)
+    for seed in range(6):
+        plain, both = transformed(kept, seed), transformed(kept, seed, flips="both")
+        assert any(torch.equal(plain[0], image) for image in (both[0], both[0].flip(1)))
+
+
+def test_levels_of_floats_are_flipped_and_rotated_too():
+    kept = sample(64, 64)
+    floats = kept._replace(image=kept.image.float())
+    options = {"ratio_range": (1.0, 1.0), "flips": "both", "rotate": True, "distort": False}
+    for seed in range(6):
+        one, other = transformed(kept, seed, **options), transformed(floats, seed, **options)
+        assert torch.allclose(one[0], other[0], atol=1e-5) and torch.equal(one[1], other[1])

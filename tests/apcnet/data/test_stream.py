@@ -1,5 +1,6 @@
 """Tests that the stream of training depends on seed and position alone, for any workers, ranks and interruptions."""
 
+import collections
 import itertools
 import multiprocessing
 import os
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 from counted import Counted, shifted
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from apcnet.data.sample import SampleError
-from apcnet.data.stream import Batches, generator_at, loader, permutation, sample_index
-from apcnet.keys import hashes, keyed, mix
+from apcnet.data.stream import LARGEST_STORED, Batches, generator_at, loader, permutation, sample_index
+from apcnet.keys import ORDER, hashes, keyed, mix, shuffled
 
 
 def stream(n=10, batch_size=4, seed=5, dataset=None, transform=shifted, rank=0, world=1, start_step=0, workers=0):
@@ -81,6 +84,68 @@ def test_every_sample_stands_everywhere_equally_often():
 def test_generators_differ_between_positions_and_seeds():
     draws = {float(torch.rand(1, generator=generator_at(seed, position))) for seed in (0, 1) for position in range(50)}
     assert len(draws) == 100
+
+
+# the order of millions, which is computed
+
+
+@pytest.mark.parametrize("sizes", [range(1, 400), pytest.param(range(400, 2001), marks=pytest.mark.slow)])
+def test_a_computed_order_is_a_permutation(sizes):
+    for n in sizes:
+        assert sorted(shuffled(n, index, n) for index in range(n)) == list(range(n))
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 20_000), key=st.integers(0, 2**64 - 1))
+def test_a_computed_order_is_a_permutation_for_any_key(n, key):
+    assert len({shuffled(key, index, n) for index in range(n)} & set(range(n))) == n
+
+
+@settings(deadline=None, max_examples=200)
+@given(n=st.integers(2**20, 2**40), key=st.integers(0, 2**64 - 1), start=st.integers(0, 2**40))
+def test_a_computed_order_repeats_no_index(n, key, start):
+    offsets = {(start + i) % n for i in range(50)}
+    taken = {shuffled(key, offset, n) for offset in offsets}
+    assert len(taken) == len(offsets) and min(taken) >= 0 and max(taken) < n
+
+
+def test_the_computed_order_is_the_same_everywhere():
+    """Compares with a written order, which must not change, or runs could not be resumed."""
+    n = 10_000_000
+    assert [sample_index(5, position, n) for position in (0, 1, n - 1, n, 10**15)] == [
+        *(3731363, 1093235, 3224353, 3314198, 5956333)
+    ]
+    assert sample_index(5, n + 3, n) == shuffled(keyed(5, ORDER, 1), 3, n)
+
+
+def test_the_order_of_fewer_is_stored():
+    n = LARGEST_STORED
+    assert [sample_index(5, position, n) for position in range(5)] == permutation(5, 0, n)[:5].tolist()
+    assert permutation(5, 0, n).nbytes == 8 << 20
+
+
+def test_every_computed_order_occurs_equally_often():
+    counts = collections.Counter(tuple(shuffled(keyed(key), i, 4) for i in range(4)) for key in range(24_000))
+    assert len(counts) == 24 and abs(np.array([*counts.values()]) - 1000).max() < 160  # five standard deviations
+
+
+@pytest.mark.parametrize("n", [10_000_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (2**20 + 1, 2**24))])
+def test_the_computed_order_looks_random(n):
+    """Tests uniformity, the independence of neighbours and of epochs, and fixed points, each to five deviations."""
+    count, cells = 40_000, 100
+    starts = np.array([0, n // 3, n - count // 4, n // 2])
+    offsets = np.concatenate([np.arange(start, start + count // 4) for start in starts])
+    first, second = (np.array([shuffled(keyed(1, ORDER, epoch), int(i), n) for i in offsets]) for epoch in (0, 1))
+    expected = count / cells
+    for values in (first, second, first % cells * (n / cells) + n / cells / 2, (first - second) % n):
+        chi = ((np.histogram(values, cells, (0, n))[0] - expected) ** 2 / expected).sum()
+        assert abs(chi - (cells - 1)) < 5 * (2 * (cells - 1)) ** 0.5
+    for one, other in ((first[:-1], first[1:]), (first, second), (first, offsets)):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / count**0.5
+    places = (np.stack([first[:-1], first[1:]]) * 10 // n).reshape(2, -1)  # pairs of neighbours, in 100 cells
+    pairs = np.bincount(places[0] * 10 + places[1], minlength=100)
+    assert abs(((pairs - expected) ** 2 / expected).sum() - 99) < 5 * (2 * 99) ** 0.5
+    assert (first == offsets).sum() < 6  # one on average among all n
 
 
 # batches

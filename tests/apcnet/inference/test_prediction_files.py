@@ -66,6 +66,17 @@ def test_options_reach_the_prediction(tmp_path, network, photos):
         assert overlay.tobytes() == seen.overlay(1.0).tobytes()
 
 
+def test_confidence_is_written_beside_the_labels(tmp_path, network, photos):
+    predict_files(network, photos, tmp_path / "seen", confidence=True)
+    with Image.open(tmp_path / "seen" / "street" / "x.y_confidence.png") as found:
+        levels = torch.from_numpy(np.array(found))
+    expected = predict(network, photos / "street" / "x.y.bmp", confidence=True).confidence
+    assert levels.dtype == torch.uint8 and torch.equal(levels, (expected * 255).round().byte())
+    assert levels.min() < levels.max()
+    with pytest.raises(ValueError, match="confidence: expected a prediction of predict"):
+        predict(network, photos / "b.png").save_confidence(tmp_path / "a.png")
+
+
 def test_labels_alone(tmp_path, network, photos):
     predict_files(network, [photos / "a.PNG", photos / "street"], tmp_path / "out", overlay=None)
     assert files_in(tmp_path / "out") == ["a.png", "deep/c.png", "x.y.png"]

@@ -138,3 +138,31 @@ def test_probabilities_of_large_images_at_a_small_scale(network, monkeypatch):
     labels = predict(network, image, protocol, max_pixels=6000).labels
     assert sizes == [(60, 90)] and {shape[2:] for shape in network.seen} == {(30, 45), (60, 90)}
     assert (labels == exact).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("most", [10**6, 1100], ids=["whole", "tiles"])
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(flip=True)], ids=["logits", "probabilities"])
+def test_confidence_is_the_probability_of_the_label(network, protocol, most):
+    """Tests it with tiles too, whose scores are averaged as logits or, with several views, as probabilities."""
+    image = draw_image(70, 110)
+    seen = predict(network, image, protocol, max_pixels=most, confidence=True)
+    assert torch.equal(seen.labels, predict(network, image, protocol, max_pixels=most).labels)
+
+    def scores_of(tile):
+        if protocol.flip:
+            return inference.probabilities(network, view(tile), protocol)
+        return inference.whole_logits(network, view(tile))
+
+    side, step = (33, 22) if most == 1100 else (110, 110)
+    scores = averaged_over_windows(image, (side, side), (step, step), scores_of)
+    shares = scores[0] if protocol.flip else scores[0].softmax(0)
+    expected = shares.gather(0, seen.labels.long()[None])[0]
+    torch.testing.assert_close(seen.confidence, expected, rtol=1e-4, atol=1e-5)
+    assert 0.2 <= seen.confidence.min() < seen.confidence.max() <= 1
+
+
+def test_confidence_of_large_images_at_a_small_scale(network):
+    image, protocol = draw_image(240, 360), Protocol(test_scale=(90, 60), ratios=(0.5, 1.0), flip=True)
+    exact = predict(network, image, protocol, confidence=True)
+    seen = predict(network, image, protocol, max_pixels=6000, confidence=True)
+    assert (seen.confidence - exact.confidence).abs().mean() < 0.01 and seen.confidence.shape == (240, 360)

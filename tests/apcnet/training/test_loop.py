@@ -9,18 +9,22 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import parity
 import pytest
 import small_runs
 import torch
+from PIL import Image
 from small_runs import digest, flags, small, start
 
 import apc_kernels
 import apcnet
 from apc_kernels import info
 from apcnet.config import Model, Optimisation, Protocol
+from apcnet.inference.measures import MeanLoss
 from apcnet.presets import preset
 from apcnet.training import checkpoint, log, train
+from apcnet.training.checkpoint import Best
 from apcnet.training.start import check, initial_model
 from apcnet.training.writers import Service
 
@@ -37,7 +41,7 @@ def out(tmp_path):
 
 def test_a_run_writes_its_files(root, out):
     shown = []
-    scores = train(small(root), out, log_every=4, show=shown.append)
+    scores = train(small(root), out, log_every=4, progress=shown.append)
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
@@ -55,6 +59,28 @@ def test_a_run_writes_its_files(root, out):
     model = apcnet.load(out / "final.safetensors")
     assert model.classes == apcnet.data.open("folder", root, "val").classes
     assert train(small(root), out) == scores  # the finished run returns its scores
+
+
+def test_one_logit_is_trained_for_two_classes(root, out, monkeypatch):
+    """Tests masks of 0 and 255: training, scores of both classes, resuming, the model's file and its predictions."""
+    small_runs.without_pictures(monkeypatch)
+    (root / "classes.txt").write_text("background\nobject\n")
+    for path in root.glob("masks/*/*.png"):
+        mask = torch.from_numpy(np.array(Image.open(path)))
+        Image.fromarray(((mask > 3) & (mask != 255)).numpy().astype(np.uint8) * 255).save(path)
+    settings = Optimisation(lr=0.02, loss="binary_cross_entropy+0.5*dice", accumulate=2)
+    config = small(root, optimisation=settings)
+    scores = train(dataclasses.replace(config, steps=6), out)
+    with pytest.warns(UserWarning, match="steps: 6 → 12"):
+        assert len(scores["iou"]) == 2 and train(config, out)["step"] == 12
+    record = log.read(out)[0]
+    assert record.keys() >= {"decode.loss_bce", "decode.loss_dice", "aux.loss_bce", "aux.loss_dice"}
+    with pytest.raises(ValueError, match=r"loss: binary_cross_entropy\+0.5\*dice → dice"):
+        train(dataclasses.replace(config, optimisation=dataclasses.replace(settings, loss="dice")), out)
+    model = apcnet.load(out / "final.safetensors")
+    assert (model.num_classes, len(model.classes)) == (1, 2)
+    labels = apcnet.predict(model, next(root.glob("images/val/*.png"))).labels
+    assert set(labels.unique().tolist()) <= {0, 1} and labels.shape == (48, 56)
 
 
 def test_training_restores_the_state_of_the_process(root, out):
@@ -108,7 +134,7 @@ def test_a_signal_stops_a_run_after_its_step_and_it_resumes(root, tmp_path, numb
             signal.raise_signal(number)
 
     with pytest.raises(SystemExit) as stop:
-        train(config, halted, log_every=5, show=show)
+        train(config, halted, log_every=5, progress=show)
     assert stop.value.code == 128 + number
     assert checkpoint.load(halted)["step"] == 6  # the step during which the signal came, or that of the evaluation
     train(config, halted)
@@ -150,6 +176,58 @@ def test_another_protocol_chooses_the_best_model_anew(root, out):
     assert next(r["step"] for r in log.read(out) if "miou" in r) == 6 and before["step"] == 12
 
 
+def scored(monkeypatch, *scores):
+    """Makes evaluations give these values of mIoU, mean Dice and loss, by their number."""
+    monkeypatch.setattr("apcnet.training.loop.rated", lambda _, loss, step: Best(step=step, **of_step[step]))
+    of_step = {3 * (i + 1): dict(zip(("miou", "dice", "loss"), values, strict=True)) for i, values in enumerate(scores)}
+
+
+@pytest.mark.parametrize(
+    ("by", "patience", "best", "last"), [("miou", 2, 6, 12), ("dice", 2, 3, 9), ("loss", 1, 9, 12)]
+)
+def test_a_run_stops_after_its_patience(root, out, monkeypatch, by, patience, best, last):
+    scored(monkeypatch, *((0.1, 0.5, 3.0), (0.3, 0.4, 2.0), (0.2, 0.5, 1.0), (0.2, 0.3, 1.0), (0.9, 0.9, 0.1)))
+    small_runs.without_pictures(monkeypatch)
+    config, shown = small(root, steps=15, eval_every=3, best_by=by, patience=patience), []
+    scores = train(config, out, log_every=5, progress=shown.append)
+    assert (scores["step"], scores["best"]["step"]) == (last, best)
+    assert log.read(out)[-1] == json.loads((out / "metrics.json").read_text()) == scores
+    assert {"event": "over", "step": last, "waited": patience} in shown
+    assert train(config, out) == scores and checkpoint.load(out)["step"] == last
+    if by == "miou":  # more patience: the run goes on
+        assert train(small(root, steps=15, eval_every=3, patience=4), out)["step"] == 15
+
+
+def test_patience_counts_on_after_a_kill(root, out, monkeypatch):
+    scored(monkeypatch, *((0.5, 0.5, 1.0), (0.4, 0.4, 1.0), (0.4, 0.4, 1.0), (0.4, 0.4, 1.0)))
+    small_runs.without_pictures(monkeypatch)
+    config = small(root, steps=12, eval_every=3, patience=2)
+
+    def show(record):
+        if record.get("step") == 6 and "miou" in record:
+            raise KeyError("a stand-in for SIGKILL: nothing is saved")
+
+    with pytest.raises(KeyError):
+        train(config, out, progress=show)
+    assert checkpoint.load(out)["waited"] == 0
+    assert train(config, out)["step"] == 9
+
+
+def test_the_best_model_by_loss_has_the_lowest(root, out):
+    scores = train(small(root, eval_every=3, best_by="loss"), out)
+    losses = {r["step"]: r["val_loss"] for r in log.read(out) if "miou" in r}
+    assert scores["best"]["loss"] == min(losses.values()) == losses[scores["best"]["step"]]
+    model, data = apcnet.load(out / "best.safetensors"), apcnet.data.open("folder", root, "val")
+    measured = MeanLoss()
+    apcnet.evaluate(model, data, loss=measured)
+    assert measured.mean == scores["best"]["loss"]
+
+
+def test_another_choice_of_the_best_model_chooses_anew(root, out):
+    train(small(root), out)
+    assert "loss" in train(small(root, best_by="loss"), out)["best"]
+
+
 def test_a_start_that_takes_no_step_leaves_its_folder_free(root, out, monkeypatch):
     """Tests that a start that fails, before its first step or in it, writes nothing that another start runs into."""
     for extra in ("timm", "wandb"):
@@ -188,7 +266,7 @@ def test_two_runs_in_one_folder_are_refused(root, out):
             second = start(*flags(config), "--out", out, "--workers", 0)
             refused.append((second.communicate()[1], second.returncode))
 
-    train(config, out, log_every=3, show=show)
+    train(config, out, log_every=3, progress=show)
     assert refused == [
         (f"apcnet: out: another process is training in {out}; wait for it, or name another folder with --out\n", 2)
     ]
@@ -274,7 +352,7 @@ def test_missing_files_end_a_run_with_their_names(root, out, workers):
                 path.unlink()
 
     with pytest.raises(ValueError, match=r"whole-train.*position \d+.*FileNotFoundError") as error:
-        train(small(root, steps=40), out, workers=workers, log_every=1, show=show)
+        train(small(root, steps=40), out, workers=workers, log_every=1, progress=show)
     assert "Traceback" not in str(error.value)
     assert checkpoint.load(out)["step"] >= 6
 
@@ -294,11 +372,15 @@ def test_a_full_disk_ends_a_run_and_leaves_its_checkpoint(root, out, monkeypatch
 
 
 def test_two_processes_train_as_one_does(tmp_path, threads):
-    """Tests equality up to rounding with frozen batch norms; otherwise each process has statistics of its half."""
+    """Tests equality up to rounding with frozen batch norms; otherwise each process has statistics of its half.
+
+    Two processes that accumulate two parts each train as one process on the whole batch.
+    """
     threads(1)
     results = torch.multiprocessing.Manager().dict()
     torch.multiprocessing.spawn(small_runs.train_rank, (2, str(tmp_path / "meeting"), results), nprocs=2)
-    for frozen_norms, limit, first, second in zip((True, False), (1e-6, 2e-3), results[0], results[1], strict=True):
+    cases = (True, 1e-6), (False, 2e-3), (True, 1e-6)
+    for (frozen_norms, limit), first, second in zip(cases, results[0], results[1], strict=True):
         alone = small_runs.train_some_steps(0, 1, frozen_norms)
         assert torch.equal(first[0], second[0])
         assert parity.distance(first[0], alone[0]) < limit

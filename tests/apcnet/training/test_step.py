@@ -1,5 +1,6 @@
 """Tests training steps: mmsegmentation's trajectory, batches in parts, and steps that are not finite."""
 
+import copy
 import dataclasses
 import io
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import apcnet
 from apcnet.config import Config, Model, Optimisation
 from apcnet.interop import mmseg
+from apcnet.models import Criterion
 from apcnet.training.start import check
 from apcnet.training.step import NotFiniteError, Trainer, learning_rate
 
@@ -134,6 +136,41 @@ def test_a_softmax_over_one_class_is_refused():
     assert single.eval()(images).shape[1] == 1 and model(images, masks)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy+0.5*dice", "focal+jaccard", "ohem", "generalised_dice"])
+@pytest.mark.parametrize("reduction", ["mean_all", "mean"])
+def test_other_losses(loss, reduction):
+    """Tests that a step minimises what the model computes, and names each loss in the log."""
+    settings = {"loss": loss, "reduction": reduction, "focal_gamma": 1.5, "ohem_threshold": 0.4, "ohem_share": 0.3}
+    model, theirs = small_model(auxiliary_channels=8), small_model(auxiliary_channels=8)
+    trainer = Trainer(model, with_optimisation(**settings))
+    optimizer = torch.optim.SGD(theirs.parameters(), momentum=0.9, weight_decay=5e-4)
+    for step in range(3):
+        images, masks = batch(step)
+        values, _ = trainer.step(step, images, masks)
+        optimizer.param_groups[0]["lr"] = learning_rate(trainer.settings, step, CONFIG.steps)
+        optimizer.zero_grad()
+        losses = theirs(images, masks, loss=Criterion(loss, 1.5, 0.4, 0.3), reduction=reduction)
+        sum(losses.values()).backward()
+        optimizer.step()
+        assert {name: values[name] for name in losses} == pytest.approx({k: v.item() for k, v in losses.items()})
+    torch.testing.assert_close(weights(model), weights(theirs), rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_parts_are_averaged_over_them():
+    """Tests the mean over parts: region losses are those of each part; pixels share a denominator."""
+    model = small_model(auxiliary_channels=8).eval()  # whose batch norms do not differ between parts
+    images, masks = batch(0)
+    config = with_optimisation(loss="cross_entropy+0.5*dice", accumulate=2)
+    values, _ = Trainer(copy.deepcopy(model), config).step(0, images, masks)
+    with torch.no_grad():
+        whole = model(images, masks)
+        halves = [model(x, y, loss="dice") for x, y in zip(images.chunk(2), masks.chunk(2), strict=True)]
+    for head in "decode", "aux":
+        assert values[f"{head}.loss_ce"] == pytest.approx(whole[f"{head}.loss_ce"].item(), rel=1e-5)
+        mean = sum(half[f"{head}.loss_dice"].item() for half in halves) / 2
+        assert values[f"{head}.loss_dice"] == pytest.approx(0.5 * mean, rel=1e-5)
+
+
 @pytest.mark.parametrize("reduction", ["mean_all", "mean"])
 @pytest.mark.parametrize("class_weights", [None, [1.0, 2.0, 0.5]])
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(reduction, class_weights):
@@ -207,6 +244,68 @@ def test_heads_may_have_a_higher_learning_rate():
     for (name, one), other in zip(fast.model.named_parameters(), usual.model.parameters(), strict=True):
         factor = 1 if name.startswith("backbone") else 10
         assert torch.allclose(one - start[name], factor * (other - start[name]), rtol=1e-3, atol=1e-6), name
+
+
+def test_parts_have_learning_rates_of_their_own():
+    factors = {"backbone": 0.5, "backbone.stem": 0.25, "head.*.weight": 3}
+    trainer = Trainer(small_model(), with_optimisation(head_lr=2.0, lr_factors=factors))
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    found = {names[id(p)]: group["factor"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, factor in found.items():
+        part = name.split(".")[0:2]
+        weight = 6.0 if name.endswith("weight") else 2.0
+        expected = {"backbone": 0.25 if part[1] == "stem" else 0.5}.get(part[0], weight)
+        assert factor == expected, name
+    assert len(found) == len(names)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_frozen_parts_keep_weights_and_statistics(ema):
+    trainer = Trainer(small_model(dropout=0.5), with_optimisation(freeze=("backbone", "head.classifier"), ema=ema))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    for number in range(2):
+        trainer.model.train()  # as after an evaluation
+        trainer.step(number, *batch(number))
+    changed = {name for name, tensor in trainer.result.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and not any(name.startswith(("backbone.", "head.classifier.")) for name in changed)
+    assert changed >= {name for name in before if name.startswith("head.") and "classifier" not in name}
+    other = Trainer(small_model(1, dropout=0.5), trainer.config)
+    other.restore({**trainer.state(), "step": 2})
+    assert torch.equal(weights(other.result), weights(trainer.result))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"freeze": ("bakbone",)},
+            "freeze: expected a part of the model, such as backbone, head, or a pattern .* 'bakbone'",
+        ),
+        ({"lr_factors": {"neck": 2}}, "lr_factors: expected a part of the model, .* got 'neck'"),
+        ({"freeze": ("*",)}, r"freeze: expected parameters that are left to train, got \*, which is all"),
+    ],
+)
+def test_unknown_parts_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(small_model(), with_optimisation(**changes))
+
+
+def test_a_loss_of_ones_own_is_averaged_over_parts():
+    def loss(output, target):
+        return {"a": output.logits.square().mean(), "b": output.logits.mean()}
+
+    results = []
+    for accumulate in (1, 2):
+        model = small_model()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        trainer = Trainer(model, with_optimisation(accumulate=accumulate), loss=loss)
+        values, _ = trainer.step(0, *batch(0))
+        results.append((values, weights(model)))
+    assert results[0][0]["loss"] == pytest.approx(results[0][0]["a"] + results[0][0]["b"])
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert parity.distance(*(result[1] for result in results)) < 1e-6
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"accumulate": 2, "clip": 1.0}])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from apcnet.interop.mmseg.accelerate import accelerate
+from apc_kernels.interop.mmseg import accelerate
 
 needs_mmseg = pytest.mark.skipif(not peer.AVAILABLE, reason="needs mmsegmentation")
 

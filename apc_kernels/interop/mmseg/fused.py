@@ -21,9 +21,9 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 import apc_kernels
-from apcnet.interop.mmseg import obstacles
-from apcnet.interop.mmseg.obstacles import criterion_of, group_of
-from apcnet.models.layers import layout_of, promoted
+from apc_kernels.interop.mmseg import obstacles
+from apc_kernels.interop.mmseg.obstacles import criterion_of, group_of
+from apc_kernels.interop.pyramid import pooled_grids, pyramid_features
 
 EPS = torch.finfo(torch.float32).eps  # mmsegmentation adds it to denominators
 
@@ -58,7 +58,7 @@ class FusedAPCHead(APCHead, FusedLoss):
         if any(obstacles.of_context(self)):
             return super().forward(inputs)
         x = self._transform_inputs(inputs)
-        pooled = _pooled(x, [acm.pool_scale for acm in self.acm_modules])
+        pooled = pooled_grids(x, [acm.pool_scale for acm in self.acm_modules])
         contexts = [_adaptive_context(*each, x) for each in zip(self.acm_modules, pooled, strict=True)]
         return self.cls_seg(_convolved(self.bottleneck, [x, *contexts]))
 
@@ -125,7 +125,7 @@ class FusedEncoding(Encoding):
     """Computes the residual encoding without a tensor of residuals."""
 
     def forward(self, x):
-        return apc_kernels.encode(x, promoted(x, self.codewords), promoted(x, self.scale)).to(self.codewords.dtype)
+        return apc_kernels.encode(x, _promoted(x, self.codewords), _promoted(x, self.scale)).to(self.codewords.dtype)
 
 
 class LabelsOnlyEncoderDecoder(EncoderDecoder):
@@ -190,28 +190,17 @@ PLAIN = {fused: plain for plain, fused in CLASSES.items()}
 # modules that are called.
 
 
-def _pooled(x: Tensor, scales: list[int]) -> list[Tensor]:
-    """Returns AdaptiveAvgPool2d(s)(x), (B, C, s, s), for every scale s."""
-    rows = apc_kernels.pyramid_pool(x, scales).split([s * s for s in scales], 2)
-    return [grid.unflatten(2, (s, s)) for grid, s in zip(rows, scales, strict=True)]
-
-
 def _pyramid_features(head: PSPHead | UPerHead, x: Tensor) -> Tensor:
     """Computes a head's bottleneck of x and its pooled pyramid."""
-    scales, conv = head.psp_modules.pool_scales, head.bottleneck.conv
-    branches = zip(head.psp_modules, _pooled(x, scales), strict=True)
-    regions = torch.cat([reduce(rows).flatten(2) for (_, reduce), rows in branches], 2)
-    weight, pyramid_weight = conv.weight.split([x.shape[1], conv.in_channels - x.shape[1]], 1)
-    features = apc_kernels.conv3x3(x, weight) if weight.shape[2] == 3 else F.conv2d(x, weight, padding=conv.padding)
-    features = features + apc_kernels.pyramid_conv(
-        regions,
-        pyramid_weight,
-        features.shape[2:],
-        scales,
-        align_corners=head.psp_modules.align_corners,
-        memory_format=layout_of(features),
-    )
+    modules = head.psp_modules
+    reductions = [reduce for _, reduce in modules]
+    features = pyramid_features(x, modules.pool_scales, reductions, head.bottleneck.conv, modules.align_corners)
     return head.bottleneck.activate(head.bottleneck.norm(features))
+
+
+def _promoted(x: Tensor, tensor: Tensor) -> Tensor:
+    """Converts a small tensor to the dtype that apc_kernels takes with the map x: float64 or float32."""
+    return tensor.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _adaptive_context(acm: ACM, pooled: Tensor, x: Tensor) -> Tensor:
@@ -220,13 +209,13 @@ def _adaptive_context(acm: ACM, pooled: Tensor, x: Tensor) -> Tensor:
     residual, guide = acm.residual_conv, acm.global_info
     z = apc_kernels.adaptive_context_norm(
         x,
-        promoted(x, regions),
-        promoted(x, acm.gla.weight).flatten(1),
-        promoted(x, acm.gla.bias),
+        _promoted(x, regions),
+        _promoted(x, acm.gla.weight).flatten(1),
+        _promoted(x, acm.gla.bias),
         (acm.pool_scale,),
-        promoted(x, residual.conv.weight).flatten(1),
+        _promoted(x, residual.conv.weight).flatten(1),
         _batch_norm(residual.norm, x),
-        guide=promoted(x, guide.conv.weight).flatten(1),
+        guide=_promoted(x, guide.conv.weight).flatten(1),
         guide_norm=_batch_norm(guide.norm, x),
         training=residual.norm.training,
         group=group_of(residual.norm),
@@ -242,7 +231,7 @@ def _batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
         if momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    weight, bias, mean, variance = (promoted(x, tensor) for tensor in tensors)
+    weight, bias, mean, variance = (_promoted(x, tensor) for tensor in tensors)
     return apc_kernels.BatchNorm(weight, bias, mean, variance, momentum or 0.0, norm.eps)
 
 

@@ -10,7 +10,7 @@ import torch
 from accuracy import assert_accurate, same_bits
 from torch import nn
 
-from apcnet.interop.mmseg.accelerate import accelerate
+from apc_kernels.interop.mmseg import accelerate
 
 needs_mmseg = pytest.mark.skipif(not peer.AVAILABLE, reason="needs mmsegmentation")
 pytestmark = pytest.mark.filterwarnings(

@@ -1,26 +1,10 @@
 """Speeds up a live mmsegmentation model in place."""
 
 import sys
-from dataclasses import dataclass, field
 
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Report:
-    """Lists the methods that `accelerate` replaced and those that it left; prints as one line each.
-
-    Attributes:
-        swapped: Maps the name of a replaced method in the model to the class that now has it.
-        left: Maps the name of a method or module that was left alone to the reason.
-    """
-
-    swapped: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"swapped  {name}: now {cls}" for name, cls in self.swapped.items()]
-        return "\n".join(lines + [f"left     {name}: {reason}" for name, reason in self.left.items()])
+from apc_kernels.interop.report import Report
 
 
 def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
@@ -44,7 +28,7 @@ def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
 
     Example:
         >>> model = mmseg.apis.init_model("config.py", "checkpoint.pth")
-        >>> print(apcnet.interop.mmseg.accelerate(model))
+        >>> print(apc_kernels.accelerate(model))
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an mmsegmentation model, got {type(model).__name__}")
@@ -58,7 +42,7 @@ def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
     from mmseg.models.segmentors import BaseSegmentor
 
-    from apcnet.interop.mmseg import fused, obstacles
+    from apc_kernels.interop.mmseg import fused, obstacles
 
     augmented = any(isinstance(module, BaseTTAModel) for module in model.modules())
     needs_logits = "test-time augmentation reads the logits" if augmented else None

@@ -20,8 +20,6 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.models.utils import Encoding
 from torch import nn
 
-from apcnet.models import layers
-
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm, _BatchNormXd)  # mmengine replaces SyncBN by the last one
 MAX_POOL_SCALE = 32  # adaptive_context allows no more
 
@@ -58,7 +56,10 @@ def criterion_of(head: BaseDecodeHead) -> nn.Module | None:
 
 def group_of(norm: nn.Module) -> str:
     """Returns the process group over which a norm takes statistics in its present mode; "" for this process alone."""
-    return layers.group_of(norm) if norm.training else ""
+    if not (norm.training and isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized()):
+        return ""
+    group = norm.process_group or torch.distributed.group.WORLD
+    return group.group_name if torch.distributed.get_world_size(group) > 1 else ""
 
 
 def of_loss(head: BaseDecodeHead) -> Iterator[str]:
