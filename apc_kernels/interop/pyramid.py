@@ -31,7 +31,7 @@ def pyramid_features(
     is_3x3 = conv.kernel_size == (3, 3) and conv.padding == (1, 1)
     features = conv3x3(x, weight) if is_3x3 else F.conv2d(x, weight, padding=conv.padding)
     dense = features.is_contiguous(memory_format=torch.channels_last)
-    features = features + pyramid_conv(
+    return features + pyramid_conv(
         regions,
         pyramid_weight,
         features.shape[2:],
@@ -39,4 +39,3 @@ def pyramid_features(
         align_corners=align_corners,
         memory_format=torch.channels_last if dense else torch.contiguous_format,
     )
-    return features
