@@ -43,6 +43,11 @@ def progress_steps() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+def print_error(message, *_) -> None:
+    """Prints an error or a warning in one line."""
+    print("apcnet:", *str(message).split(), file=sys.stderr)
+
+
 def show_download(received: int, total: int | None) -> None:
     """Prints the number of megabytes received, over the previous number."""
     if sys.stderr.isatty():

@@ -201,6 +201,16 @@ def preset(name: str) -> Config:
     return recipe(*recipes[name])
 
 
+def recipe_for(dataset: str, name: str | None = None) -> Config:
+    """Returns the config of a preset for a dataset: the named one, or the first one; `folder` serves for any data."""
+    if name is None:
+        name = next((known for known in names() if preset(known).data.dataset == dataset), "folder")
+    config = preset(name)
+    if name != "folder" and config.data.dataset != dataset:
+        raise ValueError(f"preset: expected one for {dataset}, got {name}, which is for {config.data.dataset}")
+    return config
+
+
 def table(containing: str = "") -> str:
     """Returns a table of the presets whose name contains a text, with their published results."""
     chosen = [name for name in names() if containing in name]

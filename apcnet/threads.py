@@ -25,3 +25,8 @@ def use_one_for_tiny(backbone: str) -> None:
     """Limits PyTorch to one thread if the backbone is `tiny`."""
     if "torch" not in sys.modules and backbone == "tiny":
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def default_workers() -> int:
+    """Returns one worker per core, without the cores of the training processes, and at most 8."""
+    return min(8, max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1, 0))

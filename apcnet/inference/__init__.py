@@ -7,6 +7,7 @@ prediction  single images, lists and folders: `apcnet.predict`
 bulk        rows of images in the processes of an engine: `apcnet.Predictor`
 evaluation  whole data sets on any number of processes: `apcnet.evaluate`
 measures    boundary IoU, calibration, loss and the scores of every image, taken during an evaluation
+results     what an evaluation has measured, as a table and as files
 submission  label files in the format of a benchmark's server
 """
 

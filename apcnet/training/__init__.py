@@ -3,6 +3,7 @@
 Read its modules in this order:
 
 loop        the run, from its first step to its last
+run         its model and folder, the step it has reached, and what it saves there
 start       checks the config, opens the data, makes the initial model
 own         takes a user's own data sets, model, loss, augmentation and callbacks
 step        one step: learning rate, losses, gradients, check, update

@@ -15,6 +15,7 @@ worst.png              the same of the images that the model gets most wrong
 preview/*.npz, worst.npz   what these pictures show, for the report (panels.py)
 legend.txt             numbers and names of classes, if pictures cannot show the names
 report.html            curves, scores and pictures on one page (report)
+curves.png             the curves of loss and mIoU as a picture
 failed.json            the samples of a step whose losses are not finite
 """
 

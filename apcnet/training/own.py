@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apcnet.config import Config
+from apcnet.config import Config, Model
 from apcnet.data.augment import check_sample, normalise, normalised
 from apcnet.data.sample import Dataset, Sample, SampleError
 from apcnet.data.statistics import Moments, Statistics
@@ -32,6 +32,8 @@ Loss = Callable[[Output, Tensor], Mapping[str, Tensor]]
 Augmentation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 Callback = Callable[[dict], object]
 TAKEN = ("loss", "lr", "step", "gradient_norm", "images_per_second", "memory_mib", "miou")  # names of other values
+REPLACED_BY_AUGMENT = ("flips", "rotate", "distortion", "augmentation")
+REPLACED_BY_LOSS = ("loss", "focal_gamma", "ohem_threshold", "ohem_share", "label_smoothing", "class_weights")
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,23 @@ class Own:
         return [f"{name}: {before.get(name, 'built-in')} → {now.get(name, 'built-in')}" for name in names]
 
     def config(self, config: Config) -> Config:
-        """Returns the config with `own` in the places of its data and model, where they are passed."""
+        """Returns the config with `own` in the places of its data and model, where they are passed.
+
+        Settings of a part that an object takes the place of are errors, unless they are the defaults.
+        """
+        for argument, section, replaced in (
+            ("loss", config.optimisation, REPLACED_BY_LOSS),
+            ("augment", config.data, REPLACED_BY_AUGMENT),
+        ):
+            for name in replaced if getattr(self, argument) is not None else ():
+                if (value := getattr(section, name)) != getattr(type(section)(), name):
+                    raise ValueError(
+                        f"{name}: expected the default with {argument}=, which takes its place, got {value}"
+                    )
         if self.data is not None:
             config = replace(config, data=replace(config.data, dataset="own", root=None, classes=None, labels=None))
         if self.model is not None:
-            config = replace(config, model=replace(config.model, model="own"))
+            config = replace(config, model=Model("own"))
         return config
 
 

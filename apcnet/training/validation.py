@@ -103,4 +103,6 @@ def is_better(one: Best, other: Best | None, by: Literal["miou", "dice", "loss"]
     """Tells whether an evaluation is better than the best one before it."""
     if other is None:
         return True
-    return one["loss"] < other["loss"] if by == "loss" else one[by] > other[by]
+    if by == "loss":
+        return one.get("loss", math.inf) < other.get("loss", math.inf)
+    return one[by] > other[by]

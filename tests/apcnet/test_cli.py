@@ -209,6 +209,18 @@ def test_a_run_is_trained_evaluated_and_used(run, trained, tmp_path):
     assert len(list((tmp_path / "seen").glob("*_overlay.jpg"))) == 5
 
 
+def test_checked_images_are_drawn_as_training_sees_them(run, trained, tmp_path):
+    root, out = tmp_path / "data", tmp_path / "crops.png"
+    status, text, err = run("check", "folder", root, "--pictures", out)
+    assert status == 0 and text.endswith(f"pictures {out}\n"), err
+    with Image.open(out) as picture:
+        assert picture.width > 1500 and len(picture.getcolors(1 << 24)) > 1000
+    status, _, err = run("check", "folder", root, "--pictures", out, "--preset", "tiny")
+    assert status == 2 and "preset: expected one for folder, got tiny, which is for synthetic" in err
+    status, _, err = run("check", "folder", root, "--pictures", tmp_path / "none" / "a.png")
+    assert status == 2 and "pictures: expected a file in an existing folder" in err
+
+
 def test_own_images_are_trained_from_a_model_with_class_weights(run, trained, tmp_path):
     root, report = tmp_path / "data", tmp_path / "report.json"
     status, _, err = run("check", "folder", root, "--json", report)

@@ -21,7 +21,7 @@ from full_disk import judge_writer, limited
 from PIL import Image
 
 import apcnet
-from apcnet import cli, draw, hub
+from apcnet import data_commands, draw, hub
 from apcnet.confusion import ConfusionMatrix
 from apcnet.data import prepare
 from apcnet.data.synthetic import Synthetic
@@ -68,7 +68,7 @@ def write_check(path: Path) -> None:
     with io.StringIO() as out:
         before, sys.stdout = sys.stdout, out
         try:
-            cli.check("folder", root, splits=("train",), json=path, workers=0)
+            data_commands.check("folder", root, splits=("train",), json=path, workers=0)
         except SystemExit:
             pass
         finally:

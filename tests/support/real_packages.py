@@ -15,7 +15,7 @@ _operators = None  # a library lives as long as its object
 
 
 def imported(name: str) -> ModuleType:
-    """Imports timm, torchvision, transformers or segmentation_models_pytorch, or skips the test."""
+    """Imports timm, torchvision or another package, or skips the test."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"needs {name}")
     if importlib.util.find_spec("torchvision") is not None:  # the others import it

@@ -58,7 +58,8 @@ def flags(config: Config) -> list[str]:
 def without_pictures(monkeypatch) -> None:
     """Trains without pictures and report pages, which take most of the time of a small run."""
     monkeypatch.setattr("apcnet.training.validation.Validation._save_pictures", lambda own, indices, path: ([], []))
-    monkeypatch.setattr("apcnet.training.loop.report.write", lambda runs: None)
+    monkeypatch.setattr("apcnet.training.run.report.write", lambda runs: None)
+    monkeypatch.setattr("apcnet.training.run.report.write_curves", lambda run: None)
 
 
 def digest(path: Path) -> str:

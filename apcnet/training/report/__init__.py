@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from apcnet import draw
 from apcnet.config import Config, differences
 from apcnet.confusion import percent
 from apcnet.files import read_json, replacing
 from apcnet.flags import train_command
 from apcnet.training import log
 from apcnet.training.folder import BEST, FINAL
-from apcnet.training.report import pictures, tables
+from apcnet.training.report import curves, pictures, tables
 from apcnet.training.report.charts import COLORS, Line, histogram, lines
 
 NAME = "report.html"
@@ -124,6 +125,14 @@ def write(folders: Sequence[str | Path], out: str | Path | None = None) -> Path:
     return path
 
 
+def write_curves(folder: str | Path) -> Path:
+    """Draws the loss and mIoU of a run, and returns the file, curves.png in its folder."""
+    records, path = log.read(Path(folder)), Path(folder) / curves.NAME
+    loss = [(record["step"], record["loss"]) for record in records if "miou" not in record and _has(record, "loss")]
+    draw.save(curves.curves(loss, [(r["step"], r["miou"]) for r in records if _has(r, "miou")]), path)
+    return path
+
+
 def page(runs: Sequence[Run]) -> str:
     """Returns the HTML of a report."""
     files = resources.files("apcnet.training.report")
@@ -169,7 +178,7 @@ def _head(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         rows = "".join(
             f'<tr><th scope="row"><span class="key c{i % COLORS}"></span>{escape(run.name)}</th>'
-            + "".join(f'<td class="n">{f.value} <span class="faint">{f.remark}</span></td>' for f in _figures(run))
+            + "".join(f'<td class="n">{f.value}<small>{f.remark}</small></td>' for f in _figures(run))
             + "</tr>"
             for i, run in enumerate(runs)
         )

@@ -45,7 +45,7 @@ def test_a_run_writes_its_files(root, out):
     assert {path.name for path in out.iterdir()} == {
         *("config.json", "environment.json", "lock", "log.jsonl", "metrics.json", "last.pt", "previous.pt"),
         *("best.safetensors", "final.safetensors", "confusion.npy", "confusion.png", "preview"),
-        *("worst.png", "worst.npz", "images.csv", "report.html"),
+        *("worst.png", "worst.npz", "images.csv", "report.html", "curves.png"),
     }
     assert {path.name for path in (out / "preview").iterdir()} == {
         *("000000.png", "000006.png", "000012.png", "000000.npz", "000006.npz", "000012.npz", "samples.npz")
@@ -178,7 +178,7 @@ def test_another_protocol_chooses_the_best_model_anew(root, out):
 
 def scored(monkeypatch, *scores):
     """Makes evaluations give these values of mIoU, mean Dice and loss, by their number."""
-    monkeypatch.setattr("apcnet.training.loop.rated", lambda _, loss, step: Best(step=step, **of_step[step]))
+    monkeypatch.setattr("apcnet.training.run.rated", lambda _, loss, step: Best(step=step, **of_step[step]))
     of_step = {3 * (i + 1): dict(zip(("miou", "dice", "loss"), values, strict=True)) for i, values in enumerate(scores)}
 
 

@@ -1,15 +1,19 @@
 """Tests runs with a data set, model, loss, augmentation and callbacks of the user's own."""
 
+import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import own_objects
 import pytest
+import real_packages
 import safetensors.torch
 import small_runs
 import torch
@@ -225,6 +229,67 @@ def test_own_parts_are_objects_of_python(out):
         train(config(data=Data("own"), model=Model(backbone="tiny")), out)
     with pytest.raises(ValueError, match=r"model: expected model=module in a call of apcnet\.train"):
         train(config(model=Model("own")), out)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("optimisation", {"label_smoothing": 0.1}, "label_smoothing: expected the default with loss=, which takes its"),
+        (
+            "optimisation",
+            {"loss": "cross_entropy+dice"},
+            "loss: expected the default with loss=, which takes its place",
+        ),
+        ("data", {"rotate": True}, "rotate: expected the default with augment=, which takes its place, got True"),
+    ],
+)
+def test_settings_that_an_object_replaces_are_refused(out, section, changes, message):
+    plain = config()
+    given = dataclasses.replace(plain, **{section: dataclasses.replace(getattr(plain, section), **changes)})
+    with pytest.raises(ValueError, match=message):
+        train(given, out, **objects())
+    rest = {"loss": None, "augment": None}
+    assert Own(**objects() | rest).config(given).model == Model("own")
+
+
+@pytest.mark.slow
+def test_an_own_model_is_compiled(tmp_path):
+    def without_dropout():  # whose random numbers are others in compiled code
+        network = Net()
+        network.stem[3] = nn.Identity()
+        return network
+
+    given = objects() | {"model": without_dropout}
+    for compiled in (False, True):
+        train(config(steps=3, compile=compiled), tmp_path / str(compiled), **given, log_every=1)
+    losses = [[r["loss"] for r in log.read(tmp_path / str(c)) if "loss" in r] for c in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def applied(function, seed: int):
+    image = torch.randint(0, 256, (3, 48, 52), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    sample = Sample(image, (image[0] > 128).to(torch.uint8), "a")
+    return OwnAugmentation(function, (32, 32), (0.0,) * 3, (1.0,) * 3)(sample, torch.Generator().manual_seed(seed))
+
+
+def documented(package: str) -> dict:
+    """Runs the adapter of a package in docs/train.md, for crops of 32 pixels; returns what it defines."""
+    page = (Path(__file__).parents[3] / "docs" / "train.md").read_text()
+    (block,) = re.findall(rf"```python\n# not run by the tests: the download of {package}\n(.*?)```", page, re.DOTALL)
+    found = {"torch": torch}
+    exec(block.replace("96", "32"), found)
+    return found
+
+
+@pytest.mark.parametrize("package", ["torchvision", "albumentations"])
+def test_transforms_of_other_packages_are_adapted_as_documented(package):
+    real_packages.imported(package)
+    function = documented(package)["augment"]
+    results = [applied(function, seed) for seed in (3, 3, 4, 5)]
+    assert all(torch.equal(*pair) for pair in zip(results[0], results[1], strict=True))
+    assert not torch.equal(results[0][0], results[2][0]) or not torch.equal(results[0][0], results[3][0])
+    for image, mask in results:
+        assert image.shape == (3, 32, 32) and mask.shape == (32, 32) and mask.dtype == torch.uint8
 
 
 def test_two_processes_take_own_objects(tmp_path):

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_runs import small, write_images
 
 from apcnet import cli
 from apcnet.flags import train_command
 from apcnet.presets import preset
 from apcnet.training import panels, report, train
-from apcnet.training.report import charts, pictures, tables
+from apcnet.training.report import charts, curves, pictures, tables
 
 CLASSES = ["road", "</script><b>", "[/bold] & 背景"]
 PALETTE = [(0, 0, 0), (200, 10, 10), (10, 200, 10)]
@@ -164,6 +165,20 @@ def test_only_a_run_that_goes_on_is_read_anew(tmp_path):
     (run / "metrics.json").write_text(json.dumps({"step": 30}))  # it ended early, by --patience
     text = report.write([run]).read_text()
     assert ">finished<" in text and 'http-equiv="refresh"' not in text and "data-refresh" not in text
+
+
+def test_the_curves_as_a_picture(tmp_path):
+    """Tests that a curve falls where the loss falls, for a long run too, and that a run without records has axes."""
+    run = write_run(tmp_path / "run")
+    with Image.open(report.write_curves(run)) as picture:
+        assert picture.size == (2 * curves.WIDTH, curves.HEIGHT)
+    for count in (3, 2000):
+        loss = [(step, 1.0 / step) for step in range(1, count)]
+        pixels = np.asarray(curves.curves(loss, [])).astype(int)
+        rows, columns = np.nonzero((abs(pixels - curves.LINE).sum(-1) < 60)[curves.TOP - 10 :, : curves.WIDTH])
+        middle = (columns.min() + columns.max()) // 2
+        assert rows[columns < middle].min() < rows[columns > middle].min()
+    assert np.asarray(curves.curves([], [])).min() < 200
 
 
 # Parts of the page

@@ -1,0 +1,295 @@
+"""Defines the commands about models: functions, whose parameters are flags and whose docstrings are their help."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+import apcnet
+from apcnet import threads
+from apcnet.config import Config, Data, Precision, Protocol
+from apcnet.console import print_error, progress_bar, show_download, table
+from apcnet.files import make_folder
+from apcnet.presets import table as table_of_presets
+
+PROBLEMS_FOUND = 1  # the exit status for images or data that cannot be used
+
+# PyTorch takes a second to import, so each command imports what it needs.
+
+Device = Annotated[Literal["cpu", "cuda"] | None, arg(help_behavior_hint="(default: a GPU if there is one)")]
+Workers = Annotated[int | None, arg(help_behavior_hint="(default: one per core, at most 8)")]
+
+
+def train(
+    config: OmitArgPrefixes[Annotated[Config, arg(name="")]],
+    out: Path,
+    new: bool = False,
+    gpus: int = 1,
+    device: Device = None,
+    workers: Workers = None,
+    log_every: int = 50,
+    log: Literal["tensorboard", "wandb", "mlflow"] | None = None,
+    timeout: float = 600.0,
+) -> None:
+    """Train a model: apcnet train [PRESET] [flags]. The same command resumes a run that was stopped.
+
+    Args:
+        config: Describes the run.
+        out: Write the run to this folder.
+        new: Start another run; if the folder exists, append -2, -3, … to its name.
+        gpus: Train on this many GPUs, one process each; on CPUs or several machines start torchrun -m apcnet train.
+        device: Train on this device.
+        workers: Load and augment images with this many processes per training process.
+        log_every: Log the losses every so many steps.
+        log: Log scores and pictures to TensorBoard, Weights & Biases or MLflow too, besides log.jsonl.
+        timeout: End the run if no process gets further for this many seconds, and name the one that hangs.
+    """
+    threads.use_one_for_tiny(config.model.backbone)
+    from apcnet.confusion import percent
+    from apcnet.training import train
+    from apcnet.training.folder import unused_folder
+
+    under_torchrun = "WORLD_SIZE" in os.environ
+    if new:
+        if gpus > 1 or under_torchrun:
+            raise ValueError("new: expected a single process; with several, name a new folder with --out")
+        out = unused_folder(out)
+    if gpus != 1 and not under_torchrun:
+        _start_processes(gpus, device)
+    scores = train(
+        config,
+        out,
+        device=device,
+        workers=threads.default_workers() if workers is None else workers,
+        log_every=log_every,
+        log_to=log,
+        timeout=timeout,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        table([("class", "IoU"), *((name, percent(iou)) for name, iou in scores["iou"].items())])
+        print(f"mIoU {percent(scores['miou'])}  mAcc {percent(scores['macc'])}  aAcc {percent(scores['aacc'])}")
+        print(f"model    {out / 'final.safetensors'}, best {out / 'best.safetensors'}")
+        print(f"report   {out / 'report.html'}")
+
+
+def evaluate(
+    weights: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    data: OmitArgPrefixes[Data],
+    protocol: OmitArgPrefixes[Protocol],
+    multi_scale: bool = False,
+    precision: Precision = "float32",
+    boundary: bool = False,
+    calibration: bool = False,
+    loss: bool = False,
+    out: Path | None = None,
+    predictions: Path | None = None,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Evaluate a model on a dataset: apcnet evaluate RUN|MODEL.safetensors [PRESET] [flags].
+
+    The dataset and the protocol are those of the run, or of the preset if one is given.
+
+    Args:
+        weights: Evaluate the model in this run folder or file.
+        data: Describes the dataset to evaluate on.
+        protocol: Describes how the model sees an image.
+        multi_scale: Average over six scales and their mirror images, as the published multi-scale test does.
+        precision: Run matrix products in this precision (autocast).
+        boundary: Also compute boundary IoU, that of the pixels near a class's boundary.
+        calibration: Also compute how far confidence and accuracy are apart (ECE).
+        loss: Also compute the cross entropy of the labelled pixels.
+        out: Write metrics.json, images.csv, confusion.npy and confusion.png to this folder.
+        predictions: Write the predicted labels to this folder, in the format of the benchmark's server.
+        device: Evaluate on this device.
+        workers: Load images with this many processes.
+    """
+    from apcnet.data.augment import TEST_RATIOS
+    from apcnet.distributed import process_group, rank
+    from apcnet.inference import submission
+    from apcnet.inference.evaluation import evaluate as evaluate_on
+    from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage
+    from apcnet.inference.results import Results
+    from apcnet.training.folder import model_file
+    from apcnet.training.start import open_data
+
+    if multi_scale:
+        protocol = dataclasses.replace(protocol, ratios=TEST_RATIOS, flip=True)
+    model = apcnet.load(model_file(weights))
+    dataset = open_data(data, data.val_split)
+    if out is not None:  # before hours of evaluation, not after them
+        make_folder(out, "out")
+    images = PerImage(dataset.classes)
+    edges = BoundaryIoU(len(dataset.classes)) if boundary else None
+    confidences, mean_loss = Calibration() if calibration else None, MeanLoss() if loss else None
+    with process_group(device) as place, progress_bar("evaluating") as progress:
+        matrix = evaluate_on(
+            model.to(place),
+            dataset,
+            protocol,
+            workers=threads.default_workers() if workers is None else workers,
+            precision=precision,
+            progress=progress,
+            submission=predictions and submission.writer(data.dataset, dataset, predictions),
+            images=images,
+            boundary=edges,
+            calibration=confidences,
+            loss=mean_loss,
+        )
+        if rank() != 0:
+            return
+    results = Results(dataset, matrix, images, edges, confidences, mean_loss)
+    table(results.rows())
+    print(results.totals())
+    print(f"{int(matrix.matrix.sum()):,} labelled pixels of {len(dataset):,} images, scores in per cent")
+    if out is not None:
+        results.save(out)
+
+
+def predict(
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE|FOLDER ...", help_behavior_hint="")]],
+    out: Path,
+    protocol: OmitArgPrefixes[Protocol],
+    overlay: Literal["jpg", "png", "none"] = "jpg",
+    confidence: bool = False,
+    precision: Precision = "float32",
+    device: Device = None,
+) -> None:
+    """Predict the labels of images of any format and size. The exit status is 1 if an image cannot be read.
+
+    Args:
+        model: Use the model in this file or run folder; with a run, images are treated as in its evaluation.
+        sources: Predict these images, and all images in these folders.
+        out: Write label maps and overlays to this folder.
+        protocol: Describes how the network sees an image.
+        overlay: Save overlays of image and labels in this format.
+        confidence: Save the probability of every pixel's label too, as grey levels.
+        precision: Run matrix products in this precision (autocast).
+        device: Predict on this device.
+    """
+    from apcnet.distributed import process_group
+    from apcnet.inference.prediction import predict_files
+    from apcnet.training.folder import model_file
+
+    with process_group(device) as place, progress_bar("predicting") as progress:
+        report = predict_files(
+            apcnet.load(model_file(model)).to(place),
+            sources,
+            out,
+            protocol,
+            precision=precision,
+            overlay=None if overlay == "none" else overlay,
+            confidence=confidence,
+            progress=progress,
+        )
+    print(f"{out}: {report.done} images")
+    for failure in report.failures:
+        print_error(failure)
+    if report.failures:
+        sys.exit(PROBLEMS_FOUND)
+
+
+def compare(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN ...", help_behavior_hint="")]],
+    out: Path = Path("compare.html"),
+) -> None:
+    """Write one page with the curves, scores and pictures of several runs.
+
+    Args:
+        runs: Show the runs in these folders.
+        out: Write the page to this file.
+    """
+    from apcnet.training import report
+
+    print(report.write(runs, out))
+
+
+def presets(containing: Positional[Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]] = "") -> None:
+    """List the presets of `apcnet train`, with published mIoU, memory, speed and their source.
+
+    Args:
+        containing: List only presets whose names contain this text.
+    """
+    print(table_of_presets(containing), end="")
+
+
+def info() -> None:
+    """Show which versions are installed, which native libraries are built, and which backend runs each operation."""
+    from apc_kernels.info import report
+
+    print(report())
+
+
+def convert(
+    source: Positional[Annotated[str, arg(metavar="FILE|URL|NAME")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT.safetensors")]],
+    align_corners: bool | None = None,
+    output_stride: Literal[8, 16, 32] | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Convert a checkpoint of mmsegmentation (0.x, 1.x) or sssegmentation to a model file.
+
+    The names and shapes of the weights determine the architecture. No code in the checkpoint is executed.
+
+    Args:
+        source: Convert this file, URL, or published mmsegmentation model.
+        out: Write the model to this file, NAME.safetensors.
+        align_corners: Align corners when resizing logits, as in training; needed if the checkpoint does not store it.
+        output_stride: Set the backbone's output stride; needed if the checkpoint does not store it.
+        folder: Keep downloads in this folder.
+    """
+    from apcnet.interop.convert import convert as convert_checkpoint
+
+    model = convert_checkpoint(
+        source, out, align_corners=align_corners, output_stride=output_stride, folder=folder, progress=show_download
+    )
+    assert model.architecture is not None  # every converted model has one
+    about = ", ".join(f"{name} {value}" for name, value in model.architecture.items())
+    print(f"{out}: {about}, {'with' if model.classes else 'without'} class names")
+
+
+def export(
+    model: Positional[Annotated[Path, arg(metavar="MODEL.safetensors")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    format: Literal["exportedprogram", "onnx"] | None = None,
+    size: tuple[int, int] = (512, 512),
+    dynamic: bool = True,
+    output: Literal["logits", "upsampled", "labels"] = "logits",
+    normalise: bool = False,
+) -> None:
+    """Export a model to a file that runs without this package, and compare the results of the two.
+
+    Args:
+        model: Export this model file, written by `apcnet convert`, `apcnet train` or model.save.
+        out: Write the exported model to this file, NAME.pt2 or NAME.onnx.
+        format: Write an ExportedProgram (.pt2) or ONNX (.onnx); by default the suffix of OUT decides.
+        size: Trace the model with an image of this height and width.
+        dynamic: Accept batches of images of any number and size; otherwise one image of the traced size.
+        output: Return logits at the model's resolution, or logits or labels at the image's size.
+        normalise: Accept uint8 RGB images and normalise them inside the model.
+    """
+    from apcnet.export import export as export_model
+
+    differences = export_model(
+        apcnet.load(model), out, format=format, size=size, dynamic=dynamic, output=output, normalise=normalise
+    )
+    compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
+    print(f"{out}: {output}, {f'off by {compared}' if compared else 'not compared'}")
+
+
+def _start_processes(gpus: int, device: str | None) -> None:
+    """Replaces this process by torchrun, which runs the same command in one process per GPU."""
+    import torch
+
+    available = torch.cuda.device_count()
+    if device == "cpu" or not 1 <= gpus <= available:
+        raise ValueError(
+            f"gpus: expected 1 or more of the {available} GPUs that PyTorch finds, got {gpus}; to train in several "
+            "processes on CPUs, type torchrun --nproc-per-node N -m apcnet train …"
+        )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+    os.execv(sys.executable, [sys.executable, *torchrun, "-m", "apcnet", *sys.argv[1:]])
