@@ -1,6 +1,7 @@
 """Tests encoders of timm and torchvision under every head: maps, training, weights, files and export."""
 
 import importlib
+import itertools
 import json
 import sys
 
@@ -30,6 +31,9 @@ ENCODERS = {  # families: strides for heads that read one map, and for those tha
     "vit_tiny_patch16_224": ([16] * 4, [4, 8, 16, 32]),  # maps of one stride
     "vit_small_patch16_dinov3": ([16] * 4, [4, 8, 16, 32]),
 }
+FAMILIES = [name for name in ENCODERS if name not in ("efficientnet_b0", "vit_tiny_patch16_224")]
+EXPORTED = [*itertools.product(FAMILIES, [head for head in HEADS if head != "fcn"])]
+EXPORTED += [("efficientnet_b0", "encnet"), ("resnet18d", "fcn")]
 LEAST = {"channels": 8}  # other options as the heads have them
 
 
@@ -347,10 +351,7 @@ def test_an_encoder_that_is_exported_for_one_size(timm, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime")
-@pytest.mark.parametrize("head", [head for head in HEADS if head != "fcn"])
-@pytest.mark.parametrize(
-    "encoder", [name for name in ENCODERS if name not in ("efficientnet_b0", "vit_tiny_patch16_224")]
-)
+@pytest.mark.parametrize(("encoder", "head"), EXPORTED)
 def test_an_onnx_file_takes_another_size(timm, tmp_path, encoder, head):
     size = (128, 160) if "swin" not in encoder else (320, 256)
     differences = export(created(head, encoder).eval(), tmp_path / "model.onnx", size=size)
