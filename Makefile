@@ -89,7 +89,7 @@ $(VENV)/torch: | needs
 # its own, from PyPI: it is installed alone, and so are those that ask for it.
 $(VENV)/peers: $(VENV)/installed
 	$(PIP) install -q --no-deps "timm>=1.0.31" "torchvision==0.28.*" "segmentation-models-pytorch>=0.5"
-	$(PIP) install -q huggingface_hub pyyaml "transformers>=5" "onnx>=1.16" "onnxscript>=0.5" "onnxruntime>=1.18"
+	$(PIP) install -q huggingface_hub pyyaml "transformers>=4.44" "onnx>=1.16" "onnxscript>=0.5" "onnxruntime>=1.18"
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)

@@ -9,7 +9,7 @@ Each family of operations declares which of these it has (Kernels). `auto` takes
 operations in TRITON_FIRST, Triton before CUDA) that can serve the given tensor. `APC_KERNELS_BACKEND=name`, or
 `with apc_kernels.backend("name"):`, forces one; a forced backend that cannot serve a call raises an error with the
 reason. Forcing a GPU backend does not affect operations that have kernels for CPUs alone: a data loader's images are on
-the CPU. No other file decides by the hardware.
+the CPU. Nor does forcing cpp affect those without kernels in C++. No other file decides by the hardware.
 """
 
 import contextlib
@@ -89,6 +89,7 @@ class Kernels:
 
     reference: ModuleType
     triton: Callable[[], ModuleType] | None = None  # imports the module: Triton is slow to import, and optional
+    cpp: bool = True
     cuda: bool = False
     dtypes: tuple[torch.dtype, ...] = FLOATS
 
@@ -105,16 +106,17 @@ class Kernels:
 
     def computes_in(self, backend: str) -> tuple[torch.dtype, ...]:
         """Returns the dtypes that a backend computes in: none without kernels there, and no float64 on GPUs."""
-        if backend in ("reference", "cpp"):
+        if backend == "reference" or (backend == "cpp" and self.cpp):
             return self.dtypes
-        has = self.cuda if backend == "cuda" else self.triton is not None
+        has = self.cuda if backend == "cuda" else backend == "triton" and self.triton is not None
         return tuple(dtype for dtype in self.dtypes if has and dtype != torch.float64)
 
     def select(self, operation: str, x: torch.Tensor, limits: Mapping[str, str] = NO_LIMITS) -> str:
         """Returns the backend that serves an operation on a tensor like x; `limits` holds reasons why some cannot."""
         _, forced = _requested[-1]
         device, dtype = x.device.type, x.dtype
-        if forced in ("reference", "cpp") or (forced in ("triton", "cuda") and (self.triton or self.cuda)):
+        on_gpu = forced in ("triton", "cuda") and (self.triton or self.cuda)
+        if forced == "reference" or (forced == "cpp" and self.cpp) or on_gpu:
             if reason := limits.get(forced) or self.why_not(forced, operation, device, dtype):
                 raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
             return forced

@@ -9,7 +9,7 @@ import torch
 
 import apc_kernels
 from apc_kernels import library
-from apc_kernels.ops import affinities, augment, conv3x3, pyramid_pool, upsample
+from apc_kernels.ops import affinities, augment, conv3x3, encode, pyramid_pool, upsample
 
 SERVED_BY = {  # each public operation: its own kernels, or the operations it is composed of
     "adaptive_context": affinities.KERNELS,
@@ -18,7 +18,7 @@ SERVED_BY = {  # each public operation: its own kernels, or the operations it is
     "augment": augment.KERNELS,
     "conv1x1": conv3x3.KERNELS,
     "conv3x3": conv3x3.KERNELS,
-    "encode": "PyTorch's matrix products",
+    "encode": encode.KERNELS,
     "pyramid_conv": "PyTorch's matrix products",
     "pyramid_pool": pyramid_pool.KERNELS,
     "upsample_argmax": upsample.KERNELS,

@@ -62,8 +62,8 @@ def check(
         from apcnet.training.start import open_data
 
         config = recipe_for(name, preset)
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root, labels=labels))
-        draw.save(sheet(config, open_data(config.data, config.data.split)), pictures)
+        data = dataclasses.replace(config.data, dataset=name, root=root, labels=labels)
+        draw.save(sheet(dataclasses.replace(config, data=data), open_data(data, data.split)), pictures)
         print(f"pictures {pictures}")
 
 

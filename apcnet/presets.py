@@ -202,11 +202,11 @@ def preset(name: str) -> Config:
 
 
 def recipe_for(dataset: str, name: str | None = None) -> Config:
-    """Returns the config of a preset for a dataset: of the named one, or of the first one that there is."""
+    """Returns the config of a preset for a dataset: the named one, or the first one; `folder` serves for any data."""
     if name is None:
-        name = next(known for known in names() if preset(known).data.dataset == dataset)
+        name = next((known for known in names() if preset(known).data.dataset == dataset), "folder")
     config = preset(name)
-    if config.data.dataset != dataset:
+    if name != "folder" and config.data.dataset != dataset:
         raise ValueError(f"preset: expected one for {dataset}, got {name}, which is for {config.data.dataset}")
     return config
 

@@ -27,9 +27,8 @@ HEADLINES = {
     ("upsample_cross_entropy", "forward+backward"): "loss of 150 classes at full size",
     ("upsample_argmax", ""): "labels at full size",
     ("model", "apcnet, inference"): "whole APCNet-R50, inference",
+    ("engines", "pspnet, logits"): "whole PSPNet-R50, prepared, logits",
     ("model", "pspnet, training step"): "whole PSPNet-R50, training step",
-    ("engines", "apcnet, logits"): "prepared APCNet-R50, logits",
-    ("engines", "pspnet, labels"): "prepared PSPNet-R50, labels",
 }
 CAPTIONS = {
     "speed-up": "Speed relative to the other side, with quartiles; for each operation the row that a goal names",

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("images", nargs="?", help="Predict all images in this folder and its sub-folders.")
     parser.add_argument("--model", type=Path, help="Use this model file, best.safetensors of a run say.")
     parser.add_argument("--out", type=Path, default=Path("seen"), help="Write label maps here.")
-    parser.add_argument("--actors", type=int, default=2, help="Predict with this many actors.")
+    parser.add_argument("--actors", type=int, default=2, help="Predict with up to this many actors.")
     parser.add_argument("--gpus", type=float, default=0, help="Give each actor this many GPUs.")
     parser.add_argument("--steps", type=int, default=300, help="Train the small model for this many steps.")
     args = parser.parse_args()
@@ -32,22 +32,27 @@ def main() -> None:
     if args.images is None:
         args.images, args.model = str(scenes(args.out / "scenes")), small_model(args.out / "model", args.steps)
 
-    files = ray.data.read_binary_files(args.images, include_paths=True)
+    folder = args.images if "://" in args.images else str(Path(args.images).resolve())
+    place = folder.partition("://")[2] or folder  # as it stands in the rows
+    files = ray.data.read_binary_files(folder, include_paths=True)
     predicted = files.map_batches(
         apcnet.Predictor,  # loaded once by each actor
         fn_constructor_args=[args.model.resolve()],
         batch_size=16,
-        concurrency=args.actors,
+        concurrency=(1, args.actors),  # a machine of few cores needs one to read
         num_gpus=args.gpus,
     )
-    failed = 0
+    done = failed = 0
     for row in predicted.select_columns(["path", "labels", "error"]).iter_rows():
         if row["error"]:
             failed += 1
             print(f"{row['path']}: {row['error']}")
         else:
-            (args.out / f"{Path(row['path']).stem}.png").write_bytes(row["labels"])
-    print(f"{args.out}: {predicted.count() - failed} images, {failed} failed")
+            done += 1
+            out = (args.out / row["path"].partition(place)[2].lstrip("/")).with_suffix(".png")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(row["labels"])
+    print(f"{args.out}: {done} images, {failed} failed")
 
 
 def scenes(folder: Path) -> Path:

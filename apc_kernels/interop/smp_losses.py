@@ -31,7 +31,8 @@ def methods(plain: type) -> dict[str, Callable[..., Any]]:
 
     @functools.wraps(plain.forward)
     def forward(self: Any, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        loss = compute(self, y_pred, y_true) if isinstance(y_pred, UpsampledLogits) else None
+        fits = isinstance(y_pred, UpsampledLogits) and y_pred.is_untouched()
+        loss = compute(self, y_pred, y_true) if fits else None
         return plain.forward(self, y_pred, y_true) if loss is None else loss
 
     return {"forward": forward}

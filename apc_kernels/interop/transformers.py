@@ -28,7 +28,7 @@ def accelerate(model: Any) -> Report:
     if not isinstance(model, nn.Module):
         _accelerate_processor(model, report)
         return report
-    base = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
     noted: list[str] = []
     for name, module in model.named_modules():
         plain = plain_class(type(module))

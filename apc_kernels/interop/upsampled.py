@@ -5,6 +5,7 @@ F.cross_entropy and argmax run on the logits before upsampling. Everything else 
 values, which F.interpolate then computes as it would have done before.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -56,12 +57,13 @@ class UpsampledLogits(Tensor):
     Attributes:
         source: The logits before upsampling, (B, K, h, w).
         align_corners: How they are upsampled, as in `torch.nn.functional.interpolate`.
-        is_image: Whether this is one image, (K, H, W), of a batch of one.
+        is_image: Whether this is one image, (K, H, W).
     """
 
     source: Tensor
     align_corners: bool
     is_image: bool
+    _batch: "tuple[UpsampledLogits, int] | None"  # what an image is a view of
     _differentiable: bool
     _values: Tensor | None
 
@@ -72,15 +74,33 @@ class UpsampledLogits(Tensor):
         shape = (*source.shape[is_image:2], *size)
         self = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=source.device)
         self.source, self.align_corners, self.is_image = source, align_corners, is_image
-        self._differentiable, self._values = False, None
+        self._batch, self._differentiable, self._values = None, False, None
         return self
 
     def values(self) -> Tensor:
         """Returns the upsampled logits, as F.interpolate would have computed them where they were deferred."""
         if self._values is None:
             with torch.inference_mode(False), torch.set_grad_enabled(self._differentiable):
-                self._values = self._interpolated()
+                batch = self._batch
+                self._values = self._interpolated() if batch is None else batch[0].values()[batch[1]]
         return self._values
+
+    def is_untouched(self) -> bool:
+        """Tells whether the values are still those of the source: neither written to, nor watched by a hook."""
+        if self._batch is not None and not self._batch[0].is_untouched():
+            return False
+        values = self._values
+        if values is None:
+            return True
+        watched = values._backward_hooks or values.retains_grad
+        return not watched and values._version == 0 and values.requires_grad == self._requires_grad()
+
+    def _requires_grad(self) -> bool:
+        return self._differentiable and self.source.requires_grad
+
+    def _read(self) -> Tensor:
+        """Returns the values for a kernel, below autograd."""
+        return self._interpolated() if self._values is None else self._values
 
     def _interpolated(self) -> Tensor:
         autocast = torch.is_autocast_enabled(self.device.type)
@@ -96,7 +116,7 @@ class UpsampledLogits(Tensor):
         kwargs = kwargs or {}
         if func in _DESCRIPTIONS:
             return super().__torch_function__(func, types, args, kwargs)
-        if func in _FUSED:
+        if func in _FUSED and all(x.is_untouched() for x in args if isinstance(x, UpsampledLogits)):
             result = _FUSED[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -108,7 +128,7 @@ class UpsampledLogits(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Whatever reads a tensor without a call of PyTorch's functions ends here, such as an autograd.Function in DDP.
-        args, kwargs = tree_map_only(UpsampledLogits, UpsampledLogits._interpolated, (args, kwargs or {}))
+        args, kwargs = tree_map_only(UpsampledLogits, UpsampledLogits._read, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
@@ -118,27 +138,29 @@ def upsampled(source: Tensor, size: Size, align_corners: bool, is_image: bool = 
     pixel = F.interpolate(source.detach()[:1, :1, :1, :1], (1, 1), mode="bilinear", align_corners=align_corners)
     logits = _Upsampling.apply(source, size, align_corners, is_image, pixel.dtype)
     logits._differentiable = torch.is_grad_enabled()
+    if logits.grad_fn is not None:
+        logits.grad_fn.logits = weakref.ref(logits)
     return logits
 
 
 class _Upsampling(torch.autograd.Function):
-    """Makes UpsampledLogits a part of the graph; forward computes nothing."""
+    """Makes UpsampledLogits a part of the graph, for an autograd.Function that reads them; forward computes nothing."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, size: Size, align_corners: bool, is_image: bool, dtype: torch.dtype) -> Any:
-        ctx.source, ctx.size, ctx.align_corners, ctx.is_image = (
-            (source.shape, source.dtype),
-            size,
-            align_corners,
-            is_image,
-        )
+        ctx.source, ctx.settings = (source.shape, source.dtype), (size, align_corners, is_image)
         return UpsampledLogits(source, size, align_corners, is_image, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        shape, dtype = ctx.source
-        grad = grad[None] if ctx.is_image else grad
-        through = torch.ops.aten.upsample_bilinear2d_backward(grad, ctx.size, shape, ctx.align_corners)
+        logits = ctx.logits()
+        if logits is not None and not logits.is_untouched():
+            raise RuntimeError(
+                "UpsampledLogits were written to, or have hooks: give an autograd.Function their clone()"
+            )
+        (shape, dtype), (size, align_corners, is_image) = ctx.source, ctx.settings
+        grad = grad[None] if is_image else grad
+        through = torch.ops.aten.upsample_bilinear2d_backward(grad, size, shape, align_corners)
         return through.to(dtype), None, None, None, None
 
 
@@ -206,11 +228,13 @@ def _argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
 
 
 def _getitem(input: Any, index: Any) -> Any:
-    """Returns one image of a batch, as UpsampledLogits."""
+    """Returns one image of a batch, as UpsampledLogits: a view, as in PyTorch."""
     if not isinstance(index, int) or input.is_image or not -input.shape[0] <= index < input.shape[0]:
         return NotImplemented
     index %= input.shape[0]
-    return upsampled(input.source[index : index + 1], tuple(input.shape[2:]), input.align_corners, is_image=True)
+    image = upsampled(input.source[index : index + 1], tuple(input.shape[2:]), input.align_corners, is_image=True)
+    image._batch = input, index
+    return image
 
 
 _FUSED: dict[Any, Callable[..., Any]] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from apc_kernels.dispatch import FLOATS
@@ -50,8 +51,10 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def runs_at_once(*tensors: Tensor | None) -> bool:
-    """Tells whether a call on these tensors computes now and for itself: no graph, gradient or transform has it."""
+    """Tells whether a call on these tensors only computes: it is not traced, differentiated or transformed."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+        return False
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
         return False
     given = [tensor for tensor in tensors if tensor is not None]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):

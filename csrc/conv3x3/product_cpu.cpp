@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 512;  // of depth: long sums are taken in parts, and what a unit reads stays in the caches
+constexpr int64_t CHUNK = 256;  // of depth: with longer sums in one piece rounding errors would grow
 
 inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 // The smallest size by which `count` is cut into the same number of parts.

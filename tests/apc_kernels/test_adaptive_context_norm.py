@@ -132,6 +132,15 @@ def test_evaluation_without_gradients_is_the_composition(case, guided, device, b
         torch.testing.assert_close(actual, expected, rtol=2e-6 if dtype == torch.float32 else 1e-11, atol=1e-6)
 
 
+def test_evaluation_in_forward_mode_is_not_silent():
+    """Kernels know nothing of tangents: the composition serves, whose operator refuses them."""
+    t = draw_norm(ODD)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(t["x"], torch.ones_like(t["x"]))
+        with pytest.raises(NotImplementedError, match="adaptive_context has no forward-mode derivative"):
+            ours(t | {"x": dual}, ODD.scales, training=False)
+
+
 @pytest.mark.parametrize("backend", CPU)
 def test_gradcheck(backend):
     case = ContextCase(2, 2, (3, 4), (2, 1))

@@ -48,6 +48,18 @@ def test_triton_for_amd():
     assert all(kernel["shared"] <= 64 * 1024 for kernel in compiled_triton("gfx942"))
 
 
+def test_triton_compiles_a_kernel_a_few_times_for_all_sizes():
+    """Every variant stops a training at a new size for seconds."""
+    pytest.importorskip("triton", reason="needs triton")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    count = [sys.executable, ROOT / "tests" / "support" / "triton_variants.py", "2000"]
+    run = subprocess.run(count, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    variants = json.loads(run.stdout)
+    assert len(variants) >= 17 and max(variants.values()) <= 2, variants
+    assert sum(variants.values()) <= 40
+
+
 def test_triton_reads_the_map_in_16_bytes():
     """The map of an aligned channels_last case is read and written in vectors of 128 bits."""
     pytest.importorskip("triton", reason="needs triton")

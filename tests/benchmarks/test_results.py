@@ -307,9 +307,12 @@ def test_headlines(reported):
 
 
 def test_all_headlines_are_measured():
-    assert len(report.HEADLINES) <= 6
+    assert len(report.HEADLINES) <= 7
     for file in report.RESULTS.glob("*.json"):
-        assert set(report.HEADLINES) <= set(rows.groups(rows.read(file)["rows"])), file.name
+        measured = rows.read(file)
+        on_cpu = "sm_" not in measured["machine"]["name"]
+        wanted = {key for key in report.HEADLINES if on_cpu or key[0] != "engines"}  # those run on CPUs alone
+        assert wanted <= set(rows.groups(measured["rows"])), file.name
 
 
 def test_a_page_has_its_marks_once(tmp_path):

@@ -107,24 +107,25 @@ Form store() {
           -1};
 }
 
-template <typename T>
+// atom returns what it found, in its first operand; red does not.
+template <typename T, bool returns>
 Form atomic_add() {
   return {Kind::memory,
           [](Warp& warp, const Instruction& instruction, uint32_t mask) {
-            const uint64_t* base = warp.read(instruction.operands[1]);
+            const uint64_t* base = warp.read(instruction.operands[returns]);
             for_lanes(mask, [&](unsigned lane) {
               const uint64_t address = base[lane] + static_cast<uint64_t>(instruction.offset);
-              const T by = value_of<T>(warp.read(instruction.operands[2])[lane]);
+              const T by = value_of<T>(warp.read(instruction.operands[returns + 1])[lane]);
               T old{};
               if (uint8_t* at = warp.block->machine->global(warp, lane, address, sizeof(T), nullptr, true, ~0ull)) {
                 std::memcpy(&old, at, sizeof(T));
                 const T sum = old + by;
                 std::memcpy(at, &sum, sizeof(T));
               }
-              warp.write(instruction.operands[0])[lane] = bits_of(old);
+              if constexpr (returns) warp.write(instruction.operands[0])[lane] = bits_of(old);
             });
           },
-          3};
+          returns + 2};
 }
 
 void copy_async(Warp& warp, const Instruction& instruction, uint32_t mask) {
@@ -263,8 +264,11 @@ void add_memory(Forms& forms) {
   add_space<Space::shared>(forms, ".shared"), add_space<Space::shared>(forms, ".shared::cta");
   add_space<Space::parameters>(forms, ".param");
   for (const char* order : {".gpu.relaxed", ".gpu.acq_rel", ""}) {
-    const std::string atom = "atom.global" + std::string(order) + ".add.";
-    forms[atom + "u64"] = atomic_add<uint64_t>(), forms[atom + "u32"] = atomic_add<uint32_t>();
+    const std::string add = ".global" + std::string(order) + ".add.";
+    forms["atom" + add + "u64"] = atomic_add<uint64_t, true>(),
+                         forms["red" + add + "u64"] = atomic_add<uint64_t, false>();
+    forms["atom" + add + "u32"] = atomic_add<uint32_t, true>(),
+                         forms["red" + add + "u32"] = atomic_add<uint32_t, false>();
   }
   forms["cp.async.ca.shared.global"] = forms["cp.async.cg.shared.global"] = {Kind::memory, copy_async, -1};
   forms["cp.async.commit_group"] = {Kind::memory,

@@ -379,7 +379,8 @@ class Parser {
 
   void decode_memory(const std::string& opcode, Instruction& instruction) {
     const bool load = opcode.compare(0, 3, "ld.") == 0;
-    if (!load && opcode.compare(0, 3, "st.") != 0 && opcode.compare(0, 5, "atom.") != 0) return;
+    const auto is = [&](const char* name) { return opcode.rfind(name, 0) == 0; };
+    if (!load && !is("st.") && !is("atom.") && !is("red.")) return;
     instruction.width = bytes_of_type(opcode.substr(opcode.rfind('.')));
     const size_t vector = opcode.find(".v");
     if (vector != std::string::npos) instruction.count = static_cast<uint32_t>(opcode[vector + 2] - '0');

@@ -43,6 +43,8 @@ OUTPUTS = {
     "guide_sums_kernel": {"through", "sums", "grad_weight", "grad_gamma", "grad_beta"},
     "guide_gradients_kernel": {"grad_guide"},
     "constant_kernel": {"constant"},
+    "encode_kernel": {"distances", "weights", "sums", "counts"},
+    "residuals_kernel": {"result", "sums", "counts", "of_scale"},
     "cross_entropy_kernel": {"normalizer", "losses", "sums"},
     "argmax_kernel": {"labels"},
     "softmax_kernel": {"out"},
@@ -65,7 +67,7 @@ HARMLESS = {
 
 MODULES = ("pyramid_pool.triton", "affinities.triton", "affinities.triton_backward", "affinities.triton_moments")
 MODULES += ("affinities.triton_phases", "affinities.triton_phases_backward")
-MODULES += ("upsample.triton", "upsample.triton_backward", "upsample.triton_regions")
+MODULES += ("encode.triton", "upsample.triton", "upsample.triton_backward", "upsample.triton_regions")
 
 
 def serve(monkeypatch, arch: int, **options) -> None:

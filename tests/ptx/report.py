@@ -32,7 +32,7 @@ ISSUED_PER_SECOND = 132 * 4 * 1.8e9  # multiprocessors, schedulers of each, cloc
 BYTES_PER_SECOND = 4.1e12  # of measured copies
 KINDS = {
     "products": ("mma.", "wgmma.mma"),
-    "memory": ("ld.global", "st.global", "atom.", "cp.async.ca", "cp.async.cg"),
+    "memory": ("ld.global", "st.global", "atom.", "red.", "cp.async.ca", "cp.async.cg"),
     "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix"),
     "float": ("add.f", "sub.f", "mul.f", "fma.", "div.", "ex2.", "rcp.", "max.f", "min.f", "cvt."),
     "shuffles": ("shfl.", "redux."),

@@ -404,7 +404,20 @@ def test_form(form):
 
 def test_every_form_is_tested():
     """Here, or with the memory, the barriers and the products that they are about (the other files of this folder)."""
-    elsewhere = ("ld.", "st.", "atom.", "cp.async", "ldmatrix", "stmatrix", "shfl", "redux", "vote", "mma", "wgmma")
+    elsewhere = (
+        "ld.",
+        "st.",
+        "atom.",
+        "red.",
+        "cp.async",
+        "ldmatrix",
+        "stmatrix",
+        "shfl",
+        "redux",
+        "vote",
+        "mma",
+        "wgmma",
+    )
     elsewhere += ("bra", "ret", "exit", "bar.", "fence", "mov.b32.", "mov.b64.")
     left = [form for form in ptx.machine().known_forms() if form not in FORMS and not form.startswith(elsewhere)]
     assert not left

@@ -14,6 +14,7 @@ SPACES = ("", ".global", ".shared", ".shared::cta", ".param")  # the first is ge
 LOADS = [f"ld{s}{v}.{t}" for s in SPACES for v in VECTORS for t in TYPES]
 STORES = [form.replace("ld.", "st.", 1) for form in LOADS if "param" not in form]
 ATOMICS = [f"atom.global{order}.add.{t}" for order in ("", ".gpu.relaxed", ".gpu.acq_rel") for t in ("u32", "u64")]
+ADDITIONS = [form.replace("atom", "red") for form in ATOMICS]
 SHUFFLES = [f"shfl.sync.{mode}.b32{p}" for mode in ("up", "down", "bfly", "idx") for p in ("", "|p")]
 REDUCTIONS = [f"redux.sync.{name}.{t}" for name in ("add", "min", "max") for t in ("s32", "u32")]
 SHAPES = [f"sync.aligned.m8n8.x{n}{transposed}.shared.b16" for n in (1, 2, 4) for transposed in ("", ".trans")]
@@ -107,6 +108,16 @@ def test_atomics(form):
     order = sorted(range(96), key=lambda i: before[i].item())
     sums = np.cumsum([7] + [i + 1 for i in order])
     assert [before[i].item() for i in order] == sums[:-1].tolist()
+
+
+@pytest.mark.parametrize("form", ADDITIONS)
+def test_atomics_without_a_result(form):
+    size = 64 if form.endswith("64") else 32
+    number = {32: "%r7", 64: "%d7"}[size]
+    lines = [LANE[0], LANE[2], "add.u32 %r7, %r0, 1;", "cvt.u64.u32 %d7, %r7;", f"{form} [%d0], {number};"]
+    total = torch.full((1,), 7, dtype=torch.int64 if size == 64 else torch.int32)
+    launch(kernel("add", lines), [total], 96)
+    assert total.item() == 7 + sum(range(97))
 
 
 def source_lane(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
@@ -227,7 +238,7 @@ def test_packing(form):
 
 
 def test_every_form_of_these_is_tested():
-    tested = {*LOADS, *STORES, *ATOMICS, *SHUFFLES, *REDUCTIONS, *PACKINGS}
+    tested = {*LOADS, *STORES, *ATOMICS, *ADDITIONS, *SHUFFLES, *REDUCTIONS, *PACKINGS}
     tested |= {f"{name}.{shape}" for name in ("ldmatrix", "stmatrix") for shape in SHAPES}
-    starts = ("ld", "st", "atom", "shfl", "redux", "mov.b32.", "mov.b64.")
+    starts = ("ld", "st", "atom", "shfl", "red", "mov.b32.", "mov.b64.")
     assert tested == {form for form in ptx.machine().known_forms() if form.startswith(starts)}

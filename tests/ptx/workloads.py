@@ -9,6 +9,7 @@ from collections.abc import Callable
 import stock
 import torch
 from cases import ContextCase, MapCase, draw, draw_context
+from head_cases import CodeCase, draw_code
 from phase_cases import run as run_phases
 from torch import Tensor
 from upsample_cases import UpsampleCase, draw_upsample
@@ -19,6 +20,7 @@ from apc_kernels.ops.affinities.norm import PHASES
 
 MAP = MapCase((2, 72, 13, 70), (1, 2, 3, 6))
 CONTEXT = ContextCase(2, 40, (9, 17), (3, 6, 1))
+CODE = CodeCase(2, 40, (9, 17), 5)
 UPSAMPLE = UpsampleCase(2, 37, (5, 20), (11, 75))
 
 
@@ -97,6 +99,17 @@ def norms(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     return [triple for name in ours for triple in triples(ours[name], exact[name], own[name])]
 
 
+def encoding(layout: Callable, dtype: torch.dtype) -> list[tuple]:
+    t = draw_code(CODE, layout, dtype)
+    wide = {name: tensor.double() for name, tensor in t.items()}
+
+    def both(function, t):
+        encoded, backward = gradients(function, [t[name] for name in ("x", "codewords", "scale")])
+        return encoded.detach(), *backward(t["grad"])
+
+    return triples(both(apc_kernels.encode, t), both(stock.encode, wide), both(stock.encode, t))
+
+
 def losses(layout: Callable, dtype: torch.dtype) -> list[tuple]:
     t = draw_upsample(UPSAMPLE, layout, dtype)
     results = []
@@ -166,8 +179,10 @@ def triples(*results) -> list[tuple]:
     return list(zip(*results, strict=True))
 
 
-def letters(case: MapCase | ContextCase | UpsampleCase) -> dict[str, int]:
+def letters(case: MapCase | ContextCase | CodeCase | UpsampleCase) -> dict[str, int]:
     """Returns a case's sizes by the letters of the formulas that kernels state."""
+    if isinstance(case, CodeCase):
+        return {"B": case.batch, "C": case.channels, "N": case.size[0] * case.size[1], "K": case.codewords}
     if isinstance(case, UpsampleCase):
         return {"B": case.batch, "K": case.classes, "M": case.size[0] * case.size[1]}
     if isinstance(case, MapCase):
@@ -178,6 +193,6 @@ def letters(case: MapCase | ContextCase | UpsampleCase) -> dict[str, int]:
     return {"B": batch, "C": channels, "N": size[0] * size[1], **powers}
 
 
-CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, norms: CONTEXT}
+CASES = {pooling: MAP, context: CONTEXT, moments: CONTEXT, norms: CONTEXT, encoding: CODE}
 CASES |= {losses: UPSAMPLE, regions: UPSAMPLE, predictions: UPSAMPLE}
 WORKLOADS = list(CASES)

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 FAULTS = ("drop", "delay", "truncate", "corrupt", "unavailable")
-DELAY = 0.3  # seconds
+DELAY = 1.0  # seconds
 
 
 class Server(ThreadingHTTPServer):

@@ -9,7 +9,13 @@ TRANSFORMER |= {"image_size": 64, "patch_size": 16, "hidden_dropout_prob": 0.0, 
 STAGES = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}
 NO_DROPOUT = {"classifier_dropout_prob": 0.0}
 CONFIGS = {
-    "Segformer": {**STAGES, "decoder_hidden_size": 16, "drop_path_rate": 0.0, **NO_DROPOUT},
+    "Segformer": {
+        **STAGES,
+        "num_attention_heads": [1, 2, 2, 4],
+        "decoder_hidden_size": 16,
+        "drop_path_rate": 0.0,
+        **NO_DROPOUT,
+    },
     "DPT": {
         **TRANSFORMER,
         "backbone_out_indices": [0, 1, 2, 3],

@@ -22,6 +22,7 @@ from apc_kernels.ops.affinities import triton_backward as contexts_backward
 from apc_kernels.ops.affinities import triton_moments as moments_kernels
 from apc_kernels.ops.affinities import triton_phases as phases_kernels
 from apc_kernels.ops.affinities import triton_phases_backward as phases_backward
+from apc_kernels.ops.encode import triton as encode_kernels
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
@@ -197,7 +198,20 @@ def upsample() -> Iterator[tuple[str, list]]:
             yield f"masks {name}", list(region_launches(logits, masks, None, True, align_corners))
 
 
-FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "upsample": upsample}
+def encode() -> Iterator[tuple[str, list]]:
+    for shape, words in (((8, 512, 64, 64), 32), ((2, 19, 65, 97), 64)):
+        codewords, scale, grad = (
+            meta(*size, dtype=torch.float32) for size in ((words, shape[1]), (words,), (shape[0], words, shape[1]))
+        )
+        weights = meta(shape[0], words, shape[2] * shape[3], dtype=torch.float32)
+        for dtype in DTYPES:
+            x = meta(*shape, dtype=dtype, channels_last=True)
+            name = f"{'x'.join(map(str, shape))} {str(dtype)[6:]}"
+            yield name, encode_kernels.encode_launches(x, codewords, scale, weights, weights)
+            yield name, encode_kernels.encode_backward_launches(grad, x, codewords, scale, weights, weights, x)
+
+
+FAMILIES = {"pyramid_pool": pyramid_pool, "affinities": affinities, "encode": encode, "upsample": upsample}
 
 
 def source(kernel, arguments: dict) -> ASTSource:

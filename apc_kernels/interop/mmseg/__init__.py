@@ -11,9 +11,9 @@ def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
     """Speeds up a live mmsegmentation model in place, with the same outputs, losses, gradients and statistics.
 
     APCHead, PSPHead, EncHead and its parts, FCNHead, FPNHead and UPerHead get a class that runs on apc_kernels, if
-    their layers allow it. Other modules stay as they are. Parameters, buffers, their names, the names of losses,
-    deepcopy and pickle are unchanged (reading such a pickle needs this package). Later changes to the model, such as a
-    hook or a replaced layer, take effect: every call checks for them.
+    their layers allow it, and so do the convolutions of backbone and neck. Other modules stay as they are. Parameters,
+    buffers, their names, the names of losses, deepcopy and pickle are unchanged (reading such a pickle needs this
+    package). Later changes to the model, such as a hook or a replaced layer, take effect: every call checks for them.
 
     The function can be called again; the last call sets labels_only.
 
@@ -67,11 +67,21 @@ def accelerate(model: nn.Module, *, labels_only: bool = False) -> Report:
             report.left[name or "model"] = f"{plain.__name__} has no fused version"
         if isinstance(module, BaseSegmentor):
             for part in ("backbone", "neck"):
-                if hasattr(module, part):
-                    report.left[_place(name, part)] = "only heads and their losses are fused"
+                convolutions = _convolutions(getattr(module, part, None), fused.FusedConvolution)
+                for convolution in convolutions:
+                    convolution.__class__ = fused.FusedConvolution
+                if convolutions:
+                    report.swapped[_place(name, part)] = f"FusedConvolution, {len(convolutions)} times"
+                elif hasattr(module, part):
+                    report.left[_place(name, part)] = "it has no plain convolutions"
     if not (report.swapped or report.left):
         raise ValueError(f"model: expected an mmsegmentation model, got {type(model).__name__}")
     return report
+
+
+def _convolutions(part: nn.Module | None, fused: type[nn.Module]) -> list[nn.Module]:
+    """Returns the convolutions of a part whose forward is PyTorch's, or was replaced before."""
+    return [m for m in part.modules() if type(m) in (nn.Conv2d, fused)] if part is not None else []
 
 
 def _place(name: str, part: str) -> str:

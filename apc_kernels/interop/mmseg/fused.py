@@ -153,6 +153,25 @@ class LabelsOnlyEncoderDecoder(EncoderDecoder):
         return data_samples
 
 
+class FusedConvolution(nn.Conv2d):
+    """Convolves by the operations of apc_kernels if its stride is 1 and the map keeps its size.
+
+    Maps on a CPU become channels_last at the first wide convolution, and stay so: every layer is faster then.
+    """
+
+    def forward(self, input):
+        x = input
+        if x.device.type == "cpu" and x.dtype == torch.float32 and self.out_channels >= 32:
+            x = x.contiguous(memory_format=torch.channels_last)
+        around = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        plain = self.groups == 1 and self.bias is None and self.stride == (1, 1) and self.padding_mode == "zeros"
+        if not plain or self.padding != around or self.dilation[0] != self.dilation[1]:
+            return super().forward(x)
+        if self.kernel_size == (3, 3):
+            return apc_kernels.conv3x3(x, self.weight, dilation=self.dilation[0])
+        return apc_kernels.conv1x1(x, self.weight) if self.kernel_size == (1, 1) else super().forward(x)
+
+
 CLASSES = {
     APCHead: FusedAPCHead,
     PSPHead: FusedPSPHead,
@@ -219,10 +238,18 @@ def _batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
 def _convolved(module: ConvModule, maps: list[Tensor]) -> Tensor:
     """Computes module(torch.cat(maps, 1)), with one convolution for each map."""
     conv = module.conv
+    if conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == conv.dilation and _is_wide(conv, maps):
+        return module.activate(module.norm(apc_kernels.conv3x3(maps, conv.weight, dilation=conv.dilation[0])))
     settings = (conv.stride, conv.padding, conv.dilation)
     # Without gradients torch.compile miscounts the arguments of the node's forward, so the function is called directly.
     convolve = _ConvolutionOfParts.apply if torch.is_grad_enabled() else _convolution_of_parts
     return module.activate(module.norm(convolve(conv.weight, settings, *maps)))
+
+
+def _is_wide(conv: nn.Conv2d, maps: list[Tensor]) -> bool:
+    """Tells whether maps are on a CPU in float32, and wide enough for conv3x3's tiles."""
+    x = maps[0]
+    return x.device.type == "cpu" and x.dtype == torch.float32 and min(conv.out_channels, conv.in_channels) >= 128
 
 
 def _convolution_of_parts(weight: Tensor, settings: tuple, *maps: Tensor) -> Tensor:

@@ -371,7 +371,7 @@ def _compute_gradients(
     phase("product_norm_gradients", (*products, sums, gamma, eps, *others), results)
 
     constant, grad_weight_of_guide, of_guide = None, None, []
-    if guide is not None:
+    if guide is not None and guide_gamma is not None and guide_beta is not None:
         features = (given.features, given.guide_statistics)
         empty = [torch.empty_like(t) for t in (given.features, given.guide_statistics, weight, guide_gamma, guide_beta)]
         normalised = (*features, guide_gamma, guide_beta, guide_eps)

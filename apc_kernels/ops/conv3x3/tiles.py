@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 CHANNELS, PANEL = 512, 32  # channels of a block, columns of a panel of the right side of a product
+RETURNED = 40 << 20  # bytes; from 32 MiB on the C library maps an allocation by itself
 NUMBERS = 1 << 23  # of transformed maps in a block: 32 MiB in float32, which the third-level cache may hold
 APART = 16  # padding of rows and planes: those a power of two apart share a few places of the cache
 
@@ -88,7 +89,7 @@ def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int) -> T
     grid, results, sources = _grid(grad, dilation, 2), _parts([grad]), _parts(maps)
     widest = [max(part.channels for part in parts) for parts in (results, sources)]
     blocks = list(grid.blocks(sum(map(_padded, widest))))
-    of_results, of_sources, of_products = _buffers(
+    of_results, of_sources, of_products = _returned(
         grad, *(_size(grid, blocks[0], channels) for channels in widest), grid.planes * _size_of_rows(*widest)
     )
     for result in results:
@@ -116,13 +117,16 @@ class _Transforms:
     """Transforms a weight block by block."""
 
     def __init__(self, weight: Tensor, side: int, backwards: bool):
-        self.weight, self.side, self.backwards, self.buffer = weight, side, backwards, weight.new_empty(0)
+        self.weight, self.side, self.backwards = weight, side, backwards
+        self.buffer: Tensor
+
+    def size(self, source: int, target: int) -> int:
+        """Returns the number of elements in the largest block, between so many channels."""
+        return (self.side + 2) ** 2 * source * -(-target // PANEL) * PANEL
 
     def __call__(self, source: Part, target: Part) -> Tensor:
         outputs, inputs = (source, target) if self.backwards else (target, source)
         shape = (self.side + 2) ** 2, -(-target.channels // PANEL), source.channels, PANEL
-        if self.buffer.numel() < math.prod(shape):
-            self.buffer = self.weight.new_empty(math.prod(shape))
         panels = self.buffer[: math.prod(shape)].view(shape)
         block = self.weight[outputs.place, inputs.place]
         torch.ops.apc_kernels_cpp.conv3x3_weight(block, self.side, self.backwards, panels)
@@ -134,6 +138,10 @@ class _Prepared:
 
     def __init__(self, transformed: Tensor):
         self.transformed, self.side = transformed, math.isqrt(transformed.shape[0]) - 2
+        self.buffer: Tensor
+
+    def size(self, source: int, target: int) -> int:
+        return 0
 
     def __call__(self, source: Part, target: Part) -> Tensor:
         panels = slice(target.place.start // PANEL, -(-target.place.stop // PANEL))
@@ -154,7 +162,10 @@ def _convolve(
     blocks = list(grid.blocks(sum(map(_padded, widest))))
     if not blocks:
         return
-    of_sources, of_targets = _buffers(targets[0].map, *(_size(grid, blocks[0], channels) for channels in widest))
+    buffers = _buffers if isinstance(weights, _Prepared) else _returned
+    of_sources, of_targets, weights.buffer = buffers(
+        targets[0].map, *(_size(grid, blocks[0], channels) for channels in widest), weights.size(*widest)
+    )
     for rows in blocks:
         for target in targets:
             products = _view(of_targets, grid, rows, target.channels)
@@ -237,6 +248,15 @@ def _tiles(x: Tensor, grid: Grid, rows: range, buffer: Tensor, of_result: bool =
 
 def _buffers(like: Tensor, *sizes: int) -> Sequence[Tensor]:
     return like.new_empty(sum(sizes)).split(sizes)
+
+
+def _returned(like: Tensor, *sizes: int) -> Sequence[Tensor]:
+    """Makes buffers in one allocation so large that it returns to the system at once; only what is used takes memory.
+
+    In training, smaller ones would lie between maps that are kept, and stay with the process.
+    """
+    rest = max(0, RETURNED // like.itemsize - sum(sizes))
+    return _buffers(like, *sizes, rest)[: len(sizes)]
 
 
 def _padded(channels: int) -> int:

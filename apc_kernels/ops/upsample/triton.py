@@ -22,7 +22,6 @@ cross_entropy writes 4 bytes a pixel, its normalizer, for its backward.
 from collections.abc import Sequence
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -30,14 +29,17 @@ from apc_kernels.ops.common import run
 from apc_kernels.ops.upsample.triton_backward import upsample_cross_entropy_backward
 from apc_kernels.ops.upsample.triton_regions import upsample_region_sums, upsample_region_sums_backward
 from apc_kernels.ops.upsample.triton_tiles import (
+    axis_of,
     blocks,
     exp,
     focal_of,
     geometry,
+    kernel,
     load_classes,
     load_label,
     programs,
     scan_classes,
+    strides_of,
     tile_of_program,
     window_of,
 )
@@ -53,7 +55,7 @@ __all__ = [
 ]
 
 
-@triton.jit
+@kernel
 def cross_entropy_kernel(
     logits,  # (B, K, h, w)
     target,  # (B, H, W)
@@ -64,9 +66,15 @@ def cross_entropy_kernel(
     sums,  # (programs, 4) float64
     ignore_index,
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     LABEL_SMOOTHING: tl.constexpr,
     FOCAL: tl.constexpr,
     ROWS: tl.constexpr,
@@ -77,6 +85,8 @@ def cross_entropy_kernel(
 
     Sums are float32 within a window of rows, float64 over windows and programs.
     """
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     total_loss, total_weight = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
     correct, wrong = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
@@ -125,19 +135,27 @@ def cross_entropy_kernel(
     tl.store(sums + 3, wrong.to(tl.float64))
 
 
-@triton.jit
+@kernel
 def argmax_kernel(
     logits,  # (B, K, h, w)
     labels,  # (B, H, W) uint8, int16 or int32
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Computes the labels of one tile."""
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
@@ -147,7 +165,7 @@ def argmax_kernel(
         tl.store(labels + o_yx, b_class.to(labels.dtype.element_ty), mask=m_yx)
 
 
-@triton.jit
+@kernel
 def confusion_kernel(
     logits,  # (B, K, h, w)
     target,  # (B, H, W)
@@ -155,9 +173,15 @@ def confusion_kernel(
     invalid,  # (1,) int64, zero
     ignore_index,
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     ROUNDS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -168,6 +192,8 @@ def confusion_kernel(
     Most pixels of a tile are of few cells of the matrix, the same few as all over the image. ROUNDS of these are
     counted here and added as one each; pixel by pixel they would queue at the same addresses.
     """
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
@@ -178,27 +204,36 @@ def confusion_kernel(
         m_kept = m_yx & (b_label != ignore_index)
         m_left = m_kept & (b_label >= 0) & (b_label < channels)
         wrong = tl.sum(tl.sum((m_kept & (m_left == 0)).to(tl.int32), 1), 0).to(tl.int64)
-        tl.atomic_add(invalid, wrong, mask=wrong > 0)
+        tl.atomic_add(invalid, wrong, mask=wrong > 0, sem="relaxed")
 
         b_cell = b_label.to(tl.int32) * channels + b_class  # 32 bits hold it: the operation limits the classes
         for _ in range(ROUNDS):
             cell = tl.min(tl.min(tl.where(m_left, b_cell, 2**31 - 1), 1), 0)
             m_cell = m_left & (b_cell == cell)
             count = tl.sum(tl.sum(m_cell.to(tl.int32), 1), 0).to(tl.int64)
-            tl.atomic_add(counts + cell, count, mask=count > 0)
+            tl.atomic_add(counts + cell, count, mask=count > 0, sem="relaxed")
             m_left = m_left & (b_cell != cell)
-        tl.atomic_add(counts + b_cell, tl.full((ROWS, BLOCK_X), 1, tl.int64), mask=m_left)
+        tl.atomic_add(counts + b_cell, tl.full((ROWS, BLOCK_X), 1, tl.int64), mask=m_left, sem="relaxed")
 
 
-@triton.jit
+@kernel
 def softmax_kernel(
     logits,  # (B, K, h, w)
     out,  # (B, K, H, W) float32
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
-    out_strides,  # the same of out
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    out_stride_b,  # the same of the result
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     FLIP: tl.constexpr,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
@@ -206,7 +241,9 @@ def softmax_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Computes the probabilities of one tile."""
-    columns = axis_x[1]
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
+    out_strides = (out_stride_b, out_stride_c, out_stride_y, out_stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     out += i_b * out_strides[0]
     o_x = (columns - 1 - column if FLIP else column).to(tl.int64) * out_strides[3]
@@ -281,10 +318,10 @@ def confusion_launches(
 
 
 def softmax_launches(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> list[tuple]:
-    arguments = {"out": out, "out_strides": out.stride(), "FLIP": flip, "ADD": add}
+    arguments = {"out": out, **strides_of(out), "FLIP": flip, "ADD": add}
     return _launches(softmax_kernel, logits, out.shape[2:], align_corners, arguments)
 
 
-def _launches(kernel, logits: Tensor, size: Sequence[int], align_corners: bool, arguments: dict) -> list[tuple]:
+def _launches(function, logits: Tensor, size: Sequence[int], align_corners: bool, arguments: dict) -> list[tuple]:
     arguments |= {"logits": logits, **geometry(logits, size, align_corners), **blocks(logits, size)}
-    return [(kernel, (programs(logits, size),), arguments)]
+    return [(function, (programs(logits, size),), arguments)]

@@ -29,15 +29,18 @@ from torch import Tensor
 
 from apc_kernels.ops.common import run
 from apc_kernels.ops.upsample.triton_tiles import (
+    axis_of,
     blocks,
     exp,
     first_of,
     focal_of,
     geometry,
+    kernel,
     lerp,
     load_label,
     programs,
     scan_classes,
+    strides_of,
     tile_of_program,
     weights_of,
     window_of,
@@ -46,7 +49,7 @@ from apc_kernels.ops.upsample.triton_tiles import (
 ROWS_SUMMED = tl.constexpr(32)  # at once: a cell may have thousands, too many for one sum in float32
 
 
-@triton.jit
+@kernel
 def pixels_kernel(
     grad,  # (B, H, W) or (1,) float32
     logits,  # (B, K, h, w)
@@ -60,9 +63,15 @@ def pixels_kernel(
     grad_stride,
     ignore_index,
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     LABEL_SMOOTHING: tl.constexpr,
     FOCAL: tl.constexpr,
     ROWS: tl.constexpr,
@@ -70,6 +79,8 @@ def pixels_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Computes what all classes of a pixel share: NaN for a label out of range, anything for an ignored pixel."""
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
@@ -102,7 +113,7 @@ def pixels_kernel(
         tl.store(own + o_yx, b_own, mask=m_yx)
 
 
-@triton.jit
+@kernel
 def cells_kernel(
     grad,  # (B, H, W) or (1,) float32, or None without smoothing
     logits,  # (B, K, h, w)
@@ -115,10 +126,19 @@ def cells_kernel(
     grad_stride,
     ignore_index,
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
-    out_strides,  # the same of grad_logits
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    out_stride_b,  # the same of the result
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     LABEL_SMOOTHING: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -126,6 +146,9 @@ def cells_kernel(
     BLOCK_S: tl.constexpr,
 ):
     """Computes BLOCK_K classes, BLOCK_I source rows and BLOCK_J − 1 source columns of one image."""
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
+    out_strides = (out_stride_b, out_stride_c, out_stride_y, out_stride_x)
     tile = cells_of_program(channels, axis_y, axis_x, BLOCK_K, BLOCK_I, BLOCK_J)
     channel = tile[3]
     b_weight = tl.full((BLOCK_K,), 1.0, tl.float32)
@@ -268,7 +291,7 @@ def backward_launches(
     shared |= {"LABEL_SMOOTHING": label_smoothing, **geometry(logits, size, align_corners)}
     total = weight.sum()[None] if weight is not None and label_smoothing else None
     pixels = {"normalizer": normalizer, "total": total, "FOCAL": focal, **blocks(logits, size)}
-    cells = {"grad_logits": grad_logits, "out_strides": grad_logits.stride(), **cell_blocks(logits, size)}
+    cells = {"grad_logits": grad_logits, **strides_of(grad_logits), **cell_blocks(logits, size)}
     cells |= {"grad": grad, "weight": weight} if label_smoothing else {"grad": None, "weight": None}
     return [
         (pixels_kernel, (programs(logits, size),), shared | pixels),

@@ -26,19 +26,22 @@ from apc_kernels.ops.common import run
 from apc_kernels.ops.interpolation import mapping
 from apc_kernels.ops.upsample.triton_backward import cell_blocks, cell_programs, cells_of_program, gather_cells
 from apc_kernels.ops.upsample.triton_tiles import (
+    axis_of,
     blocks,
     exp,
     geometry,
+    kernel,
     lerp,
     load_classes,
     programs,
     scan_classes,
+    strides_of,
     tile_of_program,
     window_of,
 )
 
 
-@triton.jit
+@kernel
 def region_sums_kernel(
     logits,  # (B, K, h, w)
     target,  # (B, H, W), or masks (B, K, H, W)
@@ -48,15 +51,23 @@ def region_sums_kernel(
     plane,  # H·W for masks, or None
     ignore_index,
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     SIGMOID: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Computes the sums of one window of rows of one tile."""
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     part = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     first = begin + tl.program_id(1) * ROWS
@@ -91,14 +102,20 @@ def region_sums_kernel(
             b_target = tl.where(is_own | (b_weight_k != b_weight_k), b_weight_k, 0.0)
             tl.store(o_k + channels, tl.sum(tl.sum(b_target, 2), 0), mask=m_k)
             b_p = tl.where(b_weight_k != 0, b_p, 0.0)
-            tl.store(o_k + 2 * channels, tl.sum(tl.sum(b_target * b_p, 2), 0), mask=m_k)
             b_weighted = b_p * b_weight_k
-            tl.store(o_k, tl.sum(tl.sum(b_weighted, 2), 0), mask=m_k)
-            tl.store(o_k + 3 * channels, tl.sum(tl.sum(b_p * b_weighted, 2), 0), mask=m_k)
+            tl.store(o_k, sum_of_products(b_weighted), mask=m_k)
+            tl.store(o_k + 2 * channels, sum_of_products(b_target * b_p), mask=m_k)
+            tl.store(o_k + 3 * channels, sum_of_products(b_p * b_weighted), mask=m_k)
     tl.store(wrong + part, found)
 
 
 @triton.jit
+def sum_of_products(b):
+    """Sums products (ROWS, BLOCK_K, BLOCK_X) over pixels, each rounded before it is added: see scan_classes."""
+    return tl.sum(tl.sum(tl.where(b != 0, b, 0.0), 2), 0)
+
+
+@kernel
 def region_pixels_kernel(
     grad,  # (4, B, K) float32
     logits,  # (B, K, h, w)
@@ -109,14 +126,22 @@ def region_pixels_kernel(
     mean,  # (B, H, W) float32: of the classes' slopes minus this one, weighted with their probabilities
     images,
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Computes what all classes of a pixel share: NaN for a label out of range, anything for an ignored pixel."""
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
@@ -142,7 +167,7 @@ def region_pixels_kernel(
         tl.store(mean + o_yx, tl.sum(b_mean, 1), mask=m_yx)
 
 
-@triton.jit
+@kernel
 def region_cells_kernel(
     grad,  # (4, B, K) float32
     logits,  # (B, K, h, w)
@@ -157,16 +182,28 @@ def region_cells_kernel(
     ignore_index,
     images,
     channels,
-    axis_y,  # sizes and mapping of rows, and
-    axis_x,  # of columns (triton_tiles.py)
-    strides,  # of logits: image, class, row, column
-    out_strides,  # the same of grad_logits
+    height,  # of the logits
+    width,
+    rows,  # of the result
+    columns,
+    stride_b,  # of the logits: image, class, row, column
+    stride_c,
+    stride_y,
+    stride_x,
+    out_stride_b,  # the same of the result
+    out_stride_c,
+    out_stride_y,
+    out_stride_x,
+    ALIGN_CORNERS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """Computes BLOCK_K classes, BLOCK_I source rows and BLOCK_J − 1 source columns of one image."""
+    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
+    strides = (stride_b, stride_c, stride_y, stride_x)
+    out_strides = (out_stride_b, out_stride_c, out_stride_y, out_stride_x)
     tile = cells_of_program(channels, axis_y, axis_x, BLOCK_K, BLOCK_I, BLOCK_J)
     slopes = load_slopes(grad, tile[0], images, tile[3], channels)
     shared = (target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels)
@@ -178,6 +215,21 @@ def region_cells_kernel(
 def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
     target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels = shared
+    b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
+    if largest is not None:
+        b_label = tl.load(target + o_js, mask=m_js, other=0)
+        kept = m_js & (b_label != ignore_index)
+        b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
+        b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
+        is_own = b_label.to(tl.int32)[None, :, :] == channel[:, None, None]
+        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
+        if weight is not None:
+            m_label = kept & (b_label >= 0) & (b_label < channels)  # with others b_p is NaN
+            b_grad *= tl.load(weight + b_label, mask=m_label, other=0.0)[None, :, :]
+        return tl.where(kept[None, :, :], b_grad, 0.0)
     if plane is not None:
         o_kjs = o_js[None, :, :] + ((i_b * (channels - 1) + channel) * plane)[:, None, None]
         m_kjs = m_js[None, :, :] & (channel < channels)[:, None, None]
@@ -186,17 +238,8 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     else:
         b_label, b_weight = load_weighted(target, o_js, m_js, ignore_index, channels, weight)
         b_weight, is_own = b_weight[None, :, :], b_label[None, :, :] == channel[:, None, None]
-    b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
-    if largest is None:
-        b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
-        b_grad = b_change * (slope_of(is_own, b_sum, b_overlap, 0.0) + b_square * b_p)
-    else:
-        b_largest = tl.load(largest + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_inverse = tl.load(inverse + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_reference = tl.load(reference + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
-        b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
-        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
+    b_p, b_change = sigmoid_of(lerp(corners[0], corners[1], corners[2], corners[3]))
+    b_grad = b_change * (slope_of(is_own, b_sum, b_overlap, 0.0) + b_square * b_p)
     return tl.where(b_weight != 0, b_grad * b_weight, 0.0)
 
 
@@ -279,7 +322,7 @@ def gradient_launches(
     if not sigmoid:
         of_pixels = {name: logits.new_empty(target.shape, dtype=torch.float32) for name in of_pixels}
     cells = {"weight": weight, "grad_logits": grad_logits, "ignore_index": ignore_index, "plane": _plane(target)}
-    cells |= {**of_pixels, "out_strides": grad_logits.stride(), **cell_blocks(logits, size)}
+    cells |= {**of_pixels, **strides_of(grad_logits), **cell_blocks(logits, size)}
     gather = (region_cells_kernel, (cell_programs(logits, cells),), shared | cells)
     if sigmoid:
         return [gather]

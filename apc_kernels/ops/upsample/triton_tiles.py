@@ -12,10 +12,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apc_kernels.ops.interpolation import mapping
-
 LOWEST = tl.constexpr(-3.4e38)  # the logit of a class that is not there: finite, for 0 · −∞ is NaN
 START = tl.constexpr(-3.3e38)  # what a maximum starts from: exp(LOWEST − START) is 0, and −∞ − START no NaN
+
+# Decorates a kernel: its sizes do not make Triton compile it anew, and strides only where one of them is 1.
+kernel = triton.jit(
+    do_not_specialize=("height", "width", "rows", "columns"),
+    do_not_specialize_on_alignment=[f"{of}stride_{axis}" for of in ("", "out_") for axis in "bcyx"],
+)
+
+
+@triton.jit
+def axis_of(source, size, ALIGN_CORNERS: tl.constexpr):
+    """Returns an axis: source size, output size, step, start, denominator (apc_kernels/ops/interpolation.py)."""
+    if ALIGN_CORNERS:
+        axis = (source, size, tl.where(size > 1, source - 1, 0), 0, tl.maximum(size - 1, 1))
+    else:
+        axis = (source, size, 2 * source, source - size, 2 * size)
+    return axis
 
 
 @triton.jit
@@ -198,10 +212,15 @@ def scan_classes(
 
 
 def geometry(logits: Tensor, size: Sequence[int], align_corners: bool) -> dict:
-    """Returns the arguments that say how large everything is, how positions map, and what lies where."""
-    axes = zip(logits.shape[2:], size, strict=True)
-    axis_y, axis_x = ((source, result, *mapping(source, result, align_corners)) for source, result in axes)
-    return {"channels": logits.shape[1], "axis_y": axis_y, "axis_x": axis_x, "strides": logits.stride()}
+    """Returns the arguments that say how large everything is, how positions map, and where the logits lie."""
+    _, channels, height, width = logits.shape
+    sizes = {"channels": channels, "height": height, "width": width, "rows": size[0], "columns": size[1]}
+    return {**sizes, "ALIGN_CORNERS": align_corners, **strides_of(logits, "")}
+
+
+def strides_of(tensor: Tensor, prefix: str = "out_") -> dict:
+    names = ("stride_b", "stride_c", "stride_y", "stride_x")
+    return {prefix + name: stride for name, stride in zip(names, tensor.stride(), strict=True)}
 
 
 def blocks(logits: Tensor, size: Sequence[int]) -> dict:

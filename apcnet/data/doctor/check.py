@@ -19,6 +19,7 @@ from apcnet.data.files import Files, Pair
 from apcnet.data.folder import import_command
 from apcnet.data.levels import Form
 from apcnet.data.sample import IGNORE
+from apcnet.data.shards import splits_of
 from apcnet.data.statistics import Statistics
 from apcnet.data.stream import loader
 
@@ -46,7 +47,7 @@ def check(
         name: The data set, as for `apcnet.data.open`.
         root: Its folder, as for `apcnet.data.open`.
         splits: The splits to check. None for train and val; for voc2012 trainaug replaces train if it exists; for
-            folder, as for training, those that are made of all images if there are none.
+            folder, as for training, those that are made of all images if there are none; for shards all splits.
         workers: The number of processes that decode; 0 decodes in this process, None takes one for each core.
         examples: The number of files that each finding names; its count includes all.
         progress: Is called with the number of checked pairs of files, and of all pairs.
@@ -129,6 +130,8 @@ class _Notes:
 
 
 def _default_splits(name: str, root: str | Path) -> Sequence[str]:
+    if name == "shards":
+        return splits_of(root)
     if name == "voc2012":
         lists = layout.find_root(root, "JPEGImages", voc2012.PLACES) / "ImageSets" / "Segmentation"
         augmented = any((lists / f"{each}.txt").is_file() for each in ("trainaug", "aug"))

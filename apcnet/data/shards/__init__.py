@@ -44,17 +44,9 @@ def open_shards(
         cache: A folder of this machine that keeps what was read, for all processes; None for no cache.
         cache_gib: The size that the cache may grow to, for each data set.
     """
-    if root is None:
-        raise TypeError("root: expected the folder or the address of shards, got None")
     if cache_gib <= 0:
         raise ValueError(f"cache_gib: expected a positive number, got {cache_gib}")
-    store = Store(root)
-    if not store.scheme and not (Path(root) / DESCRIPTION).is_file():
-        raise FileNotFoundError(
-            f"root: expected a folder with {DESCRIPTION}, which `apcnet pack` writes, found none in {root}"
-        )
-    text = store.read_all(DESCRIPTION, _problem)
-    described = json.loads(text)
+    store, described = _described(root)
     if split not in described["splits"]:
         raise ValueError(f"split: expected {' or '.join(described['splits'])}, which {root} holds, got {split!r}")
     if cache is not None:
@@ -62,6 +54,23 @@ def open_shards(
         store.starts = _starts(described["splits"])
     classes, palette = check_classes(described["classes"], described["palette"], f"{store}/{DESCRIPTION}")
     return Files(Pairs(store, split, described), classes, palette)
+
+
+def splits_of(root: str | Path | None) -> list[str]:
+    """Returns the names of the splits of a packed data set."""
+    return list(_described(root)[1]["splits"])
+
+
+def _described(root: str | Path | None) -> tuple[Store, dict[str, Any]]:
+    """Returns what reads a packed data set, and the content of its shards.json."""
+    if root is None:
+        raise TypeError("root: expected the folder or the address of shards, got None")
+    store = Store(root)
+    if not store.scheme and not (Path(root) / DESCRIPTION).is_file():
+        raise FileNotFoundError(
+            f"root: expected a folder with {DESCRIPTION}, which `apcnet pack` writes, found none in {root}"
+        )
+    return store, json.loads(store.read_all(DESCRIPTION, _problem))
 
 
 def checksum(description: dict) -> int:

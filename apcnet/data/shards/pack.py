@@ -105,7 +105,8 @@ def pack(
             for number, part in enumerate(loader(writer, range(len(writer)), workers)):
                 done, written = done + 1, written + part.is_new
                 report_progress(done, total)
-                yield part.records, [each.encode(errors="surrogateescape") for each in writer.names(number)]
+                names_in = (writer.names[index] for index in writer.indices(number))
+                yield part.records, [each.encode(errors="surrogateescape") for each in names_in]
 
         with replacing(out / index_file(split)) as temporary:
             count = write_index(temporary, parts())
@@ -169,22 +170,23 @@ class _Shards:
 
     def __init__(self, dataset: Dataset, out: Path, split: str, samples: int):
         self.dataset, self.out, self.split, self.samples = dataset, out, split, samples
+        self.names = dataset.names  # a property of files, which makes the list anew
         endings = (pair.image.suffix.lower() for pair in dataset.pairs) if isinstance(dataset, Files) else [".png"]
         self.suffixes = sorted(set(endings))
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.samples)
 
-    def names(self, number: int) -> Sequence[str]:
-        return self.dataset.names[number * self.samples :][: self.samples]
+    def indices(self, number: int) -> range:
+        """Returns the indices of the samples in a shard."""
+        return range(len(self.dataset))[number * self.samples :][: self.samples]
 
     def __getitem__(self, number: int) -> _Part:
-        indices = range(len(self.dataset))[number * self.samples :][: self.samples]
         path = self.out / shard_file(self.split, number)
         is_new = not path.exists()
         if is_new:
             with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for index in indices:
+                for index in self.indices(number):
                     for ending, content in self._members(index):
                         member = tarfile.TarInfo(member_name(index, ending))
                         member.size = len(content)

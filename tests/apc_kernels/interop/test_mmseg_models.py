@@ -58,8 +58,9 @@ def test_a_model_and_its_report():
         "decode_head.loss_by_feat": "FusedAPCHead",
         "decode_head.forward": "FusedAPCHead",
         "auxiliary_head.loss_by_feat": "FusedFCNHead",
+        "backbone": "FusedConvolution, 23 times",
     }
-    assert report.left == {"predict": "labels_only is False", "backbone": "only heads and their losses are fused"}
+    assert report.left == {"predict": "labels_only is False"}
     assert "left     predict: labels_only is False" in str(report)
     images, target = torch.randn(2, 3, 48, 64), peer.labels(size=(48, 64))
     theirs.train(), ours.train()
@@ -170,3 +171,22 @@ def test_models_of_0_x_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "mmseg", older)
     with pytest.raises(ValueError, match=r"model: expected a model of mmsegmentation 1.x, got 0.30.0"):
         accelerate(nn.Linear(2, 2))
+
+
+@needs_mmseg
+def test_a_wide_backbone_through_tiles():
+    """Its convolutions are Winograd's, its maps channels_last; training and evaluation compute what they did."""
+    backbone = BACKBONE | {"base_channels": 32, "depth": 50}
+    head = peer.head_config("psp", channels=1024, in_index=3)
+    config = {"type": "EncoderDecoder", "backbone": backbone, "decode_head": head, "train_cfg": {}}
+    theirs = peer.build(config | {"test_cfg": _attributes(WHOLE)})
+    ours = copy.deepcopy(theirs)
+    assert accelerate(ours).swapped["backbone"].startswith("FusedConvolution")
+    images = torch.randn(1, 3, 256, 288, generator=torch.Generator().manual_seed(3))
+    for model in (theirs.eval(), ours.eval()):
+        model.zero_grad()
+        model.decode_head(model.extract_feat(images)).square().mean().backward()
+    for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-4 * a.grad.abs().max().item(), msg=name)
+    assert ours.extract_feat(images)[3].is_contiguous(memory_format=torch.channels_last)

@@ -110,6 +110,21 @@ def test_a_hook_takes_effect(segmentation):
     torch.testing.assert_close(x, y)
 
 
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+@pytest.mark.filterwarnings("ignore:.*find_unused")
+def test_distributed_data_parallel(segmentation, tmp_path, options):
+    """Tests one process: the wrapper reads the outputs without a call of a function of PyTorch."""
+    plain, ours, _ = pair(segmentation, NAMES[2])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(ours.eval(), **options)
+        (_, loss, _), (_, their_loss, grads) = step(parallel), step(plain.eval())
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(loss, their_loss)
+    torch.testing.assert_close([p.grad for p in ours.parameters()], grads, rtol=1e-6, atol=1e-9)
+
+
 def test_other_models_of_torchvision_are_an_error(segmentation):
     other = real_packages.imported("torchvision").models.resnet18(weights=None)
     with pytest.raises(

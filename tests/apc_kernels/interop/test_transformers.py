@@ -285,7 +285,7 @@ def test_a_model_inside_of_another_module(transformers):
 
 
 def test_other_models_of_transformers_are_reported(transformers):
-    config = transformers.SegformerConfig(hidden_sizes=[8, 16, 16, 32], depths=[1] * 4, num_labels=3)
+    config = tiny.build("Segformer").config
     for cls, reason in (
         (transformers.SegformerModel, "SegformerModel takes no labels"),
         (transformers.SegformerForImageClassification, "returns no logits of semantic segmentation"),

@@ -170,6 +170,44 @@ def test_the_grad_mode_of_the_place_where_they_were_deferred():
         assert given.values().requires_grad and not given.values().is_inference()
 
 
+WRITES = {
+    "in place": lambda x: x.mul_(torch.linspace(-1, 1, 5)[:, None, None]),
+    "a slice": lambda x: x[:, 0].fill_(9.0),
+    "an index": lambda x: x.__setitem__((slice(None), 2), 3.0),
+    "an image": lambda x: x[0].mul_(-1),
+    "an image's class": lambda x: x[-1].__setitem__(1, 5.0),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_is_written_to_them_counts(write):
+    (a, given), (b, expected) = both()
+    images = given[0], given[1]
+    WRITES[write](given), WRITES[write](expected)
+    assert torch.equal(given + 0, expected) and torch.equal(given.argmax(1), expected.argmax(1))
+    for image, x in zip(images, expected, strict=True):
+        assert torch.equal(image.argmax(0), x.argmax(0)) and torch.equal(image + 0, x)
+    x, y = (F.cross_entropy(z, target(), ignore_index=255) for z in (given, expected))
+    x.backward(), y.backward()
+    assert same_bits(x, y) and same_bits(a.grad, b.grad)
+    doubled = Twice.apply(given)
+    assert torch.equal(doubled, 2 * expected)
+    with pytest.raises(
+        RuntimeError, match=r"were written to, or have hooks: give an autograd.Function their clone\(\)"
+    ):
+        doubled.sum().backward()
+
+
+def test_gradients_at_full_size_can_be_watched():
+    (_, given), (_, expected) = both()
+    given.retain_grad(), expected.retain_grad()
+    seen = []
+    given.register_hook(seen.append)
+    x, y = (F.cross_entropy(z, target(), ignore_index=255) for z in (given, expected))
+    x.backward(), y.backward()
+    assert torch.equal(given.grad, expected.grad) and torch.equal(seen[0], expected.grad)
+
+
 CALLS = {
     "size": {"size": (24, 28)},
     "align_corners": {"size": (24, 28), "align_corners": True},

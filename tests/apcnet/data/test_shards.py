@@ -17,11 +17,13 @@ from faulty_server import FAULTS, serving
 from PIL import Image
 
 import apcnet.data
+from apcnet.data.doctor.check import check
 from apcnet.data.sample import SampleError
 from apcnet.data.shards import Member, checksum, store
 from apcnet.data.shards.index import RECORD, block_checksums, write_index
 from apcnet.data.shards.pack import UNFINISHED, pack
 from apcnet.data.stream import Batches, loader
+from apcnet.training.environment import names_digest
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ def packed(root, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(store, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(store, "TIMEOUT", 0.6)  # less than a delay of the server
 
 
 def assert_same(one, other):
@@ -58,6 +61,7 @@ def test_shards_hold_the_same_samples(root, packed):
         names = shards.names
         assert names == files.names and names[2:4] == files.names[2:4] and names[-1] == files.names[-1]
         assert (shards.classes, shards.palette) == (files.classes, files.palette)
+        assert names_digest(shards) == names_digest(files)
 
 
 def test_the_same_data_give_the_same_bytes(root, packed, tmp_path):
@@ -93,6 +97,7 @@ def test_generated_scenes_are_packed(tmp_path):
     pack("synthetic", tmp_path / "out", samples=4, splits=("test",), size=(64, 72), length=5)
     scenes = apcnet.data.open("synthetic", split="test", size=(64, 72), length=5)
     assert_same(apcnet.data.open("shards", tmp_path / "out", "test"), scenes)
+    assert list(check("shards", tmp_path / "out", workers=0).splits) == ["test"]
 
 
 def test_labels_are_mapped_and_levels_are_kept(tmp_path):

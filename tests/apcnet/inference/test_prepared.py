@@ -114,3 +114,13 @@ def test_a_norm_without_statistics_stays():
     norm = model.head.convs[0].norm
     norm.running_mean = norm.running_var = None
     check(model, images(2, 3, 64, 64))
+
+
+@pytest.mark.slow
+def test_compiled_whole(monkeypatch):
+    monkeypatch.undo()  # torch.compile traces the allocations, but not what tests put around them
+    model, x = model_of("pspnet", backbone="resnet18"), images(1, 3, 64, 64)
+    prepared = inference.prepare(model)
+    with torch.no_grad():
+        compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), prepared(x))

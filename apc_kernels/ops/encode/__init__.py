@@ -1,13 +1,37 @@
 """Implements encode: EncNet's residual encoding, without the (B, N, K, C) tensor of residuals."""
 
 import math
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apc_kernels.ops.common import check_dtype, check_small, check_tensor, without_autocast, working
+from apc_kernels.dispatch import Kernels
+from apc_kernels.ops.common import check_dtype, check_small, check_tensor
+from apc_kernels.ops.encode import reference
+from apc_kernels.ops.encode.reference import by_channel
 from apc_kernels.ops.operator import define
+
+MAX_GPU_WORDS = 64  # with more the reference serves
+
+
+def _triton() -> ModuleType:
+    from apc_kernels.ops.encode import triton
+
+    return triton
+
+
+KERNELS = Kernels(reference, triton=_triton, cpp=False)
+
+
+def limits(arguments: tuple[Tensor, ...]) -> dict[str, str]:
+    """Returns the reasons why GPU kernels cannot take a call, by backend."""
+    count = arguments[-1].shape[0] if len(arguments) == 3 else arguments[3].shape[0]  # of scale
+    if count <= MAX_GPU_WORDS:
+        return {}
+    return {"triton": f"the kernels take up to {MAX_GPU_WORDS} codewords, not {count}"}
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
@@ -34,26 +58,31 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
         (B, K, C) in the dtype of codewords.
 
     Saved for backward are x and two numbers for each position and codeword. The operation is differentiable once, with
-    respect to all three tensors. It computes in float32 (float64), under autocast too, and every backend is PyTorch's
-    matrix products, also under torch.compile and torch.export. With more than 80 codewords the error of x's gradient
-    can exceed the other operations' bound (twice PyTorch's own error and four units in the last place) by a fifth.
+    respect to all three tensors. It computes in float32 (float64), under autocast too: by PyTorch's matrix products, or
+    on a GPU, with up to 64 codewords, by a Triton kernel that reads a map in low precision as it is. With more than 80
+    codewords the error of x's gradient can exceed the other operations' bound (twice PyTorch's own error and four units
+    in the last place) by a fifth.
     """
     _check(x, codewords)
     codewords = check_small(codewords, "codewords", [(codewords.shape[0], x.shape[1])], x)
     scale = check_small(scale, "scale", [(codewords.shape[0],)], x)
-    compute = _compute if torch.compiler.is_exporting() else _forward
+    compute = reference.encode if torch.compiler.is_exporting() else _forward
     encoded, *_ = compute(x, codewords, scale)
     return encoded
 
 
 def _compute(x: Tensor, codewords: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the encoding, and for its backward the distances and weights of all positions, (B, K, N)."""
-    with without_autocast(x):
-        features, words = _centered(x, codewords)
-        squares = features.square().sum(1, keepdim=True) + words.square().sum(1)[:, None]
-        distances = torch.baddbmm(squares, words.expand(x.shape[0], -1, -1), features, alpha=-2)
-        weights = (scale[:, None] * distances).softmax(1)
-        return (features @ weights.mT).mT - weights.sum(2)[..., None] * words, distances, weights
+    return _filled("encode", x, (x, codewords, scale), _empty)
+
+
+def _filled(name: str, x: Tensor, arguments: tuple[Any, ...], empty: Callable[..., tuple[Tensor, ...]]) -> Any:
+    """Computes in the backend that serves x."""
+    backend = KERNELS.select(name, x, limits(arguments))
+    if backend == "reference" or not x.numel():
+        return KERNELS.function("reference", name)(*arguments)
+    results = empty(*arguments)
+    KERNELS.function(backend, name)(*(t if t is x else t.contiguous() for t in arguments), *results)
+    return results
 
 
 def _empty(x: Tensor, codewords: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,37 +91,16 @@ def _empty(x: Tensor, codewords: Tensor, scale: Tensor) -> tuple[Tensor, Tensor,
     return codewords.new_empty(batch, channels, words).mT, distances, torch.empty_like(distances)
 
 
-def _compute_gradients(
-    grad: Tensor, x: Tensor, codewords: Tensor, scale: Tensor, distances: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the gradients of all three; PyTorch's own would read the features again for every term."""
-    with without_autocast(x):
-        features, words = _centered(x, codewords)
-        grad_weights = grad @ features - (grad * words).sum(2)[..., None]
-        through_softmax = weights * (grad_weights - (weights * grad_weights).sum(1, keepdim=True))
-        grad_distances = scale[:, None] * through_softmax
-        # Two of the three terms of the features' gradient are one product. It sums in order, and a number that is
-        # added to a large sum is rounded to it: with the smaller term first the error is half as large.
-        left = torch.cat([-2 * words.expand(x.shape[0], -1, -1), grad], 1)  # (B, 2K, C)
-        right = torch.cat([grad_distances, weights], 1)  # (B, 2K, N)
-        grad_x = (right.mT @ left).mT if _by_channel(x) else left.mT @ right
-        grad_x.addcmul_(grad_distances.sum(1, keepdim=True), features, value=2)
-        grad_words = 2 * (grad_distances.sum(2)[..., None] * words - grad_distances @ features.mT)
-        grad_words -= weights.sum(2)[..., None] * grad
-        grad_scale = (through_softmax * distances).sum((0, 2))
-        return grad_x.view(x.shape).to(x.dtype), grad_words.sum(0), grad_scale
+def _compute_gradients(grad: Tensor, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _filled("encode_backward", x, (grad, x, *others), _empty_gradients)
 
 
 def _empty_gradients(
     grad: Tensor, x: Tensor, codewords: Tensor, scale: Tensor, *_: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, *size = x.shape
-    grad_x = x.new_empty(batch, math.prod(size), channels).mT if _by_channel(x) else x.new_empty(*x.shape)
+    grad_x = x.new_empty(batch, math.prod(size), channels).mT if by_channel(x) else x.new_empty(*x.shape)
     return grad_x.view(x.shape), codewords.new_empty(codewords.shape), scale.new_empty(scale.shape)
-
-
-def _by_channel(x: Tensor) -> bool:
-    return x.flatten(2).stride(1) == 1
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -118,12 +126,6 @@ _forward = define(
     backward=_through,
     remember=_remember,
 )
-
-
-def _centered(x: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns features (B, C, N) and codewords (K, C) relative to the mean codeword."""
-    center = codewords.mean(0)
-    return working(x).flatten(2) - center[:, None], codewords - center
 
 
 def _check(x: Tensor, codewords: Tensor) -> None:
