@@ -53,6 +53,7 @@ def _written() -> Iterator[tuple[str, Damage]]:
         "evaluated",
         "best",
         "waited",
+        "objects",
         "config",
         "images",
         "sample_names",
