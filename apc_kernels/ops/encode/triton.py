@@ -10,7 +10,8 @@ Each kernel's least, every tensor moved once, for B images of C channels, N posi
     residuals_kernel  moves grad, x, words, center, scale, distances, weights, result, sums, counts, of_scale;
                       computes 8·B·N·K·C
 
-The workspace takes 4·K·C bytes for every tile of 64 positions: with 32 codewords a quarter of x in float32.
+The workspace takes 4·K·C bytes for every tile of 64 positions (32 beside float32): with 32 codewords as much as x in
+low precision.
 """
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor
 from apc_kernels.ops.common import run
 
 BLOCK = {"BLOCK_N": 64, "BLOCK_C": 16, "num_warps": 4, "num_stages": 1}
-BLOCK_OF_MANY = {"BLOCK_N": 32, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}  # codewords: more than 32
+FLOAT32_BLOCK = BLOCK | {"BLOCK_N": 32}  # larger ones spill, here and below
+BLOCK_OF_MANY = {"BLOCK_N": 32, "BLOCK_C": 16, "num_warps": 8, "num_stages": 1}  # codewords: more than 32
 
 # Decorates a kernel of these sizes: whether they are 1 or divisible by 16 does not make Triton compile it anew.
 kernel = triton.jit(do_not_specialize=("positions", "count", "tiles"))
@@ -213,7 +215,7 @@ def _launch(function, x: Tensor, codewords: Tensor, arguments: dict, kinds: int)
     """Returns a launch with a program for each tile of positions and image, and room for so many kinds of counts."""
     flat = x.flatten(2)
     (batch, channels, positions), count = flat.shape, codewords.shape[0]
-    block = BLOCK if count <= 32 else BLOCK_OF_MANY
+    block = BLOCK_OF_MANY if count > 32 else FLOAT32_BLOCK if x.dtype == torch.float32 else BLOCK
     tiles = triton.cdiv(positions, block["BLOCK_N"])
     arguments |= {"x": flat, "strides": flat.stride(), "channels": channels, "positions": positions, "count": count}
     arguments |= {"tiles": tiles, "BLOCK_K": max(16, triton.next_power_of_2(count))}
