@@ -62,16 +62,16 @@ def sides(model: str, task: str, compiled: bool) -> list[Side]:
     prepared = inference.prepare(ours)
     labels = task == LABELS
     found = [Side(PREPARED, lambda x: inference.labels(prepared, x) if labels else prepared(x))]
+    rest = [Side(OTHER, lambda x: models.labels(OTHER, other, x) if labels else stock_logits(other, x))]
     if not labels:
-        found.append(Side(OURS, ours))
-    found.append(Side(OTHER, lambda x: models.labels(OTHER, other, x) if labels else stock_logits(other, x)))
+        rest.append(Side(OURS, ours))
     if compiled:
         torch._dynamo.reset()
         for name, network in ((MODULES, networks[MODULES]), (OURS, ours), (PREPARED, prepared)):
             frozen = name != PREPARED  # whose weights are laid out already
             graph = torch.compile(network, dynamic=False, options={"freezing": frozen})
             name += setting.COMPILED + " with freezing" * frozen
-            found.append(Side(name, lambda x, graph=graph: first(graph(x))))
+            rest.append(Side(name, lambda x, graph=graph: first(graph(x))))
     for engine, packages in PACKAGES.items():
         if any(map(missing, packages)):
             continue
@@ -83,7 +83,7 @@ def sides(model: str, task: str, compiled: bool) -> list[Side]:
             found.append(Side(f"{engine}, {how}", lambda x, run=run, enlarge=enlarge: enlarge(run(x), x)))
         if model in FIRST:
             found.append(Side(f"{engine}, exported labels", ENGINES[engine](str(exported(model, ours, LABELS)))))
-    return found
+    return found + rest  # a table shows the first other side
 
 
 def versions() -> str:
