@@ -125,7 +125,7 @@ def train(run: Run, config: Config, folder: Path) -> None:
         write_json(folder / "metrics.json", probes.train(config, run.change))
         return
     with apc_kernels.backend("reference") if run == REFERENCE else nullcontext():
-        training.train(config, folder, device="cpu")
+        training.train(config, folder, device="cpu", progress=False)
 
 
 def train_all(chosen: Sequence[Run], recipe: Recipe, out: Path, ended: Callable[[Run], None]) -> list[Run]:

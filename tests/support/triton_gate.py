@@ -260,7 +260,9 @@ def compile_all(family: str, architecture: str) -> Iterator[dict]:
     for case, launches in FAMILIES[family]():
         for kernel, _, arguments in launches:
             options = {
-                key: arguments[key] for key in ("num_warps", "num_stages", "enable_fp_fusion") if key in arguments
+                key: arguments[key]
+                for key in ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
+                if key in arguments
             }
             compiled = triton.compile(source(kernel, arguments), target=target, options=options)
             yield {

@@ -33,9 +33,11 @@ def upsample_region_sums(
     Equivalent to:
 
         p = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=align_corners).softmax(1)
-        valid = (target != ignore_index)[:, None]
-        t = F.one_hot(torch.where(valid[:, 0], target, 0), p.shape[1]).permute(0, 3, 1, 2) * valid
-        torch.stack([(p * valid).sum((2, 3)), t.sum((2, 3)), (p * t).sum((2, 3))])
+        valid = target != ignore_index
+        label = torch.where(valid, target, 0)
+        w = (valid if weight is None else valid * weight[label])[:, None]
+        t = F.one_hot(label, p.shape[1]).permute(0, 3, 1, 2)
+        torch.stack([(w * each).sum((2, 3)) for each in ([p, t, p * t, p * p] if squares else [p, t, p * t])])
 
     Neither the upsampled logits nor the probabilities are stored. Saved for backward are logits and target.
     `apcnet.losses` has the losses.

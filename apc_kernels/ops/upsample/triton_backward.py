@@ -29,6 +29,7 @@ from torch import Tensor
 
 from apc_kernels.ops.common import run
 from apc_kernels.ops.upsample.triton_tiles import (
+    OPTIONS,
     axis_of,
     blocks,
     exp,
@@ -316,5 +317,5 @@ def cell_blocks(logits: Tensor, size: Sequence[int]) -> dict:
         "BLOCK_I": 16,
         "BLOCK_J": min(8, triton.next_power_of_2(width + 1)),
         "BLOCK_S": min(8, triton.next_power_of_2(triton.cdiv(size[1], width))),
-        "num_warps": 4,
+        **OPTIONS,
     }

@@ -8,12 +8,15 @@ An axis is (source size, output size, step, start, denominator), as in apc_kerne
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 LOWEST = tl.constexpr(-3.4e38)  # the logit of a class that is not there: finite, for 0 · −∞ is NaN
 START = tl.constexpr(-3.3e38)  # what a maximum starts from: exp(LOWEST − START) is 0, and −∞ − START no NaN
+# Unless it is told that it may use all registers, ptxas spills some to fit one more block on a multiprocessor.
+OPTIONS = {"num_warps": 4} | ({} if torch.version.hip else {"maxnreg": 255})
 
 # Decorates a kernel: its sizes do not make Triton compile it anew, and strides only where one of them is 1.
 kernel = triton.jit(
@@ -233,7 +236,7 @@ def blocks(logits: Tensor, size: Sequence[int]) -> dict:
         "ROWS": rows,
         "BLOCK_X": min(256 // rows, triton.next_power_of_2(size[1])),
         "BLOCK_K": min(4, triton.next_power_of_2(logits.shape[1])),
-        "num_warps": 4,
+        **OPTIONS,
     }
 
 
