@@ -218,10 +218,10 @@ struct SoftmaxSumsGradient {
   struct Pixels {
     Vec most;       // the largest logit; infinite where there is no label: exp(logit - most) is 0 then
     Vec inverse;    // of the sum of exp(logit - most)
-    Vec reference;  // the slope of the largest logit's class, without its square: what is left is small if p is near 1
+    Vec reference;  // the slope of the largest logit's class: what is left of the others is small if p is near 1
     Vec mean;       // of the classes' slopes minus this one, weighted with their probabilities
     Vec weight;
-    Int label;
+    Int label, best;  // best: the class of the largest logit
   };
 
   const RegionSums& p;
@@ -230,8 +230,10 @@ struct SoftmaxSumsGradient {
   void describe(int64_t image, int64_t row, const RowWeights<A>* weights, const ColumnBlock<A>& columns,
                 const Vec* interpolated, Pixels* to) const {
     const Best<A, R> best = best_class<A, R>(interpolated, p.classes, weights);
-    Vec sums[R]{}, slopes[R]{}, squares[R]{};
+    // Of the last two, without the likeliest class's: its slope minus itself is 0, not a difference that is rounded.
+    Vec sums[R]{}, slopes[R]{}, square_of_best[R]{}, others[R]{}, squares[R]{};
     for (int r = 0; r < R; ++r) {
+      to[r].best = best.index[r];
       to[r].label = region_labels<A>(p, image, 0, row + r, columns);
       to[r].weight = weights_at<A>(static_cast<const A*>(p.weight), to[r].label);
       to[r].reference = Vec{};
@@ -240,8 +242,11 @@ struct SoftmaxSumsGradient {
       const Slope<A> slope(p, image, k);
       const Vec sum = Vec{} + slope.sum, of_label = sum + slope.overlap;
       const Int wanted = label_of<A>(p, k);
-      for (int r = 0; r < R; ++r)
-        to[r].reference = best.index[r] == wanted ? (to[r].label == wanted ? of_label : sum) : to[r].reference;
+      for (int r = 0; r < R; ++r) {
+        const Int is_best = best.index[r] == wanted;
+        to[r].reference = is_best ? (to[r].label == wanted ? of_label : sum) : to[r].reference;
+        square_of_best[r] = is_best ? Vec{} + slope.square : square_of_best[r];
+      }
     }
     for (int64_t k = 0; k < p.classes; ++k) {
       const Slope<A> slope(p, image, k);
@@ -249,16 +254,20 @@ struct SoftmaxSumsGradient {
       for (int r = 0; r < R; ++r) {
         const Vec logit = weights[r].own * interpolated[2 * k] + weights[r].next * interpolated[2 * k + 1];
         const Vec exponential = exp_lanes(logit - best.value[r]);
-        sums[r] += exponential;
-        slopes[r] += exponential * ((to[r].label == label_of<A>(p, k) ? of_label : sum) - to[r].reference);
-        squares[r] += exponential * exponential * slope.square;
+        const Int wanted = label_of<A>(p, k);
+        const Vec other = best.index[r] == wanted ? Vec{} : exponential;
+        sums[r] += exponential, others[r] += other;
+        slopes[r] += exponential * ((to[r].label == wanted ? of_label : sum) - to[r].reference);
+        squares[r] += other * other * slope.square;
       }
     }
     for (int r = 0; r < R; ++r) {
       const Vec inverse = 1 / sums[r];
       to[r].most = to[r].weight != 0 ? best.value[r] : Vec{} + static_cast<A>(__builtin_inf());
       to[r].inverse = to[r].weight != 0 ? inverse : Vec{};
-      to[r].mean = to[r].weight != 0 ? (slopes[r] + squares[r] * inverse) * inverse : Vec{};
+      const Vec square = square_of_best[r] * inverse;
+      to[r].mean = to[r].weight != 0 ? (slopes[r] + squares[r] * inverse - square * others[r]) * inverse : Vec{};
+      to[r].reference = to[r].weight != 0 ? to[r].reference + square : Vec{};
     }
   }
 
@@ -267,8 +276,8 @@ struct SoftmaxSumsGradient {
     const Vec sum = Vec{} + slope.sum, of_label = sum + slope.overlap, square = Vec{} + slope.square;
     return [=, wanted = label_of<A>(p, k)](Vec logit, const Pixels& pixel) {
       const Vec probability = exp_lanes<true>(logit - pixel.most) * pixel.inverse;
-      const Vec own = (pixel.label == wanted ? of_label : sum) - pixel.reference;
-      return probability * pixel.weight * (own + square * probability - pixel.mean);
+      const Vec own = (pixel.label == wanted ? of_label : sum) + square * probability - pixel.reference;
+      return probability * pixel.weight * ((pixel.best == wanted ? Vec{} : own) - pixel.mean);
     };
   }
 };

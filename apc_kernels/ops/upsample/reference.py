@@ -139,11 +139,11 @@ def upsample_region_sums_backward(
     own, weights, _ = _regions(scores, target, weight, ignore_index)
     of_sum, _, of_overlap, of_square = grad[..., None, None]
     p = scores.sigmoid() if sigmoid else scores.softmax(1)
-    slope = of_sum + torch.where(own, of_overlap, 0.0)
+    slope = of_sum + torch.where(own, of_overlap, 0.0) + 2 * of_square * p
     if sigmoid:
-        full = p * (1 - p) * (slope + 2 * of_square * p)
+        full = p * (1 - p) * slope
     else:  # relative to the slope of the largest logit's class: what is left is small if p is near 1
-        slope = slope - slope.gather(1, scores.argmax(1, keepdim=True)) + 2 * of_square * p
+        slope = slope - slope.gather(1, scores.argmax(1, keepdim=True))
         full = p * (slope - (p * slope).sum(1, keepdim=True))
     full = torch.where(weights != 0, weights * full, 0.0)
     return _collapsed(full, logits, align_corners)

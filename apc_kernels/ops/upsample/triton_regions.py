@@ -2,14 +2,14 @@
 
 Forward, a program takes a window of rows of a tile (triton_tiles.py), finds the largest logit and the normalizer of its
 pixels in one pass over the classes, and sums probabilities in a second one; sigmoids need no first pass. Backward, a
-first kernel leaves what the classes of a pixel share, 16 bytes a pixel, and a second one gathers the gradients cell by
+first kernel leaves what the classes of a pixel share, 20 bytes a pixel, and a second one gathers the gradients cell by
 cell (triton_backward.py). Sums are float32 within a window, float64 over windows, and have no atomics.
 
 Each kernel's least, every tensor moved once, for B images of K classes and M output pixels:
 
     region_sums_kernel    moves logits, target, weight, sums, wrong; computes 8·B·K·M
-    region_pixels_kernel  moves grad, logits, target, largest, inverse, reference, mean; computes 7·B·K·M
-    region_cells_kernel   moves grad, logits, target, weight, largest, inverse, reference, mean,
+    region_pixels_kernel  moves grad, logits, target, largest, inverse, best, reference, mean; computes 7·B·K·M
+    region_cells_kernel   moves grad, logits, target, weight, largest, inverse, best, reference, mean,
         grad_logits; computes 9·B·K·M
 
 Softmax takes two exponentials a logit in each direction, a sigmoid one.
@@ -122,7 +122,8 @@ def region_pixels_kernel(
     target,  # (B, H, W)
     largest,  # (B, H, W) float32: logit
     inverse,  # (B, H, W) float32: of the sum of exp(logit − largest)
-    reference,  # (B, H, W) float32: the slope of the largest logit's class, without its square
+    best,  # (B, H, W) int32: the class of the largest logit
+    reference,  # (B, H, W) float32: the slope of this class
     mean,  # (B, H, W) float32: of the classes' slopes minus this one, weighted with their probabilities
     images,
     channels,
@@ -139,7 +140,10 @@ def region_pixels_kernel(
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Computes what all classes of a pixel share: NaN for a label out of range, anything for an ignored pixel."""
+    """Computes what all classes of a pixel share: NaN for a label out of range, anything for an ignored pixel.
+
+    The likeliest class's slope minus itself is 0, not a difference that is rounded: its share of the mean is left out.
+    """
     axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
     strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
@@ -153,6 +157,7 @@ def region_pixels_kernel(
         b_best = load_slopes(grad, i_b, images, b_class, channels)
         b_reference = tl.where(b_label == b_class, b_best[0] + b_best[1], b_best[0])
         b_inverse = tl.where(m_valid, 1.0 / b_sum, float("nan"))
+        b_square_of_best = b_best[2] * b_inverse
         b_mean = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
         for first_class in range(0, channels, BLOCK_K):
             channel, b_logits = load_classes(corners, w_y, first_class, channels, strides[1], BLOCK_K)
@@ -160,10 +165,12 @@ def region_pixels_kernel(
             is_own = b_label[:, None, :] == channel[None, :, None]
             b_first, b_overlap, b_square = load_slopes(grad, i_b, images, channel, channels)
             b_slope = slope_of(is_own, b_first[None, :, None], b_overlap[None, :, None], b_reference[:, None, :])
-            b_mean += b_p * (b_slope + b_square[None, :, None] * b_p)
+            b_slope += b_square[None, :, None] * b_p - b_square_of_best[:, None, :]
+            b_mean += tl.where(channel[None, :, None] == b_class[:, None, :], 0.0, b_p * b_slope)
         tl.store(largest + o_yx, b_max, mask=m_yx)
         tl.store(inverse + o_yx, b_inverse, mask=m_yx)
-        tl.store(reference + o_yx, b_reference, mask=m_yx)
+        tl.store(best + o_yx, b_class, mask=m_yx)
+        tl.store(reference + o_yx, b_reference + b_square_of_best, mask=m_yx)
         tl.store(mean + o_yx, tl.sum(b_mean, 1), mask=m_yx)
 
 
@@ -175,7 +182,8 @@ def region_cells_kernel(
     weight,  # (K,) or None
     largest,  # (B, H, W) float32, or None for sigmoids
     inverse,  # the same
-    reference,  # the same
+    best,  # (B, H, W) int32, or None
+    reference,  # (B, H, W) float32, or None
     mean,  # the same
     grad_logits,  # (B, K, h, w)
     plane,  # H·W for masks, or None
@@ -206,7 +214,7 @@ def region_cells_kernel(
     out_strides = (out_stride_b, out_stride_c, out_stride_y, out_stride_x)
     tile = cells_of_program(channels, axis_y, axis_x, BLOCK_K, BLOCK_I, BLOCK_J)
     slopes = load_slopes(grad, tile[0], images, tile[3], channels)
-    shared = (target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels)
+    shared = (target, weight, largest, inverse, best, reference, mean, slopes, plane, ignore_index, channels)
     maps = (logits, grad_logits, axis_y, axis_x, strides, out_strides)
     gather_cells(maps, tile, channels, region_gradient, shared, BLOCK_K, BLOCK_I, BLOCK_J, BLOCK_S)
 
@@ -214,7 +222,7 @@ def region_cells_kernel(
 @triton.jit
 def region_gradient(shared, i_b, channel, o_js, m_js, corners):
     """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
-    target, weight, largest, inverse, reference, mean, slopes, plane, ignore_index, channels = shared
+    target, weight, largest, inverse, best, reference, mean, slopes, plane, ignore_index, channels = shared
     b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
     if largest is not None:
         b_label = tl.load(target + o_js, mask=m_js, other=0)
@@ -225,7 +233,9 @@ def region_gradient(shared, i_b, channel, o_js, m_js, corners):
         b_mean = tl.load(mean + o_js, mask=m_js, other=0.0)[None, :, :]
         b_p = exp(lerp(corners[0], corners[1], corners[2], corners[3]) - b_largest) * b_inverse
         is_own = b_label.to(tl.int32)[None, :, :] == channel[:, None, None]
-        b_grad = b_p * (slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p - b_mean)
+        b_slope = slope_of(is_own, b_sum, b_overlap, b_reference) + b_square * b_p
+        is_best = tl.load(best + o_js, mask=m_js, other=0)[None, :, :] == channel[:, None, None]
+        b_grad = b_p * (tl.where(is_best, 0.0, b_slope) - b_mean)
         if weight is not None:
             m_label = kept & (b_label >= 0) & (b_label < channels)  # with others b_p is NaN
             b_grad *= tl.load(weight + b_label, mask=m_label, other=0.0)[None, :, :]
@@ -318,9 +328,10 @@ def gradient_launches(
     size = target.shape[-2:]
     shared = {"grad": grad, "logits": logits, "target": target, "images": logits.shape[0]}
     shared |= geometry(logits, size, align_corners)
-    of_pixels = dict.fromkeys(("largest", "inverse", "reference", "mean"))
+    of_pixels = dict.fromkeys(("largest", "inverse", "best", "reference", "mean"))
     if not sigmoid:
-        of_pixels = {name: logits.new_empty(target.shape, dtype=torch.float32) for name in of_pixels}
+        types = {name: torch.int32 if name == "best" else torch.float32 for name in of_pixels}
+        of_pixels = {name: logits.new_empty(target.shape, dtype=dtype) for name, dtype in types.items()}
     cells = {"weight": weight, "grad_logits": grad_logits, "ignore_index": ignore_index, "plane": _plane(target)}
     cells |= {**of_pixels, **strides_of(grad_logits), **cell_blocks(logits, size)}
     gather = (region_cells_kernel, (cell_programs(logits, cells),), shared | cells)
