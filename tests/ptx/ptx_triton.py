@@ -52,7 +52,7 @@ OUTPUTS = {
     "pixels_kernel": {"largest", "factor", "own"},
     "cells_kernel": {"grad_logits"},
     "region_sums_kernel": {"wrong"},
-    "region_pixels_kernel": {"largest", "inverse", "reference", "mean"},
+    "region_pixels_kernel": {"largest", "inverse", "best", "reference", "mean"},
     "region_cells_kernel": {"grad_logits"},
 }
 UPDATES = {"confusion_kernel": {"counts", "invalid"}, "region_sums_kernel": {"sums"}}

@@ -1,9 +1,11 @@
-"""Compiles Triton kernels for a GPU that is not present, and prints their needs: triton_gate.py sm_90|gfx942 FAMILY ...
+"""Compiles Triton kernels for GPUs that are not present: triton_gate.py sm_90|gfx942 [--first] FAMILY ...
 
-A process of its own: kernels that were decorated for the interpreter cannot be compiled. A family's launches are
-taken as they are, on meta tensors, so that what is compiled here is what runs there.
+It prints registers and spills, of the first case of each family or of all. A process of its own: kernels that were
+decorated for the interpreter cannot be compiled. A family's launches are taken as they are, on meta tensors, so that
+what is compiled here is what runs there.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -253,11 +255,12 @@ def usage(assembly: dict) -> dict[str, int]:
     return {key.lower(): int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", text)}
 
 
-def compile_all(family: str, architecture: str) -> Iterator[dict]:
+def compile_all(family: str, architecture: str, cases: int | None = None) -> Iterator[dict]:
+    """Compiles the kernels of the first cases of a family, or of all."""
     target = GPUTarget("hip", architecture, 64)
     if architecture.startswith("sm_"):
         target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
-    for case, launches in FAMILIES[family]():
+    for case, launches in itertools.islice(FAMILIES[family](), cases):
         for kernel, _, arguments in launches:
             options = {
                 key: arguments[key]
@@ -277,4 +280,6 @@ def _integer(value: int) -> str:
 
 
 if __name__ == "__main__":
-    json.dump([kernel for family in sys.argv[2:] for kernel in compile_all(family, sys.argv[1])], sys.stdout)
+    architecture, *families = sys.argv[1:]
+    given = (families[1:], 1) if families[0] == "--first" else (families, None)
+    json.dump([kernel for family in given[0] for kernel in compile_all(family, architecture, given[1])], sys.stdout)
