@@ -148,7 +148,7 @@ def test_a_copy_has_weights_of_its_own(transformers, name, copied):
         try:
             pickle.dumps(plain)
         except AttributeError as error:
-            pytest.skip(f"transformers cannot pickle it either: {error}")
+            pytest.skip(f"needs a transformers that can pickle its own {name}: {error}")
     twin, other = copied(ours), tiny.build(name, seed=7)
     assert type(twin) is type(ours)
     twin.load_state_dict(other.state_dict())
@@ -335,7 +335,7 @@ def test_scores_of_an_image_processor(transformers):
     ours = copy.deepcopy(plain)
     apc_kernels.accelerate(ours)
     if "return_segmentation_scores" not in inspect.signature(plain.post_process_semantic_segmentation).parameters:
-        pytest.skip("this transformers returns no scores")
+        pytest.skip("needs a transformers whose image processors return segmentation scores")
     outputs = transformers.modeling_outputs.SemanticSegmenterOutput(logits=torch.randn(1, 5, 8, 8))
     options = {"target_sizes": [(20, 30)], "return_segmentation_scores": True}
     (given,), (expected,) = (p.post_process_semantic_segmentation(outputs, **options) for p in (ours, plain))
