@@ -69,7 +69,6 @@ def explore(
     if len(names) > 2:
         raise ValueError(f"models: expected one or two, got {len(names)}")
     listener = serve.listen(host, port)
-    limits = Limits()
     with process_group(device) as place:
         served = {
             name: serve.Served(apcnet.load(model_file(path)).to(place), precision=precision)
@@ -78,8 +77,8 @@ def explore(
         from apcnet.serve import explore, explore_page
 
         explore.see(list(served.values()), explore.sample(0))  # the first pass is slower than those that are shown
-        app = serve.create_app(served, limits, pages=explore_page.pages())
-        serve.serve(app, listener, limits, lambda url: print(f"{', '.join(served)}: {url}, Ctrl-C ends it", flush=True))
+        app = serve.create_app(served, pages=explore_page.pages())
+        serve.serve(app, listener, lambda url: print(f"{', '.join(served)}: {url}, Ctrl-C ends it", flush=True))
 
 
 def _names(models: tuple[Path, ...]) -> dict[str, Path]:

@@ -7,8 +7,7 @@
 //   context.show(record, photo)  record: what the server sees inside the head, null if it has no context; photo: a canvas
 //   context.pick(x, y, text)     shows the values of the position that a pixel lies in
 //   context.choose(chosen)       marks a region or codeword as chosen
-//   context.heat(chosen)         its values at all positions {values, size, limits, box, one, text}, or null
-//   context.at(heat, x, y)       the value at the position that a pixel lies in
+//   context.heat(chosen)         its values at all positions, {values, size, limits, rows, columns, box, one, text}, or null
 
 import {color, heatmap, number, range, showScale} from "./heat.js";
 
@@ -73,14 +72,13 @@ export class Context {
 
   heat(chosen) {
     if (!this.#record || !chosen || !this.#buttons.has(keyOf(chosen))) return null;
-    const {size, scales, codewords} = this.#record, count = size[0] * size[1];
+    const {size, rows, columns, scales, codewords} = this.#record, count = size[0] * size[1];
     const part = chosen.scale ? scales.find(({scale}) => scale === chosen.scale) : null;
     const values = (part?.maps ?? codewords).values.subarray(chosen.index * count, (chosen.index + 1) * count);
-    return {values, size, limits: range(values), box: part?.boxes[chosen.index], one: this.kind.one, text: `${this.kind.all} ${nameOf(chosen)}`};
-  }
-
-  at({values, size}, x, y) {
-    return values[this.#record.rows.values[y] * size[1] + this.#record.columns.values[x]];
+    return {
+      values, size, limits: range(values), rows: rows.values, columns: columns.values,
+      box: part?.boxes[chosen.index], one: this.kind.one, text: `${this.kind.all} ${nameOf(chosen)}`,
+    };
   }
 
   #addScale({scale, boxes}, photo) {

@@ -2,7 +2,7 @@
 // Nothing is computed here but colours: labels, confidence, affinities and differences come from the server.
 
 import {Context} from "./context.js";
-import {heatmap, number, showScale} from "./heat.js";
+import {enlarged, heatmap, number, showScale} from "./heat.js";
 import {Overlay, takePhotos} from "./overlay.js";
 
 const $ = id => document.getElementById(id);
@@ -146,7 +146,6 @@ function paint() {
     overlay.photo.style.filter = layer === "classes" ? "" : "grayscale(1)";
     overlay.drawing.style.opacity = layer === "difference" ? 1 : opacity;
     pen.clearRect(0, 0, overlay.width, overlay.height);
-    pen.imageSmoothingEnabled = false;
     scale.hidden = true;
     showChosenFrame(column);
     if (layer === "confidence") {
@@ -155,7 +154,7 @@ function paint() {
     } else if (layer === "difference") {
       pen.putImageData(difference(pen, overlay, seen.differs.mask.values, model.labels.values, opacity), 0, 0);
     } else if (heat) {
-      pen.drawImage(heatmap(heat.values, heat.size, heat.limits), 0, 0, overlay.width, overlay.height);
+      pen.drawImage(enlarged(heat.values, heat.size, heat.limits, heat.rows, heat.columns), 0, 0);
       showScale(scale, heat.limits);
     }
     column.told.textContent = layer === "heat" ? heat?.text ?? "This model has no such region or codeword." : LAYERS[layer];
@@ -194,7 +193,7 @@ function describe(column, x, y) {
   const {seen, layer, chosen} = state, {labels, confidence} = seen.models[columns.indexOf(column)], at = y * seen.width + x;
   const lines = [column.about.classes[labels.values[at]], `${Math.round(confidence.values[at] / 2.55)} % sure`];
   const heat = layer === "heat" ? column.context.heat(chosen) : null;
-  if (heat) lines.push(`${heat.one} ${number(column.context.at(heat, x, y))}`);
+  if (heat) lines.push(`${heat.one} ${number(heat.values[heat.rows[y] * heat.size[1] + heat.columns[x]])}`);
   if (layer === "difference" && !seen.differs.mask.values[at]) lines.push("no difference");
   return lines;
 }

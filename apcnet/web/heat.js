@@ -24,9 +24,21 @@ export function range(values) {
 
 /** Returns a canvas with a pixel for each value of a map (height, width). */
 export function heatmap(values, [height, width], [low, high]) {
+  return canvasOf(height, width, pixels => { for (let i = 0; i < pixels.length; i++) pixels[i] = PIXELS[level(values[i], low, high)]; });
+}
+
+/** Returns a canvas as large as a picture; rows and columns hold the row and column of the map for those of the picture. */
+export function enlarged(values, [, width], [low, high], rows, columns) {
+  return canvasOf(rows.length, columns.length, pixels => {
+    let i = 0;
+    for (const row of rows) for (const column of columns) pixels[i++] = PIXELS[level(values[row * width + column], low, high)];
+  });
+}
+
+function canvasOf(height, width, fill) {
   const canvas = Object.assign(document.createElement("canvas"), {width, height}), pen = canvas.getContext("2d");
-  const picture = pen.createImageData(width, height), pixels = new Uint32Array(picture.data.buffer);
-  for (let i = 0; i < pixels.length; i++) pixels[i] = PIXELS[level(values[i], low, high)];
+  const picture = pen.createImageData(width, height);
+  fill(new Uint32Array(picture.data.buffer));
   pen.putImageData(picture, 0, 0);
   return canvas;
 }
