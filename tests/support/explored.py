@@ -1,5 +1,6 @@
 """Builds small models for tests of `apcnet explore`: their labels, affinities and assignments vary over a picture."""
 
+import numpy as np
 import torch
 from serving import photo, small_model
 
@@ -11,10 +12,8 @@ from apcnet.models import Segmentor
 def explored_model(name: str = "apcnet", classes: int = 5, seed: int = 0) -> Segmentor:
     """Returns a small model whose sigmoids and softmaxes are not saturated."""
     model = small_model(classes, seed, name)
-    images = normalise(
-        torch.frombuffer(bytearray(photo().tobytes()), dtype=torch.uint8).view(48, 64, 3).permute(2, 0, 1)
-    )
-    features = model.backbone(images[None])
+    levels = torch.from_numpy(np.array(photo())).permute(2, 0, 1).contiguous()
+    features = model.backbone(normalise(levels)[None])
     if name == "apcnet":
         model.head.affinity.weight /= model.head.reduction(features[3]).norm(dim=1).max() / 8
     if name == "encnet":
