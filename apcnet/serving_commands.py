@@ -77,7 +77,7 @@ def explore(
         from apcnet.serve import explore, explore_page
 
         explore.see(list(served.values()), explore.sample(0))  # the first pass is slower than those that are shown
-        app = serve.create_app(served, pages=explore_page.pages())
+        app = serve.create_app(served, explore_page.LIMITS, pages=explore_page.pages())
         serve.serve(app, listener, lambda url: print(f"{', '.join(served)}: {url}, Ctrl-C ends it", flush=True))
 
 

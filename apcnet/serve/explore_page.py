@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apcnet.files import printable
 from apcnet.serve import explore
+from apcnet.serve.limits import Limits
 from apcnet.serve.network import Served
 from apcnet.serve.openapi import Parameter, read_query
 
@@ -23,6 +24,7 @@ WEB = Path(__file__).resolve().parents[1] / "web"
 FILES = ("overlay.css", "overlay.js", "explore.css", "explore.js", "context.js", "heat.js")
 TYPES = {".css": "text/css", ".js": "text/javascript"}
 MOST_MODELS = 2
+LIMITS = Limits(max_bytes=1 << 26, max_pixels=1 << 26, timeout=600.0)  # one person's photos, and time for a slow CPU
 LONGEST_SIDE = 1 << 16  # more than explore.largest_side returns
 
 # The page can load and ask nothing but this server.
