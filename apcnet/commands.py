@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Precision, Protocol
-from apcnet.console import print_error, progress_bar, show_download, table
+from apcnet.console import print_error, progress_bar, table
 from apcnet.files import make_folder
 from apcnet.presets import table as table_of_presets
 
@@ -242,6 +242,7 @@ def convert(
         output_stride: Set the backbone's output stride; needed if the checkpoint does not store it.
         folder: Keep downloads in this folder.
     """
+    from apcnet.hub import show_download
     from apcnet.interop.convert import convert as convert_checkpoint
 
     model = convert_checkpoint(
