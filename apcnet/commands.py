@@ -282,6 +282,26 @@ def export(
     print(f"{out}: {output}, {f'off by {compared}' if compared else 'not compared'}")
 
 
+def push(
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    name: Positional[Annotated[str, arg(metavar="USER/MODEL")]],
+    license: str | None = None,
+    private: bool = False,
+) -> None:
+    """Upload a model and a model card to the Hugging Face Hub; then hf:USER/MODEL names it in every command.
+
+    Args:
+        model: Upload the model in this file or run folder; the card of a run tells its data and scores.
+        name: Create or update this repository.
+        license: Name this licence on the card, for example apache-2.0.
+        private: Make a new repository private.
+    """
+    from apcnet.training.folder import model_file
+
+    run = model if model.is_dir() else None
+    print(apcnet.load(model_file(model)).push_to_hub(name, run=run, license=license, private=private or None))
+
+
 def _start_processes(gpus: int, device: str | None) -> None:
     """Replaces this process by torchrun, which runs the same command in one process per GPU."""
     import torch

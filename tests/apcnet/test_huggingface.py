@@ -9,6 +9,7 @@ import small_runs
 import torch
 
 import apcnet
+from apcnet.cli import main
 from apcnet.config import Config
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -132,3 +133,20 @@ def test_a_wrong_token_and_a_server_that_is_not_there(server, run):
     server.commits["user/first"] = [{"model.safetensors": b"not a model"}]
     with pytest.raises(ValueError, match="expected a whole safetensors file"):
         apcnet.load("hf:user/first")
+
+
+def test_the_command_pushes_a_run(server, run, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    main(["push", str(run), "user/second", "--license", "mit", "--private"])
+    assert server.url in capsys.readouterr().out and server.private == {"user/second"}
+    assert 'license: "mit"' in server.files("user/second")["README.md"].decode()
+    main(
+        [
+            "predict",
+            "hf:user/second",
+            str(next(run.parent.glob("data/images/val/*"))),
+            "--out",
+            str(run.parent / "seen"),
+        ]
+    )
+    assert "1 images" in capsys.readouterr().out
