@@ -171,8 +171,8 @@ def predict(
         precision: Run matrix products in this precision (autocast).
         device: Predict on this device.
     """
+    from apcnet.bulk import predict_files
     from apcnet.distributed import process_group
-    from apcnet.inference.prediction import predict_files
     from apcnet.training.folder import model_file
 
     with process_group(device) as place, progress_bar("predicting") as progress:
