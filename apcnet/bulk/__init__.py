@@ -1,0 +1,1 @@
+"""Predicts what is too large or too long for memory: rasters of any size, and videos."""
