@@ -22,8 +22,12 @@ from apcnet.data_commands import check, import_data, pack, prepare
 from apcnet.files import printable
 from apcnet.flags import refuse_minutes, ways_on
 from apcnet.presets import preset, with_weights
+from apcnet.serving_commands import serve
 
-COMMANDS = (train, evaluate, predict, compare, presets, convert, export, push, check, import_data, prepare, pack, info)
+COMMANDS = (
+    *(train, evaluate, predict, serve, compare, presets),
+    *(convert, export, push, check, import_data, prepare, pack, info),
+)
 
 # The backbone weights of the preset `folder` where the package timm is installed, unless one of these flags is given.
 OWN_WEIGHTS = "timm:resnet50c"
@@ -100,7 +104,7 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
     if command == "evaluate" and names:
         config = preset(names[1]) if len(names) > 1 else _config_of(names[0])
         return names[:1] + arguments[len(names[:2]) :], {"data": config.data, "protocol": config.evaluation}
-    if command == "predict" and names and Path(names[0]).is_dir():
+    if command in ("predict", "serve") and names and Path(names[0]).is_dir():
         return arguments, {"protocol": _read_run_config(Path(names[0])).evaluation}
     return arguments, {}
 
