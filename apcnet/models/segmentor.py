@@ -214,6 +214,36 @@ class Segmentor(nn.Module):
         with replacing(path) as temporary:
             temporary.write_bytes(content)
 
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        run: str | Path | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Uploads the model and a model card to the Hugging Face Hub; `apcnet.load("hf:user/model")` reads it.
+
+        Args:
+            name: "user/model"; the repository is created if it does not exist.
+            run: The folder of the run that trained the model. Its data, scores, preview and config go onto the card,
+                without the paths of this machine.
+            license: The name of a licence for the card, such as "apache-2.0".
+            private: Make a new repository private.
+            token: A token to write with; by default that of `hf auth login`, or of HF_TOKEN.
+
+        Returns:
+            The URL of the repository.
+
+        Example:
+            >>> model = apcnet.load("runs/first/final.safetensors")
+            >>> model.push_to_hub("user/apcnet-r50", run="runs/first", license="apache-2.0")
+        """
+        from apcnet import huggingface  # it reads runs, which only this method needs
+
+        return huggingface.push(self, name, run=run, license=license, private=private, token=token)
+
 
 def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Finds the classes in each label map: target (B, H, W) -> (B, K) bool. Labels outside 0…K−1 are ignored."""
