@@ -9,6 +9,7 @@ const $ = id => document.getElementById(id);
 const LAYERS = {
   classes: "", confidence: "The probability of every pixel's class, bright where the model is unsure.", difference: "Where the models differ, in the colours of their classes.",
 };
+const SMALL = 256; // pixels of the longest side: smaller pictures are enlarged without smoothing
 const PAUSE = 120; // milliseconds without a move of the slider before the server is asked
 const state = {photo: null, name: "", bitmap: null, side: 0, pixel: null, chosen: null, layer: "classes", seen: null};
 let columns = [], asked = 0, abort = new AbortController();
@@ -76,6 +77,7 @@ async function decode(width, height) {
 
 function showLabels(isNew) {
   const {seen, bitmap} = state, [height, width] = seen.input;
+  $("columns").classList.toggle("small", Math.max(seen.width, seen.height) < SMALL);
   columns.forEach((column, i) => {
     const {labels, seconds} = seen.models[i];
     column.overlay.show(bitmap, labels.values, state.name);

@@ -130,7 +130,7 @@ def test_about_a_model():
     model = create("apcnet", "tiny", 3, width=8, channels=8).eval()
     model.classes, model.palette = ("background", "cat", "dog"), ((0, 0, 0), (200, 0, 0), (0, 200, 0))
     about = explore.about("best", Served(model))
-    assert about["text"].startswith("apcnet · tiny · 0.0") and about["context"]
+    assert about["text"].startswith("apcnet · tiny · 0.0")
     assert about["clear"] == [0] and about["classes"] == ("background", "cat", "dog")
 
 
@@ -164,6 +164,17 @@ def test_answers_are_the_records(port, models):
 def test_wrong_requests(port, path, status, error):
     answer = post(port, f"/explore/{path}", encoded(photo()))
     assert answer.status == status and answer.json["error"].startswith(error)
+
+
+def test_a_model_that_does_not_take_the_size(port, models, monkeypatch):
+    """Tests an error of a model, such as an exported file's that takes one size only."""
+
+    def refuse(*arguments):
+        raise ValueError("images: expected a height and width of 64")
+
+    monkeypatch.setattr(models["first"], "predict", refuse)
+    answer = post(port, "/explore/view", encoded(photo()))
+    assert (answer.status, answer.json["error"]) == (422, "images: expected a height and width of 64")
 
 
 def test_what_is_no_image_or_no_file(port):
