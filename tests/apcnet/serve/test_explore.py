@@ -2,15 +2,19 @@
 
 import json
 import re
+import signal
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small_runs
 import torch
 from explored import explored_model
 from serving import SIZES, ask, encoded, photo, post, running
 
 import apcnet
+from apcnet import serving_commands
 from apcnet.config import Protocol
 from apcnet.data.augment import view
 from apcnet.serve import Limits, Served, create_app, explore, explore_page
@@ -134,6 +138,13 @@ def test_about_a_model():
     assert about["clear"] == [0] and about["classes"] == ("background", "cat", "dog")
 
 
+def test_one_or_two_models():
+    with pytest.raises(ValueError, match="models: expected one or two, got 3"):
+        serving_commands.explore((Path("a"), Path("b"), Path("c")))
+    with pytest.raises(ValueError, match="models: expected one or more of different names, got x-a, x-a"):
+        serving_commands.explore((Path("x/a.safetensors"), Path("x/a.safetensors")))
+
+
 # Over HTTP
 
 
@@ -197,3 +208,19 @@ def test_the_page_needs_nothing_else(port):
     named |= set(re.findall(r'(?:href|src)="web/([\w.]+)"', text)) | set(re.findall(r'from "\./([\w.]+)"', text))
     assert named == set(explore_page.FILES)
     assert not re.search(r"(?:https?:)?//[\w.-]+\.\w+/|@import|url\(", text)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    """Tests that it names its models and address, serves the page, and ends at Ctrl-C."""
+    explored_model().save(tmp_path / "street.safetensors")
+    process = small_runs.start("explore", tmp_path / "street.safetensors", "--port", 0)
+    try:
+        found = re.fullmatch(r"street: http://127\.0\.0\.1:(\d+), Ctrl-C ends it", process.stdout.readline().strip())
+        assert found, process.stderr.read()
+        assert "apcnet explore" in ask(int(found[1]), "GET", "/").body.decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
