@@ -27,6 +27,7 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.models": (),
         "apcnet.inference": (),
         "apcnet.inference.prediction": ("Prediction",),
+        "apcnet.bulk": (),
         "apcnet.confusion": ("ConfusionMatrix", "Scores"),
         "apcnet.losses": (),
         "apcnet.data": (),
