@@ -105,7 +105,8 @@ class Reader:
                     frame = self._frame(decoded)
                     if self.shape is None:
                         self.shape = frame.levels.shape
-                        self.color = decoded.colorspace, decoded.color_primaries, decoded.color_trc
+                        context = self.video.codec_context
+                        self.color = decoded.colorspace, context.color_primaries, context.color_trc
                         self.is_upright = round(decoded.rotation / 90) % 2 == 0
                     if frame.levels.shape != self.shape:
                         self.error = f"the size of its frames changes from {self.shape[:2]} to {frame.levels.shape[:2]}"

@@ -240,7 +240,7 @@ def test_truncated_files(network, tmp_path, form):
     content = source.read_bytes()
     source.write_bytes(content[: len(content) // 2])
     report = predict_video(network, source, tmp_path / "b.mp4")
-    assert 5 < report.frames < 35 and not report.stopped
+    assert 2 <= report.frames < 38 and not report.stopped
     assert len(frames_of(tmp_path / "b.mp4")) == report.frames
     if form != "ts":
         assert any(f"{source}: ends early, after {report.frames} frames" in failure for failure in report.failures)
