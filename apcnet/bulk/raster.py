@@ -6,6 +6,7 @@ width and height. Windows at the borders of strips are computed for both sides.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -85,7 +86,7 @@ def predict_raster(
     _check(source, outputs, protocol)
     with prepared_model(model, max_pixels, precision, several=True) as prepared, gdal(), ExitStack() as stack:
         raster = stack.enter_context(closing(Raster(source, prepared, bands)))
-        windows = _Windows(prepared, raster.size, protocol, max_pixels)
+        windows = Windows(prepared, raster.size, protocol, max_pixels)
         classes = getattr(prepared, "classes", None) or [f"class {i}" for i in range(windows.classes)]
         palette = getattr(prepared, "palette", None) or draw.palette(windows.classes)
         files = [stack.enter_context(label_file(raster, out, classes, palette))]
@@ -94,9 +95,14 @@ def predict_raster(
         strips = windows.strips()
         places = [place for strip in strips for place in windows.places(strip)]
         tiles = stack.enter_context(closing(ahead(raster.read(*place) for place in places)))
-        counted = _counted(tiles, len(places), progress)
+        done = itertools.count(1)
+
+        def advance() -> None:
+            if progress is not None:
+                progress(next(done), len(places))
+
         for strip in strips:
-            for top, parts in _whole_blocks(windows.predicted(strip, counted, confidence), raster.size[0]):
+            for top, parts in _whole_blocks(windows.predicted(strip, tiles, confidence, advance), raster.size[0]):
                 for file, part in zip(files, parts, strict=True):
                     write(file.write, top, strip.start, part)
 
@@ -110,7 +116,7 @@ class Strip(NamedTuple):
     end: int
 
 
-class _Windows:
+class Windows:
     """Cuts a raster into strips and windows, and predicts these as `apcnet.predict` does tiles of a large image."""
 
     def __init__(self, model: Segmentor, size: tuple[int, int], protocol: Protocol, max_pixels: int):
@@ -156,16 +162,16 @@ class _Windows:
                 start = strip.first + left
                 yield slice(top, top + height), slice(start, start + width)
 
-    def predicted(
-        self, strip: Strip, tiles: Iterator[Tile], confidence: bool
-    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+    def predicted(self, strip: Strip, tiles: Iterator[Tile], confidence: bool, advance: Callable[[], None]) -> Rows:
         """Yields rows of a strip from top to bottom: the first row, the labels and, on request, the confidence."""
         row: list[tuple[slice, np.ndarray | None]] = []  # the pixels with data in the last row of windows
 
         def scores(_: slice, columns: slice) -> Tensor:
             tile = next(tiles)
             row.append((columns, tile.valid))
-            return self._scores(tile)
+            result = self._scores(tile)
+            advance()
+            return result
 
         cut = slice(strip.start - strip.first, strip.stop - strip.first)
         size = self.size[0], strip.end - strip.first
@@ -220,15 +226,7 @@ def _check(source: str | Path, outputs: Sequence[Path], protocol: Protocol) -> N
         )
 
 
-def _counted(tiles: Iterator[Tile], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Tile]:
-    """Yields tiles, and reports those that are done when the next one is asked for."""
-    for done, tile in enumerate(tiles, 1):
-        yield tile
-        if progress is not None:
-            progress(done, total)
-
-
-def _whole_blocks(parts: Iterator[tuple[int, list[np.ndarray]]], height: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+def _whole_blocks(parts: Rows, height: int) -> Rows:
     """Joins rows that come one part after another, and yields them in whole blocks, which are written once."""
     kept: list[np.ndarray] = []
     for top, arrays in parts:
