@@ -253,9 +253,9 @@ def convert(
 
 
 def export(
-    model: Positional[Annotated[Path, arg(metavar="MODEL.safetensors")]],
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
     out: Positional[Annotated[Path, arg(metavar="OUT")]],
-    format: Literal["exportedprogram", "onnx"] | None = None,
+    format: Literal["exportedprogram", "onnx", "openvino"] | None = None,
     size: tuple[int, int] = (512, 512),
     dynamic: bool = True,
     output: Literal["logits", "upsampled", "labels"] = "logits",
@@ -264,18 +264,25 @@ def export(
     """Export a model to a file that runs without this package, and compare the results of the two.
 
     Args:
-        model: Export this model file, written by `apcnet convert`, `apcnet train` or model.save.
-        out: Write the exported model to this file, NAME.pt2 or NAME.onnx.
-        format: Write an ExportedProgram (.pt2) or ONNX (.onnx); by default the suffix of OUT decides.
+        model: Export the model in this run folder or file, of `apcnet train`, `apcnet convert` or model.save.
+        out: Write the exported model to this file, NAME.pt2, NAME.onnx or NAME.xml.
+        format: Write an ExportedProgram, ONNX or an IR of OpenVINO; by default the suffix of OUT decides.
         size: Trace the model with an image of this height and width.
         dynamic: Accept batches of images of any number and size; otherwise one image of the traced size.
         output: Return logits at the model's resolution, or logits or labels at the image's size.
         normalise: Accept uint8 RGB images and normalise them inside the model.
     """
     from apcnet.export import export as export_model
+    from apcnet.training.folder import model_file
 
     differences = export_model(
-        apcnet.load(model), out, format=format, size=size, dynamic=dynamic, output=output, normalise=normalise
+        apcnet.load(model_file(model)),
+        out,
+        format=format,
+        size=size,
+        dynamic=dynamic,
+        output=output,
+        normalise=normalise,
     )
     compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
     print(f"{out}: {output}, {f'off by {compared}' if compared else 'not compared'}")
