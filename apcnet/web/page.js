@@ -93,9 +93,8 @@ function show(photo) {
   say(`${name}: ${width} × ${height}${seen}, labelled in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s.`);
   const flags = [...(about.test_scale ? ["--test-scale", ...about.test_scale] : []), ...(about.single_resize ? ["--single-resize"] : []),
     ...(ratio < 1 ? ["--ratios", ratio] : [])];
-  element("seen").textContent = ratio < 1
-    ? `Shrunk to ${number(view[0] * view[1])} pixels. apcnet predict does the same with ${flags.join(" ")}.`
-    : "The network saw every pixel that apcnet predict shows it.";
+  const shrunk = ratio < 1 ? `Shrunk to ${number(view[0] * view[1])} pixels. ` : "";
+  element("seen").textContent = `${shrunk}The labels are those of ${["apcnet predict", ...flags].join(" ")}.`;
 }
 
 async function describe(x, y, label) {
