@@ -95,7 +95,7 @@ def evaluate(
     The dataset and the protocol are those of the run, or of the preset if one is given.
 
     Args:
-        weights: Evaluate the model in this run folder or file.
+        weights: Evaluate the model in this run folder or file, also of `apcnet export`.
         data: Describes the dataset to evaluate on.
         protocol: Describes how the model sees an image.
         multi_scale: Average over six scales and their mirror images, as the published multi-scale test does.
@@ -163,7 +163,7 @@ def predict(
     """Predict the labels of images of any format and size. The exit status is 1 if an image cannot be read.
 
     Args:
-        model: Use the model in this file or run folder; with a run, images are treated as in its evaluation.
+        model: Use this model file, also of `apcnet export`, or run folder; a run treats images as in its evaluation.
         sources: Predict these images, and all images in these folders.
         out: Write label maps and overlays to this folder.
         protocol: Describes how the network sees an image.
