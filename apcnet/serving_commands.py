@@ -42,7 +42,7 @@ def serve(
             for name, path in _names(models).items()
         }
         app = serve.create_app(served, limits)
-        serve.serve(app, listener, limits, lambda url: print(f"{', '.join(served)}: {url}", flush=True))
+        serve.serve(app, listener, lambda url: print(f"{', '.join(served)}: {url}", flush=True))
 
 
 def _names(models: tuple[Path, ...]) -> dict[str, Path]:
