@@ -38,7 +38,8 @@ from apcnet.inference.prediction import MAX_PIXELS, _prepared
 from apcnet.inference.protocol import WHOLE, of_classes, winning
 from apcnet.models.segmentor import Segmentor, count_labels
 
-STRIP_SCORES = 1 << 28  # of a strip's band of windows, classes × rows × columns: 1 GiB
+STRIP_SCORES = 1 << 26  # of a strip's band of windows, classes × rows × columns: 256 MiB
+STRIP_WINDOWS = 6  # a strip is at least as wide as so many of them: about one in eleven is computed twice
 ROWS = 64  # whose labels are chosen at a time
 SUFFIXES = (".tif", ".tiff")
 
@@ -128,16 +129,17 @@ class Windows:
         elif largest <= max_pixels:
             self.window, self.stride = size, size
         else:
-            pixels = min(int(max_pixels * math.prod(size) / largest), STRIP_SCORES // (3 * self.classes))
+            pixels = min(int(max_pixels * math.prod(size) / largest), STRIP_SCORES // self.classes)
             side = max(1, math.isqrt(pixels))
             self.window, self.stride = (side, side), (max(1, 2 * side // 3),) * 2
         self.protocol = dataclasses.replace(protocol, window=None, stride=None)  # of one window
 
     def strips(self) -> list[Strip]:
-        """Returns strips of whole blocks, each as wide as STRIP_SCORES allows, but one block at least."""
+        """Returns strips of whole blocks, each as wide as STRIP_SCORES and STRIP_WINDOWS allow."""
         width = self.size[1]
         lefts, side, _ = windows_along(width, self.window[1], self.stride[1])
         most = STRIP_SCORES // (self.classes * min(self.window[0], self.size[0]))
+        most = max(most, side + (STRIP_WINDOWS - 1) * self.stride[1])
 
         def strip(start: int, stop: int) -> Strip:
             adding = [left for left in lefts if left < stop and left + side > start]
@@ -209,7 +211,7 @@ class Windows:
                 return inference.probabilities(self.model, views, self.protocol, size=size)
             (only,) = views
             logits = self.model(only) if self.protocol.single_resize else inference.whole_logits(self.model, only)
-            return of_classes(resized(self.model, logits, size))
+            return of_classes(logits if logits.shape[2:] == size else resized(self.model, logits, size))
 
 
 def _check(source: str | Path, outputs: Sequence[Path], protocol: Protocol) -> None:

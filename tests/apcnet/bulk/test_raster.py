@@ -1,6 +1,7 @@
 """Tests that rasters of any size get the labels that `apcnet.predict` gives, at the same place on earth."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def small(threads, monkeypatch):
     threads(1)
     monkeypatch.setattr(geotiff, "BLOCK", 16)
     monkeypatch.setattr(raster, "BLOCK", 16)
+    monkeypatch.setattr(raster, "STRIP_WINDOWS", 1)
 
 
 @pytest.fixture
@@ -257,6 +259,30 @@ def test_any_number_of_classes(tmp_path, classes, dtype, missing):
         assert file.dtypes == (dtype,) and file.nodata == missing
         assert np.array_equal(file.read(1), apcnet.predict(network, image, WINDOWS).labels.numpy())
         assert file.tags(1)["CLASS_1"] == "class 1"
+
+
+def peak():
+    """Returns the largest memory of this process since it was last reset, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def test_memory_does_not_grow_with_the_raster(tmp_path, monkeypatch):
+    """Tests that the peak is the same for a raster that is eight times as wide or as high."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("needs a Linux that lets a process reset the peak of its memory")
+    network, windows, peaks = Network(20), Protocol(window=(128, 128), stride=(96, 96)), []
+    network.classes = network.palette = None
+    monkeypatch.setattr(raster, "STRIP_SCORES", 20 * 128 * 1024)
+    for size in ((256, 1024), (256, 8192), (8192, 256)):
+        levels = np.tile(draw_image(256, 256).numpy(), (1, size[0] // 256, size[1] // 256))
+        source = write(tmp_path / "in.tif", levels, blockxsize=256, blockysize=256)
+        Path("/proc/self/clear_refs").write_text("5")
+        predict_raster(network, source, tmp_path / "out.tif", windows)
+        peaks.append(peak())
+    assert max(peaks[1:]) - peaks[0] < 30, peaks  # the scores of 20 classes are 160 MiB, a band of all columns 80 MiB
 
 
 @pytest.mark.slow
