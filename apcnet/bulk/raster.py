@@ -34,8 +34,9 @@ from apcnet.bulk.overlap import Behind, ahead
 from apcnet.config import Precision, Protocol
 from apcnet.data.augment import view, view_sizes
 from apcnet.inference.logits import resized, score_bands, windows_along
-from apcnet.inference.prediction import MAX_PIXELS, _prepared
+from apcnet.inference.prediction import prepared_model
 from apcnet.inference.protocol import WHOLE, of_classes, winning
+from apcnet.inference.tiles import MAX_PIXELS
 from apcnet.models.segmentor import Segmentor, count_labels
 
 STRIP_SCORES = 1 << 26  # of a strip's band of windows, classes × rows × columns: 256 MiB
@@ -84,7 +85,7 @@ def predict_raster(
     out = Path(out)
     outputs = [out, out.with_name(f"{out.stem}_confidence{out.suffix}")][: 1 + confidence]
     _check(source, outputs, protocol)
-    with _prepared(model, max_pixels, precision, several=True) as prepared, gdal(), ExitStack() as stack:
+    with prepared_model(model, max_pixels, precision, several=True) as prepared, gdal(), ExitStack() as stack:
         raster = stack.enter_context(closing(Raster(source, prepared, bands)))
         windows = Windows(prepared, raster.size, protocol, max_pixels)
         classes = getattr(prepared, "classes", None) or [f"class {i}" for i in range(windows.classes)]
