@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from apc_kernels import upsample_argmax
-from apcnet import draw, inference
+from apcnet import draw
 from apcnet.bulk.geotiff import (
     BLOCK,
     NO_CONFIDENCE,
@@ -32,11 +32,11 @@ from apcnet.bulk.geotiff import (
 )
 from apcnet.bulk.overlap import Behind, ahead
 from apcnet.config import Precision, Protocol
-from apcnet.data.augment import view, view_sizes
+from apcnet.data.augment import view_sizes
 from apcnet.inference.logits import resized, score_bands, windows_along
 from apcnet.inference.prediction import prepared_model
 from apcnet.inference.protocol import WHOLE, of_classes, winning
-from apcnet.inference.tiles import MAX_PIXELS
+from apcnet.inference.tiles import MAX_PIXELS, Tiles
 from apcnet.models.segmentor import Segmentor, count_labels
 
 STRIP_SCORES = 1 << 26  # of a strip's band of windows, classes × rows × columns: 256 MiB
@@ -201,18 +201,13 @@ class Windows:
     def _scores(self, tile: Tile) -> Tensor:
         """Computes the scores (1, K, h, w) of a window; those of one without data do not count, and are 0."""
         size = tile.levels.shape[1:]
-        parameter = next(self.model.parameters(), torch.empty(0))
         if tile.valid is not None and not tile.valid.any():
+            parameter = next(self.model.parameters(), torch.empty(0))
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             return torch.zeros(1, 1, 1, 1, dtype=dtype, device=parameter.device).expand(1, self.classes, *size)
-        sizes = ([max(1, round(side * factor)) for side in size] for factor in self.factors)
-        views = (view(tile.levels, each, self.model.mean, self.model.std)[None].to(parameter) for each in sizes)
         with torch.no_grad():
-            if self.protocol.averages:
-                return inference.probabilities(self.model, views, self.protocol, size=size)
-            (only,) = views
-            logits = self.model(only) if self.protocol.single_resize else inference.whole_logits(self.model, only)
-            return of_classes(logits if logits.shape[2:] == size else resized(self.model, logits, size))
+            scores = Tiles(self.model, self.factors, self.protocol, tile.levels.dtype)(tile.levels[None])
+            return of_classes(scores if scores.shape[2:] == size else resized(self.model, scores, size))
 
 
 def _check(source: str | Path, outputs: Sequence[Path], protocol: Protocol) -> None:

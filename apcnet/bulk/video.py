@@ -13,8 +13,9 @@ from apcnet.bulk.overlap import Behind, ahead
 from apcnet.bulk.videofile import CONTAINERS, Frame, Reader, writing
 from apcnet.config import Precision, Protocol
 from apcnet.files import make_folder
-from apcnet.inference.prediction import MAX_PIXELS, _prepared, predict
+from apcnet.inference.prediction import predict, prepared_model
 from apcnet.inference.protocol import WHOLE
+from apcnet.inference.tiles import MAX_PIXELS
 from apcnet.models.segmentor import Segmentor
 from apcnet.training.signals import Interrupts
 
@@ -80,7 +81,7 @@ def predict_video(
     stopped, done = False, 0
     try:
         with ExitStack() as stack:
-            prepared = stack.enter_context(_prepared(model, max_pixels, precision, several=True))
+            prepared = stack.enter_context(prepared_model(model, max_pixels, precision, several=True))
             reader = stack.enter_context(closing(Reader(source)))
             if stop is None:
                 signals = stack.enter_context(Interrupts()) if reader.is_live else None

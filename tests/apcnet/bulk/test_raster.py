@@ -212,7 +212,7 @@ def spectral():
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "float32", "float64"])
 def test_bands_of_a_trained_model(spectral, tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(raster.inference, "prepare", lambda model: model)
+    monkeypatch.setattr(apcnet.inference, "prepare", lambda model: model)
     levels = (draw_image(60, 80).numpy().astype(dtype) * 30)[[0, 1, 2, 0]]
     levels[3] //= 2
     predict_raster(spectral, write(tmp_path / "in.tif", levels), tmp_path / "out.tif", WINDOWS)
