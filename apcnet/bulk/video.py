@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apcnet.bulk.overlap import Behind, ahead
-from apcnet.bulk.videofile import CONTAINERS, Frame, Reader, writing
 from apcnet.config import Precision, Protocol
 from apcnet.files import make_folder
 from apcnet.inference.prediction import predict, prepared_model
@@ -18,6 +17,8 @@ from apcnet.inference.protocol import WHOLE
 from apcnet.inference.tiles import MAX_PIXELS
 from apcnet.models.segmentor import Segmentor
 from apcnet.training.signals import Interrupts
+
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 
 
 class VideoReport(NamedTuple):
@@ -74,6 +75,8 @@ def predict_video(
         >>> predict_video("model.safetensors", "street.mp4", "labelled.mp4")
         >>> predict_video("model.safetensors", 0, "camera.mp4")  # until Ctrl-C
     """
+    from apcnet.bulk.videofile import Frame, Reader, writing  # needs an extra
+
     out = Path(out)
     _check(source, out, opacity, every)
     if labels is not None:
@@ -86,7 +89,7 @@ def predict_video(
             if stop is None:
                 signals = stack.enter_context(Interrupts()) if reader.is_live else None
                 stop = (lambda: False) if signals is None else (lambda: signals.signal is not None)
-            writer = stack.enter_context(writing(out, reader))
+            writer = stack.enter_context(writing(out, CONTAINERS[out.suffix.lower()], reader))
             behind = stack.enter_context(Behind())
             for item in stack.enter_context(closing(ahead(reader.items()))):
                 if not isinstance(item, Frame):

@@ -25,7 +25,6 @@ except ModuleNotFoundError:
         "expected the package av, which reads and writes videos; install it: pip install 'apc_kernels[video]'"
     ) from None
 
-CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 # The first encoder that PyAV was built with is taken; its wheels have libx264.
 ENCODERS = {"h264": ("libx264", "libopenh264", "mpeg4"), "webm": ("libvpx-vp9",)}
 FORM_OPTIONS = {
@@ -158,8 +157,7 @@ class Reader:
 class Writer:
     """Encodes frames with the colours of their labels, and passes on packets of sound."""
 
-    def __init__(self, path: Path, name: Path, reader: Reader):
-        form = CONTAINERS[name.suffix.lower()]
+    def __init__(self, path: Path, form: str, name: Path, reader: Reader):
         self.name, self.reader = name, reader
         self.container = av.open(str(path), "w", format=form, container_options=FORM_OPTIONS.get(form, {}))
         encoders = ENCODERS["webm" if form == "webm" else "h264"]
@@ -231,11 +229,11 @@ class Writer:
 
 
 @contextmanager
-def writing(out: Path, reader: Reader) -> Iterator[Writer]:
+def writing(out: Path, form: str, reader: Reader) -> Iterator[Writer]:
     """Opens a video for writing; it appears under its name once the block has ended."""
     with replacing(out) as temporary:
         try:
-            writer = Writer(temporary, out, reader)
+            writer = Writer(temporary, form, out, reader)
             try:
                 yield writer
                 writer.finish()

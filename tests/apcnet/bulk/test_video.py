@@ -13,11 +13,10 @@ from PIL import Image
 from stand_in import Network, draw_image, picture
 
 import apcnet
+from apcnet.bulk.video import predict_video
 
 av = pytest.importorskip("av")
 videofile = pytest.importorskip("apcnet.bulk.videofile")
-video = pytest.importorskip("apcnet.bulk.video")
-predict_video = video.predict_video
 
 SCENE = np.asarray(picture(draw_image(27, 40)).resize((120, 80), Image.Resampling.BILINEAR))
 QUARTER_CLOCKWISE = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
@@ -283,12 +282,12 @@ def test_memory_does_not_grow_with_the_length(network, tmp_path, monkeypatch):
         def __del__(self):
             live.discard(id(self))
 
-    def frame(levels, time):
-        return made(Counted(levels), time)
+    def counted(reader, decoded):
+        levels, time = read(reader, decoded)
+        return videofile.Frame(Counted(levels), time)
 
-    made = videofile.Frame
-    monkeypatch.setattr(videofile, "Frame", frame)
-    monkeypatch.setattr(video, "Frame", made)
+    read = videofile.Reader._frame
+    monkeypatch.setattr(videofile.Reader, "_frame", counted)
     source = write(tmp_path / "a.mp4", count=120)
     assert predict_video(network, source, tmp_path / "b.mp4").frames == 120
     assert len(most) == 120 and max(most) <= 12, max(most)
