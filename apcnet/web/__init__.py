@@ -29,13 +29,9 @@ from apcnet.models.segmentor import count_labels
 PAGE = ("index.html", "overlay.css", "overlay.js", "page.css", "page.js", "labels.js", "png.js", "worker.js")
 VERSION = "1.30.0"  # of onnxruntime-web, whose files these are:
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-# Pixels that the network sees at most; a larger photo is shrunk. The last one is predict's limit for one piece.
-SIZES = (
-    (512 * 512, "up to 512 × 512 pixels"),
-    (1024 * 1024, "up to 1024 × 1024"),
-    (2_200_000, "up to 2,200,000 pixels"),
-)
-DEFAULT_SIZE = 1024 * 1024
+# The network sees at most as many pixels as a square of such a side has; a larger photo is shrunk. predict cuts a photo
+# into tiles beyond the last one.
+SIDES, DEFAULT_SIDE = (512, 724, 1024, 1483), 724
 SAMPLE = (240, 320)
 
 
@@ -86,8 +82,8 @@ def write(
         "align_corners": model.align_corners,
         "test_scale": protocol.test_scale,
         "single_resize": protocol.single_resize,
-        "sizes": SIZES,
-        "most_pixels": DEFAULT_SIZE,
+        "sides": SIDES,
+        "side": DEFAULT_SIDE,
     }
     _write(folder / "model.json", json.dumps(about, ensure_ascii=False).encode())
     scene = Synthetic("val", size=SAMPLE)[0].image

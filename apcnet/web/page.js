@@ -16,7 +16,7 @@ let waiting = null, running = null, shown = null, isReady = false; // photos to 
 document.title = element("name").textContent = about.name;
 const overlay = new Overlay(element("stage"), {...about, describe});
 overlay.opacity = 0.5;
-for (const [pixels, name] of about.sizes) element("size").add(new Option(name, pixels, false, pixels === about.most_pixels));
+for (const side of about.sides) element("size").add(new Option(`up to ${side} × ${side} pixels`, side * side, false, side === about.side));
 
 takePhotos(document.body, element("file"), take, text => say(text, true));
 element("sample").addEventListener("click", async () => take(new File([await (await fetch("sample.png")).blob()], "sample.png")));
@@ -70,7 +70,8 @@ function next() {
   const draw = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
   draw.drawImage(bitmap, 0, 0);
   const photo = draw.getImageData(0, 0, width, height).data;
-  say(`Labelling ${name}, ${width} × ${height} …`);
+  const expected = shown ? ` about ${Math.ceil(shown.seconds * view[0] * view[1] / (shown.view[0] * shown.view[1]))} s` : "";
+  say(`Labelling ${name}, ${width} × ${height} …${expected}`);
   progress(null);
   answers.clear(); // the worker answers for the next photo from now on
   worker.postMessage({photo, size: running.size, view}, [photo.buffer]);

@@ -267,7 +267,13 @@ def test_photos_are_labelled_as_predict_does(model, page, serve, tmp_path):
             status_of(browser, name)
             check_labels(browser, model, tmp_path / name)
         browser.choose("#file", tmp_path / "large.png")
-        assert "which the network saw at 1182 × 887" in status_of(browser, "large.png")
+        assert "which the network saw at 836 × 627" in status_of(browser, "large.png")
+        check_labels(browser, model, tmp_path / "large.png", Protocol(ratios=(0.5225,)))
+        choose = "element.value = 1024 * 1024; element.dispatchEvent(new Event('change'))"
+        browser.evaluate(f"(element => {{ {choose} }})(document.getElementById('size'))")
+        assert "which the network saw at 1182 × 887" in status_of(
+            browser, "large.png: 1600 × 1200, which the network saw at 11"
+        )
         seen = browser.evaluate("document.getElementById('seen').textContent")
         assert seen == "Shrunk to 1,048,434 pixels. The labels are those of apcnet predict --ratios 0.739."
         check_labels(browser, model, tmp_path / "large.png", Protocol(ratios=(0.739,)))
