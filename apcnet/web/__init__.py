@@ -20,7 +20,7 @@ from PIL import Image
 from apcnet import draw
 from apcnet.config import Protocol
 from apcnet.data.synthetic import Synthetic
-from apcnet.export import export
+from apcnet.export import check_model, export
 from apcnet.files import make_folder, replacing
 from apcnet.inference.protocol import WHOLE
 from apcnet.models import Segmentor
@@ -60,6 +60,7 @@ def write(
     Example:
         >>> write(apcnet.load("best.safetensors"), "page")
     """
+    check_model(model)
     if model.range is not None or model.in_channels != 3:
         raise ValueError(f"model: expected one of 8-bit RGB photos for a page, got one of {model.in_channels} channels")
     if not getattr(model.backbone, "any_size_exports", True):

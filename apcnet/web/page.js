@@ -9,7 +9,10 @@ const element = id => document.getElementById(id), number = value => value.toLoc
 
 element("unserved").hidden = true;
 element("main").hidden = false;
-const about = await (await fetch("model.json")).json(); // apcnet/web/__init__.py writes it
+const about = await fetch("model.json").then(response => response.json()).catch(error => { // apcnet/web/__init__.py writes it
+  say(`model.json cannot be read: ${error.message}`, true);
+  throw error;
+});
 const worker = new Worker("worker.js", {type: "module"}), answers = new Map();
 let waiting = null, running = null, shown = null, isReady = false; // photos to label, being labelled and shown
 

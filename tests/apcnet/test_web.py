@@ -20,11 +20,13 @@ from ties import assert_same_but_ties
 
 import apcnet
 from apcnet import draw, inference, web
+from apcnet.config import Config
 from apcnet.data.augment import normalise, resize, view_sizes
 from apcnet.data.files import read_image
 from apcnet.data.synthetic import Synthetic
 from apcnet.inference.prediction import Prediction
 from apcnet.inference.protocol import WHOLE, Protocol
+from apcnet.training.folder import BEST
 
 SIZES = [TRACED, (65, 97), (41, 57), (131, 72)]
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
@@ -150,6 +152,24 @@ def test_wrong_flags(tmp_path, run):
     for flags, message in cases:
         status, _, errors = run("export", tmp_path / "m.safetensors", *flags)
         assert status == 2 and message in " ".join(errors.split()), errors
+
+
+def test_the_page_of_a_run_keeps_its_scale(tmp_path, run, monkeypatch):
+    written = []
+    monkeypatch.setattr("apcnet.web.write", lambda *arguments, **options: written.append((arguments, options)) or {})
+    protocol = Protocol(test_scale=(200, 300))
+    folder = tmp_path / "first run"
+    folder.mkdir()
+    small("fcn").save(folder / BEST)
+    (folder / "config.json").write_text(json.dumps(Config(evaluation=protocol).to_json()))
+    status, output, errors = run("export", folder, "--web", tmp_path / "my page", "--runtime", tmp_path)
+    assert (status, errors) == (0, "")
+    assert f"python -m http.server --directory '{tmp_path / 'my page'}', then http://localhost:8000" in " ".join(
+        output.split("\n")
+    )
+    (((_, out, used), options),) = written
+    assert (out, used) == (tmp_path / "my page", protocol)
+    assert options == {"name": "first run", "size": (512, 512), "runtime": tmp_path}
 
 
 # In Chromium
