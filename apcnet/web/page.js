@@ -73,6 +73,7 @@ function next() {
   const draw = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
   draw.drawImage(bitmap, 0, 0);
   const photo = draw.getImageData(0, 0, width, height).data;
+  running.isOpaque = new Uint32Array(photo.buffer).every(pixel => pixel >>> 24 === 255);
   const expected = shown ? ` about ${Math.ceil(shown.seconds * view[0] * view[1] / (shown.view[0] * shown.view[1]))} s` : "";
   say(`Labelling ${name}, ${width} × ${height} …${expected}`);
   progress(null);
@@ -91,14 +92,16 @@ function show(photo) {
   reveal(photo);
   overlay.fillLegend(element("legend"));
   element("save-labels").disabled = element("save-overlay").disabled = false;
-  const {name, size: [height, width], view, ratio, seconds} = photo;
+  const {name, size: [height, width], view, ratio, seconds, isOpaque} = photo;
   const resized = view[0] !== height || view[1] !== width;
   const seen = resized ? `, which the network saw at ${view[1]} × ${view[0]}` : "";
   say(`${name}: ${width} × ${height}${seen}, labelled in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s.`);
   const flags = [...(about.test_scale ? ["--test-scale", ...about.test_scale] : []), ...(about.single_resize ? ["--single-resize"] : []),
     ...(ratio < 1 ? ["--ratios", ratio] : [])];
   const shrunk = ratio < 1 ? `Shrunk to ${number(view[0] * view[1])} pixels. ` : "";
-  element("seen").textContent = `${shrunk}The labels are those of ${["apcnet predict", ...flags].join(" ")}.`;
+  const same = isOpaque ? `The labels are those of ${["apcnet predict", ...flags].join(" ")}.`
+    : "The network saw black in transparent parts, where apcnet predict sees the colours that the file has there.";
+  element("seen").textContent = shrunk + same;
 }
 
 async function describe(x, y, label) {
