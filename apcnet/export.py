@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from apcnet import inference
 from apcnet.choices import check_choice
-from apcnet.exported import OUTPUTS
+from apcnet.exported import OUTPUTS, Exported
 from apcnet.files import replacing
 from apcnet.models import Segmentor
 
@@ -138,10 +138,17 @@ def _format(path: Path, format: str | None) -> str:
     return format
 
 
-def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) -> tuple[int, int]:
+def check_model(model: object) -> None:
+    """Checks that a model is one that can be exported."""
+    if isinstance(model, Exported):
+        raise ValueError(f"model: expected the model that {model.path} was exported from, got that file")
     if not isinstance(model, Segmentor):
         given = type(model).__name__
         raise TypeError(f"model: expected a model of apcnet.create or apcnet.load, got {given}")
+
+
+def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) -> tuple[int, int]:
+    check_model(model)
     if any(module.training for module in model.modules()):
         raise ValueError("model: expected evaluation mode, got training mode: call model.eval() first")
     for name, tensor in model.named_parameters():

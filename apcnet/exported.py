@@ -104,7 +104,8 @@ class Exported(nn.Module):
         inputs = images.detach().cpu().float()
         inputs = self._pixels(inputs) if self.takes_pixels else inputs
         parts = inputs.split(inputs.shape[0] if self._batch is None else self._batch)
-        results = torch.cat([self._run(part.contiguous()) for part in parts])
+        found = [self._run(part.contiguous()) for part in parts]
+        results = found[0] if len(found) == 1 else torch.cat(found)
         expected = ("B", "H", "W") if self.gives_labels else ("B", self.num_classes, "h", "w")
         if results.dim() != len(expected) or (not self.gives_labels and results.shape[1] != self.num_classes):
             raise ValueError(f"{self.path}: expected it to return {expected}, got {tuple(results.shape)}")
@@ -209,7 +210,7 @@ def _openvino(path: Path) -> Opened:
 
     def run(images: Tensor) -> Tensor:
         (result,) = compiled.infer_new_request([images.numpy()]).values()  # a request of its own: for several threads
-        return torch.from_numpy(result.copy())
+        return torch.from_numpy(result)
 
     return Opened(texts[0] if texts else None, shape, run)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from apcnet import draw
 from apcnet.config import Protocol
 from apcnet.data.synthetic import Synthetic
-from apcnet.export import export
+from apcnet.export import check_model, export
 from apcnet.files import make_folder, replacing
 from apcnet.inference.protocol import WHOLE
 from apcnet.models import Segmentor
@@ -29,13 +29,9 @@ from apcnet.models.segmentor import count_labels
 PAGE = ("index.html", "overlay.css", "overlay.js", "page.css", "page.js", "labels.js", "png.js", "worker.js")
 VERSION = "1.30.0"  # of onnxruntime-web, whose files these are:
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-# Pixels that the network sees at most; a larger photo is shrunk. The last one is predict's limit for one piece.
-SIZES = (
-    (512 * 512, "up to 512 × 512 pixels"),
-    (1024 * 1024, "up to 1024 × 1024"),
-    (2_200_000, "up to 2,200,000 pixels"),
-)
-DEFAULT_SIZE = 1024 * 1024
+# The network sees at most as many pixels as a square of such a side has; a larger photo is shrunk. predict cuts a photo
+# into tiles beyond the last one.
+SIDES, DEFAULT_SIDE = (512, 724, 1024, 1483), 724
 SAMPLE = (240, 320)
 
 
@@ -64,6 +60,7 @@ def write(
     Example:
         >>> write(apcnet.load("best.safetensors"), "page")
     """
+    check_model(model)
     if model.range is not None or model.in_channels != 3:
         raise ValueError(f"model: expected one of 8-bit RGB photos for a page, got one of {model.in_channels} channels")
     if not getattr(model.backbone, "any_size_exports", True):
@@ -86,8 +83,8 @@ def write(
         "align_corners": model.align_corners,
         "test_scale": protocol.test_scale,
         "single_resize": protocol.single_resize,
-        "sizes": SIZES,
-        "most_pixels": DEFAULT_SIZE,
+        "sides": SIDES,
+        "side": DEFAULT_SIDE,
     }
     _write(folder / "model.json", json.dumps(about, ensure_ascii=False).encode())
     scene = Synthetic("val", size=SAMPLE)[0].image

@@ -9,14 +9,17 @@ const element = id => document.getElementById(id), number = value => value.toLoc
 
 element("unserved").hidden = true;
 element("main").hidden = false;
-const about = await (await fetch("model.json")).json(); // apcnet/web/__init__.py writes it
+const about = await fetch("model.json").then(response => response.json()).catch(error => { // apcnet/web/__init__.py writes it
+  say(`model.json cannot be read: ${error.message}`, true);
+  throw error;
+});
 const worker = new Worker("worker.js", {type: "module"}), answers = new Map();
 let waiting = null, running = null, shown = null, isReady = false; // photos to label, being labelled and shown
 
 document.title = element("name").textContent = about.name;
 const overlay = new Overlay(element("stage"), {...about, describe});
 overlay.opacity = 0.5;
-for (const [pixels, name] of about.sizes) element("size").add(new Option(name, pixels, false, pixels === about.most_pixels));
+for (const side of about.sides) element("size").add(new Option(`up to ${side} × ${side} pixels`, side * side, false, side === about.side));
 
 takePhotos(document.body, element("file"), take, text => say(text, true));
 element("sample").addEventListener("click", async () => take(new File([await (await fetch("sample.png")).blob()], "sample.png")));
@@ -70,7 +73,9 @@ function next() {
   const draw = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
   draw.drawImage(bitmap, 0, 0);
   const photo = draw.getImageData(0, 0, width, height).data;
-  say(`Labelling ${name}, ${width} × ${height} …`);
+  running.isOpaque = new Uint32Array(photo.buffer).every(pixel => pixel >>> 24 === 255);
+  const expected = shown ? ` about ${Math.ceil(shown.seconds * view[0] * view[1] / (shown.view[0] * shown.view[1]))} s` : "";
+  say(`Labelling ${name}, ${width} × ${height} …${expected}`);
   progress(null);
   answers.clear(); // the worker answers for the next photo from now on
   worker.postMessage({photo, size: running.size, view}, [photo.buffer]);
@@ -87,14 +92,16 @@ function show(photo) {
   reveal(photo);
   overlay.fillLegend(element("legend"));
   element("save-labels").disabled = element("save-overlay").disabled = false;
-  const {name, size: [height, width], view, ratio, seconds} = photo;
+  const {name, size: [height, width], view, ratio, seconds, isOpaque} = photo;
   const resized = view[0] !== height || view[1] !== width;
   const seen = resized ? `, which the network saw at ${view[1]} × ${view[0]}` : "";
   say(`${name}: ${width} × ${height}${seen}, labelled in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s.`);
   const flags = [...(about.test_scale ? ["--test-scale", ...about.test_scale] : []), ...(about.single_resize ? ["--single-resize"] : []),
     ...(ratio < 1 ? ["--ratios", ratio] : [])];
   const shrunk = ratio < 1 ? `Shrunk to ${number(view[0] * view[1])} pixels. ` : "";
-  element("seen").textContent = `${shrunk}The labels are those of ${["apcnet predict", ...flags].join(" ")}.`;
+  const same = isOpaque ? `The labels are those of ${["apcnet predict", ...flags].join(" ")}.`
+    : "The network saw black in transparent parts, where apcnet predict sees the colours that the file has there.";
+  element("seen").textContent = shrunk + same;
 }
 
 async function describe(x, y, label) {

@@ -147,6 +147,8 @@ def test_a_file_of_one_size_and_of_labels(model, written):
         inference.labels(loaded, torch.randn(1, 3, *TRACED))
     with pytest.raises(ValueError, match="model: expected one that can be trained, got the exported file"):
         loaded.train()
+    with pytest.raises(ValueError, match=r"model: expected the model that .*\.pt2 was exported from, got that file"):
+        export(loaded, path)
     with pytest.raises(ValueError, match=r"num_classes: expected 7, those of the exported .*, got 8"):
         apcnet.load(path, num_classes=8)
 

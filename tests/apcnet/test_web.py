@@ -20,11 +20,13 @@ from ties import assert_same_but_ties
 
 import apcnet
 from apcnet import draw, inference, web
+from apcnet.config import Config
 from apcnet.data.augment import normalise, resize, view_sizes
 from apcnet.data.files import read_image
 from apcnet.data.synthetic import Synthetic
 from apcnet.inference.prediction import Prediction
 from apcnet.inference.protocol import WHOLE, Protocol
+from apcnet.training.folder import BEST
 
 SIZES = [TRACED, (65, 97), (41, 57), (131, 72)]
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
@@ -152,6 +154,24 @@ def test_wrong_flags(tmp_path, run):
         assert status == 2 and message in " ".join(errors.split()), errors
 
 
+def test_the_page_of_a_run_keeps_its_scale(tmp_path, run, monkeypatch):
+    written = []
+    monkeypatch.setattr("apcnet.web.write", lambda *arguments, **options: written.append((arguments, options)) or {})
+    protocol = Protocol(test_scale=(200, 300))
+    folder = tmp_path / "first run"
+    folder.mkdir()
+    small("fcn").save(folder / BEST)
+    (folder / "config.json").write_text(json.dumps(Config(evaluation=protocol).to_json()))
+    status, output, errors = run("export", folder, "--web", tmp_path / "my page", "--runtime", tmp_path)
+    assert (status, errors) == (0, "")
+    assert f"python -m http.server --directory '{tmp_path / 'my page'}', then http://localhost:8000" in " ".join(
+        output.split("\n")
+    )
+    (((_, out, used), options),) = written
+    assert (out, used) == (tmp_path / "my page", protocol)
+    assert options == {"name": "first run", "size": (512, 512), "runtime": tmp_path}
+
+
 # In Chromium
 
 
@@ -267,10 +287,25 @@ def test_photos_are_labelled_as_predict_does(model, page, serve, tmp_path):
             status_of(browser, name)
             check_labels(browser, model, tmp_path / name)
         browser.choose("#file", tmp_path / "large.png")
-        assert "which the network saw at 1182 × 887" in status_of(browser, "large.png")
+        assert "which the network saw at 836 × 627" in status_of(browser, "large.png")
+        check_labels(browser, model, tmp_path / "large.png", Protocol(ratios=(0.5225,)))
+        choose = "element.value = 1024 * 1024; element.dispatchEvent(new Event('change'))"
+        browser.evaluate(f"(element => {{ {choose} }})(document.getElementById('size'))")
+        assert "which the network saw at 1182 × 887" in status_of(
+            browser, "large.png: 1600 × 1200, which the network saw at 11"
+        )
         seen = browser.evaluate("document.getElementById('seen').textContent")
         assert seen == "Shrunk to 1,048,434 pixels. The labels are those of apcnet predict --ratios 0.739."
         check_labels(browser, model, tmp_path / "large.png", Protocol(ratios=(0.739,)))
+        transparent = picture.convert("RGBA")
+        transparent.paste((250, 100, 100, 0), (0, 0, 200, 301))
+        transparent.save(tmp_path / "clear.png")
+        browser.choose("#file", tmp_path / "clear.png")
+        status_of(browser, "clear.png")
+        assert "saw black in transparent parts" in browser.evaluate("document.getElementById('seen').textContent")
+        transparent.paste((0, 0, 0, 255), (0, 0, 200, 301))
+        transparent.convert("RGB").save(tmp_path / "clear.png")
+        check_labels(browser, model, tmp_path / "clear.png")
         browser.click("#sample")
         status_of(browser, "sample.png: 320 × 240")
         check_labels(browser, model, page / "sample.png")
