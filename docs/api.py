@@ -38,6 +38,7 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.interop.sssegmentation": ("load_head",),
         "apcnet.interop.convert": ("convert",),
         "apcnet.export": ("export",),
+        "apcnet.serve": ("create_app", "Served", "Limits"),
     },
 }
 OPENING = """\
