@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from apcnet import draw, inference
 from apcnet.config import Precision, Protocol
 from apcnet.data.augment import view, view_sizes
-from apcnet.inference.prediction import MAX_PIXELS, Prediction, predict
+from apcnet.inference.prediction import Prediction, predict
 from apcnet.inference.protocol import WHOLE
+from apcnet.inference.tiles import MAX_PIXELS
 from apcnet.models.segmentor import count_labels
 
 
