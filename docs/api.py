@@ -40,6 +40,7 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.interop.convert": ("convert",),
         "apcnet.export": ("export",),
         "apcnet.web": ("write",),
+        "apcnet.serve": ("create_app", "Served", "Limits"),
     },
 }
 OPENING = """\
