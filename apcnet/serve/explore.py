@@ -31,16 +31,15 @@ ALIGNMENT = 8
 def about(name: str, served: Served) -> dict:
     """Describes a model for the page."""
     model = served.model
-    parameters = sum(p.numel() for p in model.parameters())
-    architecture = model.architecture or {}
-    words = [architecture.get("model", type(model.head).__name__), architecture.get("backbone", "")]
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    architecture = getattr(model, "architecture", None) or {"model": type(model).__name__}
+    words = [architecture.get("model"), architecture.get("backbone"), f"{millions:.2f} million parameters"]
     return {
         "name": name,
-        "text": " · ".join(filter(None, [*words, f"{parameters / 1e6:.2f} million parameters"])),
+        "text": " · ".join(filter(None, words[: 3 if millions else 2])),
         "classes": served.classes,
         "palette": served.palette,
         "clear": sorted(draw.backgrounds(served.classes, served.palette)),
-        "context": hasattr(model.head, "context_maps"),
     }
 
 
@@ -119,7 +118,7 @@ def _protocol(image: Tensor, side: int) -> Protocol:
 
 def _context(served: Served, image: Tensor, size: tuple[int, int]) -> dict | None:
     model = served.prepared
-    if not hasattr(model.head, "context_maps"):
+    if not hasattr(getattr(model, "head", None), "context_maps"):  # exported files have no head
         return None
     images = view(image, size, served.model.mean, served.model.std)[None].to(next(model.parameters()))
     with inference.in_evaluation(model, served.precision):

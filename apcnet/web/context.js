@@ -14,7 +14,7 @@ import {color, heatmap, number, range, showScale} from "./heat.js";
 const KINDS = {
   affinities: {
     title: "Affinities to the regions of every scale",
-    note: "APCNet: the position of the ringed pixel gathers the pooled regions, weighted by these. Choose a region to see the affinities of all positions to it.",
+    note: "APCNet: the position of the ringed pixel gathers the pooled regions, weighted by these. Choose a region to see those of all positions to it.",
     one: "affinity", all: "Affinities of all positions to",
   },
   similarities: {
@@ -61,7 +61,7 @@ export class Context {
     if (!this.#record) return;
     const {size, rows, columns, scales} = this.#record, at = [rows.values[y], columns.values[x]];
     this.#place = at[0] * size[1] + at[1];
-    this.picked.textContent += `. Position ${at[1]}, ${at[0]} of the head's ${size[1]} × ${size[0]} map`;
+    this.picked.textContent += `. Position ${at[1]}, ${at[0]} of ${size[1]} × ${size[0]}`;
     if (this.#record.kind === "assignments") return this.#fillWords();
     for (const {scale, maps} of scales) this.#fillScale(scale, maps.values, (x + 0.5) / columns.values.length, (y + 0.5) / rows.values.length);
   }

@@ -9,6 +9,7 @@ const $ = id => document.getElementById(id);
 const LAYERS = {
   classes: "", confidence: "The probability of every pixel's class, bright where the model is unsure.", difference: "Where the models differ, in the colours of their classes.",
 };
+const SMALL = 256; // pixels of the longest side: smaller pictures are enlarged without smoothing
 const PAUSE = 120; // milliseconds without a move of the slider before the server is asked
 const state = {photo: null, name: "", bitmap: null, side: 0, pixel: null, chosen: null, layer: "classes", seen: null};
 let columns = [], asked = 0, abort = new AbortController();
@@ -76,11 +77,12 @@ async function decode(width, height) {
 
 function showLabels(isNew) {
   const {seen, bitmap} = state, [height, width] = seen.input;
+  $("columns").classList.toggle("small", Math.max(seen.width, seen.height) < SMALL);
   columns.forEach((column, i) => {
     const {labels, seconds} = seen.models[i];
     column.overlay.show(bitmap, labels.values, state.name);
     column.overlay.fillLegend(column.legend);
-    column.line.textContent = `${column.about.text} · ${milliseconds(seconds)}`;
+    column.line.textContent = `${column.about.text} · ${duration(seconds)}`;
     column.element.querySelector(".seen").hidden = false;
   });
   if (isNew) {
@@ -113,7 +115,7 @@ function showTime() {
   item.dataset.seconds = seen.models.reduce((sum, model) => sum + model.seconds, 0);
   const changed = state.first.map((first, i) => differing(first, seen.models[i].labels.values));
   const rest = item.dataset.first === "true" ? "default size" : `${changed.map(share).join(" and ")} of labels change`;
-  item.firstChild.textContent = `${seen.input[1]} × ${seen.input[0]}: ${milliseconds(item.dataset.seconds)}, ${rest}`;
+  item.firstChild.textContent = `${seen.input[1]} × ${seen.input[0]}: ${duration(item.dataset.seconds)}, ${rest}`;
   const longest = Math.max(...[...list.children].map(other => other.dataset.seconds));
   for (const other of list.children) {
     const bar = other.querySelector("i") ?? other.firstChild.appendChild(document.createElement("i"));
@@ -132,7 +134,7 @@ function differing(first, second) {
 }
 
 const share = value => (value && value < 0.001 ? "< 0.1 %" : `${(100 * value).toFixed(1)} %`);
-const milliseconds = seconds => `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
+const duration = seconds => (seconds < 1 ? `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms` : `${Number(seconds).toFixed(1)} s`);
 
 // Layers over the picture
 
@@ -141,10 +143,8 @@ function paint() {
   if (!seen) return;
   columns.forEach((column, i) => {
     const {overlay, context, scale} = column, pen = overlay.drawing.getContext("2d"), model = seen.models[i];
-    const opacity = $("opacity").value / 100, heat = layer === "heat" ? context.heat(chosen) : null;
-    overlay.opacity = layer === "classes" ? opacity : 0;
+    const heat = layer === "heat" ? context.heat(chosen) : null;
     overlay.photo.style.filter = layer === "classes" ? "" : "grayscale(1)";
-    overlay.drawing.style.opacity = layer === "difference" ? 1 : opacity;
     pen.clearRect(0, 0, overlay.width, overlay.height);
     scale.hidden = true;
     showChosenFrame(column);
@@ -152,19 +152,30 @@ function paint() {
       pen.drawImage(heatmap(model.confidence.values, [overlay.height, overlay.width], [255, 0]), 0, 0);
       showScale(scale, [1, 0], value => `${100 * value} %`);
     } else if (layer === "difference") {
-      pen.putImageData(difference(pen, overlay, seen.differs.mask.values, model.labels.values, opacity), 0, 0);
+      pen.putImageData(difference(pen, overlay, seen.differs.mask.values, model.labels.values), 0, 0);
     } else if (heat) {
       pen.drawImage(enlarged(heat.values, heat.size, heat.limits, heat.rows, heat.columns), 0, 0);
       showScale(scale, heat.limits);
     }
     column.told.textContent = layer === "heat" ? heat?.text ?? "This model has no such region or codeword." : LAYERS[layer];
   });
+  setOpacity();
 }
 
-/** Gives the pixels that the models disagree on the colours of their classes, and covers the others. */
-function difference(pen, {width, height, palette}, mask, labels, opacity) {
-  const picture = pen.createImageData(width, height);
-  mask.forEach((differs, i) => picture.data.set(differs ? [...palette[labels[i]], 255] : [20, 24, 30, 255 * opacity], 4 * i));
+function setOpacity() {
+  const opacity = $("opacity").value / 100;
+  document.querySelector("output[for=opacity]").textContent = `${$("opacity").value} %`;
+  for (const {overlay} of columns) {
+    overlay.opacity = state.layer === "classes" ? opacity : 0;
+    overlay.drawing.style.opacity = opacity;
+  }
+}
+
+/** Gives the pixels that the models disagree on the colours of their classes, and darkens the others. */
+function difference(pen, {width, height, palette}, mask, labels) {
+  const picture = pen.createImageData(width, height), pixels = new Uint32Array(picture.data.buffer);
+  const colours = new Uint32Array(Uint8Array.from([[20, 24, 30], ...palette].flatMap(colour => [...colour, 255])).buffer);
+  for (let i = 0; i < pixels.length; i++) pixels[i] = colours[mask[i] ? 1 + labels[i] : 0];
   return picture;
 }
 
@@ -291,9 +302,8 @@ async function start() {
     timer = setTimeout(look, PAUSE);
   });
   $("own").addEventListener("click", () => { state.side = 0; look(); });
-  const opacity = () => { document.querySelector("output[for=opacity]").textContent = `${$("opacity").value} %`; paint(); };
-  $("opacity").addEventListener("input", opacity);
-  opacity();
+  $("opacity").addEventListener("input", setOpacity);
+  setOpacity();
   $("layers").addEventListener("change", event => setLayer(event.target.value));
   if (samples) $("samples").firstElementChild.click();
 }

@@ -2,15 +2,19 @@
 
 import json
 import re
+import signal
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small_runs
 import torch
 from explored import explored_model
 from serving import SIZES, ask, encoded, photo, post, running
 
 import apcnet
+from apcnet import serving_commands
 from apcnet.config import Protocol
 from apcnet.data.augment import view
 from apcnet.serve import Limits, Served, create_app, explore, explore_page
@@ -130,8 +134,15 @@ def test_about_a_model():
     model = create("apcnet", "tiny", 3, width=8, channels=8).eval()
     model.classes, model.palette = ("background", "cat", "dog"), ((0, 0, 0), (200, 0, 0), (0, 200, 0))
     about = explore.about("best", Served(model))
-    assert about["text"].startswith("apcnet · tiny · 0.0") and about["context"]
+    assert about["text"].startswith("apcnet · tiny · 0.0")
     assert about["clear"] == [0] and about["classes"] == ("background", "cat", "dog")
+
+
+def test_one_or_two_models():
+    with pytest.raises(ValueError, match="models: expected one or two, got 3"):
+        serving_commands.explore((Path("a"), Path("b"), Path("c")))
+    with pytest.raises(ValueError, match="models: expected one or more of different names, got x-a, x-a"):
+        serving_commands.explore((Path("x/a.safetensors"), Path("x/a.safetensors")))
 
 
 # Over HTTP
@@ -166,6 +177,17 @@ def test_wrong_requests(port, path, status, error):
     assert answer.status == status and answer.json["error"].startswith(error)
 
 
+def test_a_model_that_does_not_take_the_size(port, models, monkeypatch):
+    """Tests an error of a model, such as an exported file's that takes one size only."""
+
+    def refuse(*arguments):
+        raise ValueError("images: expected a height and width of 64")
+
+    monkeypatch.setattr(models["first"], "predict", refuse)
+    answer = post(port, "/explore/view", encoded(photo()))
+    assert (answer.status, answer.json["error"]) == (422, "images: expected a height and width of 64")
+
+
 def test_what_is_no_image_or_no_file(port):
     assert post(port, "/explore/view", b"hello").json["status"] == 422
     assert ask(port, "GET", "/explore/samples/8").status == 404
@@ -186,3 +208,19 @@ def test_the_page_needs_nothing_else(port):
     named |= set(re.findall(r'(?:href|src)="web/([\w.]+)"', text)) | set(re.findall(r'from "\./([\w.]+)"', text))
     assert named == set(explore_page.FILES)
     assert not re.search(r"(?:https?:)?//[\w.-]+\.\w+/|@import|url\(", text)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    """Tests that it names its models and address, serves the page, and ends at Ctrl-C."""
+    explored_model().save(tmp_path / "street.safetensors")
+    process = small_runs.start("explore", tmp_path / "street.safetensors", "--port", 0)
+    try:
+        found = re.fullmatch(r"street: http://127\.0\.0\.1:(\d+), Ctrl-C ends it", process.stdout.readline().strip())
+        assert found, process.stderr.read()
+        assert "apcnet explore" in ask(int(found[1]), "GET", "/").body.decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
