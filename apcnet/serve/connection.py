@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from apcnet.console import print_error
 from apcnet.serve.limits import PACE, Limits
 
-KEEP_ALIVE = 15  # seconds without a request
+KEEP_ALIVE = 15  # seconds without a request, if the timeout is longer
 STUCK = 1  # the exit status if the network still runs
 
 
@@ -101,12 +101,15 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """Opens the socket of a server; port 0 is any that is free."""
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"port: expected 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"host, port: expected an address that is free, got {host} and {port}: {reason}") from None
+    except OSError as error:
+        raise ValueError(
+            f"host, port: expected an address that is free, got {host} and {port}: {error.strerror}"
+        ) from None
 
 
 def serve(app: Starlette, listener: socket.socket, on_start: Callable[[str], None]) -> None:
@@ -139,7 +142,7 @@ def server_of(app: Starlette) -> Server:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=min(KEEP_ALIVE, limits.timeout),
         timeout_graceful_shutdown=max(1, round(limits.timeout)),
     )
     return Server(config)

@@ -38,6 +38,22 @@ def tiff(width: int, height: int) -> bytes:
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
+def tiled_tiff(width: int, height: int) -> bytes:
+    """Returns a TIFF of 64 × 64 pixels whose only tile is of this size; 200 bytes that cost libtiff 1.5 GB."""
+    packed = zlib.compress(bytes(1000))
+    tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (322, width), (323, height)]
+    tags += [(324, 8 + 2 + 12 * 10 + 4), (325, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag > 300 else 3, 1, value) for tag, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + packed
+
+
+def framed_gif(width: int, height: int) -> bytes:
+    """Returns a GIF whose frame is larger than its screen."""
+    content = bytearray(gif(width, height))
+    content[6:10] = struct.pack("<HH", 8, 8)
+    return bytes(content)
+
+
 def jpeg(width: int, height: int) -> bytes:
     """Returns a JPEG whose frame header tells another size."""
     content = bytearray(encoded(photo(), "JPEG"))
@@ -55,6 +71,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 KINDS = {"png": png, "bmp": bmp, "gif": gif, "tiff": tiff, "jpeg": jpeg, "webp": webp}
+KINDS |= {"tiled tiff": tiled_tiff, "framed gif": framed_gif}
 
 
 def many_scans(count: int) -> bytes:

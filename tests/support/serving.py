@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,9 @@ def running(app) -> Iterator[int]:
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.001)
         yield port
     finally:
         server.should_exit = True

@@ -46,6 +46,18 @@ def test_labels_are_those_of_predict(port, served, size):
     assert Image.open(io.BytesIO(post(port, "/overlay", content).body)).size == seen.overlay().size
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (3, 2)])
+def test_images_of_extreme_sizes_are_answered(port, served, size):
+    picture = photo(size)
+    expected = apcnet.predict(served["first"].prepared, picture).labels
+    assert np.array_equal(labels_of(post(port, "/labels", encoded(picture))), expected)
+    for path in ("/predict", "/overlay?format=png", "/classes?size=700"):
+        assert post(port, path, encoded(picture)).status == 200
+    if max(size) > 3:
+        status, error = refusal(post(port, "/classes?size=1", encoded(picture)))
+        assert status == 422 and error.startswith("scale: nothing is left of an image of ")
+
+
 def test_classes_are_counted(port, served):
     picture = photo()
     seen = apcnet.predict(served["first"].prepared, picture)

@@ -1,5 +1,7 @@
 """Tests that images in a batch get the labels of `apcnet.predict`, which sees them alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from apcnet.config import Protocol
 from apcnet.data.augment import view
 from apcnet.data.files import levels_of
 from apcnet.serve import Served
+from apcnet.serve.images import ImageError
 
 PROTOCOLS = {
     "whole": Protocol(),
@@ -68,6 +71,23 @@ def test_a_model_of_other_images_is_refused():
     model.mean = model.std = (1.0,) * 5
     with pytest.raises(ValueError, match="model: expected one of 8-bit RGB images, got one of 5 channels"):
         Served(model)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_model_cannot_take_is_told_without_its_path(count):
+    """An exported file may take images of one size only, and its errors name the file."""
+    model = small_model()
+    model.path = Path("/home/somebody/model.onnx")
+
+    def forward(images):
+        raise ValueError(f"images: expected 512 × 512, the only size that {model.path} takes")
+
+    model.forward = forward
+    served = Served(model)
+    served.prepared = model
+    with pytest.raises(ImageError, match=r"expected 512 × 512, the only size that the model takes$") as error:
+        served.predict([levels(SIZES[0], 0)] * count, Protocol(), False)
+    assert error.value.status == 422 and "somebody" not in str(error.value)
 
 
 def test_memory_bounds_the_batch():
