@@ -27,6 +27,8 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.models": (),
         "apcnet.inference": (),
         "apcnet.inference.prediction": ("Prediction",),
+        "apcnet.bulk.raster": ("predict_raster",),
+        "apcnet.bulk.video": ("predict_video", "VideoReport"),
         "apcnet.confusion": ("ConfusionMatrix", "Scores"),
         "apcnet.losses": (),
         "apcnet.data": (),
