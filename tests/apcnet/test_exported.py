@@ -98,8 +98,9 @@ def test_every_format_and_output(model, written, suffix, output, normalise):
             if not refused:
                 compare(model, loaded, protocol, size)
                 continue
-            with pytest.raises(ValueError, match=rf"model: expected logits .* apcnet export \S+ \S+\{suffix}$"):
-                apcnet.predict(loaded, pixels_of(1, *size)[0], protocol)
+            for most in ({}, {"max_pixels": 2000}):
+                with pytest.raises(ValueError, match=rf"model: expected logits .* apcnet export \S+ \S+\{suffix}$"):
+                    apcnet.predict(loaded, pixels_of(1, *size)[0], protocol, **most)
 
 
 @pytest.mark.slow
@@ -130,11 +131,10 @@ def test_a_file_of_one_size_and_of_labels(model, written):
     target[:, :9] = 255
     difference = inference.confusion(loaded, images, target) - inference.confusion(model, images, target)
     assert difference.abs().sum() <= 2 * int((found != expected).sum()) and len(target.unique()) == 8
-    height, width = TRACED
-    advice = rf"--window {height} {width} --stride 43 54, or export .* apcnet export \S+ {path} --dynamic"
-    with pytest.raises(
-        ValueError, match=rf"images: expected a height and width of 64 and 80, .* got 41 and 57; .*{advice}"
-    ):
+    message = (
+        r"images: expected a height and width of 64 and 80, .* got 41 and 57; export a file for every size: apcnet "
+    )
+    with pytest.raises(ValueError, match=message + rf"export MODEL.safetensors {path} --dynamic"):
         apcnet.predict(loaded, pixels_of(1, 41, 57)[0])
     for options in ({"max_pixels": 999}, {"confidence": True}):
         with pytest.raises(ValueError, match=r"model: expected logits for tiles, .* confidence and loss"):
@@ -202,6 +202,16 @@ def test_damaged_files_and_missing_packages(tmp_path, monkeypatch, suffix):
         ModuleNotFoundError, match=rf"expected the package {package}: pip install 'apc_kernels\[{extra}\]'"
     ):
         apcnet.load(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", NEEDED)
+def test_windows_of_the_only_size_of_a_file(model, written, suffix):
+    loaded = apcnet.load(written(suffix, normalise=True, dynamic=False))
+    assert loaded.size == TRACED
+    with pytest.raises(ValueError, match=r"got 90 and 131; slide a window .* --window 64 80 --stride 43 54, or export"):
+        apcnet.predict(loaded, pixels_of(1, 90, 131)[0])
+    compare(model, loaded, Protocol(window=TRACED, stride=(43, 54)), (90, 131))
 
 
 @pytest.mark.slow
