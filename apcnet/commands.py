@@ -152,42 +152,68 @@ def evaluate(
 
 def predict(
     model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
-    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE|FOLDER ...", help_behavior_hint="")]],
+    sources: Positional[
+        Annotated[tuple[str, ...], arg(metavar="FILE|FOLDER|PATTERN|URL|@LIST ...", help_behavior_hint="")]
+    ],
     out: Path,
     protocol: OmitArgPrefixes[Protocol],
     overlay: Literal["jpg", "png", "none"] = "jpg",
     confidence: bool = False,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    shard: Annotated[str, arg(metavar="I/N")] = "1/1",
+    batch_size: int = 1,
     precision: Precision = "float32",
     device: Device = None,
 ) -> None:
-    """Predict the labels of images of any format and size. The exit status is 1 if an image cannot be read.
+    """Predict the labels of images of any format and size. The same command goes on after it was stopped.
+
+    The exit status is 1 if an image cannot be read.
 
     Args:
         model: Use this model file, also of `apcnet export`, or run folder; a run treats images as in its evaluation.
-        sources: Predict these images, and all images in these folders.
-        out: Write label maps and overlays to this folder.
+        sources: Predict these images, all images in these folders, and what the lines of these @lists name.
+        out: Write label maps, overlays and the manifest of finished images to this folder.
         protocol: Describes how the network sees an image.
         overlay: Save overlays of image and labels in this format.
         confidence: Save the probability of every pixel's label too, as grey levels.
+        probabilities: Save the probabilities of all classes too, as float16 arrays (K, H, W) in .npy files.
+        overwrite: Predict everything again, and replace what an earlier command has written.
+        shard: Predict one part of the images of several: 1/4 to 4/4 for four processes on any machines.
+        batch_size: Pass up to this many images of one size through the network together.
         precision: Run matrix products in this precision (autocast).
         device: Predict on this device.
     """
     from apcnet.bulk import predict_files
-    from apcnet.distributed import process_group
+    from apcnet.bulk.processes import PATIENCE, parse_shard, split
+    from apcnet.distributed import process_group, rank
     from apcnet.training.folder import model_file
 
-    with process_group(device) as place, progress_bar("predicting") as progress:
-        report = predict_files(
-            apcnet.load(model_file(model)).to(place),
-            sources,
-            out,
-            protocol,
-            precision=precision,
-            overlay=None if overlay == "none" else overlay,
-            confidence=confidence,
-            progress=progress,
+    part = parse_shard(shard)
+    with process_group(device, PATIENCE) as place, progress_bar("predicting") as progress:
+        network = apcnet.load(model_file(model)).to(place)
+        report = split(
+            lambda part, progress: predict_files(
+                network,
+                sources,
+                out,
+                protocol,
+                precision=precision,
+                overlay=None if overlay == "none" else overlay,
+                confidence=confidence,
+                probabilities=probabilities,
+                batch_size=batch_size,
+                shard=part,
+                overwrite=overwrite,
+                progress=progress,
+            ),
+            part,
+            progress,
         )
-    print(f"{out}: {report.done} images")
+        if rank() != 0:
+            return
+    before = f", {report.skipped} of them before" if report.skipped else ""
+    print(f"{out}: {report.done} images{before}")
     for failure in report.failures:
         print_error(failure)
     if report.failures:

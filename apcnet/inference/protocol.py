@@ -6,7 +6,7 @@ first result, for one image at a time; the second resize is fused with the opera
 normalised, (B, 3, h, w), at the network's scale; for several ratios, an iterable yields the same images at each ratio.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, get_args
 
@@ -24,6 +24,7 @@ from apcnet.inference.logits import Model, align_corners, check_images, head_log
 WHOLE = Protocol()
 BAND = 1 << 24  # probabilities at a time, classes × rows × columns, of which only those of the labels are kept: 64 MiB
 Images = Tensor | Iterable[Tensor]
+Keep = Callable[[int, int, Tensor], object]  # image, first row, probabilities (K, rows, W)
 
 
 def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None) -> Tensor:
@@ -153,7 +154,12 @@ def assess(
 
 
 def confidence(
-    model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
+    model: Model,
+    images: Images,
+    protocol: Protocol = WHOLE,
+    *,
+    size: Sequence[int] | None = None,
+    keep: Keep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predicts the class of every pixel, and the probability that the model gives it.
 
@@ -163,6 +169,8 @@ def confidence(
         images: Normalised images, as in `labels`.
         protocol: Scales, windows and flips.
         size: Height and width of the original images; by default those of `images`.
+        keep: Called with the probabilities of all classes, a few rows at a time: the number of the image, its first
+            row, and (K, rows, W), which the next call may overwrite. Memory never holds those of a whole image.
 
     Returns:
         Labels (B, H, W), as `labels` returns, and probabilities (B, H, W).
@@ -175,9 +183,9 @@ def confidence(
     found: list[Tensor] = []
     sure: list[Tensor] = []
     with torch.no_grad():
-        for _, rows, scores in _scores_to_resize(model, images, protocol, size):
+        for which, rows, scores in _scores_to_resize(model, images, protocol, size):
             found.append(upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=corners))
-            sure.append(winning(scores, found[-1], corners, averaged))
+            sure.append(winning(scores, found[-1], corners, averaged, keep and _moved(keep, which.start, rows.start)))
     return _joined(found, size), _joined(sure, size)
 
 
@@ -253,11 +261,11 @@ def _joined(parts: list[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
 
 
-def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool) -> Tensor:
+def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool, keep: Keep | None = None) -> Tensor:
     """Returns the probability (B, H, W) of each pixel's label, from scores that are still to be resized to its size.
 
     The scores are resized along their columns first, and then a few rows at a time along their rows, so that memory
-    never holds the scores of all classes at the size of the result.
+    never holds the scores of all classes at the size of the result. `keep` sees the probabilities of all classes.
     """
     height, width = labels.shape[1:]
     tall = _resized_columns(scores, height, corners)
@@ -270,8 +278,15 @@ def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bo
                 band = F.interpolate(band, (band.shape[2], width), mode="bilinear", align_corners=corners)
             else:
                 band = upsample_softmax(band, (band.shape[2], width), align_corners=corners)
+            if keep is not None:
+                keep(image, top, band[0])
             found[image, top : top + rows] = band[0].gather(0, label[:, top : top + rows].long())[0]
     return found
+
+
+def _moved(keep: Keep, image: int, row: int) -> Keep:
+    """Returns a function that calls `keep` with numbers of images and rows from these on."""
+    return lambda i, top, band: keep(image + i, row + top, band)
 
 
 def _resized_columns(scores: Tensor, height: int, corners: bool) -> Tensor:
