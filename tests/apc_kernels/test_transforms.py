@@ -48,7 +48,7 @@ def squares(results) -> Tensor:
 
 @pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - NOT_DIFFERENTIABLE))
 def test_grad(operation):
-    """Tests that torch.func.grad returns the bits of backward(), of the reference where that serves under torch.func."""
+    """Tests that torch.func.grad returns the bits of backward(), in the reference where that alone serves it."""
     function, tensors = function_of_tensors(operation)
     everything = tuple(range(len(tensors)))
     computed = torch.func.grad(function, argnums=everything)(*tensors)
