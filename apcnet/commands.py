@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import apcnet
 from apcnet import threads
 from apcnet.config import Config, Data, Precision, Protocol
-from apcnet.console import print_error, progress_bar, show_download, table
+from apcnet.console import print_error, progress_bar, table
 from apcnet.files import make_folder
 from apcnet.presets import table as table_of_presets
 
@@ -171,8 +171,8 @@ def predict(
         precision: Run matrix products in this precision (autocast).
         device: Predict on this device.
     """
+    from apcnet.bulk import predict_files
     from apcnet.distributed import process_group
-    from apcnet.inference.prediction import predict_files
     from apcnet.training.folder import model_file
 
     with process_group(device) as place, progress_bar("predicting") as progress:
@@ -242,6 +242,7 @@ def convert(
         output_stride: Set the backbone's output stride; needed if the checkpoint does not store it.
         folder: Keep downloads in this folder.
     """
+    from apcnet.hub import show_download
     from apcnet.interop.convert import convert as convert_checkpoint
 
     model = convert_checkpoint(
@@ -279,6 +280,26 @@ def export(
     )
     compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
     print(f"{out}: {output}, {f'off by {compared}' if compared else 'not compared'}")
+
+
+def push(
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    name: Positional[Annotated[str, arg(metavar="USER/MODEL")]],
+    license: str | None = None,
+    private: bool = False,
+) -> None:
+    """Upload a model and a model card to the Hugging Face Hub; then hf:USER/MODEL names it in every command.
+
+    Args:
+        model: Upload the model in this file or run folder; the card of a run tells its data and scores.
+        name: Create or update this repository.
+        license: Name this licence on the card, for example apache-2.0.
+        private: Make a new repository private.
+    """
+    from apcnet.training.folder import model_file
+
+    run = model if model.is_dir() else None
+    print(apcnet.load(model_file(model)).push_to_hub(name, run=run, license=license, private=private or None))
 
 
 def _start_processes(gpus: int, device: str | None) -> None:

@@ -288,7 +288,7 @@ def _scores_to_resize(
     if protocol.window and protocol.stride and size == tuple(view.shape[2:]):
         for i, image in enumerate(view.split(1)):
             for top, rows in slide_bands(model, image, protocol.window, protocol.stride):
-                yield slice(i, i + 1), slice(top, top + rows.shape[2]), _of_classes(rows)
+                yield slice(i, i + 1), slice(top, top + rows.shape[2]), of_classes(rows)
         return
     for which, logits in _logits_to_resize(model, view, protocol, size):
         yield which, slice(0, size[0]), logits
@@ -303,9 +303,9 @@ def _logits_to_resize(
     """
     if protocol.window and protocol.stride:
         for i, image in enumerate(view.split(1)):
-            yield slice(i, i + 1), _of_classes(slide_logits(model, image, protocol.window, protocol.stride))
+            yield slice(i, i + 1), of_classes(slide_logits(model, image, protocol.window, protocol.stride))
         return
-    logits = _of_classes(head_logits(model, view))
+    logits = of_classes(head_logits(model, view))
     if protocol.single_resize or size == tuple(view.shape[2:]):
         yield slice(0, logits.shape[0]), logits
         return
@@ -313,7 +313,7 @@ def _logits_to_resize(
         yield slice(i, i + 1), resized(model, image, view.shape[2:])
 
 
-def _of_classes(logits: Tensor) -> Tensor:
+def of_classes(logits: Tensor) -> Tensor:
     """Returns logits of classes: a single logit z becomes those of two, (0, z), whose softmax is its sigmoid."""
     return F.pad(logits, (0, 0, 0, 0, 1, 0)) if logits.shape[1] == 1 else logits
 

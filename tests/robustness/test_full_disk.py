@@ -22,13 +22,14 @@ from PIL import Image
 
 import apcnet
 from apcnet import data_commands, draw, hub
+from apcnet.bulk import predict_files
 from apcnet.confusion import ConfusionMatrix
 from apcnet.data import prepare
 from apcnet.data.synthetic import Synthetic
 from apcnet.export import export
 from apcnet.files import write_json
 from apcnet.inference import submission
-from apcnet.inference.prediction import predict, predict_files
+from apcnet.inference.prediction import predict
 from apcnet.interop import mmseg
 from apcnet.interop.convert import convert
 

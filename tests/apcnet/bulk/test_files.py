@@ -10,9 +10,10 @@ from stand_in import IMAGE, Network, draw_image, picture
 
 import apcnet
 from apcnet import draw
+from apcnet.bulk import predict_files
 from apcnet.data.files import read_mask
 from apcnet.inference import Protocol
-from apcnet.inference.prediction import predict, predict_files
+from apcnet.inference.prediction import predict
 
 
 @pytest.fixture(autouse=True)
