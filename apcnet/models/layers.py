@@ -80,25 +80,20 @@ class RegionReduction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Computes the regions of all scales: x (B, in_channels, h, w) -> (B, channels, J)."""
         pooled = apc_kernels.pyramid_pool(x, self.scales)
-        reductions = list(self.reductions)
-        if all(isinstance(reduce, ConvNormReLU) and _is_local(reduce.norm) for reduce in reductions):
-            return self._reduced(pooled, reductions)
+        norms = [reduction.norm for reduction in self.reductions if isinstance(reduction, ConvNormReLU)]
+        if norms and all(map(_is_local, norms)):
+            return self._reduced(pooled, norms)
         parts = pooled.split([s * s for s in self.scales], dim=2)
-        reduced = [reduce(part.unsqueeze(3)) for reduce, part in zip(reductions, parts, strict=True)]
+        reduced = [reduce(part.unsqueeze(3)) for reduce, part in zip(self.reductions, parts, strict=True)]
         return torch.cat(reduced, dim=2).squeeze(3)
 
-    def _reduced(self, pooled: Tensor, reductions: list[ConvNormReLU]) -> Tensor:
-        norms = [reduce.norm for reduce in reductions]
+    def _reduced(self, pooled: Tensor, norms: list[nn.BatchNorm2d]) -> Tensor:
         training = norms[0].training
-        if training:
-            check_values(norms[0], pooled.unsqueeze(3))
-        result = apc_kernels.pyramid_reduce(
-            pooled,
-            [reduce.conv.weight for reduce in reductions],
-            [batch_norm(norm, pooled) for norm in norms],
-            self.scales,
-            training=training,
-        )
+        if training and pooled.shape[0] == 1:
+            check_values(norms[0], pooled[:, :, :1, None])
+        weights = [reduction.conv.weight for reduction in self.reductions]
+        given = [batch_norm(norm, pooled) for norm in norms]
+        result = apc_kernels.pyramid_reduce(pooled, weights, given, self.scales, training=training)
         if training:
             for norm in norms:
                 norm.num_batches_tracked.add_(1)
@@ -122,7 +117,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dropout = self.dropout
-        return self.conv(dropout(x) if dropout.training else x)
+        return self.conv(dropout(x) if dropout.training and dropout.p > 0 else x)
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:

@@ -10,11 +10,12 @@ from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.affinities.algebra import BatchNorm
 from apc_kernels.ops.autograd import EagerFunction
 from apc_kernels.ops.common import (
+    PLAIN,
+    as_scales,
     check_dtype,
     check_flag,
     check_scales,
     check_tensor,
-    is_plain,
     name_of,
     runs_eagerly,
     working_dtype,
@@ -63,15 +64,19 @@ def pyramid_reduce(
     torch.compile and torch.export too. The operation is differentiable any number of times.
     """
     check_flag(training, "training")
-    scales = _check(regions, weights, norms, scales, training)
     if not _in_kernels(regions, weights, norms):
+        scales = _check(regions, weights, norms, scales, training)
         return reference.pyramid_reduce(regions, weights, norms, scales, training)
     gammas, betas, means, variances, momentum, eps = zip(*norms, strict=True)
     parameters = *weights, *gammas, *betas
-    settings = (*means, *variances), scales, eps, momentum, training
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(regions, *parameters):  # pyright: ignore[reportPrivateUsage]
-        return _Reduction.apply(regions, settings, *parameters)  # pyright: ignore[reportAttributeAccessIssue]
-    return _reduce(regions, settings, parameters, None, None)
+    try:
+        settings = (*means, *variances), as_scales(scales), eps, momentum, training
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(regions, *parameters):  # pyright: ignore[reportPrivateUsage]
+            return _Reduction.apply(regions, settings, *parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        return _reduce(regions, settings, parameters, None, None)
+    except (RuntimeError, TypeError):  # the library has checked the arguments
+        _check(regions, weights, norms, scales, training)
+        raise
 
 
 KERNELS = Kernels(reference)
@@ -79,15 +84,24 @@ KERNELS = Kernels(reference)
 
 def _in_kernels(regions: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNorm]) -> bool:
     """Tells whether the library's kernels compute a call."""
-    if regions.dtype not in (torch.float32, torch.float64) or not is_plain(regions) or not runs_eagerly():
+    if not (isinstance(weights, list | tuple) and isinstance(norms, list | tuple) and weights and runs_eagerly()):
         return False
-    if KERNELS.select("pyramid_reduce", regions) != "cpp" or torch.is_autocast_enabled("cpu"):
-        return False
-    for tensors in (weights, *(norm[:4] for norm in norms)):
-        for tensor in tensors:
-            if not is_plain(tensor) or not tensor.is_contiguous() or tensor.dtype != regions.dtype:
-                return False
-    return regions.numel() * weights[0].numel() > 0
+    tensors = [regions, *weights]
+    for norm in norms:
+        if not isinstance(norm, BatchNorm):
+            return False
+        tensors += norm[:4]
+    return (
+        PLAIN.issuperset(map(type, tensors))
+        and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
+        and all(tensor.is_contiguous() for tensor in tensors[1:])
+        and regions.dim() == 3
+        and not regions.is_meta
+        and weights[0].dim() == 4
+        and KERNELS.select("pyramid_reduce", regions) == "cpp"
+        and not torch.is_autocast_enabled("cpu")
+        and regions.numel() * weights[0].numel() > 0
+    )
 
 
 def _reduce(
