@@ -127,7 +127,11 @@ def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
             f"model: expected batch norms in float32 in training, got {norm.running_mean.dtype}: keep the model in "
             "float32 and train it under torch.autocast"
         )
-    tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    parameters, buffers = norm._parameters, norm._buffers
+    try:  # past the search of a module's attributes, which takes longer than to use the tensors
+        tensors = [parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]]
+    except KeyError:  # something else computes a tensor: pruning, a parametrization
+        tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     if x.dtype != tensors[0].dtype:
         tensors = [promoted(x, tensor) for tensor in tensors]
     return apc_kernels.BatchNorm(*tensors, norm.momentum, norm.eps)

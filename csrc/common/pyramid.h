@@ -1,9 +1,10 @@
 // The regions of a pyramid, (B, C, J) with J = Σ s² over the scales s, as operations on their vectors see them.
+// Units of work take scales in turn: a scale of 6 is 36 times the work of one of 1, and threads share out ranges.
 #pragma once
 
 #include "kernel_cpu.h"
 
-constexpr int64_t REGION_PANEL = 32;
+constexpr int64_t REGION_PANEL = 32, MAX_SCALES = 64, MAX_SCALE = 32768;
 
 struct Pyramid {
   Scalar scalar;  // float32 or float64

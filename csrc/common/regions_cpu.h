@@ -45,8 +45,8 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const T* left, int64
 // the last ones. Either may be null.
 template <typename T>
 void pack_regions(const Pyramid& p, int64_t unit) {
-  const PyramidScale scale = pyramid_scale(p, unit / channel_blocks(p));
-  const int64_t first = unit % channel_blocks(p) * PANEL;
+  const PyramidScale scale = pyramid_scale(p, unit % p.num_scales);
+  const int64_t first = unit / p.num_scales * PANEL;
   const int64_t count = p.channels - first < PANEL ? p.channels - first : PANEL;
   T* const by_column = as<T>(p.by_column) + scale.padded_before * p.channels;
   T* const by_channel = as<T>(p.by_channel) + scale.columns_before * channel_blocks(p) * PANEL + first * scale.columns;

@@ -52,9 +52,10 @@ Work described(const Tensor& regions, const Tensor& weight, const Scales& scales
   p.outputs = weight.size(0), p.kernel = weight.size(2);
   int64_t all = 0;
   for (int64_t s : scales) {
-    STD_TORCH_CHECK(s >= 1 && s < 65536, "scales: expected scales of 1 or more");
+    STD_TORCH_CHECK(s >= 1 && s <= MAX_SCALE, "scales: expected scales of 1 to ", MAX_SCALE);
     all += s * s, p.taps += s * p.kernel;
   }
+  STD_TORCH_CHECK(p.num_scales <= MAX_SCALES, "scales: expected 1 to ", MAX_SCALES, " scales");
   STD_TORCH_CHECK(p.num_scales > 0 && all == p.rows, "regions: expected ", all, " regions, got ", p.rows);
   check_contiguous(regions, "regions");
   p.regions = regions.data_ptr();

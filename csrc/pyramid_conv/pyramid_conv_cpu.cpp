@@ -106,11 +106,17 @@ template <typename T>
 void load_planes(const PyramidConv& p, int64_t image, int64_t first, int64_t count, T* planes) {
   const int64_t width = padded(p.map.width);
   const T* const map = as<T>(p.map.data) + image * p.map.stride_b + first * p.map.stride_c;
-  for (int64_t y = 0; y < p.map.height; ++y)
-    for (int64_t x = 0; x < width; ++x)
+  for (int64_t y = 0; y < p.map.height; ++y) {
+    const T* const from = map + y * p.map.stride_y;
+    for (int64_t o = 0; o < count; ++o) {
+      T* const to = planes + (o * p.map.height + y) * width;
+      for (int64_t x = p.map.width; x < width; ++x) to[x] = T(0);
+      if (p.map.stride_x == 1) std::memcpy(to, from + o * p.map.stride_c, p.map.width * sizeof(T));
+    }
+    for (int64_t x = 0; x < p.map.width && p.map.stride_x != 1; ++x)
       for (int64_t o = 0; o < count; ++o)
-        planes[(o * p.map.height + y) * width + x] =
-            x < p.map.width ? map[o * p.map.stride_c + y * p.map.stride_y + x * p.map.stride_x] : T(0);
+        planes[(o * p.map.height + y) * width + x] = from[o * p.map.stride_c + x * p.map.stride_x];
+  }
 }
 
 // The gradients of an output channel's products with the regions of an image, from its plane's gradient.
@@ -166,19 +172,19 @@ template <typename T>
 void pyramid_conv_region_gradients_as(const PyramidConv& p, int64_t begin, int64_t end) {
   const int64_t taps = p.kernel * p.kernel, outputs = taps < 256 ? 256 / taps : 1;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t index = unit / channel_blocks(p), first = unit % channel_blocks(p) * PANEL;
+    const int64_t index = unit % p.num_scales, first = unit / p.num_scales * PANEL;
     const PyramidScale scale = pyramid_scale(p, index);
     const int64_t count = p.channels - first < PANEL ? p.channels - first : PANEL;
     const T* const weight = as<T>(p.weight) + (index * p.channels + first) * p.weight_c;
     const T* const grads = as<T>(p.products) + taps * p.outputs * scale.columns_before;
     region_gradient<T>(p, scale, first, taps * p.outputs, taps * outputs, grads, as<T>(p.grad_regions),
                        [&](int64_t k, int64_t some, T* to) {
+                         if (count < PANEL) std::memset(to, 0, some * PANEL * sizeof(T));
                          for (int64_t o = 0; o < some / taps; ++o)
-                           for (int64_t i = 0; i < PANEL; ++i)
+                           for (int64_t i = 0; i < count; ++i)
                              for (int64_t t = 0; t < taps; ++t)
                                to[(o * taps + t) * PANEL + i] =
-                                   i < count ? weight[(k / taps + o) * p.weight_o + i * p.weight_c + t * p.weight_t]
-                                             : T(0);
+                                   weight[(k / taps + o) * p.weight_o + i * p.weight_c + t * p.weight_t];
                        });
   }
 }

@@ -24,9 +24,10 @@ PyramidReduce described(const Tensor& regions, const Tensors& parameters, const 
   p.num_scales = static_cast<int64_t>(scales.size()), p.scales = scales.data();
   int64_t all = 0;
   for (int64_t s : scales) {
-    STD_TORCH_CHECK(s >= 1 && s < 65536, "scales: expected scales of 1 or more");
+    STD_TORCH_CHECK(s >= 1 && s <= MAX_SCALE, "scales: expected scales of 1 to ", MAX_SCALE);
     all += s * s;
   }
+  STD_TORCH_CHECK(p.num_scales <= MAX_SCALES, "scales: expected 1 to ", MAX_SCALES, " scales");
   STD_TORCH_CHECK(p.num_scales > 0 && all == p.rows, "regions: expected ", all, " regions, got ", p.rows);
   STD_TORCH_CHECK(regions.numel() > 0, "regions: expected at least one number");
   check_contiguous(regions, "regions");

@@ -27,7 +27,7 @@ struct PyramidReduce : Pyramid {
   void* grad_regions;           // (B, C, J)
 };
 
-constexpr int64_t OUTPUTS = 8;  // of a unit
+constexpr int64_t OUTPUTS = 28;  // of a unit: the regions are read from the cache once for all of them
 
 static inline int64_t output_blocks(const PyramidReduce& p) { return (p.outputs + OUTPUTS - 1) / OUTPUTS; }
 

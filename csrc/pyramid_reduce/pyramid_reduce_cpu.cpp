@@ -11,15 +11,15 @@ struct Unit {
 };
 
 inline Unit unit_at(const PyramidReduce& p, int64_t unit) {
-  const int64_t index = unit / output_blocks(p), first = unit % output_blocks(p) * OUTPUTS;
+  const int64_t index = unit % p.num_scales, first = unit / p.num_scales * OUTPUTS;
   return {pyramid_scale(p, index), index, first, p.outputs - first < OUTPUTS ? p.outputs - first : OUTPUTS};
 }
 
+constexpr int64_t PIECE = 256, APART = PIECE + 16;  // rows a power of two apart share a few places of the cache
+
 // The products of some output channels, (count, columns), of which each row has `row` numbers.
 template <typename T>
-void products_of(const PyramidReduce& p, const Unit& u, T* sums, int64_t row) {
-  constexpr int64_t PIECE = 256, APART = PIECE + 16;  // rows a power of two apart share a few places of the cache
-  T weight[OUTPUTS * APART];
+void products_of(const PyramidReduce& p, const Unit& u, T* weight, T* sums, int64_t row) {
   const T* const from = as<T>(p.reductions[u.index].weight) + u.first * p.channels;
   const T* const right = as<T>(p.by_column) + u.scale.padded_before * p.channels;
   for (int64_t k = 0; k < p.channels; k += PIECE) {
@@ -32,12 +32,13 @@ void products_of(const PyramidReduce& p, const Unit& u, T* sums, int64_t row) {
 
 template <typename T>
 void pyramid_reduce_as(const PyramidReduce& p, int64_t begin, int64_t end) {
+  Scratch<T> weight(OUTPUTS * APART);
   for (int64_t unit = begin; unit < end; ++unit) {
     const Unit u = unit_at(p, unit);
     const Reduction& r = p.reductions[u.index];
     const int64_t columns = u.scale.columns, row = padded(columns);
     Scratch<T> sums(OUTPUTS * row);
-    products_of<T>(p, u, sums, row);
+    products_of<T>(p, u, weight, sums, row);
     for (int64_t m = 0; m < u.count; ++m) {
       const int64_t o = u.first + m;
       const T* const values = sums + m * row;
@@ -112,7 +113,7 @@ void pyramid_reduce_gradients_as(const PyramidReduce& p, int64_t begin, int64_t 
 template <typename T>
 void pyramid_reduce_region_gradients_as(const PyramidReduce& p, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t index = unit / channel_blocks(p), first = unit % channel_blocks(p) * PANEL;
+    const int64_t index = unit % p.num_scales, first = unit / p.num_scales * PANEL;
     const PyramidScale scale = pyramid_scale(p, index);
     const int64_t count = p.channels - first < PANEL ? p.channels - first : PANEL;
     const T* const weight = as<T>(p.reductions[index].weight) + first;

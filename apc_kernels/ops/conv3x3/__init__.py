@@ -73,6 +73,8 @@ def check_maps(maps: Sequence[Tensor], weight: Tensor, kernel: tuple[int, int]) 
     """Checks several maps, and the weight of a convolution of all of them."""
     if not maps:
         raise ValueError("maps: expected at least one map, got none")
+    if len(maps) == 1 and _fit(maps[0], weight, kernel):
+        return
     for i, x in enumerate((*maps, weight)):
         if x.dim() != 4:
             raise ValueError(f"{_name(i, maps)}: expected 4 dimensions, got {x.dim()}: {tuple(x.shape)}")
@@ -93,6 +95,14 @@ def check_maps(maps: Sequence[Tensor], weight: Tensor, kernel: tuple[int, int]) 
     if weight.shape[1:] != (inputs, *kernel) or weight.shape[0] == 0:
         size = ", ".join(map(str, kernel))
         raise ValueError(f"weight: expected (O, {inputs}, {size}), O > 0, got {tuple(weight.shape)}")
+
+
+def _fit(x: Tensor, weight: Tensor, kernel: tuple[int, int]) -> bool:
+    """Tells whether a map and a weight belong together, as they do in nearly every call."""
+    if x.dim() != 4 or weight.dim() != 4 or x.dtype not in FLOATS:
+        return False
+    outputs, *others = weight.shape
+    return others == [x.shape[1], *kernel] and outputs > 0 and x.dtype == weight.dtype and x.device == weight.device
 
 
 def _name(i: int, maps: Sequence[Tensor]) -> str:

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.autograd import EagerFunction
-from apc_kernels.ops.common import check_dtype, check_flag, check_scales, check_tensor, is_plain, name_of, runs_eagerly
+from apc_kernels.ops.common import (
+    PLAIN,
+    as_scales,
+    check_dtype,
+    check_flag,
+    check_scales,
+    check_tensor,
+    name_of,
+    runs_eagerly,
+)
 from apc_kernels.ops.interpolation import as_size, check_extent
 from apc_kernels.ops.operator import reads_in_place
 from apc_kernels.ops.pyramid_conv import reference
@@ -56,13 +65,17 @@ def pyramid_conv(
     torch.compile and torch.export too. The operation is differentiable any number of times.
     """
     check_flag(align_corners, "align_corners")
-    size, scales = _check(regions, weight, size, scales, memory_format)
-    settings = size, tuple(scales), align_corners, memory_format
     if not _in_kernels(regions, weight):
-        return reference.pyramid_conv(regions, weight, *settings)
-    if torch.is_grad_enabled() and (regions.requires_grad or weight.requires_grad):
-        return _Convolution.apply(regions, weight, *settings)  # pyright: ignore[reportAttributeAccessIssue]
-    return _convolve(regions, weight, settings, _matrices(regions, weight, settings))
+        size, scales = _check(regions, weight, size, scales, memory_format)
+        return reference.pyramid_conv(regions, weight, size, tuple(scales), align_corners, memory_format)
+    try:
+        settings = tuple(size), tuple(as_scales(scales)), align_corners, memory_format
+        if torch.is_grad_enabled() and (regions.requires_grad or weight.requires_grad):
+            return _Convolution.apply(regions, weight, *settings)  # pyright: ignore[reportAttributeAccessIssue]
+        return _convolve(regions, weight, settings, _matrices(regions, weight, settings))
+    except (RuntimeError, TypeError, ValueError, IndexError):  # the library has checked the arguments
+        _check(regions, weight, size, scales, memory_format)
+        raise
 
 
 KERNELS = Kernels(reference)
@@ -71,10 +84,10 @@ KERNELS = Kernels(reference)
 def _in_kernels(regions: Tensor, weight: Tensor) -> bool:
     """Tells whether the library's kernels compute a call."""
     return (
-        regions.dtype in (torch.float32, torch.float64)
+        PLAIN.issuperset((type(regions), type(weight)))
+        and regions.dtype in (torch.float32, torch.float64)
         and weight.dtype == regions.dtype
-        and is_plain(regions)
-        and is_plain(weight)
+        and not regions.is_meta
         and runs_eagerly()
         and KERNELS.select("pyramid_conv", regions) == "cpp"
         and not torch.is_autocast_enabled("cpu")

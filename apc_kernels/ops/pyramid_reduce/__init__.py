@@ -133,24 +133,17 @@ class _Reduction(EagerFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        regions, products, statistics, result, *parameters = ctx.saved_tensors
-        of_regions, of_parameters = ctx.needs_input_grad[0], ctx.needs_input_grad[2:]
+        regions, *saved = ctx.saved_tensors
+        parameters = saved[3:]
         if torch.is_grad_enabled():
             return _differentiable_gradients(ctx, grad, regions, parameters)
-        grad_regions = regions.new_empty(regions.shape) if of_regions else None
-        gradients = [parameter.new_empty(parameter.shape) for parameter in parameters]
-        saved = products, statistics, result
-        torch.ops.apc_kernels_cpp.pyramid_reduce_backward(
-            grad.contiguous(),
-            regions.contiguous(),
-            parameters,
-            ctx.scales,
-            ctx.training,
-            *saved,
-            gradients,
-            grad_regions,
-        )
-        gradients = (g if wanted else None for g, wanted in zip(gradients, of_parameters, strict=True))
+        wanted = ctx.needs_input_grad
+        grad_regions = regions.new_empty(regions.shape) if wanted[0] else None
+        gradients = list(map(torch.empty_like, parameters))
+        given = grad.contiguous(), regions.contiguous(), parameters, ctx.scales, ctx.training, *saved[:3]
+        torch.ops.apc_kernels_cpp.pyramid_reduce_backward(*given, gradients, grad_regions)
+        if not all(wanted[2:]):
+            gradients = [g if needed else None for g, needed in zip(gradients, wanted[2:], strict=True)]
         return grad_regions, None, *gradients
 
 
