@@ -15,6 +15,7 @@ from apc_kernels.ops.encode import encode
 from apc_kernels.ops.fused_conv import FusedConv2d
 from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
+from apc_kernels.ops.pyramid_reduce import pyramid_reduce
 from apc_kernels.ops.upsample import (
     upsample_argmax,
     upsample_binary_cross_entropy,
@@ -40,6 +41,7 @@ __all__ = [
     "encode",
     "pyramid_conv",
     "pyramid_pool",
+    "pyramid_reduce",
     "upsample_argmax",
     "upsample_binary_cross_entropy",
     "upsample_confusion",

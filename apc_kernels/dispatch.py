@@ -120,6 +120,8 @@ class Kernels:
             if reason := limits.get(forced) or self.why_not(forced, operation, device, dtype):
                 raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
             return forced
+        if device == "cpu" and self.cpp and dtype in self.dtypes and "cpp" not in limits and library.cpu().loaded:
+            return PREFERENCE["cpu"][0]  # as explain does, which takes longer
         name, passed_over = self.explain(operation, device, dtype, limits)
         if name == "reference" and not limits and any(dtype in self.computes_in(other) for other in passed_over):
             _warn_once("; ".join(passed_over.values()))

@@ -9,7 +9,7 @@ import torch
 
 import apc_kernels
 from apc_kernels import library
-from apc_kernels.ops import affinities, augment, conv3x3, encode, pyramid_pool, upsample
+from apc_kernels.ops import affinities, augment, conv3x3, encode, pyramid_conv, pyramid_pool, pyramid_reduce, upsample
 
 SERVED_BY = {  # each public operation: its own kernels, or the operations it is composed of
     "adaptive_context": affinities.KERNELS,
@@ -19,8 +19,9 @@ SERVED_BY = {  # each public operation: its own kernels, or the operations it is
     "conv1x1": conv3x3.KERNELS,
     "conv3x3": conv3x3.KERNELS,
     "encode": encode.KERNELS,
-    "pyramid_conv": "PyTorch's matrix products",
+    "pyramid_conv": pyramid_conv.KERNELS,
     "pyramid_pool": pyramid_pool.KERNELS,
+    "pyramid_reduce": pyramid_reduce.KERNELS,
     "upsample_argmax": upsample.KERNELS,
     "upsample_binary_cross_entropy": "upsample_cross_entropy",
     "upsample_confusion": upsample.KERNELS,

@@ -256,6 +256,43 @@ pyramid_conv = Operation(
     rounds=5,
 )
 
+# pyramid_reduce, forward and backward in training: regions and weights read and the result written, then all of it once
+# more, and the gradients written. The products take two operations each, three times with the backward pass.
+
+REDUCED = here(replace(head_cases.POOLED, batch=2), head_cases.POOLED)
+
+
+def _reduce_ready(function: Callable, case: head_cases.ReduceCase, t: Tensors, backward: bool) -> Call:
+    names = ("weights", "gammas", "betas")
+    weights, gammas, betas = ([x.detach().requires_grad_(backward) for x in t[name]] for name in names)
+    regions = t["regions"].detach().requires_grad_(backward)
+    running = zip(*([x.clone() for x in t[name]] for name in ("means", "variances")), strict=True)
+    norms = [BatchNorm(g, b, *r) for g, b, r in zip(gammas, betas, running, strict=True)]
+
+    def run() -> list[Tensor]:
+        result = function(regions, weights, norms, case.scales, training=True)
+        if not backward:
+            return [result]
+        return [result.detach(), *torch.autograd.grad(result, [regions, *weights, *gammas, *betas], t["grad"])]
+
+    return run
+
+
+pyramid_reduce = Operation(
+    name="pyramid_reduce",
+    cases=[REDUCED],
+    small=head_cases.REDUCTION,
+    draw=lambda case, layout: head_cases.draw_reduction(case, DTYPE, DEVICE),
+    ready=_reduce_ready,
+    ours=apc_kernels.pyramid_reduce,
+    others={"convolutions, batch norms and ReLUs": stock.pyramid_reduce},
+    counts=lambda case, t, back: (
+        (3 if back else 1) * (t["regions"].nbytes + t["weights"].nbytes + t["grad"].nbytes),
+        (3 if back else 1) * 2 * case.channels * t["grad"].numel(),
+    ),
+    by_layout=False,
+)
+
 # conv3x3, on the bottlenecks of the heads; on a GPU it is PyTorch's convolution. Operations by tiles, 2·4·O·C for each
 # position (2·9·O·C directly), three times as many with the backward pass; transforms take 4 for each number of the maps
 # and of the result. Bytes: maps and weight read, the result written; backward both once more. By tiles four times the
@@ -378,5 +415,5 @@ TABLE = (
     encode,
     pyramid_conv,
 )
-TABLE += (pyramid_pool, *UPSAMPLES)
+TABLE += (pyramid_pool, pyramid_reduce, *UPSAMPLES)
 OPERATIONS = {operation.name: rehearsed(operation) if REHEARSAL else operation for operation in TABLE}

@@ -71,6 +71,10 @@ def eager(
     return call
 
 
+class EagerFunction(_SingleLevelFunction):
+    """Is a torch.autograd.Function of calls that run eagerly (common.runs_eagerly): none looks for torch.func."""
+
+
 TENSOR_TYPES = ("Tensor", "Optional[Tensor]")
 
 

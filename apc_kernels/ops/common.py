@@ -71,10 +71,12 @@ def only_computes(*tensors: Tensor | None) -> bool:
     return all(map(is_plain, tensors))
 
 
+PLAIN = frozenset((Tensor, torch.nn.Parameter))  # types that replace no operators
+
+
 def is_plain(tensor: Tensor | None) -> bool:
     """Tells whether a tensor, if there is one, holds numbers and is of no subclass that replaces operators."""
-    kind = type(tensor)
-    return tensor is None or ((kind is Tensor or kind is torch.nn.Parameter) and not tensor.is_meta)
+    return tensor is None or (type(tensor) in PLAIN and not tensor.is_meta)
 
 
 def widened(tensor: Tensor, name: str, x: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def check_small(tensor: Tensor, name: str, shapes: Sequence[tuple[int, ...]], x:
 
 def as_scales(scales: Sequence[int]) -> list[int]:
     try:
-        return [operator.index(s) for s in scales]
+        return list(map(operator.index, scales))
     except TypeError:
         raise TypeError(f"scales: expected a sequence of integers, got {scales!r}") from None
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apc_kernels.ops.common import check_tensor, without_autocast
-from apc_kernels.ops.conv3x3 import KERNELS, check_maps, tiles
+from apc_kernels.ops.common import without_autocast
+from apc_kernels.ops.conv3x3 import KERNELS, check_maps, check_tensors, is_large, tiles
 from apc_kernels.ops.operator import define
 
 LEAST_CHANNELS, LEAST_POSITIONS = 64, 256  # from these sizes on the library's products are faster
@@ -40,9 +40,7 @@ def conv1x1(maps: Tensor | Sequence[Tensor], weight: Tensor) -> Tensor:
     if not isinstance(maps, (Tensor, list, tuple)):
         raise TypeError(f"maps: expected a tensor or a sequence of them, got {type(maps).__name__}")
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
-    for i, x in enumerate(maps):
-        check_tensor(x, f"maps[{i}]")
-    check_tensor(weight, "weight")
+    check_tensors(maps, weight)
     if torch.compiler.is_exporting() or not _by_products(maps, weight):
         check_maps(maps, weight, (1, 1))
         return reference(maps, weight)
@@ -60,16 +58,12 @@ def reference(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
 
 def _by_products(maps: Sequence[Tensor], weight: Tensor) -> bool:
     """Tells whether the library's products serve these maps, before they are checked against each other."""
-    if not maps or any(tensor.dim() != 4 for tensor in (*maps, weight)):
-        return False
-    first = maps[0]
     return (
-        first.device.type == "cpu"
-        and first.dtype in (torch.float32, torch.float64)
-        and weight.dtype == first.dtype
+        is_large(maps, weight, LEAST_CHANNELS, LEAST_POSITIONS)
+        and maps[0].device.type == "cpu"
+        and maps[0].dtype in (torch.float32, torch.float64)
+        and weight.dtype == maps[0].dtype
         and not torch.is_autocast_enabled("cpu")
-        and min(weight.shape[:2]) >= LEAST_CHANNELS
-        and first.shape[0] * first.shape[2] * first.shape[3] >= LEAST_POSITIONS
         and all(x.stride(1) == 1 for x in maps)
     )
 

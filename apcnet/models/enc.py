@@ -59,9 +59,11 @@ class EncHead(nn.Module):
         x = self._fused(features)
         projected = self.project(x)
         codes = apc_kernels.encode(projected, promoted(x, self.codewords), promoted(x, self.scale))
-        encoding = F.relu(self.code_norm(codes.to(self.code_norm.weight.dtype))).mean(dim=1)
+        norm = self.code_norm
+        encoding = torch.relu_(norm(codes.to(norm.weight.dtype))).mean(dim=1)
         gate = 1 + torch.sigmoid(self.gate(encoding))
-        logits = self.classifier(x * gate[:, :, None, None].to(x.dtype))  # both factors are positive: no ReLU needed
+        gate = gate.view(*gate.shape, 1, 1).to(x.dtype)
+        logits = self.classifier(x * gate)  # both factors are positive: no ReLU needed
         return logits if self.presence is None else (logits, self.presence(encoding))
 
     def context_maps(self, features: Sequence[Tensor]) -> ContextMaps:

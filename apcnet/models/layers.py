@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apc_kernels
@@ -34,16 +33,17 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Takes one map, or several as if they were concatenated along the channels, without that copy."""
-        weight = self.conv.weight
-        if self.conv.kernel_size == (3, 3):
-            return self.activate(apc_kernels.conv3x3(maps, weight))
-        if self.conv.groups == 1:
-            return self.activate(apc_kernels.conv1x1(maps, weight))
-        return self.activate(self.conv(*maps))
+        conv = self.conv
+        if conv.kernel_size == (3, 3):
+            return self.activate(apc_kernels.conv3x3(maps, conv.weight))
+        if conv.groups == 1:
+            return self.activate(apc_kernels.conv1x1(maps, conv.weight))
+        return self.activate(conv(*maps))
 
     def activate(self, product: Tensor) -> Tensor:
-        check_values(self.norm, product)
-        return F.relu(self.norm(product), inplace=True)
+        norm = self.norm
+        check_values(norm, product)
+        return torch.relu_(norm(product))
 
 
 def check_values(norm: nn.Module, x: Tensor) -> None:
@@ -79,9 +79,30 @@ class RegionReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the regions of all scales: x (B, in_channels, h, w) -> (B, channels, J)."""
-        pooled = apc_kernels.pyramid_pool(x, self.scales).split([s * s for s in self.scales], dim=2)
-        reduced = [reduce(p.unsqueeze(3)) for reduce, p in zip(self.reductions, pooled, strict=True)]
+        pooled = apc_kernels.pyramid_pool(x, self.scales)
+        norms = [reduction.norm for reduction in self.reductions if isinstance(reduction, ConvNormReLU)]
+        if norms and all(map(_is_local, norms)):
+            return self._reduced(pooled, norms)
+        parts = pooled.split([s * s for s in self.scales], dim=2)
+        reduced = [reduce(part.unsqueeze(3)) for reduce, part in zip(self.reductions, parts, strict=True)]
         return torch.cat(reduced, dim=2).squeeze(3)
+
+    def _reduced(self, pooled: Tensor, norms: list[nn.BatchNorm2d]) -> Tensor:
+        training = norms[0].training
+        if training and pooled.shape[0] == 1:
+            check_values(norms[0], pooled[:, :, :1, None])
+        weights = [reduction.conv.weight for reduction in self.reductions]
+        given = [batch_norm(norm, pooled) for norm in norms]
+        result = apc_kernels.pyramid_reduce(pooled, weights, given, self.scales, training=training)
+        if training:
+            for norm in norms:
+                norm.num_batches_tracked.add_(1)
+        return result
+
+
+def _is_local(norm: nn.Module) -> bool:
+    """Tells whether a batch norm takes its statistics from this process's batch, or from its running statistics."""
+    return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 class Classifier(nn.Module):
@@ -95,7 +116,8 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.dropout(x))
+        dropout = self.dropout
+        return self.conv(dropout(x) if dropout.training and dropout.p > 0 else x)
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
@@ -105,9 +127,14 @@ def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
             f"model: expected batch norms in float32 in training, got {norm.running_mean.dtype}: keep the model in "
             "float32 and train it under torch.autocast"
         )
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    weight, bias, mean, variance = (promoted(x, tensor) for tensor in tensors)
-    return apc_kernels.BatchNorm(weight, bias, mean, variance, norm.momentum, norm.eps)
+    parameters, buffers = norm._parameters, norm._buffers
+    try:  # past the search of a module's attributes, which takes longer than to use the tensors
+        tensors = [parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]]
+    except KeyError:  # something else computes a tensor: pruning, a parametrization
+        tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    if x.dtype != tensors[0].dtype:
+        tensors = [promoted(x, tensor) for tensor in tensors]
+    return apc_kernels.BatchNorm(*tensors, norm.momentum, norm.eps)
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
@@ -117,4 +144,5 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 def promoted(x: Tensor, tensor: Tensor) -> Tensor:
     """Converts a small tensor to the dtype that apc_kernels takes with the map x: float64 or float32."""
-    return tensor.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -11,7 +11,7 @@ from apc_kernels import info, library
 from apc_kernels.ops.affinities import checks, moments
 
 # Operations without kernels of their own.
-COMPOSITIONS = {"adaptive_context_norm", "pyramid_conv", "upsample_binary_cross_entropy"}
+COMPOSITIONS = {"adaptive_context_norm", "upsample_binary_cross_entropy"}
 
 
 def test_it_names_every_operation_on_every_device():

@@ -8,11 +8,11 @@ from head_cases import CONVS, ConvCase, draw_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kept import kept_bytes
-from places import dtypes
+from places import dtypes, places_without_cuda
 from torch._subclasses import FakeTensorMode
 
 import apc_kernels
-from apc_kernels.ops import pyramid_conv
+from apc_kernels.ops.pyramid_conv import reference
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 FORMATS = pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=("nchw", "nhwc"))
@@ -35,26 +35,60 @@ def check(case, dtype=torch.float32, device="cpu", **options):
     return actual[0]
 
 
-@DEVICES
+@places_without_cuda
 @FORMATS
 @pytest.mark.parametrize("case", CONVS, ids=str)
-def test_hard_cases(device, memory_format, case):
-    result = check(case, device=device, memory_format=memory_format)
+def test_hard_cases(device, backend, memory_format, case):
+    with apc_kernels.backend(backend):
+        result = check(case, device=device, memory_format=memory_format)
     assert result.is_contiguous(memory_format=memory_format)
 
 
-@DEVICES
+@places_without_cuda
 @dtypes
 @FORMATS
-def test_dtypes(device, dtype, memory_format):
-    check(ConvCase(2, 32, 24, (20, 17), 3, (1, 2, 3, 6)), dtype, device, memory_format=memory_format)
+def test_dtypes(device, backend, dtype, memory_format):
+    with apc_kernels.backend(backend):
+        check(ConvCase(2, 32, 24, (20, 17), 3, (1, 2, 3, 6)), dtype, device, memory_format=memory_format)
 
 
-@DEVICES
+@FORMATS
+def test_more_outputs_than_a_unit_takes(memory_format):
+    """As many channels, columns and regions as leave a part of a panel, and a gradient in either layout."""
+    case = ConvCase(3, 300, 37, (17, 35), 3, (1, 2, 3, 6))
+    check(case, memory_format=memory_format)
+    tensors = draw_conv(case)
+    expected = with_gradients(apc_kernels.pyramid_conv, tensors, case)
+    tensors["grad"] = tensors["grad"].contiguous(memory_format=torch.channels_last)
+    actual = with_gradients(apc_kernels.pyramid_conv, tensors, case)
+    assert all(torch.allclose(a, e, rtol=1e-4, atol=1e-4) for a, e in zip(actual, expected, strict=True))
+
+
+def test_a_weight_in_any_layout():
+    tensors = draw_conv(ODD)
+    expected = with_gradients(apc_kernels.pyramid_conv, tensors, ODD)
+    turned = tensors | {"weight": tensors["weight"].permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0)}
+    actual = with_gradients(apc_kernels.pyramid_conv, turned, ODD)
+    assert all(same_bits(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def test_the_kernels_serve(monkeypatch):
+    monkeypatch.setattr(reference, "pyramid_conv", None)
+    with_gradients(apc_kernels.pyramid_conv, draw_conv(ODD), ODD)
+
+
+def test_same_bits_for_any_number_of_threads(threads):
+    case = ConvCase(2, 40, 37, (20, 17), 3)
+    tensors = draw_conv(case)
+    first, *others = [(threads(n), with_gradients(apc_kernels.pyramid_conv, tensors, case))[1] for n in (1, 2, 3)]
+    assert all(same_bits(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+@places_without_cuda
 @dtypes
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_weights_with_adjacent_channels(device, dtype, kernel):
-    """A part of a channels_last weight is multiplied at once, as one matrix."""
+def test_weights_with_adjacent_channels(device, backend, dtype, kernel):
+    """A part of a channels_last weight is multiplied where it lies."""
     case = ConvCase(2, 32, 24, (20, 17), kernel, (1, 2, 3, 6))
     tensors = draw_conv(case, dtype, device)
     weight = tensors["weight"]
@@ -63,8 +97,9 @@ def test_weights_with_adjacent_channels(device, dtype, kernel):
     assert part.equal(weight) and not part.is_contiguous()
 
     leaves = tensors["regions"].detach().requires_grad_(), part.detach().requires_grad_()
-    result = apc_kernels.pyramid_conv(*leaves, case.size, case.scales)
-    actual = result.detach(), *torch.autograd.grad(result, leaves, tensors["grad"])
+    with apc_kernels.backend(backend):
+        result = apc_kernels.pyramid_conv(*leaves, case.size, case.scales)
+        actual = result.detach(), *torch.autograd.grad(result, leaves, tensors["grad"])
     exact = with_gradients(stock.pyramid_conv, {name: t.double() for name, t in tensors.items()}, case)
     pytorch = with_gradients(stock.pyramid_conv, tensors, case)
     for ours, true, own in zip(actual, exact, pytorch, strict=True):
@@ -232,24 +267,24 @@ def test_wrong_memory_format():
 def test_kept_matrices_serve_gradients_after_inference():
     tensors = draw_conv(ODD)
     arguments = (tensors["regions"], tensors["weight"], ODD.size, ODD.scales)
-    pyramid_conv._kept_matrices.cache_clear()
+    reference._kept_matrices.cache_clear()
     with torch.inference_mode():
         expected = apc_kernels.pyramid_conv(*arguments)
     result, *_ = with_gradients(apc_kernels.pyramid_conv, tensors, ODD)
     assert same_bits(result, expected.clone())
-    assert pyramid_conv._kept_matrices.cache_info().hits == 1
+    assert reference._kept_matrices.cache_info().hits == 1
 
 
 def test_fake_tensors_are_not_kept():
-    pyramid_conv._kept_matrices.cache_clear()
+    reference._kept_matrices.cache_clear()
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(REGIONS), mode.from_tensor(WEIGHT)
         assert apc_kernels.pyramid_conv(*fake, (4, 4), (1, 2)).shape == (2, 4, 4, 4)
-    assert pyramid_conv._kept_matrices.cache_info().currsize == 0
+    assert reference._kept_matrices.cache_info().currsize == 0
     apc_kernels.pyramid_conv(REGIONS, WEIGHT, (4, 4), (1, 2))
 
 
 def test_few_matrices_are_kept():
     for height in range(1, 100):
         apc_kernels.pyramid_conv(REGIONS, WEIGHT, (height, 4), (1, 2))
-    assert pyramid_conv._kept_matrices.cache_info().currsize <= 32
+    assert reference._kept_matrices.cache_info().currsize <= 32

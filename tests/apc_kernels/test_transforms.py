@@ -15,14 +15,16 @@ COMPOSED = {
     "conv1x1",
     "conv3x3",
     "pyramid_conv",
+    "pyramid_reduce",
 }  # at this size convolutions are PyTorch's; none has derivatives of its own
+IN_EAGER_USE = {"pyramid_conv", "pyramid_reduce"}  # alone have kernels
 UPDATES = {"adaptive_context_norm", "upsample_softmax"}  # in place: running statistics, and `out`
 
 
 def function_of_tensors(operation: str):
     """Returns a function of the operation's differentiable arguments that returns a number, and the arguments."""
     given = arguments(operation)
-    if operation == "adaptive_context_norm":
+    if operation in ("adaptive_context_norm", "pyramid_reduce"):
         given["training"] = False
     names = [
         n for n, v in given.items() if isinstance(v, Tensor) and v.is_floating_point() and n not in ("out", "target")
@@ -33,6 +35,9 @@ def function_of_tensors(operation: str):
         first, second = given.pop("maps")
         tensors = (first, second, given.pop("weight"))
         return lambda a, b, w: squares(getattr(apc_kernels, operation)([a, b], w, **given)), tensors
+    if operation == "pyramid_reduce":
+        regions, weights = given.pop("regions"), given.pop("weights")
+        return lambda x, *w: squares(apc_kernels.pyramid_reduce(x, w, **given)), (regions, *weights)
     tensors = tuple(given.pop(n) for n in names)
     return lambda *t: squares(getattr(apc_kernels, operation)(**dict(zip(names, t, strict=True)), **given)), tensors
 
@@ -43,12 +48,13 @@ def squares(results) -> Tensor:
 
 @pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - NOT_DIFFERENTIABLE))
 def test_grad(operation):
-    """Tests that torch.func.grad returns the bits of backward()."""
+    """Tests that torch.func.grad returns the bits of backward(), in the reference where that alone serves it."""
     function, tensors = function_of_tensors(operation)
     everything = tuple(range(len(tensors)))
     computed = torch.func.grad(function, argnums=everything)(*tensors)
     leaves = [t.clone().requires_grad_() for t in tensors]
-    expected = torch.autograd.grad(function(*leaves), leaves)
+    with apc_kernels.backend("reference" if operation in IN_EAGER_USE else "auto"):
+        expected = torch.autograd.grad(function(*leaves), leaves)
     assert all(torch.equal(a, b) for a, b in zip(computed, expected, strict=True))
 
 

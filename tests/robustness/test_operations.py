@@ -142,6 +142,20 @@ def pyramid(random) -> dict[str, Any]:
     }
 
 
+def reduction(random) -> dict[str, Any]:
+    scales, channels, outputs = drawn_scales(random), size(random, 5), size(random)
+    regions = normal(random, size(random, 3), channels, sum(s * s for s in scales))
+
+    def norm() -> BatchNorm:
+        gamma, beta, mean, var = (normal(random, outputs) for _ in range(4))
+        return BatchNorm(gamma, beta, mean, var.abs() + 0.5)
+
+    weights = [normal(random, outputs, channels, 1, 1) for _ in scales]
+    return {"regions": regions, "weights": weights, "norms": [norm() for _ in scales], "scales": scales} | {
+        "training": False
+    }
+
+
 def code(random) -> dict[str, Any]:
     x = feature_map(random, size(random), size(random, 3))
     words = size(random, 5)
@@ -208,6 +222,7 @@ DRAWS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "encode": code,
     "pyramid_conv": pyramid,
     "pyramid_pool": pool,
+    "pyramid_reduce": reduction,
     "upsample_argmax": logits,
     "upsample_confusion": labelled,
     "upsample_cross_entropy": loss,

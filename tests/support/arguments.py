@@ -32,6 +32,8 @@ def arguments(operation: str) -> dict:
         "encode": {"x": drawn(2, 5, 6, 7), "codewords": drawn(3, 5), "scale": drawn(3)},
         "pyramid_conv": {"regions": drawn(2, 3, 14), "weight": drawn(4, 9, 3, 3), "size": (6, 7), "scales": (1, 2, 3)}
         | {"align_corners": True},
+        "pyramid_reduce": {"regions": drawn(2, 5, 14), "scales": (1, 2, 3), "training": True}
+        | {"weights": [drawn(4, 5, 1, 1) for _ in range(3)], "norms": [batch_norm(4) for _ in range(3)]},
         "pyramid_pool": {"x": drawn(2, 5, 6, 7), "scales": (1, 2, 4)},
         "upsample_argmax": logits | {"size": (11, 9)},
         "upsample_binary_cross_entropy": {"logits": logits["logits"], "ignore_index": 255}

@@ -1,4 +1,4 @@
-"""Lists the hard cases of pyramid_conv, encode, conv1x1 and conv3x3: tests run all, benchmarks the large ones."""
+"""Lists the hard cases of pyramids, encode, conv1x1 and conv3x3: tests run all, benchmarks the large ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +66,53 @@ def draw_bottleneck(
     weight = torch.randn(case.outputs, features, case.kernel, case.kernel, generator=generator).to(device, dtype)
     weight = torch.cat([weight / (9 * features) ** 0.5, t["weight"]], 1)
     return {"x": layout(x), "regions": t["regions"], "weight": layout(weight), "grad": layout(t["grad"])}
+
+
+@dataclass(frozen=True)
+class ReduceCase:
+    """Describes regions of several scales, whose channels are reduced."""
+
+    batch: int
+    channels: int
+    outputs: int
+    scales: tuple[int, ...] = (1, 2, 3, 6)
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.channels}-{self.outputs}-{'.'.join(map(str, self.scales))}"
+
+
+REDUCTION = ReduceCase(3, 5, 3)  # of two values, a batch norm's gradient is little more than rounding errors
+REDUCTIONS = [
+    REDUCTION,
+    ReduceCase(4, 33, 17),  # past a panel, and past the channels of a unit
+    ReduceCase(3, 300, 9),  # sums in two pieces
+    ReduceCase(5, 32, 8),  # columns of a panel and a half
+    ReduceCase(1, 4, 3, (6, 2, 2)),  # a scale twice, in no order
+    ReduceCase(4, 1, 1, (1,)),
+    ReduceCase(2, 3, 4, (9,)),
+]
+POOLED = ReduceCase(8, 2048, 512)  # of PSPNet and APCNet
+
+
+def draw_reduction(case: ReduceCase, dtype: torch.dtype = torch.float32, device: str = "cpu") -> dict[str, Tensor]:
+    """Draws regions, a gradient of the result, and weights and batch norms of all scales, one below the other."""
+    generator = torch.Generator().manual_seed(case.channels)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    rows, count = sum(s * s for s in case.scales), len(case.scales)
+    tensors = {
+        "regions": normal(case.batch, case.channels, rows).to(dtype),
+        "grad": normal(case.batch, case.outputs, rows).to(dtype),
+        "weights": (normal(count, case.outputs, case.channels, 1, 1) / case.channels**0.5).to(dtype),
+        "gammas": normal(count, case.outputs).to(wide),
+        "betas": normal(count, case.outputs).to(wide),
+        "means": normal(count, case.outputs).to(wide),
+        "variances": (normal(count, case.outputs).square() + 0.5).to(wide),
+    }
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)

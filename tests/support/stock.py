@@ -284,6 +284,16 @@ def pyramid_conv(
     return F.conv2d(upsampled_pyramid(regions, size, scales, align_corners), weight, padding=weight.shape[2] // 2)
 
 
+def pyramid_reduce(regions: Tensor, weights: Sequence[Tensor], norms: Sequence, scales: Sequence[int], training: bool):
+    """Computes a convolution, a batch norm and a ReLU for each scale, as modules do."""
+    reduced = []
+    for part, weight, norm in zip(_split(regions, 2, scales), weights, norms, strict=True):
+        product = F.conv2d(part.unsqueeze(3), weight)
+        statistics, affine = (norm.running_mean, norm.running_var), (norm.weight, norm.bias)
+        reduced.append(F.relu(F.batch_norm(product, *statistics, *affine, training, norm.momentum, norm.eps)))
+    return torch.cat(reduced, 2).squeeze(3)
+
+
 def conv3x3(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
     return F.conv2d(maps[0] if len(maps) == 1 else torch.cat(list(maps), 1), weight, padding=1)
 

@@ -17,7 +17,9 @@ from apc_kernels.ops.affinities.reference import Block, blocks
 
 
 class BatchNorm(NamedTuple):
-    """Holds the parameters and running statistics of the batch norms of all scales, concatenated: (S·C,) each.
+    """Holds parameters and running statistics: (S·C,) each, those of the batch norms of all scales concatenated.
+
+    pyramid_reduce takes one for each scale, (O,).
 
     `momentum` and `eps` are numbers, as in torch.nn.BatchNorm2d.
     """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from apc_kernels.dispatch import Kernels
+from apc_kernels.dispatch import FLOATS, Kernels
 from apc_kernels.ops.common import check_dtype, check_tensor, name_of, without_autocast
 from apc_kernels.ops.conv3x3 import reference, tiles
 from apc_kernels.ops.operator import define
@@ -48,16 +48,11 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 
     if not isinstance(maps, (Tensor, list, tuple)):
         raise TypeError(f"maps: expected a tensor or a sequence of them, got {type(maps).__name__}")
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
-    for name, tensor in _named(maps, weight):
-        check_tensor(tensor, name)
+    check_tensors(maps, weight)
     if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
         _check(maps, weight, dilation)
         return reference.conv3x3(maps, weight, dilation)
     return _forward(weight, dilation, maps)
-
-
-def _named(maps: Sequence[Tensor], weight: Tensor) -> list[tuple[str, Tensor]]:
-    return [*((f"maps[{i}]", x) for i, x in enumerate(maps)), ("weight", weight)]
 
 
 def _check(maps: Sequence[Tensor], weight: Tensor, dilation: int) -> None:
@@ -68,44 +63,69 @@ def _check(maps: Sequence[Tensor], weight: Tensor, dilation: int) -> None:
         raise ValueError(f"dilation: expected 1 to {MAX_DILATION}, got {dilation}")
 
 
+def check_tensors(maps: Sequence[Tensor], weight: Tensor) -> None:
+    for i, x in enumerate((*maps, weight)):
+        if not isinstance(x, Tensor) or x.layout is not torch.strided:
+            check_tensor(x, _name(i, maps))
+
+
 def check_maps(maps: Sequence[Tensor], weight: Tensor, kernel: tuple[int, int]) -> None:
     """Checks several maps, and the weight of a convolution of all of them."""
     if not maps:
         raise ValueError("maps: expected at least one map, got none")
-    for name, tensor in _named(maps, weight):
-        if tensor.dim() != 4:
-            raise ValueError(f"{name}: expected 4 dimensions, got {tensor.dim()}: {tuple(tensor.shape)}")
-        check_dtype(tensor, name)
-        if tensor.device != maps[0].device:
-            raise ValueError(f"{name}: expected a tensor on {maps[0].device}, got one on {tensor.device}")
-    device = maps[0].device.type
+    if len(maps) == 1 and _fit(maps[0], weight, kernel):
+        return
+    for i, x in enumerate((*maps, weight)):
+        if x.dim() != 4:
+            raise ValueError(f"{_name(i, maps)}: expected 4 dimensions, got {x.dim()}: {tuple(x.shape)}")
+        if x.dtype not in FLOATS:
+            check_dtype(x, _name(i, maps))
+        if x.device != maps[0].device:
+            raise ValueError(f"{_name(i, maps)}: expected a tensor on {maps[0].device}, got one on {x.device}")
+    (batch, inputs, *size), dtype, device = maps[0].shape, maps[0].dtype, maps[0].device.type
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # every map, to one dtype
-    for i, x in enumerate(maps):
-        other_size = (x.shape[0], *x.shape[2:]) != (maps[0].shape[0], *maps[0].shape[2:])
-        if other_size or (x.dtype != maps[0].dtype and not casts):
+    for i, x in enumerate(maps[1:], 1):
+        images, channels, *own = x.shape
+        if images != batch or own != size or (x.dtype != dtype and not casts):
             first, given = (f"{tuple(t.shape)} in {name_of(t.dtype)}" for t in (maps[0], x))
             raise ValueError(f"maps[{i}]: expected batch, size and dtype of maps[0], {first}, got {given}")
-    if weight.dtype != maps[0].dtype and not casts:
-        raise ValueError(f"weight: expected the maps' dtype, {name_of(maps[0].dtype)}, got {name_of(weight.dtype)}")
-    inputs = sum(x.shape[1] for x in maps)
+        inputs += channels
+    if weight.dtype != dtype and not casts:
+        raise ValueError(f"weight: expected the maps' dtype, {name_of(dtype)}, got {name_of(weight.dtype)}")
     if weight.shape[1:] != (inputs, *kernel) or weight.shape[0] == 0:
         size = ", ".join(map(str, kernel))
         raise ValueError(f"weight: expected (O, {inputs}, {size}), O > 0, got {tuple(weight.shape)}")
 
 
+def _fit(x: Tensor, weight: Tensor, kernel: tuple[int, int]) -> bool:
+    """Tells whether a map and a weight belong together, as they do in nearly every call."""
+    if x.dim() != 4 or weight.dim() != 4 or x.dtype not in FLOATS:
+        return False
+    outputs, *others = weight.shape
+    return others == [x.shape[1], *kernel] and outputs > 0 and x.dtype == weight.dtype and x.device == weight.device
+
+
+def _name(i: int, maps: Sequence[Tensor]) -> str:
+    return f"maps[{i}]" if i < len(maps) else "weight"
+
+
 def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     """Tells whether tiles serve these maps and this weight, before they are checked against each other."""
-    if not maps or any(tensor.dim() != 4 for tensor in (*maps, weight)):
-        return False
-    first = maps[0]
     return (
-        first.device.type == "cpu"
-        and first.dtype in (torch.float32, torch.float64)
-        and weight.dtype == first.dtype
+        is_large(maps, weight, LEAST_CHANNELS, LEAST_POSITIONS)
+        and maps[0].device.type == "cpu"
+        and maps[0].dtype in (torch.float32, torch.float64)
+        and weight.dtype == maps[0].dtype
         and not torch.is_autocast_enabled("cpu")
-        and min(weight.shape[:2]) >= LEAST_CHANNELS
-        and first.shape[0] * first.shape[2] * first.shape[3] >= LEAST_POSITIONS
     )
+
+
+def is_large(maps: Sequence[Tensor], weight: Tensor, channels: int, positions: int) -> bool:
+    """Tells whether maps and weight have four dimensions, and at least so many channels and positions."""
+    if not maps or weight.dim() != 4 or min(weight.shape[:2]) < channels or any(x.dim() != 4 for x in maps):
+        return False
+    batch, _, height, width = maps[0].shape
+    return batch * height * width >= positions
 
 
 def _convolve(weight: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:

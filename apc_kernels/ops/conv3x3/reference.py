@@ -12,11 +12,12 @@ from apc_kernels.ops.autograd import under_transforms
 
 
 def conv3x3(maps: Sequence[Tensor], weight: Tensor, dilation: int = 1) -> Tensor:
+    if len(maps) == 1:
+        return F.conv2d(maps[0], weight, padding=dilation, dilation=dilation)
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, *maps))
     transformed = torch.compiler.is_exporting() or under_transforms() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
-    if len(maps) == 1 or not differentiated or transformed:
-        x = maps[0] if len(maps) == 1 else torch.cat(list(maps), 1)
-        return F.conv2d(x, weight, padding=dilation, dilation=dilation)
+    if not differentiated or transformed:
+        return F.conv2d(torch.cat(list(maps), 1), weight, padding=dilation, dilation=dilation)
     device = weight.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -23,7 +23,7 @@ def _triton() -> ModuleType:
     return triton
 
 
-KERNELS = Kernels(reference, triton=_triton, cpp=False)
+KERNELS = Kernels(reference, triton=_triton)
 
 
 def limits(arguments: tuple[Tensor, ...]) -> dict[str, str]:
@@ -58,8 +58,8 @@ def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
         (B, K, C) in the dtype of codewords.
 
     Saved for backward are x and two numbers for each position and codeword. The operation is differentiable once, with
-    respect to all three tensors. It computes in float32 (float64), under autocast too: by PyTorch's matrix products, or
-    on a GPU, with up to 64 codewords, by a Triton kernel that reads a map in low precision as it is. With more than 80
+    respect to all three tensors. It computes in float32 (float64), under autocast too: on a CPU in C++, and on a GPU,
+    with up to 64 codewords, in a Triton kernel that reads a map in low precision as it is. With more than 80
     codewords the error of x's gradient can exceed the other operations' bound (twice PyTorch's own error and four units
     in the last place) by a fifth.
     """
@@ -81,7 +81,13 @@ def _filled(name: str, x: Tensor, arguments: tuple[Any, ...], empty: Callable[..
     if backend == "reference" or not x.numel():
         return KERNELS.function("reference", name)(*arguments)
     results = empty(*arguments)
-    KERNELS.function(backend, name)(*(t if t is x else t.contiguous() for t in arguments), *results)
+    given = [t if t is x else t.contiguous() for t in arguments]
+    if backend == "cpp":
+        first, *others = results  # the encoding, which lies in memory as (B, C, K), or the gradient of x
+        given = [t.flatten(2) if t is x else t for t in given]
+        KERNELS.function(backend, name)(*given, first.mT if name == "encode" else first.flatten(2), *others)
+    else:
+        KERNELS.function(backend, name)(*given, *results)
     return results
 
 
