@@ -21,7 +21,9 @@ struct AdaptiveContextCuda : AffinitiesCuda {
   const float* shift;    // (batch, scales * channels), may be null
   const float* center;   // (batch, rows), may be null
   bool residual;
-  void* packed_regions;  // (batch, rows, padded) in the map's type
+  void* packed_regions;  // (batch, rows, padded) in the map's type; beside low-precision maps as packed_weight
+  void* region_pairs;
+  float *padded_shift, *padded_constant;  // (batch * scales, padded), beside low-precision maps
   MapCuda z, grad, grad_x;
   float *grad_regions, *grad_shift, *grad_bias, *slope, *slope_moments;  // the results
   const float *linear, *quadratic, *constant;  // (batch, rows), (batch, pairs), (batch, scales * channels), may be null
@@ -342,6 +344,7 @@ struct Slices {
   const float* from;
   float* to;
   int results, slices, rows, pitch, columns;
+  int blocks = 0;  // stretches of MERGE_COLUMNS columns of all rows
 };
 
 constexpr int MAX_MERGES = 5, MERGE_COLUMNS = 32, MERGE_PARTS = 8;
@@ -350,17 +353,18 @@ struct MergeCuda {
 };
 constexpr int MERGE_SHARED_BYTES = MERGE_COLUMNS * MERGE_PARTS * sizeof(float);
 
-// grid (stretches of MERGE_COLUMNS columns, merges), MERGE_COLUMNS * MERGE_PARTS threads: each part takes every
-// MERGE_PARTS-th slice
+// grid (blocks of all merges), MERGE_COLUMNS * MERGE_PARTS threads: each part takes every MERGE_PARTS-th slice
 static __global__ void merge_slices(const MergeCuda p) {
   SHARED_BUFFER(shared);
   float* parts = reinterpret_cast<float*>(shared);  // [MERGE_PARTS][MERGE_COLUMNS]
-  const Slices& s = p.of[blockIdx.y];
+  int block = static_cast<int>(blockIdx.x), merge = 0;
+  while (block >= p.of[merge].blocks) block -= p.of[merge++].blocks;
+  const Slices& s = p.of[merge];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % MERGE_COLUMNS, part = thread / MERGE_COLUMNS;
-  const int across = (s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS, block = static_cast<int>(blockIdx.x);
+  const int across = (s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS;
   const int result = block / (s.rows * across), row = block / across % s.rows;
   const int column = block % across * MERGE_COLUMNS + lane;
-  const bool inside = result < s.results && column < s.columns;  // the grid is the largest merge's
+  const bool inside = column < s.columns;
   float sum = 0;
   if (inside) {
     const int64_t step = int64_t(s.rows) * s.pitch;

@@ -54,18 +54,32 @@ struct AffinitiesCuda {
   MapCuda x;
   const float* weight;  // (rows, channels)
   const float* bias;    // (batch, rows)
-  void* packed_weight;  // (rows, padded) in the map's type
+  void* packed_weight;  // (rows, padded) in the map's type; beside low-precision maps in fragments.cuh's order
+  int fragment_rows;    // of an image there
+  bool wide;
+  void* weight_pairs;
 };
+
+// Rows of a scale's packed matrices beside low-precision maps. One at least is beyond the regions: sums over positions
+// count there. `wide` calls have a scale of 7 or 8, and as many rows for each.
+constexpr int WIDE = 48;
+static inline __device__ constexpr int fragment_rows(int regions, bool wide) {
+  return wide ? 80 : regions < 16 ? 16 : WIDE;
+}
+static_assert(fragment_rows(MAX_REGIONS, true) > MAX_REGIONS);
 
 // What blockIdx.x counts: images, scales, chunks of positions.
 struct Work {
-  int b, scale, chunk, regions, first_row, first_pair;
+  int b, scale, chunk, regions, first_row, first_pair, first_fragment_row;
 };
 
 static __device__ __forceinline__ Work locate_work(const AffinitiesCuda& p) {
   const int block = static_cast<int>(blockIdx.x);
-  Work work{block / (p.chunks * p.num_scales), block / p.chunks % p.num_scales, block % p.chunks, 0, 0, 0};
-  for (int k = 0; k < work.scale; ++k) work.first_row += p.sizes[k], work.first_pair += p.sizes[k] * p.sizes[k];
+  Work work{block / (p.chunks * p.num_scales), block / p.chunks % p.num_scales, block % p.chunks, 0, 0, 0, 0};
+  for (int k = 0; k < work.scale; ++k) {
+    work.first_row += p.sizes[k], work.first_pair += p.sizes[k] * p.sizes[k];
+    work.first_fragment_row += fragment_rows(p.sizes[k], p.wide);
+  }
   work.regions = p.sizes[work.scale];
   return work;
 }
@@ -340,11 +354,12 @@ static __device__ __forceinline__ float sigmoid(float logit) {
 // The largest of |from[0]|, ..., |from[count - 1]|, or 1 where all are 0, for all threads of a block. Has a barrier.
 static __device__ __forceinline__ float largest_of(const float* from, int count, float* of_warps) {
   float largest = 0.0f;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += THREADS) largest = fmaxf(largest, fabsf(from[i]));
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    largest = fmaxf(largest, fabsf(from[i]));
   for (unsigned lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
   __syncthreads();
-  for (int warp = 0; warp < THREADS / 32; ++warp) largest = fmaxf(largest, of_warps[warp]);
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, of_warps[warp]);
   return largest == 0.0f ? 1.0f : largest;
 }
 
