@@ -50,7 +50,7 @@ static __device__ __forceinline__ void aggregate_tile(const AdaptiveContextCuda&
   const bool resident = p.channels <= RESIDENT;
   if (resident) {
     tile.fetch_all(x, 0, p.channels);
-    wait_for_copies();
+    x.wait();
   }
   const auto rows_of_x = [&](int half, int c) { return resident ? tile.read(half, c) : x.read(half, c); };
   RegionSums<TILES> affinities;
@@ -81,7 +81,7 @@ static __device__ __forceinline__ void aggregate_tile(const AdaptiveContextCuda&
 
 // grid (batch * scales * chunks), WARP_THREADS threads
 template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, vectors && !wide ? 3 : 2) aggregate_mma(const AdaptiveContextCuda p) {
+__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>)) aggregate_mma(const AdaptiveContextCuda p) {
   SHARED_BUFFER(buffer);
   const Work work = locate_work(p);
   with_region_tiles<wide>(
@@ -122,7 +122,7 @@ static __device__ __forceinline__ void sum_region_gradients_of_tile(const Adapti
   const bool resident = p.channels <= RESIDENT;
   if (resident) {
     map.fetch_all(x, 0, p.channels);
-    wait_for_copies();
+    x.wait();
   }
   RegionSums<TILES> affinities, gradients = {};
   find_affinities<T, TILES>(affinities, p, work, [&](int half, int c) {
@@ -131,7 +131,7 @@ static __device__ __forceinline__ void sum_region_gradients_of_tile(const Adapti
     map.fetch(grad, half, 0, c);  // its place is free: no one else reads it before the next barrier
     return vector;
   });
-  if (resident) wait_for_copies();
+  if (resident) grad.wait();
 
   RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, tile.count);
   centered.put(numbers);
@@ -177,7 +177,7 @@ static __device__ __forceinline__ void sum_region_gradients_of_tile(const Adapti
 
 // grid (batch * scales * chunks), WARP_THREADS threads
 template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, vectors && !wide ? 3 : 2)
+__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>))
     sum_region_gradients_mma(const AdaptiveContextCuda p) {
   SHARED_BUFFER(buffer);
   const MapTile map(buffer + HEADER_BYTES, p.padded);
@@ -229,7 +229,7 @@ static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveC
   const bool resident = p.channels <= RESIDENT, has_grad = p.grad.data != nullptr;
   if (resident) {
     map.fetch_all(x, 0, p.channels);
-    wait_for_copies();
+    x.wait();
   }
   RegionSums<TILES> affinities, gradients = {};
   find_affinities<T, TILES>(affinities, p, work,
@@ -267,6 +267,7 @@ static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveC
   const SumRows sums{p.matrix_slices + (slice * p.rows + work.first_row) * p.padded, nullptr, work.regions, p.padded};
   for (int first = 0; first < p.channels; first += RESIDENT) {
     const int channels = min(RESIDENT, p.channels - first);
+    if (first > 0) __syncthreads();
     if (!resident) map.fetch_all(MapRows<vectors>(p, p.x, work, tile.first), first, channels);
 #pragma unroll 1
     for (int c = first; c < first + channels; c += STRETCH) {
@@ -283,16 +284,15 @@ static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveC
         grad_x.write(half, c, result);
       }
     }
-    wait_for_copies();
+    x.wait();
     __syncthreads();
     add_over_positions<T, TILES>(sums, numbers, map, first, channels, !tile.first_of_chunk);
-    __syncthreads();
   }
 }
 
 // grid (batch * scales * chunks), WARP_THREADS threads
 template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, vectors && !wide ? 3 : 2)
+__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>))
     write_x_gradients_mma(const AdaptiveContextCuda p) {
   SHARED_BUFFER(buffer);
   const MapTile map(buffer + HEADER_BYTES, p.padded);

@@ -51,23 +51,24 @@ inline void describe_affinities_cuda(AffinitiesCuda& p, const int64_t* sizes, co
 
 inline int blocks(const AffinitiesCuda& p) { return p.batch * p.num_scales * p.chunks; }
 
-// Whether every vector of V lies in one pixel's channels of a scale (or in one row's positions) and starts at a
+// Whether every vector of 16 bytes lies in one pixel's channels of a scale (or in one row's positions) and starts at a
 // multiple of its size.
-template <typename T, int V>
+template <typename T>
 bool vectorises(const AffinitiesCuda& p, const MapCuda& map, bool along_channels) {
+  constexpr int V = 16 / sizeof(T);
   const bool whole = along_channels ? map.stride_c == 1 && p.channels % V == 0 && map.stride_x % V == 0
                                     : map.stride_x == 1 && map.width % V == 0 && map.stride_c % V == 0;
   return whole && map.stride_b % V == 0 && (map.width == p.positions || map.stride_y % V == 0) &&
          reinterpret_cast<uintptr_t>(map.data) % (V * sizeof(T)) == 0;
 }
 
-// The kernel for the layout that all maps have in common.
-template <typename T, typename Kernel>
+// tiles.cuh's kernel for the layout that all maps have in common.
+template <typename Kernel>
 Kernel choose_kernel(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps, Kernel along_channels,
                      Kernel along_positions, Kernel any) {
   const auto all = [&](bool by_channel) {
     return std::all_of(maps.begin(), maps.end(), [&](const MapCuda& map) {
-      return map.data == nullptr || vectorises<T, VECTOR<T>>(p, map, by_channel);
+      return map.data == nullptr || vectorises<float>(p, map, by_channel);
     });
   };
   return all(true) ? along_channels : all(false) ? along_positions : any;
@@ -76,9 +77,8 @@ Kernel choose_kernel(const AffinitiesCuda& p, std::initializer_list<MapCuda> map
 // function(vectors, wide) of fragments.cuh's kernels: whether every map can be moved in vectors along channels.
 template <typename T, typename Function>
 void with_fragments(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps, Function function) {
-  const bool vectors = std::all_of(maps.begin(), maps.end(), [&](const MapCuda& map) {
-    return map.data == nullptr || vectorises<T, VECTOR<T>>(p, map, true);
-  });
+  const bool vectors = std::all_of(
+      maps.begin(), maps.end(), [&](const MapCuda& map) { return map.data == nullptr || vectorises<T>(p, map, true); });
   if (vectors)
     p.wide ? function(std::true_type{}, std::true_type{}) : function(std::true_type{}, std::false_type{});
   else
@@ -100,12 +100,12 @@ class Workspace {
   uintptr_t begin_, bytes_ = 0;
 };
 
-// Rounds weight, and regions if there are any, to the map's type.
-template <typename T, typename Launch>
+// Pads the rows of weight, and of regions if there are any.
+template <typename Launch>
 void launch_pack(const AffinitiesCuda& p, const float* regions, void* packed_regions, const Launch& launch) {
   const int rows = regions == nullptr ? 0 : p.batch * p.rows;
   const PackCuda pack{{p.weight, regions}, {p.packed_weight, packed_regions}, {p.rows, rows}, p.channels, p.padded};
-  launch(pack_rows<T>, p.rows + rows, 1, THREADS, 0, pack);
+  launch(pack_rows, p.rows + rows, 1, THREADS, 0, pack);
 }
 
 // Lays the workspace out, or counts its bytes where memory is null. size: of the map's scalars.
@@ -130,7 +130,7 @@ inline int64_t arrange(AdaptiveContextCuda& p, void* memory, size_t size) {
     workspace.take(p.bias_slices, slices * ROW_PARTS * p.rows, sizeof(float));
   }
   if (p.grad_regions != nullptr) {
-    const int64_t shifts = size == 2 ? int64_t(p.num_scales) * p.padded : shift_parts(size) * channels;
+    const int64_t shifts = size == 2 ? int64_t(p.num_scales) * p.padded : SHIFT_PARTS * channels;
     workspace.take(p.shift_slices, slices * shifts, sizeof(float));
     workspace.take(p.slope_slices, slices * ROW_PARTS * p.rows, sizeof(float));
     workspace.take(p.pair_slices, slices * p.pairs, sizeof(float));
@@ -157,7 +157,7 @@ void launch_pack_fragments(const AffinitiesCuda& p, PackFragments::Matrix region
                      p.channels,
                      p.padded};
   std::copy(p.sizes, p.sizes + MAX_SCALES, pack.sizes);
-  launch(pack_fragments<T>, (1 + regions.images) * p.fragment_rows + shift.rows + constant.rows, 1, WARP_THREADS, 0,
+  launch(pack_fragments<T>, (1 + regions.images) * p.fragment_rows + shift.rows + constant.rows, 1, 32 * PACK_WARPS, 0,
          pack);
 }
 
@@ -190,17 +190,16 @@ void launch_aggregate(const AdaptiveContextCuda& p, const Launch& launch) {
       launch(aggregate_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, map_tile_bytes(p.padded), p);
     });
   } else {
-    launch_pack<T>(p, p.regions, p.packed_regions, launch);
-    constexpr int V = VECTOR<T>;
-    launch(choose_kernel<T>(p, {p.x, p.z}, aggregate<T, V, true>, aggregate<T, V, false>, aggregate<T, 1, true>),
-           blocks(p), 1, THREADS, Shared<T>::BYTES, p);
+    launch_pack(p, p.regions, p.packed_regions, launch);
+    launch(choose_kernel(p, {p.x, p.z}, aggregate<VECTOR, true>, aggregate<VECTOR, false>, aggregate<1, true>),
+           blocks(p), 1, THREADS, Shared::BYTES, p);
   }
 }
 
 template <typename T, typename Launch>
 void launch_region_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
   const int channels = p.num_scales * p.channels;
-  Slices shifts{p.shift_slices, p.grad_shift, p.batch, p.chunks * shift_parts(sizeof(T)), 1, channels, channels};
+  Slices shifts{p.shift_slices, p.grad_shift, p.batch, p.chunks * SHIFT_PARTS, 1, channels, channels};
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, launch);
     with_fragments<T>(p, {p.x, p.grad}, [&](auto vectors, auto wide) {
@@ -208,11 +207,10 @@ void launch_region_gradients(const AdaptiveContextCuda& p, const Launch& launch)
     });
     shifts = {p.shift_slices, p.grad_shift, p.batch, p.chunks, p.num_scales, p.padded, p.channels};
   } else {
-    launch_pack<T>(p, p.regions, p.packed_regions, launch);
-    constexpr int V = VECTOR<T>;
-    const auto kernel = choose_kernel<T>(p, {p.x, p.grad}, sum_region_gradients<T, V, true>,
-                                         sum_region_gradients<T, V, false>, sum_region_gradients<T, 1, true>);
-    launch(kernel, blocks(p), 1, THREADS, BACKWARD_SHARED_BYTES<T>, p);
+    launch_pack(p, p.regions, p.packed_regions, launch);
+    const auto kernel = choose_kernel(p, {p.x, p.grad}, sum_region_gradients<VECTOR, true>,
+                                      sum_region_gradients<VECTOR, false>, sum_region_gradients<1, true>);
+    launch(kernel, blocks(p), 1, THREADS, Shared::BYTES, p);
   }
   launch_merges({{p.matrix_slices, p.grad_regions, p.batch, p.chunks, p.rows, p.padded, p.channels},
                  shifts,
@@ -230,11 +228,10 @@ void launch_x_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
       launch(write_x_gradients_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, tile_bytes(p), p);
     });
   } else {
-    launch_pack<T>(p, p.regions, p.packed_regions, launch);
-    constexpr int V = VECTOR<T>;
-    const auto kernel = choose_kernel<T>(p, {p.x, p.grad, p.grad_x}, write_x_gradients<T, V, true>,
-                                         write_x_gradients<T, V, false>, write_x_gradients<T, 1, true>);
-    launch(kernel, blocks(p), 1, THREADS, BACKWARD_SHARED_BYTES<T>, p);
+    launch_pack(p, p.regions, p.packed_regions, launch);
+    const auto kernel = choose_kernel(p, {p.x, p.grad, p.grad_x}, write_x_gradients<VECTOR, true>,
+                                      write_x_gradients<VECTOR, false>, write_x_gradients<1, true>);
+    launch(kernel, blocks(p), 1, THREADS, Shared::BYTES, p);
   }
   launch_merges({{p.matrix_slices, p.grad_weight, 1, p.batch * p.chunks, p.rows, p.padded, p.channels},
                  {p.bias_slices, p.grad_bias, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows}},
@@ -262,10 +259,9 @@ void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
       launch(sum_moments_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, ORIGIN_BYTES + bytes, p);
     });
   } else {
-    launch_pack<T>(p, nullptr, nullptr, launch);
-    constexpr int V = VECTOR<T>;
-    launch(choose_kernel<T>(p, {p.x}, sum_moments<T, V, true>, sum_moments<T, V, false>, sum_moments<T, 1, true>),
-           blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES<T>, p);
+    launch_pack(p, nullptr, nullptr, launch);
+    launch(choose_kernel(p, {p.x}, sum_moments<VECTOR, true>, sum_moments<VECTOR, false>, sum_moments<1, true>),
+           blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES, p);
   }
   launch(merge_moments, p.batch * p.num_scales, (most * most + THREADS - 1) / THREADS, THREADS, 0, p);
 }

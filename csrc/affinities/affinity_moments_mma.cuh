@@ -47,7 +47,7 @@ static __device__ __forceinline__ void sum_moments_of_chunk(const AffinityMoment
     const MapRows<vectors> x(p, p.x, work, first);
     if (resident) {
       map.fetch_all(x, 0, p.channels);
-      wait_for_copies();
+      x.wait();
     }
     RegionSums<TILES> affinities;
     find_affinities<T, TILES>(affinities, p, work,
@@ -101,7 +101,7 @@ static __device__ __forceinline__ void sum_moments_of_chunk(const AffinityMoment
 
 // grid (batch * scales * chunks), WARP_THREADS threads
 template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, vectors && !wide ? 3 : 2) sum_moments_mma(const AffinityMomentsCuda p) {
+__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>)) sum_moments_mma(const AffinityMomentsCuda p) {
   SHARED_BUFFER(buffer);
   const Work work = locate_work(p);
   with_region_tiles<wide>(work.regions, [&](auto tiles) {

@@ -17,12 +17,25 @@
 //   pack_fragments  moves weight, regions, shift, constant, workspace
 #pragma once
 
+#include <cmath>
+
+#include "../common/mma.cuh"
 #include "affinities.cuh"
 
 constexpr int WARPS = 4, ROWS = 16, BLOCK_ROWS = WARPS * ROWS, WARP_THREADS = 32 * WARPS;
 constexpr int STRETCH = 32;
 constexpr int RESIDENT = 512;  // channels of a map that a block keeps in shared memory
 static_assert(BLOCK_ROWS == TILE && PADDED % (2 * STRETCH) == 0 && RESIDENT % PADDED == 0);
+
+// Blocks that share a multiprocessor, and so the registers of each: with a tile of a map as many as shared memory
+// holds.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int MOST_BLOCKS = 2;
+#else
+constexpr int MOST_BLOCKS = 3;
+#endif
+template <bool vectors, bool wide>
+constexpr int BLOCKS = vectors && !wide ? MOST_BLOCKS : 2;
 
 using Raw = Vector<uint32_t, 4>;  // eight 16-bit numbers
 
@@ -87,6 +100,18 @@ static __device__ __forceinline__ Halves halves_before(int count) {
   return {{row < count, row + 8 < count}};
 }
 
+// The largest of |from[0]|, ..., |from[count - 1]|, or 1 where all are 0, for all threads of a block. Has a barrier.
+static __device__ __forceinline__ float largest_of(const float* from, int count, float* of_warps) {
+  float largest = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    largest = fmaxf(largest, fabsf(from[i]));
+  for (unsigned lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, of_warps[warp]);
+  return largest == 0.0f ? 1.0f : largest;
+}
+
 // A lane's two positions of a map: `vectors` of channels that lie side by side, or single numbers that lie anywhere.
 template <bool vectors>
 struct MapRows {
@@ -121,6 +146,11 @@ struct MapRows {
         if (inside(half, c + i)) raw.at[i / 2] |= static_cast<uint32_t>(at[half][(c + i) * stride_c]) << (i % 2 * 16);
     }
     return raw;
+  }
+
+  // Waits for what MapTile::fetch has begun.
+  static __device__ __forceinline__ void wait() {
+    if constexpr (vectors) wait_for_copies();
   }
 
   __device__ __forceinline__ void write(int half, int c, const Raw& raw) const {
@@ -436,7 +466,9 @@ struct PackFragments {
   int rows, fragment_rows, channels, padded;
 };
 
-// grid (rows of all), WARP_THREADS threads: a block copies a row, each of its warps every WARPS-th stretch
+constexpr int PACK_WARPS = 2;
+
+// grid (rows of all), 32 * PACK_WARPS threads: a block copies a row, its warps stretches in turn
 template <typename T>
 __global__ void pack_fragments(const PackFragments p) {
   const Lane lane = this_lane();
@@ -454,9 +486,9 @@ __global__ void pack_fragments(const PackFragments p) {
       const int64_t first = int64_t(row - own) * p.padded + lane.warp * stretch;
       auto* plain = static_cast<uint16_t*>(matrix.plain) + first + own * STRETCH + c;
       auto* pairs = static_cast<uint16_t*>(matrix.pairs) + first + (own / 2 * STRETCH + pair_place(c)) * 2 + own % 2;
-      for (int begin = lane.warp * STRETCH; begin < p.padded; begin += WARPS * STRETCH) {
+      for (int begin = lane.warp * STRETCH; begin < p.padded; begin += PACK_WARPS * STRETCH) {
         *plain = *pairs = static_cast<uint16_t>(round_pair<T>(begin + c < channels ? from[begin] : 0.0f, 0.0f));
-        plain += WARPS * stretch, pairs += WARPS * stretch;
+        plain += PACK_WARPS * stretch, pairs += PACK_WARPS * stretch;
       }
       return;
     }
@@ -466,5 +498,6 @@ __global__ void pack_fragments(const PackFragments p) {
   if (second) row -= p.vectors[0].rows;
   const float* from = (second ? p.vectors[1].from : p.vectors[0].from) + int64_t(row) * p.channels;
   float* to = (second ? p.vectors[1].to : p.vectors[0].to) + int64_t(row) * p.padded;
-  for (int c = static_cast<int>(threadIdx.x); c < p.padded; c += WARP_THREADS) to[c] = c < p.channels ? from[c] : 0.0f;
+  for (int c = static_cast<int>(threadIdx.x); c < p.padded; c += 32 * PACK_WARPS)
+    to[c] = c < p.channels ? from[c] : 0.0f;
 }
