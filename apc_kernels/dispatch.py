@@ -6,10 +6,11 @@
     triton      Triton kernels (on CPU tensors only in Triton's interpreter, TRITON_INTERPRET=1)
 
 Each family of operations declares which of these it has (Kernels). `auto` takes the first of PREFERENCE (of the
-operations in TRITON_FIRST, Triton before CUDA) that can serve the given tensor. `APC_KERNELS_BACKEND=name`, or
-`with apc_kernels.backend("name"):`, forces one; a forced backend that cannot serve a call raises an error with the
-reason. Forcing a GPU backend does not affect operations that have kernels for CPUs alone: a data loader's images are on
-the CPU. Nor does forcing cpp affect those without kernels in C++. No other file decides by the hardware.
+operations in TRITON_FIRST, beside float32 maps, Triton before CUDA) that can serve the given tensor.
+`APC_KERNELS_BACKEND=name`, or `with apc_kernels.backend("name"):`, forces one; a forced backend that cannot serve a
+call raises an error with the reason. Forcing a GPU backend does not affect operations that have kernels for CPUs alone:
+a data loader's images are on the CPU. Nor does forcing cpp affect those without kernels in C++. No other file decides
+by the hardware.
 """
 
 import contextlib
@@ -30,9 +31,9 @@ from apc_kernels import library
 
 BACKENDS = ("reference", "cpp", "triton", "cuda")
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
-# Of these Triton's kernels come before the CUDA ones. By count of the compiled code (tests/ptx/report.py), on sm_80 and
-# sm_90 alike, CUDA's take 1.4 to 1.9 times as long to issue their instructions as memory takes to move their tensors,
-# Triton's 0.3 to 0.8 times. Not yet measured on a GPU, as nothing here.
+# Of these, beside float32 maps, Triton's kernels come before the CUDA ones, which stage them in shared memory. Beside
+# bfloat16 and float16 maps, by count of the compiled code (docs/ptx.md), the CUDA kernels issue their instructions in
+# 0.5 to 0.6 of the time that memory takes to move their tensors. Not yet measured on a GPU, as nothing here.
 TRITON_FIRST = ("adaptive_context", "affinity_moments")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NO_LIMITS: Mapping[str, str] = MappingProxyType({})
@@ -133,7 +134,7 @@ class Kernels:
         """Returns the backend that `auto` takes, and for each preferred one the reason why it cannot serve."""
         passed_over = {}
         order = PREFERENCE.get(device, ("reference",))
-        if device == "cuda" and operation.startswith(TRITON_FIRST):
+        if device == "cuda" and dtype == torch.float32 and operation.startswith(TRITON_FIRST):
             order = ("triton", "cuda", "reference")
         for name in order:
             reason = limits.get(name) or self.why_not(name, operation, device, dtype)

@@ -1,6 +1,6 @@
-// adaptive_context's CUDA kernels: the formulas are those of apc_kernels/ops/affinities/reference.py, the tiles
-// and products those of affinities.cuh. Each kernel's least, everything moved once, for B images of C channels a scale,
-// N positions, J = sum of s^2 regions and P = sum of s^4 pairs of them:
+// adaptive_context's CUDA kernels for float32 maps, and the parameters of all: the formulas are those of
+// apc_kernels/ops/affinities/reference.py, the tiles and products those of tiles.cuh. Each kernel's least, everything
+// moved once, for B images of C channels a scale, N positions, J = sum of s^2 regions and P = sum of s^4 pairs of them:
 //
 //   aggregate             moves x, bias, shift, center, workspace, z; computes 4*B*N*J*C
 //   sum_region_gradients  moves grad, x, bias, shift, center, workspace; computes 8*B*N*J*C
@@ -13,7 +13,7 @@
 // chunk to a slice of the workspace that nobody else touches; merge_slices adds the slices, always in the same order.
 #pragma once
 
-#include "affinities.cuh"
+#include "tiles.cuh"
 
 // Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
 struct AdaptiveContextCuda : AffinitiesCuda {
@@ -21,7 +21,9 @@ struct AdaptiveContextCuda : AffinitiesCuda {
   const float* shift;    // (batch, scales * channels), may be null
   const float* center;   // (batch, rows), may be null
   bool residual;
-  void* packed_regions;  // (batch, rows, padded) in the map's type
+  void* packed_regions;  // (batch, rows, padded) in the map's type; beside low-precision maps as packed_weight
+  void* region_pairs;
+  float *padded_shift, *padded_constant;  // (batch * scales, padded), beside low-precision maps
   MapCuda z, grad, grad_x;
   float *grad_regions, *grad_shift, *grad_bias, *slope, *slope_moments;  // the results
   const float *linear, *quadratic, *constant;  // (batch, rows), (batch, pairs), (batch, scales * channels), may be null
@@ -34,98 +36,66 @@ static_assert(sizeof(AdaptiveContextCuda) < 4096);
 
 // Parts of a tile's positions that different threads sum up.
 constexpr int ROW_PARTS = THREADS / MAX_REGIONS;
-constexpr int shift_parts(size_t size) { return THREADS * int(size) / 128; }
+constexpr int SHIFT_PARTS = THREADS / CHUNK;
 
-template <typename T>
 static __device__ __forceinline__ int padded_regions(const Work& work) {
-  return (work.regions + DEPTH<T> - 1) / DEPTH<T> * DEPTH<T>;
+  return (work.regions + DEPTH - 1) / DEPTH * DEPTH;
 }
 
 // affinities − center, rounded, as the products take them.
-template <typename T>
-static __device__ __forceinline__ void put_centered(const AdaptiveContextCuda& p, const Shared<T>& shared,
+static __device__ __forceinline__ void put_centered(const AdaptiveContextCuda& p, const Shared& shared,
                                                     const Work& work, int count,
-                                                    Product<T, MAX_REGIONS, false>& affinities) {
+                                                    Product<MAX_REGIONS, false>& affinities) {
   const float* center = p.center == nullptr ? nullptr : p.center + int64_t(work.b) * p.rows + work.first_row;
   for_each(affinities, [&](int n, int j, float a) {
     const bool inside = n < count && j < work.regions;
     const float centered = inside && center != nullptr ? a - center[j] : a;
-    shared.affinities[n * TILE_PITCH<T> + j] = round_to<T>(inside ? centered : 0.0f);
+    shared.affinities[n * TILE_PITCH + j] = inside ? centered : 0.0f;
   });
 }
 
-// Beside low-precision maps there is room in shared memory for a tile of float32 affinities, which are set aside there
-// while other sums need a thread's registers. Beside float32 maps there is none, and they stay where they are.
-template <typename T>
-constexpr int ASIDE_BYTES = sizeof(T) == 2 ? TILE * SCRATCH_PITCH * int(sizeof(float)) : 0;
-template <typename T>
-constexpr int BACKWARD_SHARED_BYTES = Shared<T>::BYTES + ASIDE_BYTES<T>;
-
-template <typename T>
-static __device__ __forceinline__ void set_aside(float* aside, Product<T, MAX_REGIONS, false>& affinities) {
-  if constexpr (ASIDE_BYTES<T> > 0)
-    for_each(affinities, [&](int n, int j, float a) { aside[n * SCRATCH_PITCH + j] = a; });
-}
-
-template <typename T>
-static __device__ __forceinline__ void take_back(const float* aside, Product<T, MAX_REGIONS, false>& affinities) {
-  if constexpr (ASIDE_BYTES<T> > 0)
-    for_each(affinities, [&](int n, int j, float& a) { a = aside[n * SCRATCH_PITCH + j]; });
-}
-
 // shift + (affinities − center)·regions for a chunk of channels, the regions' chunk lying in shared.small.
-template <typename T>
-static __device__ __forceinline__ Product<T, CHUNK<T>, true> context_of(const AdaptiveContextCuda& p,
-                                                                        const Shared<T>& shared, const Work& work,
-                                                                        int first_c) {
-  Product<T, CHUNK<T>, true> z;
+static __device__ __forceinline__ Product<CHUNK, true> context_of(const AdaptiveContextCuda& p, const Shared& shared,
+                                                                  const Work& work, int first_c) {
+  Product<CHUNK, true> z;
   if (p.shift != nullptr) {
     const float* shift = p.shift + (int64_t(work.b) * p.num_scales + work.scale) * p.channels + first_c;
     for_each(z, [&](int, int c, float& sum) { sum = first_c + c < p.channels ? shift[c] : 0.0f; });
   }
-  z.template add<true>(shared.affinities, TILE_PITCH<T>, shared.small, CHUNK_PITCH<T>, TILE, CHUNK<T>,
-                       padded_regions<T>(work));
+  z.template add<true>(shared.affinities, TILE_PITCH, shared.small, CHUNK_PITCH, TILE, CHUNK, padded_regions(work));
   return z;
 }
 
-template <typename T>
-static __device__ __forceinline__ const T* packed_regions(const AdaptiveContextCuda& p, const Work& work) {
-  return static_cast<const T*>(p.packed_regions) + (int64_t(work.b) * p.rows + work.first_row) * p.padded;
+static __device__ __forceinline__ const float* packed_regions(const AdaptiveContextCuda& p, const Work& work) {
+  return static_cast<const float*>(p.packed_regions) + (int64_t(work.b) * p.rows + work.first_row) * p.padded;
 }
 
-// Blocks that share a multiprocessor: as many as need no register more than there are.
-template <typename T, int V, bool along_channels>
-constexpr int AGGREGATE_BLOCKS = V == 1                             ? 2
-                                 : sizeof(T) == 2 && along_channels ? 4
-                                                                    : 3;
-
 // grid (batch * scales * chunks), THREADS threads
-template <typename T, int V, bool along_channels>
-__global__ void __launch_bounds__(THREADS, (AGGREGATE_BLOCKS<T, V, along_channels>))
-    aggregate(const AdaptiveContextCuda p) {
-  using Access = MapAccess<T, V, along_channels>;
+template <int V, bool along_channels>
+__global__ void __launch_bounds__(THREADS, V == 1 ? 2 : 3) aggregate(const AdaptiveContextCuda p) {
+  using Access = MapAccess<V, along_channels>;
   SHARED_BUFFER(buffer);
-  const Shared<T> shared(buffer);
+  const Shared shared(buffer);
   for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
-    const Window<T> x = open_window<T>(p, p.x, work, tile.first, shared.offsets);
-    const Window<T> z = open_window<T>(p, p.z, work, tile.first, shared.offsets + TILE);
+    const Window x = open_window(p, p.x, work, tile.first, shared.offsets);
+    const Window z = open_window(p, p.z, work, tile.first, shared.offsets + TILE);
     __syncthreads();
-    Product<T, MAX_REGIONS, false> affinities = affinities_of<T, Access>(p, shared, work, x);
+    Product<MAX_REGIONS, false> affinities = affinities_of<Access>(p, shared, work, x);
     put_centered(p, shared, work, tile.count, affinities);
 
-    const T* regions = packed_regions<T>(p, work);
+    const float* regions = packed_regions(p, work);
     Access map;
     if (p.residual) map.fetch(x, 0);
-    for (int c = 0; c < p.channels; c += CHUNK<T>) {
+    for (int c = 0; c < p.channels; c += CHUNK) {
       if (p.residual) map.put(x, shared.map);
       put_small(regions, work.regions, p.padded, c, shared.small);
       __syncthreads();
-      if (p.residual && c + CHUNK<T> < p.channels) map.fetch(x, c + CHUNK<T>);
-      Product<T, CHUNK<T>, true> product = context_of(p, shared, work, c);
+      if (p.residual && c + CHUNK < p.channels) map.fetch(x, c + CHUNK);
+      Product<CHUNK, true> product = context_of(p, shared, work, c);
       for_each(product, [&](int n, int channel, float value) {
         if (p.shift != nullptr && value <= 0) value = 0;  // NaN passes
-        T& cell = shared.map[Access::place(n, channel)];
-        cell = round_to<T>(p.residual ? value + load(cell) : value);
+        float& cell = shared.map[Access::place(n, channel)];
+        cell = p.residual ? value + cell : value;
       });
       __syncthreads();
       Access::write(z, c, shared.map);
@@ -138,21 +108,21 @@ __global__ void __launch_bounds__(THREADS, (AGGREGATE_BLOCKS<T, V, along_channel
 
 // Brings the gradient of z chunk by chunk into shared.map, without what the relu kept back, and the chunk of the
 // regions into shared.small. use(first channel) finds them there.
-template <typename T, typename Access, typename Use>
-static __device__ __forceinline__ void for_each_gradient(const AdaptiveContextCuda& p, const Shared<T>& shared,
-                                                         const Work& work, const Window<T>& grad, Use use) {
-  const T* regions = packed_regions<T>(p, work);
+template <typename Access, typename Use>
+static __device__ __forceinline__ void for_each_gradient(const AdaptiveContextCuda& p, const Shared& shared,
+                                                         const Work& work, const Window& grad, Use use) {
+  const float* regions = packed_regions(p, work);
   Access map;
   map.fetch(grad, 0);
-  for (int c = 0; c < p.channels; c += CHUNK<T>) {
+  for (int c = 0; c < p.channels; c += CHUNK) {
     map.put(grad, shared.map);
     put_small(regions, work.regions, p.padded, c, shared.small);
     __syncthreads();
-    if (c + CHUNK<T> < p.channels) map.fetch(grad, c + CHUNK<T>);
+    if (c + CHUNK < p.channels) map.fetch(grad, c + CHUNK);
     if (p.shift != nullptr) {
-      Product<T, CHUNK<T>, true> z = context_of(p, shared, work, c);
+      Product<CHUNK, true> z = context_of(p, shared, work, c);
       for_each(z, [&](int n, int channel, float value) {
-        if (value <= 0) shared.map[Access::place(n, channel)] = round_to<T>(0.0f);
+        if (value <= 0) shared.map[Access::place(n, channel)] = 0.0f;
       });
       __syncthreads();
     }
@@ -162,32 +132,31 @@ static __device__ __forceinline__ void for_each_gradient(const AdaptiveContextCu
 }
 
 // slice (+)= tileᵀ · shared.map, the tile lying in shared.affinities.
-template <typename T, typename Access>
-static __device__ __forceinline__ void add_to_matrix_slice(const AdaptiveContextCuda& p, const Shared<T>& shared,
+template <typename Access>
+static __device__ __forceinline__ void add_to_matrix_slice(const AdaptiveContextCuda& p, const Shared& shared,
                                                            const Work& work, const Tile& tile, int first_c) {
   const int64_t row = (int64_t(work.b) * p.chunks + work.chunk) * p.rows + work.first_row;
   float* slice = p.matrix_slices + row * p.padded + first_c;
-  Product<T, CHUNK<T>, Access::TILE_BY_CHANNEL> sums;
-  if (!tile.first_of_chunk) load_sums(sums, slice, p.padded, work.regions, CHUNK<T>);
-  sums.template add<false>(shared.affinities, TILE_PITCH<T>, shared.map, Access::PITCH, work.regions, CHUNK<T>, TILE);
-  store_sums(sums, slice, p.padded, work.regions, CHUNK<T>);
+  Product<CHUNK, Access::TILE_BY_CHANNEL> sums;
+  if (!tile.first_of_chunk) load_sums(sums, slice, p.padded, work.regions, CHUNK);
+  sums.template add<false>(shared.affinities, TILE_PITCH, shared.map, Access::PITCH, work.regions, CHUNK, TILE);
+  store_sums(sums, slice, p.padded, work.regions, CHUNK);
 }
 
 static __device__ __forceinline__ void add_to(float* at, float sum, bool first) { *at = first ? sum : *at + sum; }
 
 // slice (+)= sums over the positions of `function` of a thread's affinities and gradients. Begins and ends with shared
 // memory free.
-template <typename T, typename Function>
-static __device__ __forceinline__ void add_row_sums(const AffinitiesCuda& p, const Shared<T>& shared, const Work& work,
+template <typename Function>
+static __device__ __forceinline__ void add_row_sums(const AffinitiesCuda& p, const Shared& shared, const Work& work,
                                                     const Tile& tile, float* slices,
-                                                    const Product<T, MAX_REGIONS, false>& affinities,
-                                                    const Product<T, MAX_REGIONS, false>& gradients,
-                                                    Function function) {
-  using Sums = Product<T, MAX_REGIONS, false>;
+                                                    const Product<MAX_REGIONS, false>& affinities,
+                                                    const Product<MAX_REGIONS, false>& gradients, Function function) {
+  using Sums = Product<MAX_REGIONS, false>;
 #pragma unroll
   for (int i = 0; i < Sums::COUNT; ++i) {
     const bool inside = Sums::row(i) < tile.count && Sums::column(i) < work.regions;
-    shared.scratch[Sums::row(i) * SCRATCH_PITCH + Sums::column(i)] =
+    shared.scratch[Sums::row(i) * TILE_PITCH + Sums::column(i)] =
         inside ? function(affinities.sums[i], gradients.sums[i]) : 0.0f;
   }
   __syncthreads();
@@ -196,7 +165,7 @@ static __device__ __forceinline__ void add_row_sums(const AffinitiesCuda& p, con
     float sum = 0;
 #pragma unroll 4
     for (int n = part * (TILE / ROW_PARTS); n < (part + 1) * (TILE / ROW_PARTS); ++n)
-      sum += shared.scratch[n * SCRATCH_PITCH + j];
+      sum += shared.scratch[n * TILE_PITCH + j];
     const int64_t slice = (int64_t(work.b) * p.chunks + work.chunk) * ROW_PARTS + part;
     add_to(slices + slice * p.rows + work.first_row + j, sum, tile.first_of_chunk);
   }
@@ -204,51 +173,47 @@ static __device__ __forceinline__ void add_row_sums(const AffinitiesCuda& p, con
 }
 
 // grid (batch * scales * chunks), THREADS threads
-template <typename T, int V, bool along_channels>
+template <int V, bool along_channels>
 __global__ void __launch_bounds__(THREADS, 2) sum_region_gradients(const AdaptiveContextCuda p) {
-  using Access = MapAccess<T, V, along_channels>;
+  using Access = MapAccess<V, along_channels>;
   SHARED_BUFFER(buffer);
-  const Shared<T> shared(buffer);
-  float* aside = reinterpret_cast<float*>(buffer + Shared<T>::BYTES);
+  const Shared shared(buffer);
   for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
-    const Window<T> x = open_window<T>(p, p.x, work, tile.first, shared.offsets);
-    const Window<T> grad = open_window<T>(p, p.grad, work, tile.first, shared.offsets + TILE);
+    const Window x = open_window(p, p.x, work, tile.first, shared.offsets);
+    const Window grad = open_window(p, p.grad, work, tile.first, shared.offsets + TILE);
     __syncthreads();
-    Product<T, MAX_REGIONS, false> affinities = affinities_of<T, Access>(p, shared, work, x), gradients;
+    Product<MAX_REGIONS, false> affinities = affinities_of<Access>(p, shared, work, x), gradients;
     put_centered(p, shared, work, tile.count, affinities);
-    set_aside<T>(aside, affinities);
-    for_each_gradient<T, Access>(p, shared, work, grad, [&](int first_c) {
-      add_map_by_small<T, Access>(gradients, shared, work);
-      add_to_matrix_slice<T, Access>(p, shared, work, tile, first_c);
-      constexpr int PARTS = shift_parts(sizeof(T));
-      const int c = static_cast<int>(threadIdx.x) % CHUNK<T>, part = static_cast<int>(threadIdx.x) / CHUNK<T>;
+    for_each_gradient<Access>(p, shared, work, grad, [&](int first_c) {
+      add_map_by_small<Access>(gradients, shared, work);
+      add_to_matrix_slice<Access>(p, shared, work, tile, first_c);
+      const int c = static_cast<int>(threadIdx.x) % CHUNK, part = static_cast<int>(threadIdx.x) / CHUNK;
       if (first_c + c < p.channels) {
         float sum = 0;
 #pragma unroll 4
-        for (int n = part * (TILE / PARTS); n < (part + 1) * (TILE / PARTS); ++n)
-          sum += load(shared.map[Access::place(n, c)]);
-        const int64_t slice = (int64_t(work.b) * p.chunks + work.chunk) * PARTS + part;
+        for (int n = part * (TILE / SHIFT_PARTS); n < (part + 1) * (TILE / SHIFT_PARTS); ++n)
+          sum += shared.map[Access::place(n, c)];
+        const int64_t slice = (int64_t(work.b) * p.chunks + work.chunk) * SHIFT_PARTS + part;
         add_to(p.shift_slices + (slice * p.num_scales + work.scale) * p.channels + first_c + c, sum,
                tile.first_of_chunk);
       }
     });
 
-    take_back<T>(aside, affinities);
     for_each(affinities, [&](int, int, float& a) { a *= 1 - a; });  // the slope from here on
     add_row_sums(p, shared, work, tile, p.bias_slices, affinities, gradients, [](float a, float d) { return a * d; });
     add_row_sums(p, shared, work, tile, p.slope_slices, affinities, gradients, [](float a, float) { return a; });
     for_each(affinities, [&](int n, int j, float a) {
-      shared.matrix[n * TILE_PITCH<T> + j] = round_to<T>(n < tile.count && j < work.regions ? a : 0.0f);
+      shared.matrix[n * TILE_PITCH + j] = n < tile.count && j < work.regions ? a : 0.0f;
     });
     __syncthreads();
     float* slice = p.pair_slices + (int64_t(work.b) * p.chunks + work.chunk) * p.pairs + work.first_pair;
     const auto inside = [&](int j, int k) { return j < work.regions && k < work.regions; };
-    Product<T, MAX_REGIONS, true> moments;
+    Product<MAX_REGIONS, true> moments;
     for_each(moments, [&](int j, int k, float& sum) {
       sum = inside(j, k) && !tile.first_of_chunk ? slice[j * work.regions + k] : 0.0f;
     });
-    moments.template add<false>(shared.matrix, TILE_PITCH<T>, shared.affinities, TILE_PITCH<T>, work.regions,
-                                work.regions, TILE);
+    moments.template add<false>(shared.matrix, TILE_PITCH, shared.affinities, TILE_PITCH, work.regions, work.regions,
+                                TILE);
     for_each(moments, [&](int j, int k, float sum) {
       if (inside(j, k)) slice[j * work.regions + k] = sum;
     });
@@ -256,79 +221,71 @@ __global__ void __launch_bounds__(THREADS, 2) sum_region_gradients(const Adaptiv
 }
 
 // grid (batch * scales * chunks), THREADS threads
-template <typename T, int V, bool along_channels>
+template <int V, bool along_channels>
 __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveContextCuda p) {
-  using Access = MapAccess<T, V, along_channels>;
-  using Sums = Product<T, MAX_REGIONS, false>;
+  using Access = MapAccess<V, along_channels>;
+  using Sums = Product<MAX_REGIONS, false>;
   SHARED_BUFFER(buffer);
-  const Shared<T> shared(buffer);
-  float* aside = reinterpret_cast<float*>(buffer + Shared<T>::BYTES);
+  const Shared shared(buffer);
   for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
-    const Window<T> x = open_window<T>(p, p.x, work, tile.first, shared.offsets);
-    const Window<T> grad_x = open_window<T>(p, p.grad_x, work, tile.first, shared.offsets + TILE);
-    const Window<T> grad = open_window<T>(p, p.grad, work, tile.first, shared.offsets + 2 * TILE);
+    const Window x = open_window(p, p.x, work, tile.first, shared.offsets);
+    const Window grad_x = open_window(p, p.grad_x, work, tile.first, shared.offsets + TILE);
+    const Window grad = open_window(p, p.grad, work, tile.first, shared.offsets + 2 * TILE);
     __syncthreads();
-    Sums affinities = affinities_of<T, Access>(p, shared, work, x), gradients;
+    Sums affinities = affinities_of<Access>(p, shared, work, x), gradients;
     put_centered(p, shared, work, tile.count, affinities);
-    set_aside<T>(aside, affinities);
     // The small terms first: added to large sums, a constant would be rounded the same way at every position.
     if (p.linear != nullptr) {
       const float* linear = p.linear + int64_t(work.b) * p.rows + work.first_row;
       const float* quadratic = p.quadratic + int64_t(work.b) * p.pairs + work.first_pair;
-      // Relative to the largest: float16 holds neither a mean's gradients over many positions nor those of tiny
-      // variances.
-      float* of_warps = reinterpret_cast<float*>(shared.small);
-      const float largest = sizeof(T) == 2 ? largest_of(quadratic, work.regions * work.regions, of_warps) : 1.0f;
       for_each(gradients, [&](int, int, float& d) { d = 0.0f; });
       for (int item = static_cast<int>(threadIdx.x); item < MAX_REGIONS * MAX_REGIONS; item += THREADS) {
         const int j = item / MAX_REGIONS, k = item % MAX_REGIONS;
-        shared.matrix[j * TILE_PITCH<T> + k] =
-            round_to<T>(j < work.regions && k < work.regions ? quadratic[j * work.regions + k] / largest : 0.0f);
+        shared.matrix[j * TILE_PITCH + k] =
+            (j < work.regions && k < work.regions ? quadratic[j * work.regions + k] : 0.0f);
       }
       __syncthreads();
-      gradients.template add<true>(shared.affinities, TILE_PITCH<T>, shared.matrix, TILE_PITCH<T>, TILE, work.regions,
-                                   padded_regions<T>(work));
-      for_each(gradients, [&](int, int j, float& d) { d = j < work.regions ? d * largest + linear[j] : 0.0f; });
+      gradients.template add<true>(shared.affinities, TILE_PITCH, shared.matrix, TILE_PITCH, TILE, work.regions,
+                                   padded_regions(work));
+      for_each(gradients, [&](int, int j, float& d) { d = j < work.regions ? d + linear[j] : 0.0f; });
       __syncthreads();
     }
     if (p.grad.data != nullptr)
-      for_each_gradient<T, Access>(p, shared, work, grad,
-                                   [&](int) { add_map_by_small<T, Access>(gradients, shared, work); });
-    take_back<T>(aside, affinities);
+      for_each_gradient<Access>(p, shared, work, grad, [&](int) { add_map_by_small<Access>(gradients, shared, work); });
 #pragma unroll
     for (int i = 0; i < Sums::COUNT; ++i)
       gradients.sums[i] *= affinities.sums[i] * (1 - affinities.sums[i]);  // of logits
     add_row_sums(p, shared, work, tile, p.bias_slices, affinities, gradients, [](float, float d) { return d; });
     for_each(gradients, [&](int n, int j, float d) {
-      shared.affinities[n * TILE_PITCH<T> + j] = round_to<T>(n < tile.count && j < work.regions ? d : 0.0f);
+      shared.affinities[n * TILE_PITCH + j] = n < tile.count && j < work.regions ? d : 0.0f;
     });
 
-    const T* weight = static_cast<const T*>(p.packed_weight) + work.first_row * int64_t(p.padded);
+    const float* weight = static_cast<const float*>(p.packed_weight) + work.first_row * int64_t(p.padded);
     const int64_t channel = (int64_t(work.b) * p.num_scales + work.scale) * p.channels;
     Access map;
     map.fetch(x, 0);
-    for (int c = 0; c < p.channels; c += CHUNK<T>) {
+    for (int c = 0; c < p.channels; c += CHUNK) {
       map.put(x, shared.map);
       put_small(weight, work.regions, p.padded, c, shared.small);
       __syncthreads();
       if (p.residual) map.fetch(grad, c);
-      add_to_matrix_slice<T, Access>(p, shared, work, tile, c);
-      Product<T, CHUNK<T>, true> product;
+      add_to_matrix_slice<Access>(p, shared, work, tile, c);
+      Product<CHUNK, true> product;
       if (p.constant != nullptr)
         for_each(product,
                  [&](int, int k, float& sum) { sum = c + k < p.channels ? p.constant[channel + c + k] : 0.0f; });
-      product.template add<true>(shared.affinities, TILE_PITCH<T>, shared.small, CHUNK_PITCH<T>, TILE, CHUNK<T>,
-                                 padded_regions<T>(work));
+      product.template add<true>(shared.affinities, TILE_PITCH, shared.small, CHUNK_PITCH, TILE, CHUNK,
+                                 padded_regions(work));
       __syncthreads();
       if (p.residual) {
         map.put(grad, shared.map);
         __syncthreads();
       }
-      if (c + CHUNK<T> < p.channels) map.fetch(x, c + CHUNK<T>);
+      if (c + CHUNK < p.channels) map.fetch(x, c + CHUNK);
       for_each(product, [&](int n, int k, float sum) {
-        T& cell = shared.map[Access::place(n, k)];
-        if (p.residual) sum += load(cell);
-        cell = round_to<T>(sum);
+        float& cell = shared.map[Access::place(n, k)];
+        if (p.residual) sum += cell;
+        cell = sum;
       });
       __syncthreads();
       Access::write(grad_x, c, shared.map);
@@ -342,25 +299,27 @@ struct Slices {
   const float* from;
   float* to;
   int results, slices, rows, pitch, columns;
+  int blocks = 0;  // stretches of MERGE_COLUMNS columns of all rows
 };
 
-constexpr int MAX_MERGES = 5, MERGE_COLUMNS = 32, MERGE_PARTS = 8;
+constexpr int MAX_MERGES = 5, MERGE_COLUMNS = 32, MERGE_PARTS = 4;
 struct MergeCuda {
   Slices of[MAX_MERGES];
 };
 constexpr int MERGE_SHARED_BYTES = MERGE_COLUMNS * MERGE_PARTS * sizeof(float);
 
-// grid (stretches of MERGE_COLUMNS columns, merges), MERGE_COLUMNS * MERGE_PARTS threads: each part takes every
-// MERGE_PARTS-th slice
+// grid (blocks of all merges), MERGE_COLUMNS * MERGE_PARTS threads: each part takes every MERGE_PARTS-th slice
 static __global__ void merge_slices(const MergeCuda p) {
   SHARED_BUFFER(shared);
   float* parts = reinterpret_cast<float*>(shared);  // [MERGE_PARTS][MERGE_COLUMNS]
-  const Slices& s = p.of[blockIdx.y];
+  int block = static_cast<int>(blockIdx.x), merge = 0;
+  while (block >= p.of[merge].blocks) block -= p.of[merge++].blocks;
+  const Slices& s = p.of[merge];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % MERGE_COLUMNS, part = thread / MERGE_COLUMNS;
-  const int across = (s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS, block = static_cast<int>(blockIdx.x);
+  const int across = (s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS;
   const int result = block / (s.rows * across), row = block / across % s.rows;
   const int column = block % across * MERGE_COLUMNS + lane;
-  const bool inside = result < s.results && column < s.columns;  // the grid is the largest merge's
+  const bool inside = column < s.columns;
   float sum = 0;
   if (inside) {
     const int64_t step = int64_t(s.rows) * s.pitch;

@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "adaptive_context.cuh"
-#include "affinity_moments.cuh"
+#include "adaptive_context_mma.cuh"
+#include "affinity_moments_mma.cuh"
 
 // sizes and strides of a map: batch, channels, height, width. Positions that follow each other with one stride become
 // one row, so that vectors may run across the ends of the map's rows.
@@ -37,6 +37,8 @@ inline void describe_affinities_cuda(AffinitiesCuda& p, const int64_t* sizes, co
     p.sizes[p.num_scales++] = int(s * s);
     p.rows += int(s * s), p.pairs += int(s * s * s * s);
   }
+  p.wide = *std::max_element(p.sizes, p.sizes + p.num_scales) >= WIDE;
+  for (int k = 0; k < p.num_scales; ++k) p.fragment_rows += fragment_rows(p.sizes[k], p.wide);
   p.padded = (p.channels + PADDED - 1) / PADDED * PADDED;
   p.tiles = (p.positions + TILE - 1) / TILE;
   const int64_t blocks = sizes[0] * p.num_scales * p.tiles;
@@ -49,26 +51,38 @@ inline void describe_affinities_cuda(AffinitiesCuda& p, const int64_t* sizes, co
 
 inline int blocks(const AffinitiesCuda& p) { return p.batch * p.num_scales * p.chunks; }
 
-// Whether every vector of V lies in one pixel's channels of a scale (or in one row's positions) and starts at a
+// Whether every vector of 16 bytes lies in one pixel's channels of a scale (or in one row's positions) and starts at a
 // multiple of its size.
-template <typename T, int V>
+template <typename T>
 bool vectorises(const AffinitiesCuda& p, const MapCuda& map, bool along_channels) {
+  constexpr int V = 16 / sizeof(T);
   const bool whole = along_channels ? map.stride_c == 1 && p.channels % V == 0 && map.stride_x % V == 0
                                     : map.stride_x == 1 && map.width % V == 0 && map.stride_c % V == 0;
   return whole && map.stride_b % V == 0 && (map.width == p.positions || map.stride_y % V == 0) &&
          reinterpret_cast<uintptr_t>(map.data) % (V * sizeof(T)) == 0;
 }
 
-// The kernel for the layout that all maps have in common.
-template <typename T, typename Kernel>
+// tiles.cuh's kernel for the layout that all maps have in common.
+template <typename Kernel>
 Kernel choose_kernel(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps, Kernel along_channels,
                      Kernel along_positions, Kernel any) {
   const auto all = [&](bool by_channel) {
     return std::all_of(maps.begin(), maps.end(), [&](const MapCuda& map) {
-      return map.data == nullptr || vectorises<T, VECTOR<T>>(p, map, by_channel);
+      return map.data == nullptr || vectorises<float>(p, map, by_channel);
     });
   };
   return all(true) ? along_channels : all(false) ? along_positions : any;
+}
+
+// function(vectors, wide) of fragments.cuh's kernels: whether every map can be moved in vectors along channels.
+template <typename T, typename Function>
+void with_fragments(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps, Function function) {
+  const bool vectors = std::all_of(
+      maps.begin(), maps.end(), [&](const MapCuda& map) { return map.data == nullptr || vectorises<T>(p, map, true); });
+  if (vectors)
+    p.wide ? function(std::true_type{}, std::true_type{}) : function(std::true_type{}, std::false_type{});
+  else
+    p.wide ? function(std::false_type{}, std::true_type{}) : function(std::false_type{}, std::false_type{});
 }
 
 // Hands out a workspace piece by piece. Without memory it only counts, and the pieces mean nothing.
@@ -86,81 +100,149 @@ class Workspace {
   uintptr_t begin_, bytes_ = 0;
 };
 
-// Rounds weight, and regions if there are any, to the map's type.
-template <typename T, typename Launch>
+// Pads the rows of weight, and of regions if there are any.
+template <typename Launch>
 void launch_pack(const AffinitiesCuda& p, const float* regions, void* packed_regions, const Launch& launch) {
   const int rows = regions == nullptr ? 0 : p.batch * p.rows;
   const PackCuda pack{{p.weight, regions}, {p.packed_weight, packed_regions}, {p.rows, rows}, p.channels, p.padded};
-  launch(pack_rows<T>, p.rows + rows, 1, THREADS, 0, pack);
+  launch(pack_rows, p.rows + rows, 1, THREADS, 0, pack);
 }
 
 // Lays the workspace out, or counts its bytes where memory is null. size: of the map's scalars.
 inline int64_t arrange(AdaptiveContextCuda& p, void* memory, size_t size) {
   Workspace workspace(memory);
   const int64_t slices = int64_t(p.batch) * p.chunks, channels = int64_t(p.num_scales) * p.channels;
-  workspace.take(p.packed_weight, int64_t(p.rows) * p.padded, size);
-  if (p.regions != nullptr) workspace.take(p.packed_regions, int64_t(p.batch) * p.rows * p.padded, size);
+  if (size == 2) {
+    const int64_t rows = p.fragment_rows, regions = p.regions == nullptr ? 0 : p.batch * rows;
+    workspace.take(p.packed_weight, rows * p.padded, size);
+    workspace.take(p.weight_pairs, rows * p.padded, size);
+    workspace.take(p.packed_regions, regions * p.padded, size);
+    workspace.take(p.region_pairs, regions * p.padded, size);
+    if (p.shift != nullptr) workspace.take(p.padded_shift, int64_t(p.batch) * p.num_scales * p.padded, sizeof(float));
+    if (p.constant != nullptr)
+      workspace.take(p.padded_constant, int64_t(p.batch) * p.num_scales * p.padded, sizeof(float));
+  } else {
+    workspace.take(p.packed_weight, int64_t(p.rows) * p.padded, size);
+    if (p.regions != nullptr) workspace.take(p.packed_regions, int64_t(p.batch) * p.rows * p.padded, size);
+  }
   if (p.grad_bias != nullptr) {
     workspace.take(p.matrix_slices, slices * p.rows * p.padded, sizeof(float));
     workspace.take(p.bias_slices, slices * ROW_PARTS * p.rows, sizeof(float));
   }
   if (p.grad_regions != nullptr) {
-    workspace.take(p.shift_slices, slices * shift_parts(size) * channels, sizeof(float));
+    const int64_t shifts = size == 2 ? int64_t(p.num_scales) * p.padded : SHIFT_PARTS * channels;
+    workspace.take(p.shift_slices, slices * shifts, sizeof(float));
     workspace.take(p.slope_slices, slices * ROW_PARTS * p.rows, sizeof(float));
     workspace.take(p.pair_slices, slices * p.pairs, sizeof(float));
   }
   return workspace.bytes();
 }
 
+// The header, a tile of a map, and one of numbers of positions and regions.
+inline int tile_bytes(const AffinitiesCuda& p) {
+  const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
+  return HEADER_BYTES + map_tile_bytes(p.padded) + region_tile_bytes(fragment_rows(most, p.wide));
+}
+
+// Packs the weight, and what else is given.
+template <typename T, typename Launch>
+void launch_pack_fragments(const AffinitiesCuda& p, PackFragments::Matrix regions, PackFragments::VectorRows shift,
+                           PackFragments::VectorRows constant, const Launch& launch) {
+  PackFragments pack{{{p.weight, p.packed_weight, p.weight_pairs, 1}, regions},
+                     {shift, constant},
+                     {},
+                     p.wide,
+                     p.rows,
+                     p.fragment_rows,
+                     p.channels,
+                     p.padded};
+  std::copy(p.sizes, p.sizes + MAX_SCALES, pack.sizes);
+  launch(pack_fragments<T>, (1 + regions.images) * p.fragment_rows + shift.rows + constant.rows, 1, 32 * PACK_WARPS, 0,
+         pack);
+}
+
+template <typename T, typename Launch>
+void launch_pack_fragments(const AdaptiveContextCuda& p, const Launch& launch) {
+  const int rows = p.batch * p.num_scales;
+  launch_pack_fragments<T>(p, {p.regions, p.packed_regions, p.region_pairs, p.regions == nullptr ? 0 : p.batch},
+                           {p.shift, p.padded_shift, p.shift == nullptr ? 0 : rows},
+                           {p.constant, p.padded_constant, p.constant == nullptr ? 0 : rows}, launch);
+}
+
 template <typename Launch>
-void launch_merges(const MergeCuda& merges, int count, const Launch& launch) {
-  int64_t blocks = 1;
-  for (const Slices& s : merges.of)
-    blocks = std::max(blocks, int64_t(s.results) * s.rows * ((s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS));
+void launch_merges(std::initializer_list<Slices> merges, const Launch& launch) {
+  MergeCuda p{};
+  int64_t blocks = 0;
+  std::copy(merges.begin(), merges.end(), p.of);
+  for (Slices& s : p.of) {
+    const int64_t own = int64_t(s.results) * s.rows * ((s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS);
+    s.blocks = int(own), blocks += own;
+  }
   if (blocks > INT32_MAX) throw std::runtime_error("the gradients have too many rows for the CUDA kernels' grids");
-  launch(merge_slices, int(blocks), count, MERGE_COLUMNS * MERGE_PARTS, MERGE_SHARED_BYTES, merges);
+  launch(merge_slices, int(blocks), 1, MERGE_COLUMNS * MERGE_PARTS, MERGE_SHARED_BYTES, p);
 }
 
 template <typename T, typename Launch>
 void launch_aggregate(const AdaptiveContextCuda& p, const Launch& launch) {
-  launch_pack<T>(p, p.regions, p.packed_regions, launch);
-  constexpr int V = VECTOR<T>;
-  launch(choose_kernel<T>(p, {p.x, p.z}, aggregate<T, V, true>, aggregate<T, V, false>, aggregate<T, 1, true>),
-         blocks(p), 1, THREADS, Shared<T>::BYTES, p);
+  if constexpr (sizeof(T) == 2) {
+    launch_pack_fragments<T>(p, launch);
+    with_fragments<T>(p, {p.x, p.z}, [&](auto vectors, auto wide) {
+      launch(aggregate_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, map_tile_bytes(p.padded), p);
+    });
+  } else {
+    launch_pack(p, p.regions, p.packed_regions, launch);
+    launch(choose_kernel(p, {p.x, p.z}, aggregate<VECTOR, true>, aggregate<VECTOR, false>, aggregate<1, true>),
+           blocks(p), 1, THREADS, Shared::BYTES, p);
+  }
 }
 
 template <typename T, typename Launch>
 void launch_region_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
-  launch_pack<T>(p, p.regions, p.packed_regions, launch);
-  constexpr int V = VECTOR<T>;
-  const auto kernel = choose_kernel<T>(p, {p.x, p.grad}, sum_region_gradients<T, V, true>,
-                                       sum_region_gradients<T, V, false>, sum_region_gradients<T, 1, true>);
-  launch(kernel, blocks(p), 1, THREADS, BACKWARD_SHARED_BYTES<T>, p);
   const int channels = p.num_scales * p.channels;
-  launch_merges({{{p.matrix_slices, p.grad_regions, p.batch, p.chunks, p.rows, p.padded, p.channels},
-                  {p.shift_slices, p.grad_shift, p.batch, p.chunks * shift_parts(sizeof(T)), 1, channels, channels},
-                  {p.bias_slices, p.grad_bias, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows},
-                  {p.slope_slices, p.slope, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows},
-                  {p.pair_slices, p.slope_moments, p.batch, p.chunks, 1, p.pairs, p.pairs}}},
-                5, launch);
+  Slices shifts{p.shift_slices, p.grad_shift, p.batch, p.chunks * SHIFT_PARTS, 1, channels, channels};
+  if constexpr (sizeof(T) == 2) {
+    launch_pack_fragments<T>(p, launch);
+    with_fragments<T>(p, {p.x, p.grad}, [&](auto vectors, auto wide) {
+      launch(sum_region_gradients_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, tile_bytes(p), p);
+    });
+    shifts = {p.shift_slices, p.grad_shift, p.batch, p.chunks, p.num_scales, p.padded, p.channels};
+  } else {
+    launch_pack(p, p.regions, p.packed_regions, launch);
+    const auto kernel = choose_kernel(p, {p.x, p.grad}, sum_region_gradients<VECTOR, true>,
+                                      sum_region_gradients<VECTOR, false>, sum_region_gradients<1, true>);
+    launch(kernel, blocks(p), 1, THREADS, Shared::BYTES, p);
+  }
+  launch_merges({{p.matrix_slices, p.grad_regions, p.batch, p.chunks, p.rows, p.padded, p.channels},
+                 shifts,
+                 {p.bias_slices, p.grad_bias, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows},
+                 {p.slope_slices, p.slope, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows},
+                 {p.pair_slices, p.slope_moments, p.batch, p.chunks, 1, p.pairs, p.pairs}},
+                launch);
 }
 
 template <typename T, typename Launch>
 void launch_x_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
-  launch_pack<T>(p, p.regions, p.packed_regions, launch);
-  constexpr int V = VECTOR<T>;
-  const auto kernel = choose_kernel<T>(p, {p.x, p.grad, p.grad_x}, write_x_gradients<T, V, true>,
-                                       write_x_gradients<T, V, false>, write_x_gradients<T, 1, true>);
-  launch(kernel, blocks(p), 1, THREADS, BACKWARD_SHARED_BYTES<T>, p);
-  launch_merges({{{p.matrix_slices, p.grad_weight, 1, p.batch * p.chunks, p.rows, p.padded, p.channels},
-                  {p.bias_slices, p.grad_bias, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows}}},
-                2, launch);
+  if constexpr (sizeof(T) == 2) {
+    launch_pack_fragments<T>(p, launch);
+    with_fragments<T>(p, {p.x, p.grad, p.grad_x}, [&](auto vectors, auto wide) {
+      launch(write_x_gradients_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, tile_bytes(p), p);
+    });
+  } else {
+    launch_pack(p, p.regions, p.packed_regions, launch);
+    const auto kernel = choose_kernel(p, {p.x, p.grad, p.grad_x}, write_x_gradients<VECTOR, true>,
+                                      write_x_gradients<VECTOR, false>, write_x_gradients<1, true>);
+    launch(kernel, blocks(p), 1, THREADS, Shared::BYTES, p);
+  }
+  launch_merges({{p.matrix_slices, p.grad_weight, 1, p.batch * p.chunks, p.rows, p.padded, p.channels},
+                 {p.bias_slices, p.grad_bias, p.batch, p.chunks * ROW_PARTS, 1, p.rows, p.rows}},
+                launch);
 }
 
 inline int64_t arrange(AffinityMomentsCuda& p, void* memory, size_t size) {
   Workspace workspace(memory);
-  const int64_t slices = int64_t(p.batch) * p.chunks;
-  workspace.take(p.packed_weight, int64_t(p.rows) * p.padded, size);
+  const int64_t slices = int64_t(p.batch) * p.chunks, rows = size == 2 ? p.fragment_rows : p.rows;
+  workspace.take(p.packed_weight, rows * p.padded, size);
+  if (size == 2) workspace.take(p.weight_pairs, rows * p.padded, size);
   workspace.take(p.origins, slices * p.rows, sizeof(float));
   workspace.take(p.sums, slices * p.rows, sizeof(double));
   workspace.take(p.squares, slices * p.pairs, sizeof(double));
@@ -169,10 +251,17 @@ inline int64_t arrange(AffinityMomentsCuda& p, void* memory, size_t size) {
 
 template <typename T, typename Launch>
 void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
-  launch_pack<T>(p, nullptr, nullptr, launch);
-  constexpr int V = VECTOR<T>;
-  launch(choose_kernel<T>(p, {p.x}, sum_moments<T, V, true>, sum_moments<T, V, false>, sum_moments<T, 1, true>),
-         blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES<T>, p);
   const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
+  if constexpr (sizeof(T) == 2) {
+    launch_pack_fragments<T>(p, {}, {}, {}, launch);
+    const int bytes = std::max(map_tile_bytes(p.padded), deviation_bytes(fragment_rows(most, p.wide)));
+    with_fragments<T>(p, {p.x}, [&](auto vectors, auto wide) {
+      launch(sum_moments_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, ORIGIN_BYTES + bytes, p);
+    });
+  } else {
+    launch_pack(p, nullptr, nullptr, launch);
+    launch(choose_kernel(p, {p.x}, sum_moments<VECTOR, true>, sum_moments<VECTOR, false>, sum_moments<1, true>),
+           blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES, p);
+  }
   launch(merge_moments, p.batch * p.num_scales, (most * most + THREADS - 1) / THREADS, THREADS, 0, p);
 }

@@ -1,4 +1,5 @@
-// affinity_moments' CUDA kernels. The map is read once, and affinities stay where they are computed:
+// affinity_moments' CUDA kernels for float32 maps, and the second one for all. The map is read once, and affinities
+// stay where they are computed:
 //
 //   sum_moments    a block sums A − origin and (A − origin)(A − origin)ᵀ over the tiles of its chunk; the origin is the
 //                  affinity vector of the chunk's first position, so that nothing large cancels
@@ -13,7 +14,7 @@
 // Sums are float64, in which products of two float32 numbers are exact.
 #pragma once
 
-#include "affinities.cuh"
+#include "tiles.cuh"
 
 struct AffinityMomentsCuda : AffinitiesCuda {
   double *mean, *covariance;  // (batch, rows) and (batch, pairs)
@@ -22,35 +23,34 @@ struct AffinityMomentsCuda : AffinitiesCuda {
 };
 static_assert(sizeof(AffinityMomentsCuda) < 4096);
 
-template <typename T>
-constexpr int SUM_MOMENTS_SHARED_BYTES = Shared<T>::BYTES + MAX_REGIONS * sizeof(float);
+constexpr int SUM_MOMENTS_SHARED_BYTES = Shared::BYTES + MAX_REGIONS * sizeof(float);
 
 // grid (batch * scales * chunks), THREADS threads
-template <typename T, int V, bool along_channels>
+template <int V, bool along_channels>
 __global__ void __launch_bounds__(THREADS, 2) sum_moments(const AffinityMomentsCuda p) {
-  using Access = MapAccess<T, V, along_channels>;
+  using Access = MapAccess<V, along_channels>;
   SHARED_BUFFER(buffer);
-  const Shared<T> shared(buffer);
-  float* origin = reinterpret_cast<float*>(buffer + Shared<T>::BYTES);  // [MAX_REGIONS]
+  const Shared shared(buffer);
+  float* origin = reinterpret_cast<float*>(buffer + Shared::BYTES);  // [MAX_REGIONS]
   // Threads stand 16 x 16 and have 4 x 4 products each; those below the diagonal follow from the others.
   const int j = static_cast<int>(threadIdx.x) / 16 * 4, k = static_cast<int>(threadIdx.x) % 16 * 4;
   double sums[4] = {}, squares[4][4] = {};
   for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
-    const Window<T> x = open_window<T>(p, p.x, work, tile.first, shared.offsets);
+    const Window x = open_window(p, p.x, work, tile.first, shared.offsets);
     __syncthreads();
-    Product<T, MAX_REGIONS, false> affinities = affinities_of<T, Access>(p, shared, work, x);
+    Product<MAX_REGIONS, false> affinities = affinities_of<Access>(p, shared, work, x);
     if (tile.first_of_chunk)
       for_each(affinities, [&](int n, int region, float a) {
         if (n == 0) origin[region] = a;
       });
     __syncthreads();
     for_each(affinities,
-             [&](int n, int region, float a) { shared.scratch[n * SCRATCH_PITCH + region] = a - origin[region]; });
+             [&](int n, int region, float a) { shared.scratch[n * TILE_PITCH + region] = a - origin[region]; });
     __syncthreads();
     if (j <= k && k < work.regions)
       for (int n = 0; n < tile.count; ++n) {
-        const Vector<float, 4> left = load_vector<4>(shared.scratch + n * SCRATCH_PITCH + j);
-        const Vector<float, 4> right = load_vector<4>(shared.scratch + n * SCRATCH_PITCH + k);
+        const Vector<float, 4> left = load_vector<4>(shared.scratch + n * TILE_PITCH + j);
+        const Vector<float, 4> right = load_vector<4>(shared.scratch + n * TILE_PITCH + k);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           if (j == k) sums[r] += static_cast<double>(left.at[r]);

@@ -28,6 +28,33 @@ static __device__ __forceinline__ T round_to(float value) {
     return value;
 }
 
+// Two 16-bit numbers in 32 bits, the first in the lower half.
+template <typename T>
+static __device__ __forceinline__ uint32_t round_pair(float lower, float upper) {
+  static_assert(sizeof(T) == 2);
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(lower, upper);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __half2 pair = __floats2half2_rn(lower, upper);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+template <typename T>
+static __device__ __forceinline__ float lower_of(uint32_t pair) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return __uint_as_float(pair << 16);
+  else
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair)));
+}
+template <typename T>
+static __device__ __forceinline__ float upper_of(uint32_t pair) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return __uint_as_float(pair & 0xffff0000u);
+  else
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
+}
+
 #define check_alignment(address, bytes)  // the emulation's; a GPU faults by itself
 
 // The one shared buffer of a kernel; its size is the launch's.

@@ -22,6 +22,9 @@ class OnDevice {
   template <typename Params>
   void operator()(void (*kernel)(Params), int grid_x, int grid_y, int threads, int shared_bytes,
                   const Params& p) const {
+    constexpr int GRANTED = 48 * 1024;  // what every kernel may have without asking
+    if (shared_bytes > GRANTED)
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     kernel<<<dim3(unsigned(grid_x), unsigned(grid_y)), unsigned(threads), size_t(shared_bytes), stream_>>>(p);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

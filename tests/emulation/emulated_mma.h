@@ -27,7 +27,45 @@ float number(const uint32_t* parts, int i) {  // the i-th 16-bit number
   return load(T{static_cast<uint16_t>(parts[i / 2] >> (i % 2 * 16))});
 }
 
+// A copy into shared memory on its way: it arrives when its thread waits for it.
+struct Copy {
+  void* to;
+  const void* from;
+};
+inline std::vector<Copy> copies[1024];
+
 }  // namespace emulation
+
+inline void begin_copy(void* to, const void* from, bool inside) {
+  check_alignment(to, 16);
+  if (inside) check_alignment(from, 16);
+  std::memset(to, emulation::POISON, 16);
+  emulation::copies[emulation::running].push_back({to, inside ? from : nullptr});
+}
+
+inline void wait_for_copies() {
+  for (const auto& [to, from] : emulation::copies[emulation::running])
+    from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+  emulation::copies[emulation::running].clear();
+}
+
+inline void forget(int&) {}
+inline float reciprocal(float value) { return 1 / value; }
+inline float exponential(float value) { return std::exp(value); }
+inline float larger(float a, float b) { return a != a || a > b ? a : b; }
+
+template <typename T>
+uint32_t round_pair(float lower, float upper) {
+  return round_to<T>(lower).bits | static_cast<uint32_t>(round_to<T>(upper).bits) << 16;
+}
+template <typename T>
+float lower_of(uint32_t pair) {
+  return load(T{static_cast<uint16_t>(pair)});
+}
+template <typename T>
+float upper_of(uint32_t pair) {
+  return load(T{static_cast<uint16_t>(pair >> 16)});
+}
 
 // Stricter than ldmatrix, which has read when it ends: no lane may write there before the next barrier.
 template <bool transposed>
@@ -44,7 +82,7 @@ void load_matrices(uint32_t (&parts)[4], const void* row) {
 }
 
 template <typename T>
-void multiply_add(float* c, const uint32_t (&a)[4], const uint32_t* b) {
+void multiply_add(float* d, const uint32_t (&a)[4], const uint32_t* b, const float* c) {
   struct Pieces {
     uint32_t a[4], b[2];
   };
@@ -58,6 +96,16 @@ void multiply_add(float* c, const uint32_t (&a)[4], const uint32_t* b) {
       const uint32_t upper = lanes[4 * column + k % 8 / 2].b[k / 8];
       sum += static_cast<double>(emulation::number<T>(&left, k % 2)) * emulation::number<T>(&upper, k % 2);
     }
-    c[i] += static_cast<float>(sum);
+    d[i] = c[i] + static_cast<float>(sum);
   }
+}
+
+inline void multiply_add(double (&c)[2], double a, double b) {
+  struct Pieces {
+    double a, b;
+  };
+  const Pieces* lanes = emulation::exchange(Pieces{a, b});
+  const unsigned lane = emulation::running % emulation::WARP, g = lane / 4, t = lane % 4;
+  for (unsigned i = 0; i < 2; ++i)
+    for (unsigned k = 0; k < 4; ++k) c[i] = std::fma(lanes[4 * g + k].a, lanes[4 * (2 * t + i) + k].b, c[i]);
 }

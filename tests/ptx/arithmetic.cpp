@@ -190,6 +190,8 @@ void add_floats(Forms& forms, const std::string& type) {
 
 void add_float32(Forms& forms) {
   forms["div.full.f32"] = forms["div.rn.f32"];
+  forms["max.NaN.f32"] = lanewise<float, float, float>(
+      [](float a, float b) { return a != a || b != b ? canonical(a + b) : maximum(a, b); });
   forms["fma.rm.f32"] =
       lanewise<float, float, float, float>([](float a, float b, float c) { return fma_down(a, b, c); });
   forms["fma.rn.ftz.f32"] = lanewise<float, float, float, float>(

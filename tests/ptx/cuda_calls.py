@@ -3,7 +3,10 @@
 import torch
 from cases import ContextCase, MapCase, channels_last, draw, draw_context, nchw
 
-CONTEXT, MAP = ContextCase(2, 72, (7, 11), (3, 2)), MapCase((1, 72, 6, 70), (1, 2, 3, 20))
+# Scales of both numbers of rows that the tensor cores' kernels have for most calls.
+CONTEXT, MAP = ContextCase(2, 72, (7, 11), (4, 2)), MapCase((1, 72, 6, 70), (1, 2, 3, 20))
+# More channels than stay in shared memory, of both kinds of calls; the second kind has a scale of 7 or 8.
+DEEP = ContextCase(1, 520, (5, 13), (4, 2)), ContextCase(1, 520, (5, 13), (7,))
 
 
 def array(tensor):
@@ -14,29 +17,47 @@ def unwritten(*shape, dtype=torch.float32):
     return torch.full(shape, float("nan"), dtype=dtype)
 
 
+def contexts(dtype: torch.dtype) -> tuple[ContextCase, ...]:
+    return (CONTEXT,) if dtype == torch.float32 else (CONTEXT, *DEEP)
+
+
 def cuda_calls(kernels, layout, dtype) -> list[torch.Tensor]:
     """Returns the results of every function of the bindings; a block has several tiles."""
-    name, results = str(dtype).removeprefix("torch."), []
+    results = pooling_calls(kernels, layout, dtype)
+    for case in contexts(dtype):
+        results += context_calls(kernels, layout, dtype, case)
+    return results
+
+
+def pooling_calls(kernels, layout, dtype) -> list[torch.Tensor]:
+    name = str(dtype).removeprefix("torch.")
     x, grad = draw(MAP, layout, dtype)
-    results += [unwritten(*grad.shape, dtype=dtype), torch.full_like(x, float("nan"))]
+    results = [unwritten(*grad.shape, dtype=dtype), torch.full_like(x, float("nan"))]
     kernels.pyramid_pool(array(x), name, list(MAP.scales), array(results[0]), 0)
     kernels.pyramid_pool_backward(array(grad), name, list(MAP.scales), array(results[1]), 0)
-    t = {key: array(value) for key, value in draw_context(CONTEXT, layout, dtype).items()}
-    rows, pairs, scales = sum(s * s for s in CONTEXT.scales), sum(s**4 for s in CONTEXT.scales), list(CONTEXT.scales)
-    linear, quadratic = torch.ones(2, rows).numpy(), torch.ones(2, pairs).numpy()
-    small = t["regions"], t["weight"], t["bias"], scales
+    return results
+
+
+def context_calls(kernels, layout, dtype, case: ContextCase) -> list[torch.Tensor]:
+    name, scales = str(dtype).removeprefix("torch."), list(case.scales)
+    t = {key: array(value) for key, value in draw_context(case, layout, dtype).items()}
+    batch, rows, pairs = case.batch, sum(s * s for s in scales), sum(s**4 for s in scales)
+    linear, quadratic = torch.ones(batch, rows).numpy(), torch.ones(batch, pairs).numpy()
+    small, results = (t["regions"], t["weight"], t["bias"], scales), []
     # z where the layout is x's and where it is not: single numbers then move in two directions.
     for z_layout in (layout, nchw if layout is channels_last else channels_last):
         z = z_layout(torch.from_numpy(t["x"].astype("float32")).to(dtype)).fill_(float("nan"))
         kernels.adaptive_context(t["x"], name, *small, t["shift"], True, t["center"], array(z), 0)
         results.append(z)
-    sums = [unwritten(*shape) for shape in (t["regions"].shape, t["shift"].shape, (2, rows), (2, rows), (2, pairs))]
+    shapes = t["regions"].shape, t["shift"].shape, (batch, rows), (batch, rows), (batch, pairs)
+    sums = [unwritten(*shape) for shape in shapes]
     given = t["grad"], t["x"], name, *small, t["shift"]
     kernels.adaptive_context_backward_regions(*given, t["center"], *map(array, sums), 1, 0)
-    grads = [torch.full_like(x_like(t["x"], layout, dtype), float("nan")), unwritten(rows, 72), unwritten(2, rows)]
+    grads = [torch.full_like(x_like(t["x"], layout, dtype), float("nan"))]
+    grads += [unwritten(rows, case.channels), unwritten(batch, rows)]
     moments = linear, quadratic, t["shift"]
     kernels.adaptive_context_backward_x(*given, True, t["center"], *moments, *map(array, grads), 1, 0)
-    means = [unwritten(2, rows, dtype=torch.float64), unwritten(2, pairs, dtype=torch.float64)]
+    means = [unwritten(batch, rows, dtype=torch.float64), unwritten(batch, pairs, dtype=torch.float64)]
     kernels.affinity_moments(t["x"], name, t["weight"], t["bias"], scales, *map(array, means), 1, 0)
     return [*results, *sums, *grads, *means]
 

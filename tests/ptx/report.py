@@ -89,11 +89,15 @@ def triton_launches(workload, arch: int, layout, dtype: torch.dtype) -> list[tup
 
 
 def cuda_launches(layout, dtype: torch.dtype) -> list[tuple[str, dict, Mapping[str, int]]]:
-    counts = []
-    cuda_calls.cuda_calls(ptx_cuda.Kernels(counts=counts), layout, dtype)
-    pyramid = {"pool_rows", "pool_bins", "spread_rows"}
-    of_map, of_context = workloads.letters(cuda_calls.MAP), workloads.letters(cuda_calls.CONTEXT)
-    return [(kernel, result, of_map if least.plain(kernel) in pyramid else of_context) for kernel, result in counts]
+    counts, launches = [], []
+    kernels = ptx_cuda.Kernels(counts=counts)
+    cuda_calls.pooling_calls(kernels, layout, dtype)
+    launches += [(kernel, result, workloads.letters(cuda_calls.MAP)) for kernel, result in counts]
+    for case in cuda_calls.contexts(dtype):
+        counts.clear()
+        cuda_calls.context_calls(kernels, layout, dtype, case)
+        launches += [(kernel, result, workloads.letters(case)) for kernel, result in counts]
+    return launches
 
 
 def main() -> None:

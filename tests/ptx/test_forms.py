@@ -165,6 +165,11 @@ def least(kind: str, sign: int):
     return choose
 
 
+def largest_or_nan(a: int, b: int) -> int:
+    either = any(math.isnan(decode(bits, "f32")) for bits in (a, b))
+    return encode(math.nan, "f32") if either else least("f32", -1)(a, b)
+
+
 def special_fma(a: float, b: float, c: float) -> float:
     """An infinity beside finite factors stays, however large their product; a zero's sign is the sum's."""
     return c if math.isinf(c) and math.isfinite(a) and math.isfinite(b) else a * b + c
@@ -289,6 +294,7 @@ def logarithm(bits: int) -> int:
     return encode(math.log2(value), "f32")
 
 
+add("max.NaN.f32", ["f32"] * 2, "f32", largest_or_nan)
 add("div.full.f32", *FORMS["div.rn.f32"])
 add("rcp.approx.f32", *FORMS["rcp.rn.f32"])
 add("rcp.approx.ftz.f32", ["f32"], "f32", flushing(FORMS["rcp.rn.f32"][2]))

@@ -1,0 +1,306 @@
+// adaptive_context's CUDA kernels for bfloat16 and float16 maps, on tensor cores: adaptive_context.cuh's formulas, the
+// rows and products of fragments.cuh. Each kernel's least, everything moved once, for B images of C channels a scale,
+// N positions, J = sum of s^2 regions and P = sum of s^4 pairs of them:
+//
+//   aggregate_mma             moves x, bias, center, workspace, z; computes 4*B*N*J*C
+//   sum_region_gradients_mma  moves grad, x, bias, center, workspace; computes 8*B*N*J*C
+//   write_x_gradients_mma     moves grad, x, bias, center, linear, quadratic, workspace, grad_x;
+//                             computes 6*B*N*J*C, 4*B*N*J*C more with grad, 2*B*N*P more with quadratic
+//
+// In maps of up to RESIDENT channels a scale, x stays in shared memory until it is added or multiplied again; larger
+// ones are read twice, out of the cache as a rule, and so is grad where it is added. Sums over positions: a block adds
+// the tiles of its chunk to a slice of the workspace that nobody else touches, as adaptive_context.cuh's do.
+#pragma once
+
+#include "adaptive_context.cuh"
+#include "fragments.cuh"
+
+// affinities − center, rounded, as the products take them; a column of ones after the regions', with which sums over
+// positions count the map itself; zeros for positions from `count` on.
+template <typename T, int TILES>
+static __device__ __forceinline__ RegionFragments<TILES> round_centered(const AdaptiveContextCuda& p, const Work& work,
+                                                                        const RegionSums<TILES>& affinities,
+                                                                        int count) {
+  const Halves inside = halves_before(count);
+  const float* center = p.center == nullptr ? nullptr : p.center + int64_t(work.b) * p.rows + work.first_row;
+  RegionFragments<TILES> centered;
+  centered.template round<T>(affinities, [&](int half, int j, float a) {
+    if (!inside.at[half]) return 0.0f;
+    if (j >= work.regions) return j == work.regions ? 1.0f : 0.0f;
+    return center == nullptr ? a : a - center[j];
+  });
+  return centered;
+}
+
+// The lane's part of a padded vector of the scale's channels, null where there is none.
+static __device__ __forceinline__ const float* own_part(const AdaptiveContextCuda& p, const Work& work,
+                                                        const float* vectors) {
+  if (vectors == nullptr) return nullptr;
+  return vectors + (int64_t(work.b) * p.num_scales + work.scale) * p.padded + 8 * this_lane().t;
+}
+
+static __device__ __forceinline__ int64_t region_row(const AdaptiveContextCuda& p, const Work& work) {
+  return int64_t(work.b) * p.fragment_rows + work.first_fragment_row;
+}
+
+template <typename T, int TILES, bool vectors>
+static __device__ __forceinline__ void aggregate_tile(const AdaptiveContextCuda& p, const Work& work,
+                                                      const MapTile& tile) {
+  const MapRows<vectors> x(p, p.x, work, work.chunk * BLOCK_ROWS), z(p, p.z, work, work.chunk * BLOCK_ROWS);
+  const bool resident = p.channels <= RESIDENT;
+  if (resident) {
+    tile.fetch_all(x, 0, p.channels);
+    x.wait();
+  }
+  const auto rows_of_x = [&](int half, int c) { return resident ? tile.read(half, c) : x.read(half, c); };
+  RegionSums<TILES> affinities;
+  find_affinities<T, TILES>(affinities, p, work, rows_of_x);
+  const RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, BLOCK_ROWS);
+
+  const PackedPairs regions(p.region_pairs, region_row(p, work), 8 * TILES, p.padded);
+  const float* shift = own_part(p, work, p.padded_shift);
+  const float least = shift == nullptr ? -INFINITY : 0.0f;  // the relu's
+#pragma unroll 1
+  for (int c = 0; c < p.channels; c += STRETCH) {
+    float sums[4][4];
+    add_over_regions<T, TILES>(sums, centered, regions, c, shift == nullptr ? nullptr : shift + c);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Raw result, old{};
+      if (p.residual) old = rows_of_x(half, c);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        float lower = larger(sums[q][2 * half], least), upper = larger(sums[q][2 * half + 1], least);
+        if (p.residual) lower += lower_of<T>(old.at[q]), upper += upper_of<T>(old.at[q]);
+        result.at[q] = round_pair<T>(lower, upper);
+      }
+      z.write(half, c, result);
+    }
+  }
+}
+
+// grid (batch * scales * chunks), WARP_THREADS threads
+template <typename T, bool vectors, bool wide>
+__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>)) aggregate_mma(const AdaptiveContextCuda p) {
+  SHARED_BUFFER(buffer);
+  const Work work = locate_work(p);
+  with_region_tiles<wide>(
+      work.regions, [&](auto tiles) { aggregate_tile<T, tiles.value, vectors>(p, work, MapTile(buffer, p.padded)); });
+}
+
+// The gradient of z without what the relu kept back, for a stretch of channels: upper and lower, the lane's vectors of
+// it, become the gradient of (affinities − center)·regions.
+template <typename T, int TILES>
+struct Relu {
+  const RegionFragments<TILES>& centered;
+  PackedPairs regions;
+  const float* shift;
+
+  __device__ __forceinline__ Relu(const AdaptiveContextCuda& p, const Work& work,
+                                  const RegionFragments<TILES>& centered)
+      : centered(centered),
+        regions(p.region_pairs, region_row(p, work), 8 * TILES, p.padded),
+        shift(own_part(p, work, p.padded_shift)) {}
+
+  __device__ __forceinline__ void keep_back(Raw& upper, Raw& lower, int c) const {
+    if (shift == nullptr) return;
+    float z[4][4];
+    add_over_regions<T, TILES>(z, centered, regions, c, shift + c);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const auto kept = [&](int i) { return (z[q][i] <= 0 ? 0u : 0xffffu) | (z[q][i + 1] <= 0 ? 0u : 0xffff0000u); };
+      upper.at[q] &= kept(0), lower.at[q] &= kept(2);
+    }
+  }
+};
+
+template <typename T, int TILES, bool vectors>
+static __device__ __forceinline__ void sum_region_gradients_of_tile(const AdaptiveContextCuda& p, const Work& work,
+                                                                    const Tile& tile, const MapTile& map,
+                                                                    const RegionTile<TILES>& numbers) {
+  const MapRows<vectors> x(p, p.x, work, tile.first), grad(p, p.grad, work, tile.first);
+  const bool resident = p.channels <= RESIDENT;
+  if (resident) {
+    map.fetch_all(x, 0, p.channels);
+    x.wait();
+  }
+  RegionSums<TILES> affinities, gradients = {};
+  find_affinities<T, TILES>(affinities, p, work, [&](int half, int c) {
+    if (!resident) return x.read(half, c);
+    const Raw vector = map.read(half, c);
+    map.fetch(grad, half, 0, c);  // its place is free: no one else reads it before the next barrier
+    return vector;
+  });
+  if (resident) grad.wait();
+
+  RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, tile.count);
+  centered.put(numbers);
+  const Relu<T, TILES> relu(p, work, centered);
+  const PackedRows regions(p.packed_regions, region_row(p, work), 8 * TILES, p.padded);
+  const int64_t slice = int64_t(work.b) * p.chunks + work.chunk;
+  const SumRows sums{p.matrix_slices + (slice * p.rows + work.first_row) * p.padded,
+                     p.shift_slices + (slice * p.num_scales + work.scale) * p.padded, work.regions, p.padded};
+  for (int first = 0; first < p.channels; first += RESIDENT) {
+    const int channels = min(RESIDENT, p.channels - first);
+#pragma unroll 1
+    for (int c = 0; c < channels; c += STRETCH) {
+      Raw upper = resident ? map.read(0, c) : grad.read(0, first + c);
+      Raw lower = resident ? map.read(1, c) : grad.read(1, first + c);
+      relu.keep_back(upper, lower, first + c);
+      map.write(0, c, upper), map.write(1, c, lower);
+      add_over_channels<T, TILES>(gradients, upper, lower, regions, first + c);
+    }
+    __syncthreads();
+    add_over_positions<T, TILES>(sums, numbers, map, first, channels, !tile.first_of_chunk);
+    __syncthreads();
+  }
+
+  // What follows a block's sums over channels: sums of the affinities' slopes.
+  const Halves inside = halves_before(tile.count);
+  const int64_t part = (slice * ROW_PARTS + this_lane().warp) * p.rows + work.first_row;
+#pragma unroll
+  for (int i = 0; i < 4 * TILES; ++i) {
+    float &a = affinities[i / 4][i % 4], &d = gradients[i / 4][i % 4];
+    a = inside.at[i % 4 / 2] ? a * (1 - a) : 0.0f;
+    d = inside.at[i % 4 / 2] ? a * d : 0.0f;
+  }
+  add_row_sums<TILES>(p.bias_slices + part, gradients, work.regions, !tile.first_of_chunk);
+  add_row_sums<TILES>(p.slope_slices + part, affinities, work.regions, !tile.first_of_chunk);
+  const RegionTile<TILES> slopes{reinterpret_cast<uint16_t*>(map.begin)};
+  RegionFragments<TILES> rounded;
+  rounded.template round<T>(affinities, [](int, int, float a) { return a; });
+  rounded.put(slopes);
+  __syncthreads();
+  add_pairs<T, TILES>(p.pair_slices + slice * p.pairs + work.first_pair, slopes, numbers, work.regions,
+                      !tile.first_of_chunk);
+}
+
+// grid (batch * scales * chunks), WARP_THREADS threads
+template <typename T, bool vectors, bool wide>
+__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>))
+    sum_region_gradients_mma(const AdaptiveContextCuda p) {
+  SHARED_BUFFER(buffer);
+  const MapTile map(buffer + HEADER_BYTES, p.padded);
+  auto* numbers = reinterpret_cast<uint16_t*>(map.begin + map.bytes());
+  for_each_tile_of(p, *reinterpret_cast<Header*>(buffer), [&](const Work& work, const Tile& tile) {
+    with_region_tiles<wide>(work.regions, [&](auto tiles) {
+      sum_region_gradients_of_tile<T, tiles.value, vectors>(p, work, tile, map, {numbers});
+    });
+  });
+}
+
+// gradients = linear + (affinities − center)·quadraticᵀ, the matrix relative to its largest number: float16 holds
+// neither a mean's gradients over many positions nor those of tiny variances. Begins and ends with `place` free.
+template <typename T, int TILES>
+static __device__ __forceinline__ void find_moment_gradients(RegionSums<TILES>& gradients, const AdaptiveContextCuda& p,
+                                                             const Work& work, const RegionFragments<TILES>& centered,
+                                                             const RegionTile<TILES>& place, float* of_warps) {
+  constexpr int ROWS_AND_COLUMNS = 8 * TILES, PITCH = RegionTile<TILES>::PITCH;
+  const float* linear = p.linear + int64_t(work.b) * p.rows + work.first_row;
+  const float* quadratic = p.quadratic + int64_t(work.b) * p.pairs + work.first_pair;
+  const float largest = largest_of(quadratic, work.regions * work.regions, of_warps);
+#pragma unroll 1
+  for (int item = static_cast<int>(threadIdx.x); item < ROWS_AND_COLUMNS * ROWS_AND_COLUMNS / 2; item += WARP_THREADS) {
+    const int j = item / (ROWS_AND_COLUMNS / 2), k = item % (ROWS_AND_COLUMNS / 2) * 2;
+    const auto number = [&](int k) {
+      return j < work.regions && k < work.regions ? quadratic[j * work.regions + k] / largest : 0.0f;
+    };
+    *reinterpret_cast<uint32_t*>(place.begin + j * PITCH + k) = round_pair<T>(number(k), number(k + 1));
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < TILES / 2; ++k)
+#pragma unroll
+    for (int m = 0; m < TILES / 2; ++m) {
+      uint32_t b[4];
+      load_two_b<false>(b, place.begin + 16 * m * PITCH + 16 * k, PITCH);
+      multiply_add<T>(gradients[2 * m], centered.a[k], b);
+      multiply_add<T>(gradients[2 * m + 1], centered.a[k], b + 2);
+    }
+  for_each_sum<TILES>(gradients, [&](int, int j, float& d) { d = j < work.regions ? d * largest + linear[j] : 0.0f; });
+  __syncthreads();
+}
+
+template <typename T, int TILES, bool vectors>
+static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveContextCuda& p, const Work& work,
+                                                                 const Tile& tile, const MapTile& map,
+                                                                 const RegionTile<TILES>& numbers, float* of_warps) {
+  const MapRows<vectors> x(p, p.x, work, tile.first), grad(p, p.grad, work, tile.first);
+  const bool resident = p.channels <= RESIDENT, has_grad = p.grad.data != nullptr;
+  if (resident) {
+    map.fetch_all(x, 0, p.channels);
+    x.wait();
+  }
+  RegionSums<TILES> affinities, gradients = {};
+  find_affinities<T, TILES>(affinities, p, work,
+                            [&](int half, int c) { return resident ? map.read(half, c) : x.read(half, c); });
+  const RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, tile.count);
+  // The small terms first: added to large sums, a constant would be rounded the same way at every position.
+  if (p.linear != nullptr) find_moment_gradients<T, TILES>(gradients, p, work, centered, numbers, of_warps);
+  if (has_grad) {
+    const Relu<T, TILES> relu(p, work, centered);
+    const PackedRows regions(p.packed_regions, region_row(p, work), 8 * TILES, p.padded);
+#pragma unroll 1
+    for (int c = 0; c < p.channels; c += STRETCH) {
+      Raw upper = grad.read(0, c), lower = grad.read(1, c);
+      relu.keep_back(upper, lower, c);
+      add_over_channels<T, TILES>(gradients, upper, lower, regions, c);
+    }
+  }
+  const Halves inside = halves_before(tile.count);
+#pragma unroll
+  for (int i = 0; i < 4 * TILES; ++i) {
+    const float a = affinities[i / 4][i % 4];
+    float& d = gradients[i / 4][i % 4];
+    d = inside.at[i % 4 / 2] ? a * (1 - a) * d : 0.0f;  // of logits
+  }
+  const int64_t slice = int64_t(work.b) * p.chunks + work.chunk;
+  add_row_sums<TILES>(p.bias_slices + (slice * ROW_PARTS + this_lane().warp) * p.rows + work.first_row, gradients,
+                      work.regions, !tile.first_of_chunk);
+  RegionFragments<TILES> rounded;
+  rounded.template round<T>(gradients, [&](int, int j, float d) { return j < work.regions ? d : 0.0f; });
+  rounded.put(numbers);
+
+  const PackedPairs weight(p.weight_pairs, work.first_fragment_row, 8 * TILES, p.padded);
+  const float* constant = own_part(p, work, p.padded_constant);
+  const MapRows<vectors> grad_x(p, p.grad_x, work, tile.first);
+  const SumRows sums{p.matrix_slices + (slice * p.rows + work.first_row) * p.padded, nullptr, work.regions, p.padded};
+  for (int first = 0; first < p.channels; first += RESIDENT) {
+    const int channels = min(RESIDENT, p.channels - first);
+    if (first > 0) __syncthreads();
+    if (!resident) map.fetch_all(MapRows<vectors>(p, p.x, work, tile.first), first, channels);
+#pragma unroll 1
+    for (int c = first; c < first + channels; c += STRETCH) {
+      float products[4][4];
+      add_over_regions<T, TILES>(products, rounded, weight, c, constant == nullptr ? nullptr : constant + c);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Raw result, old{};
+        if (has_grad && p.residual) old = grad.read(half, c);
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+          result.at[q] = round_pair<T>(products[q][2 * half] + lower_of<T>(old.at[q]),
+                                       products[q][2 * half + 1] + upper_of<T>(old.at[q]));
+        grad_x.write(half, c, result);
+      }
+    }
+    x.wait();
+    __syncthreads();
+    add_over_positions<T, TILES>(sums, numbers, map, first, channels, !tile.first_of_chunk);
+  }
+}
+
+// grid (batch * scales * chunks), WARP_THREADS threads
+template <typename T, bool vectors, bool wide>
+__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>))
+    write_x_gradients_mma(const AdaptiveContextCuda p) {
+  SHARED_BUFFER(buffer);
+  const MapTile map(buffer + HEADER_BYTES, p.padded);
+  auto* numbers = reinterpret_cast<uint16_t*>(map.begin + map.bytes());
+  Header& header = *reinterpret_cast<Header*>(buffer);
+  for_each_tile_of(p, header, [&](const Work& work, const Tile& tile) {
+    with_region_tiles<wide>(work.regions, [&](auto tiles) {
+      write_x_gradients_of_tile<T, tiles.value, vectors>(p, work, tile, map, {numbers}, header.of_warps);
+    });
+  });
+}

@@ -1,0 +1,503 @@
+// What the kernels on affinities of bfloat16 and float16 maps share: rows of maps as tensor cores take them.
+//
+// A warp works on ROWS positions of one scale of one image. Lane 4g + t of it has the positions g and g + 8, and of
+// every STRETCH channels the eight from 8t on: vectors of 16 bytes, which it moves whole. Which column of a product is
+// which channel is free, so long as all operands agree. Therefore a vector, as it lies in memory, is
+//
+//   in sums over channels     pieces of a in two products, whose b are the same vector of row g of a small matrix
+//   in results over channels  c of four products, whose b hold the channels in the order of `pair_place`
+//
+// and logits, once turned into affinities, are pieces of a in sums over regions. No lane needs what another one has
+// read, and there is no barrier. Only sums over positions go through a tile in shared memory, and ldmatrix transposes
+// it.
+//
+// Small matrices (weight, regions) are packed beforehand in both orders, stretch by stretch, so that the lanes of a
+// warp read 512 bytes that lie side by side. The least of this kernel, everything moved once:
+//
+//   pack_fragments  moves weight, regions, shift, constant, workspace
+#pragma once
+
+#include <cmath>
+
+#include "../common/mma.cuh"
+#include "affinities.cuh"
+
+constexpr int WARPS = 4, ROWS = 16, BLOCK_ROWS = WARPS * ROWS, WARP_THREADS = 32 * WARPS;
+constexpr int STRETCH = 32;
+constexpr int RESIDENT = 512;  // channels of a map that a block keeps in shared memory
+static_assert(BLOCK_ROWS == TILE && PADDED % (2 * STRETCH) == 0 && RESIDENT % PADDED == 0);
+
+// Blocks that share a multiprocessor, and so the registers of each: with a tile of a map as many as shared memory
+// holds.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int MOST_BLOCKS = 2;
+#else
+constexpr int MOST_BLOCKS = 3;
+#endif
+template <bool vectors, bool wide>
+constexpr int BLOCKS = vectors && !wide ? MOST_BLOCKS : 2;
+
+using Raw = Vector<uint32_t, 4>;  // eight 16-bit numbers
+
+template <int value>
+using Constant = std::integral_constant<int, value>;
+
+// function(fragment_rows / 8) for a block's scale: products have as many tiles of 8 columns.
+template <bool wide, typename Function>
+static __device__ __forceinline__ void with_region_tiles(int regions, Function function) {
+  if constexpr (wide)
+    function(Constant<10>{});
+  else if (regions < 16)
+    function(Constant<2>{});
+  else
+    function(Constant<6>{});
+}
+
+// What lies before the tiles in shared memory.
+struct Header {
+  Work work;
+  float of_warps[WARPS];  // for largest_of
+};
+constexpr int HEADER_BYTES = 128;
+static_assert(sizeof(Header) <= HEADER_BYTES);
+
+// function(work, tile) for the tiles of a block's chunk, shared memory behind the header being free. Between tiles the
+// work lies there: else the compiler would compute dozens of addresses once and run out of registers.
+template <typename Function>
+static __device__ __forceinline__ void for_each_tile_of(const AffinitiesCuda& p, Header& header, Function function) {
+  if (threadIdx.x == 0) header.work = locate_work(p);
+#pragma unroll 1
+  for (int i = 0; i < p.chunk_tiles; ++i) {
+    __syncthreads();
+    const Work work = header.work;
+    const int index = work.chunk * p.chunk_tiles + i;
+    if (index >= p.tiles) return;
+    function(work, Tile{index * TILE, min(TILE, p.positions - index * TILE), i == 0});
+  }
+}
+
+struct Lane {
+  int warp, g, t;
+};
+static __device__ __forceinline__ Lane this_lane() {
+  const int thread = static_cast<int>(threadIdx.x);
+  return {thread / 32, thread % 32 / 4, thread % 4};
+}
+// The same, computed anew: what follows from it would take registers from here to where it is next needed.
+static __device__ __forceinline__ Lane this_lane_anew() {
+  int thread = static_cast<int>(threadIdx.x);
+  forget(thread);
+  return {thread / 32, thread % 32 / 4, thread % 4};
+}
+
+// Which of a lane's two positions lie before the count-th of the block.
+struct Halves {
+  bool at[2];
+};
+static __device__ __forceinline__ Halves halves_before(int count) {
+  const Lane lane = this_lane_anew();
+  const int row = lane.warp * ROWS + lane.g;
+  return {{row < count, row + 8 < count}};
+}
+
+// The largest of |from[0]|, ..., |from[count - 1]|, or 1 where all are 0, for all threads of a block. Has a barrier.
+static __device__ __forceinline__ float largest_of(const float* from, int count, float* of_warps) {
+  float largest = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    largest = fmaxf(largest, fabsf(from[i]));
+  for (unsigned lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, of_warps[warp]);
+  return largest == 0.0f ? 1.0f : largest;
+}
+
+// A lane's two positions of a map: `vectors` of channels that lie side by side, or single numbers that lie anywhere.
+template <bool vectors>
+struct MapRows {
+  uint16_t* at[2];  // at the lane's first channel
+  int channels[2];  // from there on; none past the last position
+  int64_t stride_c;
+
+  __device__ __forceinline__ MapRows(const AffinitiesCuda& p, const MapCuda& map, const Work& work, int first) {
+    const Lane lane = this_lane();
+    const int width = max(map.width, 1);  // 0 where the map is not given
+    stride_c = vectors ? 1 : map.stride_c;
+    auto* data = static_cast<uint16_t*>(map.data) + work.b * map.stride_b +
+                 (int64_t(work.scale) * p.channels + 8 * lane.t) * stride_c;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int n = first + lane.warp * ROWS + lane.g + 8 * half;
+      at[half] = data + (n / width * map.stride_y + n % width * map.stride_x);
+      channels[half] = n < p.positions ? p.channels - 8 * lane.t : 0;
+    }
+  }
+
+  __device__ __forceinline__ bool inside(int half, int c) const { return c < channels[half]; }
+
+  // The vector of the stretch from channel c on.
+  __device__ __forceinline__ Raw read(int half, int c) const {
+    Raw raw{};
+    if constexpr (vectors) {
+      if (inside(half, c)) raw = load_vector<4>(reinterpret_cast<const uint32_t*>(at[half] + c));
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (inside(half, c + i)) raw.at[i / 2] |= static_cast<uint32_t>(at[half][(c + i) * stride_c]) << (i % 2 * 16);
+    }
+    return raw;
+  }
+
+  // Waits for what MapTile::fetch has begun.
+  static __device__ __forceinline__ void wait() {
+    if constexpr (vectors) wait_for_copies();
+  }
+
+  __device__ __forceinline__ void write(int half, int c, const Raw& raw) const {
+    if constexpr (vectors) {
+      if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), raw);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (inside(half, c + i)) at[half][(c + i) * stride_c] = static_cast<uint16_t>(raw.at[i / 2] >> (i % 2 * 16));
+    }
+  }
+};
+
+// A tile of a map in shared memory, [BLOCK_ROWS][channels]. The vectors of a row are shuffled such that neither the
+// lanes of a warp, each with its own vectors, nor ldmatrix meets a bank twice.
+struct MapTile {
+  unsigned char* begin;
+  int row_bytes;  // a multiple of 128
+
+  __device__ __forceinline__ MapTile(unsigned char* begin, int padded)
+      : begin(begin), row_bytes(2 * min(padded, RESIDENT)) {}
+
+  __device__ __forceinline__ uint32_t* place(int n, int vector) const {
+    const int shuffled = vector ^ (n % 2 * 4 + n / 2 % 4);
+    return reinterpret_cast<uint32_t*>(begin + n * row_bytes + shuffled * 16);
+  }
+  // The lane's own vector of the stretch from channel c on.
+  __device__ __forceinline__ uint32_t* own(int half, int c) const {
+    const Lane lane = this_lane();
+    return place(lane.warp * ROWS + lane.g + 8 * half, c / 8 + lane.t);
+  }
+
+  __device__ __forceinline__ Raw read(int half, int c) const { return load_vector<4>(own(half, c)); }
+  __device__ __forceinline__ void write(int half, int c, const Raw& raw) const { store_vector<4>(own(half, c), raw); }
+
+  // Begins to bring the lane's vector of the map's stretch from channel `first + c` on.
+  template <bool vectors>
+  __device__ __forceinline__ void fetch(const MapRows<vectors>& map, int half, int first, int c) const {
+    if constexpr (vectors) {
+      const bool inside = map.inside(half, first + c);
+      begin_copy(own(half, c), map.at[half] + (inside ? first + c : 0), inside);
+    } else {
+      write(half, c, map.read(half, first + c));
+    }
+  }
+  template <bool vectors>
+  __device__ __forceinline__ void fetch(const MapRows<vectors>& map, int first, int c) const {
+    fetch(map, 0, first, c), fetch(map, 1, first, c);
+  }
+  template <bool vectors>
+  __device__ __forceinline__ void fetch_all(const MapRows<vectors>& map, int first, int channels) const {
+#pragma unroll 2
+    for (int c = 0; c < channels; c += STRETCH) fetch(map, first, c);
+  }
+
+  __device__ __forceinline__ int bytes() const { return BLOCK_ROWS * row_bytes; }
+};
+constexpr int map_tile_bytes(int padded) { return BLOCK_ROWS * 2 * (padded < RESIDENT ? padded : RESIDENT); }
+
+// Numbers of positions and regions, or of regions and regions, in shared memory: rows of 8 * TILES. They lie 16 bytes
+// further apart than they are long: eight of them start in different banks.
+template <int TILES>
+struct RegionTile {
+  static constexpr int PITCH = 8 * TILES + 8;
+  uint16_t* begin;
+
+  // Puts the lane's two numbers of a tile of 8 regions.
+  __device__ __forceinline__ void put(int half, int tile, uint32_t pair) const {
+    const Lane lane = this_lane();
+    uint16_t* row = begin + (lane.warp * ROWS + lane.g + 8 * half) * PITCH;
+    *reinterpret_cast<uint32_t*>(row + 8 * tile + 2 * lane.t) = pair;
+  }
+};
+constexpr int region_tile_bytes(int rows) { return (rows < BLOCK_ROWS ? BLOCK_ROWS : rows) * (rows + 8) * 2; }
+
+// A scale's packed matrix of one image as a lane reads it.
+struct PackedRows {  // row g of each 8, a vector of its channels
+  const uint32_t* at;
+  int step;  // to the next stretch
+  __device__ __forceinline__ PackedRows(const void* plain, int64_t first_row, int rows, int padded) {
+    const Lane lane = this_lane();
+    at = static_cast<const uint32_t*>(plain) + first_row * (padded / 2) + lane.g * (STRETCH / 2) + lane.t * 4;
+    step = rows * (STRETCH / 2);
+  }
+  __device__ __forceinline__ Raw read(int c, int tile) const {
+    return load_vector<4>(at + c / STRETCH * step + tile * 8 * (STRETCH / 2));
+  }
+};
+struct PackedPairs {  // rows 2t and 2t + 1 of each 8, four channels
+  const uint32_t* at;
+  int step;
+  __device__ __forceinline__ PackedPairs(const void* pairs, int64_t first_row, int rows, int padded) {
+    const Lane lane = this_lane();
+    at = static_cast<const uint32_t*>(pairs) + first_row * (padded / 2) + lane.t * STRETCH + lane.g * 4;
+    step = rows * (STRETCH / 2);
+  }
+  __device__ __forceinline__ Raw read(int c, int eighth) const {
+    return load_vector<4>(at + c / STRETCH * step + eighth * 4 * STRETCH);
+  }
+};
+// Where channel c of a stretch lies among pairs: column g of product q holds channel g / 2 * 8 + 2q + g % 2.
+static __device__ __forceinline__ int pair_place(int c) { return c / 8 * 8 + c % 2 * 4 + c % 8 / 2; }
+
+// Eight numbers of a vector of float32, as four products take them to add to.
+struct Eight {
+  float at[4][4];
+  __device__ __forceinline__ Eight(const float* from) {
+    Vector<float, 4> first{}, second{};
+    if (from != nullptr) first = load_vector<4>(from), second = load_vector<4>(from + 4);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) at[i / 2][i % 2] = at[i / 2][2 + i % 2] = i < 4 ? first.at[i % 4] : second.at[i % 4];
+  }
+};
+
+template <int TILES>
+using RegionSums = float[TILES][4];  // a lane's sums of its two positions and of columns 2t and 2t + 1 of every 8
+
+// function(half, region, sum) for each sum of a lane.
+template <int TILES, typename Function>
+static __device__ __forceinline__ void for_each_sum(RegionSums<TILES>& sums, Function function) {
+  const Lane lane = this_lane_anew();
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) function(i / 2, 8 * tile + 2 * lane.t + i % 2, sums[tile][i]);
+}
+
+// sums += rows · smallᵀ over a stretch of channels
+template <typename T, int TILES>
+static __device__ __forceinline__ void add_over_channels(RegionSums<TILES>& sums, const Raw& upper, const Raw& lower,
+                                                         const PackedRows& small, int c) {
+  const uint32_t first[4] = {upper.at[0], lower.at[0], upper.at[1], lower.at[1]};
+  const uint32_t second[4] = {upper.at[2], lower.at[2], upper.at[3], lower.at[3]};
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+    const Raw b = small.read(c, tile);
+    multiply_add<T>(sums[tile], first, b.at);
+    multiply_add<T>(sums[tile], second, b.at + 2);
+  }
+}
+
+// Numbers of positions and regions, rounded, as products take them.
+template <int TILES>
+struct RegionFragments {
+  uint32_t a[TILES / 2][4];
+
+  // number(half, region, sum)
+  template <typename T, typename Function>
+  __device__ __forceinline__ void round(const RegionSums<TILES>& sums, Function number) {
+    const Lane lane = this_lane_anew();
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int j = 8 * tile + 2 * lane.t;
+        a[tile / 2][tile % 2 * 2 + half] =
+            round_pair<T>(number(half, j, sums[tile][2 * half]), number(half, j + 1, sums[tile][2 * half + 1]));
+      }
+  }
+
+  __device__ __forceinline__ void put(const RegionTile<TILES>& to) const {
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) to.put(half, tile, a[tile / 2][tile % 2 * 2 + half]);
+  }
+};
+
+// sums (of a stretch of channels) = numbers · small + added
+template <typename T, int TILES>
+static __device__ __forceinline__ void add_over_regions(float (&sums)[4][4], const RegionFragments<TILES>& numbers,
+                                                        const PackedPairs& small, int c, const Eight& added) {
+#pragma unroll
+  for (int k = 0; k < TILES / 2; ++k) {
+    const Raw first = small.read(c, 2 * k), second = small.read(c, 2 * k + 1);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const uint32_t b[2] = {first.at[q], second.at[q]};
+      multiply_add<T>(sums[q], numbers.a[k], b, k == 0 ? added.at[q] : sums[q]);
+    }
+  }
+}
+
+// As `sigmoid`, for logits that are sums of rounded products.
+static __device__ __forceinline__ float sigmoid_of_products(float logit) {
+  const float e = exponential(-fabsf(logit)), upper = reciprocal(1.0f + e);
+  return logit < 0.0f ? e * upper : upper;
+}
+
+// The affinities of a warp's positions, those past the end included; rows(half, c) gives the lane's vectors of x.
+template <typename T, int TILES, typename Rows>
+static __device__ __forceinline__ void find_affinities(RegionSums<TILES>& affinities, const AffinitiesCuda& p,
+                                                       const Work& work, Rows rows) {
+  const float* bias = p.bias + int64_t(work.b) * p.rows + work.first_row;
+  const PackedRows weight(p.packed_weight, work.first_fragment_row, 8 * TILES, p.padded);
+  for_each_sum<TILES>(affinities, [&](int, int j, float& sum) { sum = j < work.regions ? bias[j] : 0.0f; });
+#pragma unroll 1
+  for (int c = 0; c < p.channels; c += STRETCH) {
+    const Raw upper = rows(0, c), lower = rows(1, c);
+    add_over_channels<T, TILES>(affinities, upper, lower, weight, c);
+  }
+  for_each_sum<TILES>(affinities, [](int, int, float& sum) { sum = sigmoid_of_products(sum); });
+}
+
+// Where sums over positions go, numbersᵀ · map: rows of a scale's regions, and of the column of ones after them, if it
+// is wanted.
+struct SumRows {
+  float *regions, *ones;
+  int count, pitch;
+  // Row g of the eight from j on, the lane's part; null where there is none.
+  __device__ __forceinline__ float* at(int j) const {
+    const Lane lane = this_lane();
+    float* row = j + lane.g < count ? regions + int64_t(j + lane.g) * pitch : j + lane.g == count ? ones : nullptr;
+    return row == nullptr ? nullptr : row + 2 * lane.t;
+  }
+};
+
+// to (+)= numbersᵀ · map over a block's positions, for the tile's channels, which are those of the map from `first` on.
+// Each warp takes other stretches of them, and 16 regions at a time: more would cost more registers than there are.
+template <typename T, int TILES>
+static __device__ __forceinline__ void add_over_positions(const SumRows& to, const RegionTile<TILES>& numbers,
+                                                          const MapTile& map, int first, int channels, bool add) {
+  constexpr int PITCH = RegionTile<TILES>::PITCH;
+  const int lane = static_cast<int>(threadIdx.x) % 32, row = lane % 16, right = lane / 16;
+#pragma unroll 1
+  for (int c = this_lane().warp * STRETCH; c < channels; c += WARPS * STRETCH)
+#pragma unroll 1
+    for (int j = 0; j <= to.count; j += 16) {
+      float sums[4][4] = {};
+      float* const at[2] = {to.at(j), to.at(j + 8)};
+      const auto for_each_pair = [&](auto function) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          if (at[half] != nullptr)
+#pragma unroll
+            for (int q = 0; q < 4; ++q) function(at[half] + first + c + 8 * q, &sums[q][2 * half]);
+      };
+      if (add)
+        for_each_pair([](const float* from, float* pair) {
+          const Vector<float, 2> both = load_vector<2>(from);
+          pair[0] = both.at[0], pair[1] = both.at[1];
+        });
+#pragma unroll
+      for (int k = 0; k < BLOCK_ROWS; k += 16) {
+        uint32_t a[4], b[2][4];
+        load_a<false>(a, numbers.begin + k * PITCH + j, PITCH);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) load_matrices<true>(b[half], map.place(k + row, c / 8 + 2 * half + right));
+#pragma unroll
+        for (int q = 0; q < 4; ++q) multiply_add<T>(sums[q], a, b[q / 2] + q % 2 * 2);
+      }
+      for_each_pair([](float* to, const float* pair) { store_vector<2>(to, Vector<float, 2>{{pair[0], pair[1]}}); });
+    }
+}
+
+// to (+)= leftᵀ · right over a block's positions, (regions, regions). Each warp takes other pieces of 16x16.
+template <typename T, int TILES>
+static __device__ __forceinline__ void add_pairs(float* to, const RegionTile<TILES>& left,
+                                                 const RegionTile<TILES>& right, int regions, bool add) {
+  constexpr int PITCH = RegionTile<TILES>::PITCH;
+  const Lane lane = this_lane();
+#pragma unroll 1
+  for (int piece = lane.warp; piece < TILES * TILES / 4; piece += WARPS) {
+    const int m = piece / (TILES / 2) * 16, n = piece % (TILES / 2) * 16;
+    float sums[8] = {};
+    const auto for_each_inside = [&](auto function) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int j = m + lane.g + i % 4 / 2 * 8, k = n + i / 4 * 8 + 2 * lane.t + i % 2;
+        if (j < regions && k < regions) function(to[j * regions + k], sums[i]);
+      }
+    };
+    if (add) for_each_inside([](float from, float& sum) { sum = from; });
+#pragma unroll
+    for (int k = 0; k < BLOCK_ROWS; k += 16) {
+      uint32_t a[4], b[4];
+      load_a<false>(a, left.begin + k * PITCH + m, PITCH);
+      load_two_b<true>(b, right.begin + k * PITCH + n, PITCH);
+      multiply_add<T>(sums, a, b), multiply_add<T>(sums + 4, a, b + 2);
+    }
+    for_each_inside([](float& to, float sum) { to = sum; });
+  }
+}
+
+// to (+)= the sums of a warp's numbers over its positions
+template <int TILES>
+static __device__ __forceinline__ void add_row_sums(float* to, RegionSums<TILES>& numbers, int regions, bool add) {
+  const Lane lane = this_lane_anew();
+#pragma unroll
+  for (int i = 0; i < 2 * TILES; ++i) {
+    float sum = numbers[i / 2][i % 2] + numbers[i / 2][2 + i % 2];
+#pragma unroll
+    for (unsigned lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+    const int j = i / 2 * 8 + 2 * lane.t + i % 2;
+    if (lane.g == 0 && j < regions) to[j] = add ? to[j] + sum : sum;
+  }
+}
+
+// Weight and regions in both orders, vectors of float32 in rows of p.padded numbers.
+struct PackFragments {
+  struct Matrix {
+    const float* from;  // (images, rows, channels)
+    void *plain, *pairs;
+    int images;
+  } matrices[2];
+  struct VectorRows {
+    const float* from;  // (rows, channels), may be null
+    float* to;          // (rows, padded)
+    int rows;
+  } vectors[2];
+  int sizes[MAX_SCALES];
+  bool wide;
+  int rows, fragment_rows, channels, padded;
+};
+
+constexpr int PACK_WARPS = 2;
+
+// grid (rows of all), 32 * PACK_WARPS threads: a block copies a row, its warps stretches in turn
+template <typename T>
+__global__ void pack_fragments(const PackFragments p) {
+  const Lane lane = this_lane();
+  const int c = lane.g * 4 + lane.t;  // of a stretch
+  int row = static_cast<int>(blockIdx.x);
+  for (const auto& matrix : p.matrices) {
+    if (row < matrix.images * p.fragment_rows) {
+      const int64_t image = row / p.fragment_rows;
+      int own = row % p.fragment_rows, first_row = 0, scale = 0;
+      for (; own >= fragment_rows(p.sizes[scale], p.wide); ++scale)
+        own -= fragment_rows(p.sizes[scale], p.wide), first_row += p.sizes[scale];
+      const int stretch = fragment_rows(p.sizes[scale], p.wide) * STRETCH;  // numbers
+      const int channels = own < p.sizes[scale] ? p.channels : 0;
+      const float* from = matrix.from + (image * p.rows + first_row + own) * p.channels + c;
+      const int64_t first = int64_t(row - own) * p.padded + lane.warp * stretch;
+      auto* plain = static_cast<uint16_t*>(matrix.plain) + first + own * STRETCH + c;
+      auto* pairs = static_cast<uint16_t*>(matrix.pairs) + first + (own / 2 * STRETCH + pair_place(c)) * 2 + own % 2;
+      for (int begin = lane.warp * STRETCH; begin < p.padded; begin += PACK_WARPS * STRETCH) {
+        *plain = *pairs = static_cast<uint16_t>(round_pair<T>(begin + c < channels ? from[begin] : 0.0f, 0.0f));
+        plain += PACK_WARPS * stretch, pairs += PACK_WARPS * stretch;
+      }
+      return;
+    }
+    row -= matrix.images * p.fragment_rows;
+  }
+  const bool second = row >= p.vectors[0].rows;
+  if (second) row -= p.vectors[0].rows;
+  const float* from = (second ? p.vectors[1].from : p.vectors[0].from) + int64_t(row) * p.channels;
+  float* to = (second ? p.vectors[1].to : p.vectors[0].to) + int64_t(row) * p.padded;
+  for (int c = static_cast<int>(threadIdx.x); c < p.padded; c += 32 * PACK_WARPS)
+    to[c] = c < p.channels ? from[c] : 0.0f;
+}
