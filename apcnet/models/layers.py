@@ -132,7 +132,7 @@ def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
         tensors = [parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]]
     except KeyError:  # something else computes a tensor: pruning, a parametrization
         tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    if x.dtype != tensors[0].dtype:
+    if x.dtype != tensors[0].dtype or x.dtype.itemsize < 4:
         tensors = [promoted(x, tensor) for tensor in tensors]
     return apc_kernels.BatchNorm(*tensors, norm.momentum, norm.eps)
 
