@@ -23,10 +23,10 @@ from apcnet.data_commands import check, import_data, pack, prepare
 from apcnet.files import printable
 from apcnet.flags import refuse_minutes, ways_on
 from apcnet.presets import preset, with_weights
-from apcnet.serving_commands import serve
+from apcnet.serving_commands import explore, serve
 
 COMMANDS = (
-    *(train, evaluate, predict, serve, compare, presets),
+    *(train, evaluate, predict, serve, explore, compare, presets),
     *(convert, export, push, check, import_data, prepare, pack, info),
 )
 

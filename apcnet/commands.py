@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -94,7 +95,7 @@ def evaluate(
     The dataset and the protocol are those of the run, or of the preset if one is given.
 
     Args:
-        weights: Evaluate the model in this run folder or file.
+        weights: Evaluate the model in this run folder or file, also of `apcnet export`.
         data: Describes the dataset to evaluate on.
         protocol: Describes how the model sees an image.
         multi_scale: Average over six scales and their mirror images, as the published multi-scale test does.
@@ -170,7 +171,7 @@ def predict(
     The exit status is 1 if an image cannot be read.
 
     Args:
-        model: Use the model in this file or run folder; with a run, images are treated as in its evaluation.
+        model: Use this model file, also of `apcnet export`, or run folder; a run treats images as in its evaluation.
         sources: Predict these images, all images in these folders, and what the lines of these @lists name.
         out: Write label maps, overlays and the manifest of finished images to this folder.
         protocol: Describes how the network sees an image.
@@ -280,32 +281,50 @@ def convert(
 
 
 def export(
-    model: Positional[Annotated[Path, arg(metavar="MODEL.safetensors")]],
-    out: Positional[Annotated[Path, arg(metavar="OUT")]],
-    format: Literal["exportedprogram", "onnx"] | None = None,
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    out: Positional[Annotated[Path | None, arg(metavar="OUT", help_behavior_hint="")]] = None,
+    web: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    format: Literal["exportedprogram", "onnx", "openvino"] | None = None,
     size: tuple[int, int] = (512, 512),
     dynamic: bool = True,
     output: Literal["logits", "upsampled", "labels"] = "logits",
     normalise: bool = False,
+    runtime: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: fetched by npm)")] = None,
 ) -> None:
-    """Export a model to a file that runs without this package, and compare the results of the two.
+    """Export a model to a file or a web page that runs without this package, and compare the results of the two.
 
     Args:
-        model: Export this model file, written by `apcnet convert`, `apcnet train` or model.save.
-        out: Write the exported model to this file, NAME.pt2 or NAME.onnx.
-        format: Write an ExportedProgram (.pt2) or ONNX (.onnx); by default the suffix of OUT decides.
+        model: Export the model in this run folder or file, of `apcnet train`, `apcnet convert` or model.save.
+        out: Write the exported model to this file, NAME.pt2, NAME.onnx or NAME.xml.
+        web: Write a page to this folder that labels photos in the browser alone, instead of a file.
+        format: Write an ExportedProgram, ONNX or an IR of OpenVINO; by default the suffix of OUT decides.
         size: Trace the model with an image of this height and width.
         dynamic: Accept batches of images of any number and size; otherwise one image of the traced size.
         output: Return logits at the model's resolution, or logits or labels at the image's size.
         normalise: Accept uint8 RGB images and normalise them inside the model.
+        runtime: Copy onnxruntime-web into the page from this folder.
     """
     from apcnet.export import export as export_model
+    from apcnet.training.folder import model_file, read_config
 
-    differences = export_model(
-        apcnet.load(model), out, format=format, size=size, dynamic=dynamic, output=output, normalise=normalise
-    )
+    if (out is None) == (web is None):
+        given = "none" if web is None else f"{out} and {web}"
+        raise ValueError(f"out: expected NAME.pt2, NAME.onnx or NAME.xml, or else --web FOLDER, got {given}")
+    loaded = apcnet.load(model_file(model))
+    if out is not None:
+        options = {"format": format, "size": size, "dynamic": dynamic, "output": output, "normalise": normalise}
+        differences = export_model(loaded, out, **options)
+    elif (format, dynamic, output, normalise) != (None, True, "logits", False):
+        raise ValueError("web: expected no --format, --no-dynamic, --output and --normalise, which suit files only")
+    else:
+        from apcnet.web import write
+
+        protocol = read_config(model).evaluation if model.is_dir() else Protocol()
+        differences = write(loaded, web, protocol, name=model.stem, size=size, runtime=runtime)
     compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
-    print(f"{out}: {output}, {f'off by {compared}' if compared else 'not compared'}")
+    print(f"{out or web}: {output}, {f'off by {compared}' if compared else 'not compared'}")
+    if web is not None:
+        print(f"to open it: python -m http.server --directory {shlex.quote(str(web))}, then http://localhost:8000")
 
 
 def push(

@@ -39,6 +39,8 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.interop.sssegmentation": ("load_head",),
         "apcnet.interop.convert": ("convert",),
         "apcnet.export": ("export",),
+        "apcnet.web": ("write",),
+        "apcnet.serve": ("create_app", "Served", "Limits"),
     },
 }
 OPENING = """\

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from apc_kernels import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
+from apcnet.confusion import ConfusionMatrix
 from apcnet.data.augment import checked_pair
 from apcnet.inference.logits import Model, align_corners, check_images, head_logits, resized, slide_bands, slide_logits
 
@@ -45,6 +46,8 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
     """
     size = _size(images, size)
     with torch.no_grad():
+        if getattr(model, "gives_labels", False):
+            return _given_labels(model, images, protocol, size)
         parts = [
             upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=align_corners(model))
             for _, rows, scores in _scores_to_resize(model, images, protocol, size)
@@ -126,6 +129,12 @@ def assess(
     labelled: list[Tensor] = []
     sure: list[Tensor] = []
     with torch.no_grad():
+        if getattr(model, "gives_labels", False):
+            if confidence or loss:
+                raise model.no_logits()
+            given = _given_labels(model, images, protocol, size)
+            matrix = ConfusionMatrix(max(model.num_classes, 2), ignore_index, given.device)
+            return Seen(matrix.update(given, target).matrix, given if labels else None, None, None)
         for which, rows, scores in _scores_to_resize(model, images, protocol, size):
             true = target[which, rows]
             counts.append(upsample_confusion(scores, true, ignore_index=ignore_index, align_corners=corners))
@@ -237,6 +246,14 @@ def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterato
             module.training = True
 
 
+def _given_labels(model: Model, images: Images, protocol: Protocol, size: tuple[int, int]) -> Tensor:
+    """Returns the labels of a model that gives labels (apcnet.exported): of whole images at their own size alone."""
+    (view, *others) = _views(images, protocol)
+    if others or protocol.window or protocol.averages or tuple(view.shape[2:]) != size:
+        raise model.no_logits()
+    return model.labels(view)
+
+
 def _joined(parts: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Joins what `_scores_to_resize` yielded in turn to maps (B, H, W)."""
     if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
@@ -320,6 +337,8 @@ def _logits_to_resize(
         for i, image in enumerate(view.split(1)):
             yield slice(i, i + 1), of_classes(slide_logits(model, image, protocol.window, protocol.stride))
         return
+    if protocol.single_resize and size != tuple(view.shape[2:]) and getattr(model, "gives_upsampled", False):
+        raise model.no_logits()
     logits = of_classes(head_logits(model, view))
     if protocol.single_resize or size == tuple(view.shape[2:]):
         yield slice(0, logits.shape[0]), logits

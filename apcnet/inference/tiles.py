@@ -72,7 +72,7 @@ def _tiled_labels(
     shrinks = math.prod(size) / max(map(math.prod, sizes))
     width = max(1, math.isqrt(int(max_pixels * shrinks)))
     height = min(width, max(MIN_TILE_ROWS, BAND_SCORES // (model.num_classes * size[1])))
-    tiles = _Tiles(model, [max(view) / max(size) for view in sizes], protocol, image.dtype)
+    tiles = Tiles(model, [max(view) / max(size) for view in sizes], protocol, image.dtype)
     levels = image[None].half() if image.dtype == torch.uint8 else image[None]  # float16 holds all 256 levels
     stride = max(1, 2 * height // 3), max(1, 2 * width // 3)
     windows = Protocol(window=(height, width), stride=stride)
@@ -81,7 +81,7 @@ def _tiled_labels(
     return inference.labels(tiles, levels, windows), None
 
 
-class _Tiles:
+class Tiles:
     """Acts as a model for inference.labels: maps the levels of a tile to its scores, over all scales.
 
     A tile is resized by the factors of the whole image.
