@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from typing import IO, NamedTuple
 
@@ -53,8 +53,12 @@ class Line(NamedTuple):
         """Reads a line, or raises one of several errors if it is damaged."""
         found = json.loads(text)
         stamp = found["stamp"] and (int(found["stamp"][0]), int(found["stamp"][1]))
-        files = tuple(map(str, found["files"]))
-        return cls(str(found["source"]), stamp, (files[0], *files[1:]), str(found["token"]), float(found["time"]))
+        files, token = tuple(map(PurePosixPath, found["files"])), str(found["token"])
+        if not files or any(path.is_absolute() or ".." in path.parts for path in files):
+            raise ValueError(f"files: expected paths in the output folder, got {files}")
+        if not re.fullmatch("[0-9a-f]{8}", token):
+            raise ValueError(f"token: expected 8 digits, got {token}")
+        return cls(str(found["source"]), stamp, tuple(map(str, files)), token, float(found["time"]))
 
 
 class Manifest:
@@ -226,7 +230,7 @@ def _content(path: Path) -> tuple[dict | None, list[Line], int]:
         if first.pop("manifest") != WHAT:
             raise ValueError("its first line describes no job")
         return first, [Line.of(text) for text in texts[1:]], size
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the manifest of a prediction, got something else ({printable(error)}). {AGAIN}"
         ) from None
@@ -266,6 +270,8 @@ def _lock(file: IO[bytes]) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return True
     return True

@@ -126,6 +126,20 @@ def test_another_job_does_not_mix(photos, out, network, options, message):
     assert states(out)["0.png"] != before["0.png"]
 
 
+def test_an_exported_file_is_known_by_its_content(photos, out):
+    """Tests a model that runs a file, and has no weights itself (apcnet.exported)."""
+    network = Network()
+    network.path = out.parent / "model.xml"
+    for suffix in ("xml", "bin"):
+        for other in ("xml", "bin"):
+            network.path.with_suffix(f".{other}").write_text("as it was")
+        predict_files(network, photos, out, overwrite=True)
+        assert predict_files(network, photos, out).skipped == COUNT
+        network.path.with_suffix(f".{suffix}").write_text("another one")
+        with pytest.raises(manifest.AnotherJobError, match="another job, model: "):
+            predict_files(network, photos, out)
+
+
 def test_half_a_line_is_dropped(photos, out):
     predict_files(Network(), photos, out)
     before, text = states(out), (out / "manifest.jsonl").read_text()
@@ -139,12 +153,33 @@ def test_half_a_line_is_dropped(photos, out):
     assert predict_files(Network(), photos, out) == (COUNT, [], 0)
 
 
+HEAD = '{"manifest": "apcnet predict"}\n'
+LINE = {"source": "a.png", "stamp": [1, 2], "files": ["a.png"], "token": "0123abcd", "time": 1.0}
+
+
 @pytest.mark.parametrize(
-    "content", ['{"a": 1}\n', "no JSON\n", "[]\n", '{"manifest": "apcnet predict"}\n{"source": 1}\n']
+    "content",
+    [
+        *(
+            '{"a": 1}\n',
+            "no JSON\n",
+            "[]\n",
+            "\xff\n",
+            HEAD + '{"source": 1}\n',
+            HEAD + "half\n" + json.dumps(LINE) + "\n",
+        ),
+        *(
+            f"{HEAD}{json.dumps(LINE | changed)}\n"
+            for changed in (
+                *({"files": []}, {"files": ["../a.png"]}, {"files": ["/a.png"]}, {"files": 1}, {"token": "../../a"}),
+                *({"stamp": [1e999, 0]}, {"stamp": [1]}, {"time": None}),
+            )
+        ),
+    ],
 )
 def test_a_damaged_manifest_is_named(photos, out, content):
     out.mkdir()
-    (out / "manifest.jsonl").write_text(content)
+    (out / "manifest.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest\.jsonl: expected the manifest of a prediction, got something else"):
         predict_files(Network(), photos, out)
 
