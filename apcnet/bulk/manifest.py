@@ -11,9 +11,11 @@ still hidden. So every file appears once, and whole, whenever the process is kil
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -75,7 +77,7 @@ class Manifest:
         make_folder(out, "out")
         self.out, self.token, self.finished = out, token_hex(4), dict[str, Line]()
         self.path = out / _name(shard)
-        self.file = _locked(self.path)
+        self.file, self.appending = _locked(self.path), threading.Lock()
         try:
             self._read(shard, options, overwrite)
         except BaseException:
@@ -123,9 +125,11 @@ class Manifest:
         files = tuple(path.as_posix() for path in job.files)
         line = Line(name_of(job.source), stamp, files, self.token, round(time.time(), 3))
         text = f"{json.dumps(line._asdict())}\n".encode()
-        with naming(self.path):
-            if os.write(self.file.fileno(), text) != len(text):  # whole lines: the file is open for appending
-                raise OSError(f"{self.path}: expected to write a line, the disk is full")
+        with self.appending, naming(self.path):
+            size = self.path.stat().st_size
+            if self.file.write(text) != len(text):  # the rest finds no room
+                self.file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._reveal(line)
 
     def remove_hidden(self, jobs: Iterable[Job]) -> None:
@@ -146,30 +150,25 @@ class Manifest:
     def _read(self, shard: tuple[int, int], options: Mapping[str, object], overwrite: bool) -> None:
         """Reads all manifests in the folder, finishes the lines of killed processes, and begins an own manifest."""
         for path in _manifests(self.out):
-            if path == self.path:
-                continue
-            first, lines, _ = _content(path)
             same_split = _shard(path)[1] == shard[1]
-            alive = not same_split and not _is_free(path)
-            if alive:
+            if not same_split and not _is_free(path):
                 raise ValueError(
                     f"out: another process is predicting into {self.out} as {path.name}; wait for it, or split the "
                     "work alike: --shard 1/N to --shard N/N"
                 )
-            if not overwrite:
-                _check_options(path, first, options)
-                self._take(lines, reveal=not same_split)  # each process of the same split does it for its own
-            elif not same_split:
-                path.unlink(missing_ok=True)
-        first, lines, size = _content(self.path)
-        if overwrite or first is None:
+            if overwrite:
+                if not same_split:
+                    path.unlink(missing_ok=True)
+                continue
+            first, lines, size = _content(path)
+            _check_options(path, first, options)
+            if path == self.path:
+                self.file.truncate(size)  # without the half of a line
+            # Each process of the same split finishes its own lines.
+            self._take(lines, reveal=path == self.path or not same_split)
+        if overwrite or not self.path.stat().st_size:
             self.file.truncate(0)
             self.file.write(f"{json.dumps({'manifest': WHAT, **options})}\n".encode())
-            self.file.flush()
-            return
-        _check_options(self.path, first, options)
-        self.file.truncate(size)  # without the half of a line
-        self._take(lines, reveal=True)
 
     def _take(self, lines: Iterable[Line], reveal: bool) -> None:
         """Notes finished sources, the latest line of each, and on request finishes what was killed after its line."""

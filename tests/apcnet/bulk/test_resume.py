@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from full_disk import limited
 from PIL import Image
 from stand_in import Network, draw_image, picture
 
@@ -182,6 +183,8 @@ def test_a_damaged_manifest_is_named(photos, out, content):
     (out / "manifest.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest\.jsonl: expected the manifest of a prediction, got something else"):
         predict_files(Network(), photos, out)
+    assert predict_files(Network(), photos, out, overwrite=True).done == COUNT
+    assert predict_files(Network(), photos, out).skipped == COUNT
 
 
 @pytest.mark.parametrize("renamed", [0, 1])
@@ -223,6 +226,18 @@ def test_killed_before_a_line(photos, out, monkeypatch):
     assert list(out.glob(".*.0.png"))
     assert predict_files(Network(), photos, out) == (COUNT, [], 0)
     assert not list(out.glob(".*")) and len(lines(out)) == COUNT
+
+
+def test_a_line_that_finds_no_room_leaves_no_half(photos, out):
+    """Tests a disk that is full in the middle of a line."""
+    predict_files(Network(), photos, out, overlay=None)
+    before, size = states(out), (out / "manifest.jsonl").stat().st_size
+    for number in range(3):
+        picture(draw_image(9, 9 + number)).save(photos / f"new{number}.png")
+    with limited(size + 30), pytest.raises(OSError, match=r"No space left on device: .*manifest\.jsonl|File too large"):
+        predict_files(Network(), photos, out, overlay=None)
+    assert states(out) == before and (out / "manifest.jsonl").stat().st_size == size
+    assert predict_files(Network(), photos, out, overlay=None) == (COUNT + 3, [], COUNT)
 
 
 def test_two_processes_do_not_write_to_one_folder(photos, out):
