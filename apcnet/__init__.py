@@ -17,7 +17,7 @@ if not all(map(importlib.util.find_spec, _NEEDS)):
     raise ModuleNotFoundError(_MISSING)
 
 __all__ = ["ConfusionMatrix", "Predictor", "create", "evaluate", "load", "predict", "train"]
-__all__ += ["data", "inference", "interop", "losses", "models"]
+__all__ += ["bulk", "data", "inference", "interop", "losses", "models"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,6 +37,8 @@ def __getattr__(name: str) -> Any:
             import apc_kernels as home
         case "ConfusionMatrix":
             from apcnet import confusion as home
+        case "bulk":
+            import apcnet.bulk as home
         case "data":
             import apcnet.data as home
         case "inference":

@@ -11,12 +11,14 @@ still hidden. So every file appears once, and whole, whenever the process is kil
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from typing import IO, NamedTuple
 
@@ -53,8 +55,12 @@ class Line(NamedTuple):
         """Reads a line, or raises one of several errors if it is damaged."""
         found = json.loads(text)
         stamp = found["stamp"] and (int(found["stamp"][0]), int(found["stamp"][1]))
-        files = tuple(map(str, found["files"]))
-        return cls(str(found["source"]), stamp, (files[0], *files[1:]), str(found["token"]), float(found["time"]))
+        files, token = tuple(map(PurePosixPath, found["files"])), str(found["token"])
+        if not files or any(path.is_absolute() or ".." in path.parts for path in files):
+            raise ValueError(f"files: expected paths in the output folder, got {files}")
+        if not re.fullmatch("[0-9a-f]{8}", token):
+            raise ValueError(f"token: expected 8 digits, got {token}")
+        return cls(str(found["source"]), stamp, tuple(map(str, files)), token, float(found["time"]))
 
 
 class Manifest:
@@ -71,7 +77,7 @@ class Manifest:
         make_folder(out, "out")
         self.out, self.token, self.finished = out, token_hex(4), dict[str, Line]()
         self.path = out / _name(shard)
-        self.file = _locked(self.path)
+        self.file, self.appending = _locked(self.path), threading.Lock()
         try:
             self._read(shard, options, overwrite)
         except BaseException:
@@ -119,9 +125,11 @@ class Manifest:
         files = tuple(path.as_posix() for path in job.files)
         line = Line(name_of(job.source), stamp, files, self.token, round(time.time(), 3))
         text = f"{json.dumps(line._asdict())}\n".encode()
-        with naming(self.path):
-            if os.write(self.file.fileno(), text) != len(text):  # whole lines: the file is open for appending
-                raise OSError(f"{self.path}: expected to write a line, the disk is full")
+        with self.appending, naming(self.path):
+            size = self.path.stat().st_size
+            if self.file.write(text) != len(text):  # the rest finds no room
+                self.file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._reveal(line)
 
     def remove_hidden(self, jobs: Iterable[Job]) -> None:
@@ -142,30 +150,25 @@ class Manifest:
     def _read(self, shard: tuple[int, int], options: Mapping[str, object], overwrite: bool) -> None:
         """Reads all manifests in the folder, finishes the lines of killed processes, and begins an own manifest."""
         for path in _manifests(self.out):
-            if path == self.path:
-                continue
-            first, lines, _ = _content(path)
             same_split = _shard(path)[1] == shard[1]
-            alive = not same_split and not _is_free(path)
-            if alive:
+            if not same_split and not _is_free(path):
                 raise ValueError(
                     f"out: another process is predicting into {self.out} as {path.name}; wait for it, or split the "
                     "work alike: --shard 1/N to --shard N/N"
                 )
-            if not overwrite:
-                _check_options(path, first, options)
-                self._take(lines, reveal=not same_split)  # each process of the same split does it for its own
-            elif not same_split:
-                path.unlink(missing_ok=True)
-        first, lines, size = _content(self.path)
-        if overwrite or first is None:
+            if overwrite:
+                if not same_split:
+                    path.unlink(missing_ok=True)
+                continue
+            first, lines, size = _content(path)
+            _check_options(path, first, options)
+            if path == self.path:
+                self.file.truncate(size)  # without the half of a line
+            # Each process of the same split finishes its own lines.
+            self._take(lines, reveal=path == self.path or not same_split)
+        if overwrite or not self.path.stat().st_size:
             self.file.truncate(0)
             self.file.write(f"{json.dumps({'manifest': WHAT, **options})}\n".encode())
-            self.file.flush()
-            return
-        _check_options(self.path, first, options)
-        self.file.truncate(size)  # without the half of a line
-        self._take(lines, reveal=True)
 
     def _take(self, lines: Iterable[Line], reveal: bool) -> None:
         """Notes finished sources, the latest line of each, and on request finishes what was killed after its line."""
@@ -226,7 +229,7 @@ def _content(path: Path) -> tuple[dict | None, list[Line], int]:
         if first.pop("manifest") != WHAT:
             raise ValueError("its first line describes no job")
         return first, [Line.of(text) for text in texts[1:]], size
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected the manifest of a prediction, got something else ({printable(error)}). {AGAIN}"
         ) from None
@@ -266,6 +269,8 @@ def _lock(file: IO[bytes]) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        return True
     return True

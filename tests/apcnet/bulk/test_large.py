@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stand_in import Network, draw_image, picture
 
+from apcnet.bulk import jobs as jobs_module
 from apcnet.bulk import predict_files
 from apcnet.bulk.jobs import Wanted, list_jobs
 from apcnet.bulk.sources import find_items
@@ -84,3 +85,34 @@ def test_rasters_go_on_like_images(tmp_path):
     before = (out / "city.tif").stat().st_ino
     assert predict_files(Network(), folder, out, confidence=True).skipped == 2
     assert (out / "city.tif").stat().st_ino == before
+
+
+def test_videos_go_on_like_images(tmp_path):
+    """Tests that a damaged video is written and reported, and that one that is none fails alone."""
+    av = pytest.importorskip("av", reason="needs the package av")
+    from apcnet.bulk.video import CONTAINERS
+
+    assert set(jobs_module.CONTAINERS) == set(CONTAINERS)
+    folder, out, calls = tmp_path / "videos", tmp_path / "out", []
+    folder.mkdir()
+    with av.open(str(folder / "street.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(6):
+            frame = np.roll(draw_image(48, 64).permute(1, 2, 0).numpy(), 4 * number, 1)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        file.mux(stream.encode())
+    (folder / "none.mov").write_bytes(b"no video")
+    picture(draw_image(20, 30)).save(folder / "photo.png")
+    sources = [folder / name for name in ("none.mov", "photo.png", "street.mp4")]
+    report = predict_files(Network(), sources, out, progress=lambda *call: calls.append(call))
+    assert report.done == 2 and len(report.failures) == 1 and "none.mov" in report.failures[0]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("manifest.jsonl", "photo.png", "photo_overlay.jpg", "street_overlay.mp4")
+    ]
+    with av.open(str(out / "street_overlay.mp4")) as file:
+        assert sum(1 for _ in file.decode(video=0)) == 6
+    assert calls[-1] == (3, 3) and calls == sorted(calls) and len(calls) >= 6, "frames are signs of life"
+    before = (out / "street_overlay.mp4").stat().st_ino
+    assert predict_files(Network(), sources, out).skipped == 2
+    assert (out / "street_overlay.mp4").stat().st_ino == before

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from stand_in import draw_image, picture
@@ -13,6 +14,7 @@ from stand_in import draw_image, picture
 import apcnet
 from apcnet.bulk.processes import parse_shard
 from apcnet.cli import main
+from apcnet.data.files import read_mask
 
 COUNT = 7
 
@@ -54,11 +56,22 @@ def test_the_same_command_goes_on_and_another_one_is_refused(job, capsys):
 
 
 def test_parts_and_lists(job, capsys):
+    """Tests labels and probabilities of images that go through the network together, in two parts."""
+    for number in range(COUNT):
+        picture(draw_image(32, 40 + number % 2)).save(f"photos/{number}.png")
     (job / "list.txt").write_text("\n".join(f"photos/{number}.png" for number in range(COUNT)))
     for part, count in ("1/2", 4), ("2/2", 3):
         command = f"apcnet predict model.safetensors @list.txt --out seen --device cpu --shard {part} --probabilities"
+        command += " --batch-size 2"
         assert run(capsys, command) == (0, f"seen: {count} images\n", "")
-    assert len(list((job / "seen" / "photos").glob("?_probabilities.npy"))) == COUNT
+    model = apcnet.load("model.safetensors")
+    for number in range(COUNT):
+        seen = apcnet.predict(model, f"photos/{number}.png")
+        shares = np.load(f"seen/photos/{number}_probabilities.npy").astype(np.float32)
+        labels = read_mask(f"seen/photos/{number}.png")
+        own = np.take_along_axis(shares, seen.labels[None].long().numpy(), 0)[0]
+        equal, ties = (labels == seen.labels).numpy(), np.abs(shares.max(0) - own) < 1e-3
+        assert (equal | ties).all() and equal.mean() > 0.999 and len(np.unique(labels)) > 1
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/", "-1/2"])

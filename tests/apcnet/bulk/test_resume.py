@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from full_disk import limited
 from PIL import Image
 from stand_in import Network, draw_image, picture
 
@@ -126,6 +127,20 @@ def test_another_job_does_not_mix(photos, out, network, options, message):
     assert states(out)["0.png"] != before["0.png"]
 
 
+def test_an_exported_file_is_known_by_its_content(photos, out):
+    """Tests a model that runs a file, and has no weights itself (apcnet.exported)."""
+    network = Network()
+    network.path = out.parent / "model.xml"
+    for suffix in ("xml", "bin"):
+        for other in ("xml", "bin"):
+            network.path.with_suffix(f".{other}").write_text("as it was")
+        predict_files(network, photos, out, overwrite=True)
+        assert predict_files(network, photos, out).skipped == COUNT
+        network.path.with_suffix(f".{suffix}").write_text("another one")
+        with pytest.raises(manifest.AnotherJobError, match="another job, model: "):
+            predict_files(network, photos, out)
+
+
 def test_half_a_line_is_dropped(photos, out):
     predict_files(Network(), photos, out)
     before, text = states(out), (out / "manifest.jsonl").read_text()
@@ -139,14 +154,37 @@ def test_half_a_line_is_dropped(photos, out):
     assert predict_files(Network(), photos, out) == (COUNT, [], 0)
 
 
+HEAD = '{"manifest": "apcnet predict"}\n'
+LINE = {"source": "a.png", "stamp": [1, 2], "files": ["a.png"], "token": "0123abcd", "time": 1.0}
+
+
 @pytest.mark.parametrize(
-    "content", ['{"a": 1}\n', "no JSON\n", "[]\n", '{"manifest": "apcnet predict"}\n{"source": 1}\n']
+    "content",
+    [
+        *(
+            '{"a": 1}\n',
+            "no JSON\n",
+            "[]\n",
+            "\xff\n",
+            HEAD + '{"source": 1}\n',
+            HEAD + "half\n" + json.dumps(LINE) + "\n",
+        ),
+        *(
+            f"{HEAD}{json.dumps(LINE | changed)}\n"
+            for changed in (
+                *({"files": []}, {"files": ["../a.png"]}, {"files": ["/a.png"]}, {"files": 1}, {"token": "../../a"}),
+                *({"stamp": [1e999, 0]}, {"stamp": [1]}, {"time": None}),
+            )
+        ),
+    ],
 )
 def test_a_damaged_manifest_is_named(photos, out, content):
     out.mkdir()
-    (out / "manifest.jsonl").write_text(content)
+    (out / "manifest.jsonl").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest\.jsonl: expected the manifest of a prediction, got something else"):
         predict_files(Network(), photos, out)
+    assert predict_files(Network(), photos, out, overwrite=True).done == COUNT
+    assert predict_files(Network(), photos, out).skipped == COUNT
 
 
 @pytest.mark.parametrize("renamed", [0, 1])
@@ -188,6 +226,18 @@ def test_killed_before_a_line(photos, out, monkeypatch):
     assert list(out.glob(".*.0.png"))
     assert predict_files(Network(), photos, out) == (COUNT, [], 0)
     assert not list(out.glob(".*")) and len(lines(out)) == COUNT
+
+
+def test_a_line_that_finds_no_room_leaves_no_half(photos, out):
+    """Tests a disk that is full in the middle of a line."""
+    predict_files(Network(), photos, out, overlay=None)
+    before, size = states(out), (out / "manifest.jsonl").stat().st_size
+    for number in range(3):
+        picture(draw_image(9, 9 + number)).save(photos / f"new{number}.png")
+    with limited(size + 30), pytest.raises(OSError, match=r"No space left on device: .*manifest\.jsonl|File too large"):
+        predict_files(Network(), photos, out, overlay=None)
+    assert states(out) == before and (out / "manifest.jsonl").stat().st_size == size
+    assert predict_files(Network(), photos, out, overlay=None) == (COUNT + 3, [], COUNT)
 
 
 def test_two_processes_do_not_write_to_one_folder(photos, out):
