@@ -31,7 +31,7 @@ except ModuleNotFoundError:
         "pip install 'apc_kernels[raster]'"
     ) from None
 
-CACHE = 64 << 20  # bytes of blocks that GDAL keeps; its own choice is a twentieth of the memory
+CACHE = 64 << 20  # bytes of blocks that GDAL keeps at least; its own choice is a twentieth of the memory
 
 
 @contextmanager
@@ -104,6 +104,18 @@ class Raster:
         if len(levels) < len(self.mean):
             levels = np.repeat(levels, 3, 0)  # grey to RGB
         return Tile(torch.from_numpy(np.ascontiguousarray(levels)), None if masks is None else masks.any(0))
+
+    def keeping(self, height: int, width: int) -> Any:
+        """Makes GDAL keep the blocks of an area of this size until the block ends, so that none is decoded again.
+
+        Many files have blocks of a few rows that are as wide as the raster.
+        """
+        rows, columns = (
+            min(side, (math.ceil(wanted / block) + 1) * block)
+            for side, wanted, block in zip(self.size, (height, width), self.file.block_shapes[0], strict=True)
+        )
+        pixel = sum(np.dtype(kind).itemsize for kind in self.file.dtypes)
+        return rasterio.Env(GDAL_CACHEMAX=CACHE + rows * columns * pixel)
 
     def close(self) -> None:
         self.file.close()

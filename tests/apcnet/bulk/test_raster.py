@@ -262,6 +262,20 @@ def test_any_number_of_classes(tmp_path, classes, dtype, missing):
         assert file.tags(1)["CLASS_1"] == "class 1"
 
 
+@pytest.mark.parametrize(("blocks", "rows", "columns"), [({"tiled": False}, 48, 400), ({}, 48, 112)])
+def test_blocks_of_a_row_of_windows_are_kept(network, tmp_path, monkeypatch, blocks, rows, columns):
+    """Tests that GDAL may keep them: blocks of a few rows and all columns would be decoded again for every window."""
+    from rasterio.env import get_gdal_config
+
+    monkeypatch.setattr(cut, "STRIP_SCORES", 1)  # strips of one block; three windows, 90 columns, add to it
+    before, seen = get_gdal_config("GDAL_CACHEMAX"), set()
+    source = write(tmp_path / "in.tif", draw_image(64, 400).numpy(), **blocks)
+    predict_raster(
+        network, source, tmp_path / "out.tif", WINDOWS, progress=lambda *_: seen.add(get_gdal_config("GDAL_CACHEMAX"))
+    )
+    assert seen == {geotiff.CACHE + 3 * rows * columns} and get_gdal_config("GDAL_CACHEMAX") == before
+
+
 def peak():
     """Returns the largest memory of this process since it was last reset, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
