@@ -159,10 +159,13 @@ def test_grey_bands_and_palettes_become_rgb(network, tmp_path):
     predict_raster(network, write(tmp_path / "grey.tif", image[:1].numpy()), tmp_path / "out.tif", WINDOWS)
     assert np.array_equal(read(tmp_path / "out.tif"), apcnet.predict(network, image[0], WINDOWS).labels.numpy())
     indexed = picture(image).quantize(20)
-    indexed.save(tmp_path / "indexed.tif")
-    predict_raster(network, tmp_path / "indexed.tif", tmp_path / "out.tif", WINDOWS)
-    expected = apcnet.predict(network, indexed.convert("RGB"), WINDOWS).labels
-    assert np.array_equal(read(tmp_path / "out.tif"), expected.numpy())
+    source = write(tmp_path / "indexed.tif", np.asarray(indexed)[None])
+    colors = np.array(indexed.getpalette(), np.uint8).reshape(-1, 3)
+    with rasterio.open(source, "r+") as file:
+        file.write_colormap(1, dict(enumerate(map(tuple, colors.tolist()))))
+    predict_raster(network, source, tmp_path / "out.tif", WINDOWS)
+    expected = apcnet.predict(network, colors[np.asarray(indexed)], WINDOWS).labels
+    assert len(expected.unique()) > 1 and np.array_equal(read(tmp_path / "out.tif"), expected.numpy())
 
 
 def hole(shape):
