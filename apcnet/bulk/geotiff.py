@@ -3,6 +3,7 @@
 The package rasterio does both, an extra: any raster that GDAL reads, and TIFF without georeference too.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,6 @@ from apcnet.data.levels import LARGEST
 from apcnet.files import printable, replacing
 from apcnet.models.segmentor import Segmentor
 
-CACHE = 64 << 20  # bytes of blocks that GDAL keeps; its own choice is a twentieth of the memory
-
-
 try:
     import rasterio  # an extra
     from rasterio.enums import ColorInterp, MaskFlags
@@ -32,6 +30,8 @@ except ModuleNotFoundError:
         "expected the package rasterio, which reads and writes large images; install it: "
         "pip install 'apc_kernels[raster]'"
     ) from None
+
+CACHE = 64 << 20  # bytes of blocks that GDAL keeps at least; its own choice is a twentieth of the memory
 
 
 @contextmanager
@@ -104,6 +104,18 @@ class Raster:
         if len(levels) < len(self.mean):
             levels = np.repeat(levels, 3, 0)  # grey to RGB
         return Tile(torch.from_numpy(np.ascontiguousarray(levels)), None if masks is None else masks.any(0))
+
+    def keeping(self, height: int, width: int) -> Any:
+        """Makes GDAL keep the blocks of an area of this size until the block ends, so that none is decoded again.
+
+        Many files have blocks of a few rows that are as wide as the raster.
+        """
+        rows, columns = (
+            min(side, (math.ceil(wanted / block) + 1) * block)
+            for side, wanted, block in zip(self.size, (height, width), self.file.block_shapes[0], strict=True)
+        )
+        pixel = sum(np.dtype(kind).itemsize for kind in self.file.dtypes)
+        return rasterio.Env(GDAL_CACHEMAX=CACHE + rows * columns * pixel)
 
     def close(self) -> None:
         self.file.close()
@@ -218,11 +230,12 @@ def _created(raster: Raster, path: Path, dtype: str, missing: int) -> Iterator[A
 
 
 def _check_blocks(written: Path, path: Path) -> None:
-    """Checks that the last blocks are in a file: GDAL reports no error of those that it writes as it closes one."""
+    """Checks that all blocks are in a file, and the last one whole: GDAL is silent about errors as it closes one."""
     try:
         with rasterio.open(written) as file:
             rows, columns = (math.ceil(side / BLOCK) for side in file.shape)
-            file.block_size(1, rows - 1, columns - 1)
+            for row, column in itertools.product(range(rows), range(columns)):
+                file.block_size(1, row, column)
             file.read(1, window=file.block_window(1, rows - 1, columns - 1))
     except RasterioError as error:
         raise OSError(f"{path}: cannot be written whole; is the disk full? ({printable(error)})") from error

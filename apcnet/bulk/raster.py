@@ -69,6 +69,7 @@ def predict_raster(
         files += [stack.enter_context(confidence_file(raster, path)) for path in outputs[1:]]
         write = stack.enter_context(Behind())
         strips = windows.strips()
+        stack.enter_context(raster.keeping(windows.window[0], max(strip.end - strip.first for strip in strips)))
         places = [place for strip in strips for place in windows.places(strip)]
         tiles = stack.enter_context(closing(ahead(raster.read(*place) for place in places)))
         done = itertools.count(1)

@@ -27,10 +27,7 @@ except ModuleNotFoundError:
 
 # The first encoder that PyAV was built with is taken; its wheels have libx264.
 ENCODERS = {"h264": ("libx264", "libopenh264", "mpeg4"), "webm": ("libvpx-vp9",)}
-FORM_OPTIONS = {
-    "mp4": {"movflags": "faststart"},
-    "mov": {"movflags": "faststart"},
-}  # players need not read the end first
+FASTSTART = {"movflags": "faststart"}  # the index before the frames, so that players start at once
 OPTIONS = {
     "libx264": {"preset": "veryfast", "crf": "20"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "6", "crf": "30", "b": "0"},
@@ -159,7 +156,9 @@ class Writer:
 
     def __init__(self, path: Path, form: str, name: Path, reader: Reader):
         self.name, self.reader = name, reader
-        self.container = av.open(str(path), "w", format=form, container_options=FORM_OPTIONS.get(form, {}))
+        self.container = av.open(
+            str(path), "w", format=form, container_options=FASTSTART if form in ("mp4", "mov") else {}
+        )
         encoders = ENCODERS["webm" if form == "webm" else "h264"]
         self.codec = next(filter(_is_built_in, encoders), "")
         if not self.codec:

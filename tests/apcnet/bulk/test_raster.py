@@ -159,10 +159,13 @@ def test_grey_bands_and_palettes_become_rgb(network, tmp_path):
     predict_raster(network, write(tmp_path / "grey.tif", image[:1].numpy()), tmp_path / "out.tif", WINDOWS)
     assert np.array_equal(read(tmp_path / "out.tif"), apcnet.predict(network, image[0], WINDOWS).labels.numpy())
     indexed = picture(image).quantize(20)
-    indexed.save(tmp_path / "indexed.tif")
-    predict_raster(network, tmp_path / "indexed.tif", tmp_path / "out.tif", WINDOWS)
-    expected = apcnet.predict(network, indexed.convert("RGB"), WINDOWS).labels
-    assert np.array_equal(read(tmp_path / "out.tif"), expected.numpy())
+    source = write(tmp_path / "indexed.tif", np.asarray(indexed)[None])
+    colors = np.array(indexed.getpalette(), np.uint8).reshape(-1, 3)
+    with rasterio.open(source, "r+") as file:
+        file.write_colormap(1, dict(enumerate(map(tuple, colors.tolist()))))
+    predict_raster(network, source, tmp_path / "out.tif", WINDOWS)
+    expected = apcnet.predict(network, colors[np.asarray(indexed)], WINDOWS).labels
+    assert len(expected.unique()) > 1 and np.array_equal(read(tmp_path / "out.tif"), expected.numpy())
 
 
 def hole(shape):
@@ -260,6 +263,20 @@ def test_any_number_of_classes(tmp_path, classes, dtype, missing):
         assert file.dtypes == (dtype,) and file.nodata == missing
         assert np.array_equal(file.read(1), apcnet.predict(network, image, WINDOWS).labels.numpy())
         assert file.tags(1)["CLASS_1"] == "class 1"
+
+
+@pytest.mark.parametrize(("blocks", "rows", "columns"), [({"tiled": False}, 48, 400), ({}, 48, 112)])
+def test_blocks_of_a_row_of_windows_are_kept(network, tmp_path, monkeypatch, blocks, rows, columns):
+    """Tests that GDAL may keep them: blocks of a few rows and all columns would be decoded again for every window."""
+    from rasterio.env import get_gdal_config
+
+    monkeypatch.setattr(cut, "STRIP_SCORES", 1)  # strips of one block; three windows, 90 columns, add to it
+    before, seen = get_gdal_config("GDAL_CACHEMAX"), set()
+    source = write(tmp_path / "in.tif", draw_image(64, 400).numpy(), **blocks)
+    predict_raster(
+        network, source, tmp_path / "out.tif", WINDOWS, progress=lambda *_: seen.add(get_gdal_config("GDAL_CACHEMAX"))
+    )
+    assert seen == {geotiff.CACHE + 3 * rows * columns} and get_gdal_config("GDAL_CACHEMAX") == before
 
 
 def peak():
