@@ -7,6 +7,7 @@ from accuracy import assert_accurate, same_bits
 from head_cases import CONVS, ConvCase, draw_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept import kept_bytes
 from places import dtypes
 from torch._subclasses import FakeTensorMode
 
@@ -68,6 +69,17 @@ def test_weights_with_adjacent_channels(device, dtype, kernel):
     pytorch = with_gradients(stock.pyramid_conv, tensors, case)
     for ours, true, own in zip(actual, exact, pytorch, strict=True):
         assert_accurate(ours, true, own, str(case))
+
+
+def test_no_copy_of_the_weight_is_kept():
+    """Taps are multiplied as one matrix; backward makes that copy of a contiguous weight again."""
+    regions, weight = torch.randn(2, 32, 10), torch.randn(16, 64, 3, 3, requires_grad=True)
+    result = []
+    kept = kept_bytes(
+        lambda: result.append(apc_kernels.pyramid_conv(regions, weight, (4, 4), (1, 3))), [regions, weight]
+    )
+    assert kept < weight.nbytes
+    assert result[0].grad_fn is not None
 
 
 @settings(max_examples=40, deadline=None)
