@@ -12,7 +12,7 @@ from apcnet.serve.limits import Limits
 
 
 def serve(
-    models: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN|MODEL.safetensors ...", help_behavior_hint="")]],
+    models: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN|MODEL ...", help_behavior_hint="")]],
     protocol: OmitArgPrefixes[Protocol],
     limits: OmitArgPrefixes[Limits],
     host: str = "127.0.0.1",
@@ -23,8 +23,8 @@ def serve(
     """Serve models over HTTP until SIGTERM or Ctrl-C: POST an image, get labels, overlay, classes and confidence.
 
     Args:
-        models: Serve these model files and run folders; if the first is a run, images are treated as in its evaluation.
-        protocol: Describes how the network sees an image.
+        models: Serve the models in these files, exported files and run folders.
+        protocol: Describes how the network sees an image; if the first model is a run, as in its evaluation.
         limits: Limit what requests may cost.
         host: Listen at this address; 0.0.0.0 is every address of the machine.
         port: Listen at this port; 0 chooses a free one.

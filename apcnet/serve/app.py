@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -121,6 +122,7 @@ class Server:
 
     def start(self) -> None:
         """Starts the threads."""
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of images of clients, who could fill the log
         self.queue = BatchQueue(self.limits.wait, self.metrics.batch)
         self.threads = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), "apcnet images")
 

@@ -77,6 +77,10 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT, and checks every second that no client is late."""
 
+    def __init__(self, config: uvicorn.Config, limits: Limits):
+        super().__init__(config)
+        self.limits = limits
+
     async def on_tick(self, counter: int) -> bool:
         """Closes late connections once a second; uvicorn calls it ten times."""
         if counter % 10 == 0:
@@ -84,6 +88,16 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.close_if_late(now)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts nothing more, and waits for what was taken until the timeout; then it cuts all connections off."""
+        cut = asyncio.get_running_loop().call_later(self.limits.timeout, self._cut_off)
+        await super().shutdown(sockets)
+        cut.cancel()
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -143,9 +157,8 @@ def server_of(app: Starlette) -> Server:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=min(KEEP_ALIVE, limits.timeout),
-        timeout_graceful_shutdown=max(1, round(limits.timeout)),
     )
-    return Server(config)
+    return Server(config, limits)
 
 
 def _refusal(status: int, message: str) -> bytes:

@@ -20,7 +20,15 @@ REASON = re.compile(
     r"needs (a GPU|a browser|a second (terminal|machine)|an account|a model|a bucket|the package)"
     r"|the download of \w+|a clone|network"
 )
-SLOW = {"README.md", "docs/data.md", "docs/explore.md", "docs/predict.md", "docs/scale.md", "docs/train.md"}
+SLOW = {
+    "README.md",
+    "docs/data.md",
+    "docs/explore.md",
+    "docs/predict.md",
+    "docs/scale.md",
+    "docs/serve.md",
+    "docs/train.md",
+}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

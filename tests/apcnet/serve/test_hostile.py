@@ -120,12 +120,17 @@ def test_a_process_survives_thousands_of_them(tmp_path, served):
     with started(tmp_path / "model.safetensors", *limits) as (process, port):
         expected = post(port, "/labels", content).body
 
-        def play(case: hostile_requests.Case) -> None:
-            check(case, hostile_requests.play(case, port))
-            assert post(port, "/labels", content).body == expected, case.name
+        def play(case: hostile_requests.Case) -> str:
+            try:
+                check(case, hostile_requests.play(case, port))
+                assert post(port, "/labels", content).body == expected, f"after {case.name}"
+            except AssertionError as error:
+                return str(error)
+            return ""
 
         with ThreadPoolExecutor(48) as pool:
-            list(pool.map(play, hostile_requests.cases(1500, seed=1)))
+            failures = list(filter(None, pool.map(play, hostile_requests.cases(1500, seed=1))))
+        assert not failures, "\n".join(failures)
         settled(port)
         process.terminate()
         _, err = process.communicate(timeout=30)
