@@ -41,7 +41,7 @@ try:
         package_data={
             "apc_kernels": ["py.typed"],
             "apc_kernels.csrc": ["**/*.h", "**/*.cpp", "**/*.cuh", "**/*.cu"],
-            "apcnet": ["py.typed", "published.csv", "data/class_lists/*.txt", "training/report/page.*"],
+            "apcnet": ["py.typed", "published.csv", "data/class_lists/*.txt", "training/report/page.*", "web/*.*"],
         },
         cmdclass={"build_py": BuildWithNative},
         distclass=NativeDistribution,

@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
         case "predict":
             from apcnet.inference import prediction as home
         case "Predictor":
-            from apcnet.inference import bulk as home
+            from apcnet.bulk import rows as home
         case "evaluate":
             from apcnet.inference import evaluation as home
         case "__version__":

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -15,15 +16,19 @@ from typing import NoReturn
 import tyro
 
 from apcnet import threads
-from apcnet.commands import compare, convert, evaluate, export, info, predict, presets, train
+from apcnet.commands import compare, convert, evaluate, export, info, predict, presets, push, train
 from apcnet.config import Config, Model
 from apcnet.console import print_error
 from apcnet.data_commands import check, import_data, pack, prepare
 from apcnet.files import printable
 from apcnet.flags import refuse_minutes, ways_on
-from apcnet.presets import preset
+from apcnet.presets import preset, with_weights
+from apcnet.serving_commands import explore, serve
 
-COMMANDS = (train, evaluate, predict, compare, presets, convert, export, check, import_data, prepare, pack, info)
+COMMANDS = (
+    *(train, evaluate, predict, serve, explore, compare, presets),
+    *(convert, export, push, check, import_data, prepare, pack, info),
+)
 
 # The backbone weights of the preset `folder` where the package timm is installed, unless one of these flags is given.
 OWN_WEIGHTS = "timm:resnet50c"
@@ -98,15 +103,17 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, backbone_weights=OWN_WEIGHTS))
         return arguments[len(names[:1]) :], {"config": config, "out": Path("runs") / name}
     if command == "evaluate" and names:
-        config = preset(names[1]) if len(names) > 1 else _read_run_config(Path(names[0]))
+        config = preset(names[1]) if len(names) > 1 else _config_of(names[0])
         return names[:1] + arguments[len(names[:2]) :], {"data": config.data, "protocol": config.evaluation}
-    if command == "predict" and names and Path(names[0]).is_dir():
+    if command in ("predict", "serve") and names and Path(names[0]).is_dir():
         return arguments, {"protocol": _read_run_config(Path(names[0])).evaluation}
     return arguments, {}
 
 
 def _ways_on(error: ValueError, typed: list[str], defaults: dict) -> str:
-    """Returns the commands to type after an AnotherRunError, and nothing after other errors."""
+    """Returns the commands to type after an AnotherRunError or AnotherJobError, and nothing after other errors."""
+    if again := getattr(error, "again", None):
+        return f". To predict everything again: {shlex.join([*typed, again])}"
     stored, fields = getattr(error, "stored", None), getattr(error, "fields", [])
     if stored is None:
         return ""
@@ -125,6 +132,11 @@ def _read_model(path: str | None) -> Model:
         return Model.of(architecture, init=Path(path))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {printable(error)}") from None
+
+
+def _config_of(name: str) -> Config:
+    """Returns the config that a model was trained with: a run's own, or the preset of published weights."""
+    return preset(name) if name in with_weights() and not Path(name).exists() else _read_run_config(Path(name))
 
 
 def _read_run_config(path: Path) -> Config:

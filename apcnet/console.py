@@ -48,13 +48,6 @@ def print_error(message, *_) -> None:
     print("apcnet:", *str(message).split(), file=sys.stderr)
 
 
-def show_download(received: int, total: int | None) -> None:
-    """Prints the number of megabytes received, over the previous number."""
-    if sys.stderr.isatty():
-        of_total = f" of {total / 1e6:.1f}" if total else ""
-        print(f"\rdownload {received / 1e6:.1f}{of_total} MB", end="\n" if received == total else "", file=sys.stderr)
-
-
 def _progress(*columns) -> Progress:
     console = _console(stderr=True)
     text, hidden = (

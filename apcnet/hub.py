@@ -9,6 +9,7 @@ file's name ends in the first eight digits of its SHA-256.
 import csv
 import hashlib
 import re
+import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from http.client import HTTPException
@@ -56,22 +57,31 @@ def _url(row: dict[str, str]) -> str:
 _ROWS = list(csv.DictReader((Path(__file__).parent / "published.csv").read_text(encoding="utf-8").splitlines()))
 PUBLISHED = {row["preset"]: _figures(row) for row in _ROWS if row["preset"]}
 URLS = {_stem(row["file"]): _url(row) for row in _ROWS if row["file"]}
+TRAINED = {row["preset"]: _url(row) for row in _ROWS if row["preset"] and row["file"]}  # by presets of `apcnet train`
 
 
 def locate(name: str) -> str:
     """Returns the URL of published weights.
 
     Args:
-        name: Name of the file or of its config, in the spelling of mmsegmentation 0.x or 1.x.
+        name: Name of the file or of its config, in the spelling of mmsegmentation 0.x or 1.x; or of the preset that
+            trains the same, where one without a schedule stands for the longest.
     """
+    lasting = [preset for preset in TRAINED if re.fullmatch(rf"{re.escape(name)}-\d+k", preset)]
+    if name in TRAINED or lasting:
+        return TRAINED[name if name in TRAINED else max(lasting, key=_thousands)]
     stem = _stem(name)
     if stem not in URLS:
         stem = next((known for known in URLS if _words(known) == _words(stem)), stem)
     if stem not in URLS:
-        near = get_close_matches(stem, URLS, n=3)
+        near = get_close_matches(stem, [*URLS, *TRAINED], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"names look like {', '.join(list(URLS)[::24])}"
         raise ValueError(f"source: expected a file, a URL or the name of published weights, got {name}; {hint}")
     return URLS[stem]
+
+
+def _thousands(preset: str) -> int:
+    return int(preset.rpartition("-")[2].removesuffix("k"))
 
 
 def _words(name: str) -> list[str]:
@@ -123,6 +133,13 @@ def download(url: str, folder: str | Path, progress: Progress | None = None) -> 
         if hashed and not (found := _sha256(temporary)).startswith(hashed[1]):
             raise ValueError(f"{url}: expected a file with SHA-256 {hashed[1]}…, got {found[:8]}…")
     return target
+
+
+def show_download(received: int, total: int | None) -> None:
+    """Prints the number of megabytes received, over the previous number."""
+    if sys.stderr.isatty():
+        of_total = f" of {total / 1e6:.1f}" if total else ""
+        print(f"\rdownload {received / 1e6:.1f}{of_total} MB", end="\n" if received == total else "", file=sys.stderr)
 
 
 def _fetch(url: str, path: Path, progress: Progress | None) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from apcnet.config import Config, Data, Model, Optimisation, Pair, Protocol
-from apcnet.hub import PUBLISHED, Published
+from apcnet.hub import PUBLISHED, TRAINED, Published
 
 MODELS = ("apcnet", "pspnet", "encnet", "fcn", "semantic-fpn")
 HEADINGS = ("preset", "mIoU", "ms+flip", "GB", "fps", "published by")
@@ -180,6 +180,12 @@ SHORT = {  # names without a schedule stand for the last schedule, which is the 
 def names() -> list[str]:
     """Returns the names of all presets; those of benchmarks include the schedule."""
     return [*OWN, *RECIPES]
+
+
+def with_weights() -> list[str]:
+    """Returns the names of the presets with published weights, which `apcnet.load` takes as well."""
+    trained = {RECIPES[name] for name in TRAINED}
+    return [name for name, recipe in (RECIPES | SHORT).items() if recipe in trained]
 
 
 def preset(name: str) -> Config:

@@ -10,8 +10,11 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from apcnet import exported
+from apcnet.exported import Exported
 from apcnet.files import printable
 from apcnet.interop import backbones
+from apcnet.interop.convert import published
 from apcnet.models import Segmentor, build
 from apcnet.models.build import build_filled
 from apcnet.models.segmentor import count_labels
@@ -53,11 +56,15 @@ def create(
     return segmentor
 
 
-def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
-    """Loads a model that `model.save(path)` wrote, in evaluation mode.
+def load(path: str | Path, num_classes: int | None = None) -> Segmentor | Exported:
+    """Loads a model that `model.save(path)` wrote, or a file that `apcnet export` wrote, in evaluation mode.
 
     Args:
-        path: A safetensors file of `model.save`, `apcnet train` or `apcnet convert`.
+        path: A safetensors file of `model.save`, `apcnet train` or `apcnet convert`. Or a file of `apcnet export`: ONNX
+            (.onnx), OpenVINO's IR (.xml) or an ExportedProgram (.pt2), which only predicts and evaluates; a .pt2 can
+            run code, so load none that you do not trust. Or the name of published weights, such as
+            "apcnet-r50-ade20k-160k", which are downloaded, converted and kept; or "hf:user/model" or
+            "hf:user/model@revision", a model of the Hugging Face Hub.
         num_classes: Number of classes. If it is not the file's, the classifiers get new weights and a warning names
             them. The default is the file's.
 
@@ -66,7 +73,10 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
 
     Example:
         >>> model = apcnet.load("best.safetensors")
+        >>> model = apcnet.load("apcnet-r50-ade20k-160k")
     """
+    if Path(path).suffix in exported.PACKAGES:
+        return _load_exported(path, num_classes)
     about, tensors = read(path)
     try:
         model = build_filled(about["architecture"], tensors, str(path))
@@ -82,7 +92,18 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
     return model.eval()
 
 
-def _describe(model: Segmentor, about: dict) -> None:
+def _load_exported(path: str | Path, num_classes: int | None) -> Exported:
+    model, about = exported.read(path)
+    try:
+        _describe(model, about)
+    except Exception as error:  # an untrusted description can hold anything
+        raise ValueError(f"{path}: {printable(error)}") from None
+    if num_classes not in (None, model.num_classes):
+        raise ValueError(f"num_classes: expected {model.num_classes}, those of the exported {path}, got {num_classes}")
+    return model
+
+
+def _describe(model: Segmentor | Exported, about: dict) -> None:
     """Gives a model the classes, palette, mean and std in a file, or raises an error that names the wrong one."""
     channels, labels = model.in_channels, count_labels(model)
     for name in ("mean", "std"):
@@ -128,8 +149,11 @@ def _with_classes(trained: Segmentor, num_classes: int, path: str | Path) -> Seg
 
 
 def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """Reads a file of `Segmentor.save` and returns its description of the model and its tensors."""
-    path = Path(path)
+    """Reads a file of `Segmentor.save` and returns its description of the model and its tensors.
+
+    The source is named as in `load`.
+    """
+    path = _local_file(str(path))
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a file that model.save wrote, got {path}: there is no such file")
     data = path.read_bytes()  # safe_open cannot open names that are not UTF-8
@@ -160,3 +184,17 @@ def read(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
         if not isinstance(count, int) or count > len(tensors):
             raise ValueError(f"{path}: expected {name} of the {len(tensors)} tensors in it, got {printable(count)}")
     return about, tensors
+
+
+def _local_file(source: str) -> Path:
+    """Returns the path of a model file, and downloads a published one at its first use."""
+    path = Path(source)
+    if path.exists() or path.suffix == ".safetensors":
+        return path
+    if source.startswith("hf:"):
+        from apcnet import huggingface  # the one module here that reads runs
+
+        return huggingface.download(source)
+    if path.name == source and not path.suffix:
+        return published(source)
+    return path

@@ -27,6 +27,7 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.models": (),
         "apcnet.inference": (),
         "apcnet.inference.prediction": ("Prediction",),
+        "apcnet.bulk": (),
         "apcnet.confusion": ("ConfusionMatrix", "Scores"),
         "apcnet.losses": (),
         "apcnet.data": (),
@@ -38,6 +39,8 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.interop.sssegmentation": ("load_head",),
         "apcnet.interop.convert": ("convert",),
         "apcnet.export": ("export",),
+        "apcnet.web": ("write",),
+        "apcnet.serve": ("create_app", "Served", "Limits"),
     },
 }
 OPENING = """\

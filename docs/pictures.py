@@ -17,9 +17,9 @@ from torch import Tensor
 
 import apcnet
 from apcnet import draw
+from apcnet.data.augment import normalise
 from apcnet.data.sample import Sample
 from apcnet.presets import preset
-from experiments.context.pictures import affinities_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN, PICTURE = ROOT / "build" / "pictures" / "affinities", ROOT / "docs" / "pictures" / "affinities.png"
@@ -73,10 +73,10 @@ def page(model: torch.nn.Module, sample: Sample, point: tuple[int, int]) -> Imag
     legend(sheet, sorted(labels.unique().tolist()), model, (right + 16, TITLE))
     pen = ImageDraw.Draw(sheet)
     pen.multiline_text((right + PANEL + GAP, TITLE - 4), NOTE, draw.INK, font(TITLE_SIZE - 2), spacing=12)
-    for column, (scale, affinity) in enumerate(zip(model.head.scales, affinities_of(model, sample.image), strict=True)):
-        rows, columns = affinity.shape[2:]
-        height, width = sample.image.shape[1:]
-        its = affinity[:, :, point[0] * rows // height, point[1] * columns // width]
+    maps = model.context_maps(normalise(sample.image, model.mean, model.std)[None])
+    y, x = (int(places[i]) for places, i in zip(maps.places(sample.image.shape[1:]), point, strict=True))
+    for column, (scale, affinity) in enumerate(zip(maps.scales, maps.affinities, strict=True)):
+        its = affinity[0, :, y, x].view(scale, scale)
         place(sheet, marked(heat(scene, its), point), f"affinities to {scale} by {scale} regions", column, row=1)
     return sheet
 

@@ -1,4 +1,4 @@
-"""Makes the kernels of an operator for autograd and for torch.func.vmap.
+"""Makes the kernels of an operator for autograd and for torch.func.vmap, and its eager call.
 
 torch.library.register_autograd leaves forward-mode derivatives silently zero, and fails under torch.func.grad.
 """
@@ -15,6 +15,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from apc_kernels.ops.common import is_plain, runs_eagerly
+
 
 def differentiable(
     operator: Any, backward: Callable[..., Any] | None, remember: Callable[..., None] | None
@@ -24,10 +26,59 @@ def differentiable(
     `remember(ctx, arguments, results)` saves what `backward(ctx, *grads)` needs to return the gradients of the
     arguments, a list for a list. Without a `backward`, differentiating the operator raises.
     """
-    name = operator.name().partition("::")[2]
-    schema = operator._schema
-    of_list = len(schema.arguments) - 1 if _is_list_of_tensors(schema.arguments[-1]) else None
-    returns_list = any(map(_is_list_of_tensors, schema.returns))
+
+    def below(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    node, of_list = _node(operator, below, backward, remember), _list_of(operator)
+
+    def kernel(*arguments: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, _flat(arguments, of_list))):
+            operation = _name(operator).partition("_backward")[0]
+            raise NotImplementedError(f"{operation} has no forward-mode derivative: use reverse mode")
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            return below(*arguments)
+        with _allowed_under_transforms():
+            return node(*arguments)
+
+    return kernel
+
+
+def eager(
+    operator: Any, body: Callable[..., Any], backward: Callable[..., Any] | None, remember: Callable[..., None] | None
+) -> Callable[..., Any]:
+    """Returns a function that calls an operator, past the dispatcher if only autograd would notice.
+
+    The way through the dispatcher and back to Python, once for autograd and once for the body, takes longer than a
+    small call computes. The function takes it whenever something traces, transforms or records the call.
+    """
+    node, of_list = _node(operator, body, backward, remember), _list_of(operator)
+    places = [i for i, argument in enumerate(operator._schema.arguments) if str(argument.type) in TENSOR_TYPES]
+
+    def call(*arguments: Any) -> Any:
+        if not runs_eagerly():
+            return operator(*arguments)
+        for i in places:
+            if not is_plain(arguments[i]):
+                return operator(*arguments)
+        if of_list is not None and not all(map(is_plain, arguments[of_list])):
+            return operator(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return node(*arguments)
+        return body(*arguments)
+
+    return call
+
+
+TENSOR_TYPES = ("Tensor", "Optional[Tensor]")
+
+
+def _node(
+    operator: Any, run: Callable[..., Any], backward: Callable[..., Any] | None, remember: Callable[..., None] | None
+) -> Callable[..., Any]:
+    """Returns a function that runs an operator and puts one node for it into autograd's graph."""
+    of_list, returns_list = _list_of(operator), any(map(_is_list_of_tensors, operator._schema.returns))
 
     class Call(_SingleLevelFunction):
         """Is the node of one call in autograd's graph."""
@@ -36,8 +87,7 @@ def differentiable(
         def forward(ctx: Any, *arguments: Any) -> Any:
             if of_list is not None:
                 arguments = *arguments[:of_list], list(arguments[of_list:])
-            with torch._C._AutoDispatchBelowAutograd():
-                results = operator(*arguments)
+            results = run(*arguments)
             if remember is not None:
                 remember(ctx, arguments, results)
             return tuple(results) if returns_list else results
@@ -45,23 +95,26 @@ def differentiable(
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             if backward is None:
-                raise RuntimeError(_refusal(name))
+                raise RuntimeError(_refusal(_name(operator)))
             return _flat(backward(ctx, *grads), of_list)
 
-    Call.__name__ = Call.__qualname__ = name
+    Call.__name__ = Call.__qualname__ = _name(operator)
 
-    def kernel(*arguments: Any) -> Any:
-        if forward_ad._current_level >= 0 and any(map(_has_tangent, _flat(arguments, of_list))):
-            operation = name.partition("_backward")[0]
-            raise NotImplementedError(f"{operation} has no forward-mode derivative: use reverse mode")
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
-            with torch._C._AutoDispatchBelowAutograd():
-                return operator(*arguments)
-        with _allowed_under_transforms():
-            results = Call.apply(*_flat(arguments, of_list))  # pyright: ignore[reportAttributeAccessIssue]
+    def apply(*arguments: Any) -> Any:
+        results = Call.apply(*_flat(arguments, of_list))  # pyright: ignore[reportAttributeAccessIssue]
         return list(results) if returns_list else results
 
-    return kernel
+    return apply
+
+
+def _name(operator: Any) -> str:
+    return operator.name().partition("::")[2]
+
+
+def _list_of(operator: Any) -> int | None:
+    """Returns the place of an operator's list of tensors among its arguments, or None if it takes none."""
+    arguments = operator._schema.arguments
+    return len(arguments) - 1 if _is_list_of_tensors(arguments[-1]) else None
 
 
 def mapped(operator: Any) -> Callable[..., Any]:

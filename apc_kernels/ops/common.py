@@ -1,4 +1,6 @@
 """Provides helpers that several operations share: argument checks, the working precision, Triton launches."""
+# pyright: reportPrivateUsage=false
+# PyTorch tells under these names alone whether something traces, transforms or differentiates a call.
 
 import contextlib
 import operator
@@ -50,16 +52,29 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def runs_at_once(*tensors: Tensor | None) -> bool:
-    """Tells whether a call on these tensors only computes: it is not traced, differentiated or transformed."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]
+def runs_eagerly() -> bool:
+    """Tells whether calls run at once: nothing traces, transforms or records them, and no mode changes them."""
+    return not (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+        or forward_ad._current_level >= 0
+    )
+
+
+def only_computes(*tensors: Tensor | None) -> bool:
+    """Tells whether a call on these tensors only computes: it runs at once, and is not differentiated."""
+    if not runs_eagerly() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
         return False
-    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
-        return False
-    given = [tensor for tensor in tensors if tensor is not None]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
-        return False
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in given)
+    return all(map(is_plain, tensors))
+
+
+def is_plain(tensor: Tensor | None) -> bool:
+    """Tells whether a tensor, if there is one, holds numbers and is of no subclass that replaces operators."""
+    kind = type(tensor)
+    return tensor is None or ((kind is Tensor or kind is torch.nn.Parameter) and not tensor.is_meta)
 
 
 def widened(tensor: Tensor, name: str, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
-from apc_kernels.ops.autograd import differentiable, mapped
+from apc_kernels.ops.autograd import differentiable, eager, mapped
 
 On = tuple[Tensor, dict[str, str]]  # the tensor that decides on the backend, and reasons against some backends
 
@@ -38,7 +38,7 @@ def define(
     remember: Callable[..., None] | None = None,
     tags: Sequence[torch.Tag] = (),
 ) -> Callable[..., Any]:
-    """Defines torch.ops.apc_kernels.<name> and returns it.
+    """Defines torch.ops.apc_kernels.<name> and returns a function that calls it.
 
     `body` computes it, `fake` makes its results from fake tensors; `backward` and `remember` are those of
     differentiable.
@@ -50,7 +50,7 @@ def define(
     operator = getattr(torch.ops.apc_kernels, name).default
     _LIBRARY.impl(name, differentiable(operator, backward, remember), "Autograd")
     torch.library.register_vmap(f"apc_kernels::{name}", mapped(operator), lib=_LIBRARY)
-    return operator
+    return eager(operator, body, backward, remember)
 
 
 class Operator:
@@ -70,12 +70,12 @@ class Operator:
     ) -> None:
         self.name = schema.split("(", 1)[0]
         self.kernels, self.check, self.on, self.empty, self.verify = kernels, check, on, empty, verify
-        self.registered = define(schema, self._body, lambda *given: empty(*check(*given)), backward, remember, tags)
+        self.call = define(schema, self._body, lambda *given: empty(*check(*given)), backward, remember, tags)
 
     def __call__(self, *arguments: Any) -> Any:
         if torch.compiler.is_exporting():
             return self.kernels.function("reference", self.name)(*self.check(*arguments))
-        return self.registered(*arguments)
+        return self.call(*arguments)
 
     def _body(self, *arguments: Any) -> Tensor | Sequence[Tensor]:
         return self.compute(*self.check(*arguments))

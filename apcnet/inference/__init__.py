@@ -3,8 +3,9 @@
 protocol    labels, confusion matrices and probabilities under a test protocol
 logits      logits at the size of a network's input, of whole images and of sliding windows
 prepared    a copy of a model that is faster on a CPU: `prepare`
-prediction  single images, lists and folders: `apcnet.predict`
-bulk        rows of images in the processes of an engine: `apcnet.Predictor`
+levels      images of any supported type as the levels that a model takes
+tiles       labels of an image of any size, cut into tiles if it is large
+prediction  one image or several: `apcnet.predict`; `apcnet.bulk` predicts many
 evaluation  whole data sets on any number of processes: `apcnet.evaluate`
 measures    boundary IoU, calibration, loss and the scores of every image, taken during an evaluation
 results     what an evaluation has measured, as a table and as files

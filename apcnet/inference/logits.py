@@ -57,20 +57,34 @@ def slide_logits(model: Model, images: Tensor, crop_size: Pair, stride: Pair) ->
 
 
 def slide_bands(model: Model, image: Tensor, window: Pair, stride: Pair) -> Iterator[tuple[int, Tensor]]:
-    """Yields rows of slide_logits from top to bottom, once no window adds to them: pairs of a first row and logits.
+    """Yields rows of slide_logits from top to bottom, once no window adds to them, as `score_bands` does."""
+    return score_bands(
+        lambda rows, columns: whole_logits(model, image[:, :, rows, columns]), image.shape[2:], window, stride
+    )
 
-    For an image (1, 3, H, W) of any height, memory holds one band as high as a window. The yielded logits are a part of
-    that band, and the next iteration overwrites them.
+
+def score_bands(
+    scores: Callable[[slice, slice], Tensor], size: Sequence[int], window: Pair, stride: Pair
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields rows of the mean over sliding windows from top to bottom: pairs of a first row and scores.
+
+    For any height, memory holds one band as high as a window. The yielded scores are a part of that band, and the next
+    iteration overwrites them.
+
+    Args:
+        scores: Returns the scores (1, K, h, w) of the window with these rows and columns; called row by row.
+        size: Height and width of the area that the windows cover.
+        window: Height and width of a window.
+        stride: Vertical and horizontal step between windows. The last windows are moved back inside the area.
     """
-    (tops, height, row_counts), (lefts, width, column_counts) = map(_windows_along, image.shape[2:], window, stride)
+    (tops, height, row_counts), (lefts, width, column_counts) = map(windows_along, size, window, stride)
     band: Tensor | None = None
-    for top, following in zip(tops, [*tops[1:], image.shape[2]], strict=True):
+    for top, following in zip(tops, [*tops[1:], size[0]], strict=True):
         for left in lefts:
-            logits = whole_logits(model, image[:, :, top : top + height, left : left + width])
+            part = scores(slice(top, top + height), slice(left, left + width))
             if band is None:
-                size = 1, logits.shape[1], height, image.shape[3]
-                band = torch.zeros(size, dtype=logits.dtype, device=logits.device)
-            band[:, :, :, left : left + width] += logits
+                band = torch.zeros(1, part.shape[1], height, size[1], dtype=part.dtype, device=part.device)
+            band[:, :, :, left : left + width] += part
         assert band is not None  # every row of windows has one
         finished = following - top
         counts = row_counts[top:following, None] * column_counts
@@ -114,7 +128,7 @@ def check_images(images: Tensor) -> None:
         raise TypeError(f"images: expected normalised images in floating point, got {str(images.dtype)[6:]}")
 
 
-def _windows_along(size: int, window: int, step: int) -> tuple[list[int], int, Tensor]:
+def windows_along(size: int, window: int, step: int) -> tuple[list[int], int, Tensor]:
     """Returns the starts of windows along an axis, their length, and the number that covers each position."""
     window = min(window, size)
     count = -(-(size - window) // step) + 1

@@ -1,8 +1,9 @@
 """Converts a checkpoint of mmsegmentation or sssegmentation to a file that `apcnet.load` reads."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def convert(
     out = Path(out)
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise ValueError(f"out: expected NAME.safetensors in an existing folder, got {out}")
-    path = hub.fetch(source, folder or Path(torch.hub.get_dir()) / "checkpoints", progress)
+    path = hub.fetch(source, folder or _downloads(), progress)
     checkpoint = pickles.read(path)
     state_dict, meta = pickles.weights(checkpoint, path), _dict(checkpoint.get("meta"))
     try:
@@ -59,6 +60,24 @@ def convert(
     model.classes, model.palette = classes_of(meta, model.num_classes)
     model.save(out)
     return model
+
+
+def published(name: str) -> Path:
+    """Returns the path of published weights as a model file, which is downloaded and converted at its first use.
+
+    Args:
+        name: Name of a preset with published weights, or another that `hub.locate` knows.
+    """
+    url = hub.locate(name)
+    out = _downloads() / PurePosixPath(urlsplit(url).path).with_suffix(".safetensors").name  # it ends in the hash
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        convert(url, out, progress=hub.show_download)
+    return out
+
+
+def _downloads() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _model(

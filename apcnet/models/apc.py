@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import apc_kernels
+from apcnet.models.context import ContextMaps, split_scales
 from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, batch_norm, check_values, group_of, promoted
 
 # The stages of an adaptive context module, for each scale s of the pyramid, C channels:
@@ -78,6 +79,21 @@ class APCHead(nn.Module):
             maps = context[0].chunk(len(self.scales), dim=1)
             context = [fusion(z) for fusion, z in zip(self.fusion, maps, strict=True)]
         return self.classifier(self.bottleneck(features, *context))
+
+    def context_maps(self, features: Sequence[Tensor]) -> ContextMaps:
+        """Computes the affinities that `context` works with and never stores, for a head in evaluation."""
+        features = features[self.index]
+        x, regions = self.reduction(features), self.regions(features).mT
+        weights = split_scales(promoted(x, self.affinity.weight.flatten(1))[None], self.scales)
+        biases = split_scales(self._guided(x).expand(len(x), -1), self.scales)
+        parts = x.to(biases[0].dtype).flatten(2).chunk(len(self.scales), dim=1)
+        affinities = tuple(
+            torch.sigmoid(weight @ part + bias[..., None]).unflatten(2, x.shape[2:])
+            for weight, part, bias in zip(weights, parts, biases, strict=True)
+        )
+        vectors = split_scales(promoted(x, regions), self.scales)
+        size = (x.shape[2], x.shape[3])
+        return ContextMaps(size, self.align_corners, self.scales, affinities=affinities, regions=vectors)
 
     def context(self, x: Tensor, regions: Tensor) -> Tensor:
         """Computes the context of all scales: x (B, S·C, h, w), regions (B, J, C) -> (B, S·C, h, w)."""

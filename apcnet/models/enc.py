@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apc_kernels
+from apcnet.models.context import ContextMaps
 from apcnet.models.layers import Classifier, ConvNormReLU, promoted
 
 
@@ -55,15 +56,30 @@ class EncHead(nn.Module):
         self.classifier = Classifier(channels, num_classes, dropout)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        *others, last = (features[i] for i in self.index)
-        x = self.bottleneck(last)
-        if self.laterals is not None and self.fusion is not None:
-            laterals = [lateral(features) for lateral, features in zip(self.laterals, others, strict=True)]
-            resize = {"size": x.shape[2:], "mode": "bilinear", "align_corners": self.align_corners}
-            x = self.fusion(x, *(F.interpolate(y, **resize) for y in laterals))
+        x = self._fused(features)
         projected = self.project(x)
         codes = apc_kernels.encode(projected, promoted(x, self.codewords), promoted(x, self.scale))
         encoding = F.relu(self.code_norm(codes.to(self.code_norm.weight.dtype))).mean(dim=1)
         gate = 1 + torch.sigmoid(self.gate(encoding))
         logits = self.classifier(x * gate[:, :, None, None].to(x.dtype))  # both factors are positive: no ReLU needed
         return logits if self.presence is None else (logits, self.presence(encoding))
+
+    def context_maps(self, features: Sequence[Tensor]) -> ContextMaps:
+        """Computes the weights by which `apc_kernels.encode` assigns every position to the codewords."""
+        x = self.project(self._fused(features))
+        words, scale = promoted(x, self.codewords), promoted(x, self.scale)
+        center = words.mean(0)  # distances from afar would cancel
+        positions = x.to(words.dtype).flatten(2).mT - center
+        squares = torch.cdist(positions, (words - center).expand(len(x), -1, -1)).square()  # (B, N, K)
+        weights = (scale * squares).softmax(2).mT.unflatten(2, x.shape[2:])
+        return ContextMaps((x.shape[2], x.shape[3]), self.align_corners, assignments=weights)
+
+    def _fused(self, features: Sequence[Tensor]) -> Tensor:
+        """Computes the head's map from one or several maps of the backbone."""
+        *others, last = (features[i] for i in self.index)
+        x = self.bottleneck(last)
+        if self.laterals is None or self.fusion is None:
+            return x
+        laterals = [lateral(features) for lateral, features in zip(self.laterals, others, strict=True)]
+        resize = {"size": x.shape[2:], "mode": "bilinear", "align_corners": self.align_corners}
+        return self.fusion(x, *(F.interpolate(y, **resize) for y in laterals))

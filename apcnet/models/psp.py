@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 import apc_kernels
-from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, layout_of
+from apcnet.models.context import ContextMaps, cosines, split_scales
+from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, layout_of, promoted
 
 
 class PSPHead(nn.Module):
@@ -43,6 +44,17 @@ class PSPHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return self.classifier(self.bottleneck(features[self.index], self.regions, self.align_corners))
+
+    def context_maps(self, features: Sequence[Tensor]) -> ContextMaps:
+        """Computes the pooled regions, and how similar every position is to each."""
+        return pooled_maps(features[self.index], self.regions, self.align_corners)
+
+
+def pooled_maps(features: Tensor, reduction: RegionReduction, align_corners: bool) -> ContextMaps:
+    """Computes the context maps of a head with a pooling pyramid, from the map that it pools."""
+    size, scales = (features.shape[2], features.shape[3]), reduction.scales
+    regions = split_scales(promoted(features, reduction(features)).mT, scales)
+    return ContextMaps(size, align_corners, scales, similarities=cosines(features, scales), regions=regions)
 
 
 class PyramidBottleneck(ConvNormReLU):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apcnet.data.sample import MEAN, STD
 from apcnet.files import replacing
+from apcnet.models.context import ContextMaps
 from apcnet.models.criterion import Criterion
 
 
@@ -121,14 +122,7 @@ class Segmentor(nn.Module):
             >>> loss = sum(model(images, target).values())
             >>> loss.backward()
         """
-        if images.dim() != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
-            shape, given = f"(B, {self.in_channels}, H, W)", str(images.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"images: expected normalised floating-point images {shape}, got {tuple(images.shape)} {given}"
-            )
-        features = self.backbone(images)
-        if self.neck is not None:
-            features = self.neck(features)
+        features = self._features(images)
         logits, se = self.head(features), None
         if isinstance(logits, tuple):
             logits, se = logits
@@ -160,6 +154,41 @@ class Segmentor(nn.Module):
         """Returns `model(images, target, **options)`. Call the model itself under DDP and torch.compile."""
         return self(images, target, **options)
 
+    @torch.no_grad()
+    def context_maps(self, images: Tensor) -> ContextMaps:
+        """Computes what the head gathers from elsewhere in each image, as maps to look at.
+
+        These are APCNet's affinities, the pooled regions of PSPNet and UPerNet, and EncNet's assignments to codewords.
+        They are computed in evaluation mode, without gradients.
+
+        Args:
+            images: (B, in_channels, H, W) floating point, normalised by `mean` and `std`.
+
+        Returns:
+            `ContextMaps`. Besides what the head keeps, they take 4 bytes for each region (or codeword) and position:
+            0.8 MiB for an image of 512×512 with 50 regions and a map at an eighth of its size.
+
+        Example:
+            >>> affinities = model.context_maps(images).affinities[2]  # to the 3×3 regions: (B, 9, h, w)
+            >>> affinities[0, :, 20, 30].view(3, 3)  # those of the position in row 20, column 30
+        """
+        if not hasattr(self.head, "context_maps"):
+            kinds, given = "APCNet, PSPNet, UPerNet or EncNet", type(self.head).__name__
+            raise ValueError(f"model: expected the head of {kinds}, got {given}, which has no context maps")
+        if self.training:
+            raise ValueError("model: expected evaluation mode, got a model in training mode; call model.eval() first")
+        return self.head.context_maps(self._features(images))
+
+    def _features(self, images: Tensor) -> Sequence[Tensor]:
+        """Returns the maps that the head takes, after checking the images."""
+        if images.dim() != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
+            shape, given = f"(B, {self.in_channels}, H, W)", str(images.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"images: expected normalised floating-point images {shape}, got {tuple(images.shape)} {given}"
+            )
+        features = self.backbone(images)
+        return features if self.neck is None else self.neck(features)
+
     def save(self, path: str | Path) -> None:
         """Writes weights, architecture, class names, palette, mean and std to a safetensors file.
 
@@ -184,6 +213,36 @@ class Segmentor(nn.Module):
         content = save(tensors, metadata={"apcnet": json.dumps(about)})
         with replacing(path) as temporary:
             temporary.write_bytes(content)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        run: str | Path | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Uploads the model and a model card to the Hugging Face Hub; `apcnet.load("hf:user/model")` reads it.
+
+        Args:
+            name: "user/model"; the repository is created if it does not exist.
+            run: The folder of the run that trained the model. Its data, scores, preview and config go onto the card,
+                without the paths of this machine.
+            license: The name of a licence for the card, such as "apache-2.0".
+            private: Make a new repository private.
+            token: A token to write with; by default that of `hf auth login`, or of HF_TOKEN.
+
+        Returns:
+            The URL of the repository.
+
+        Example:
+            >>> model = apcnet.load("runs/first/final.safetensors")
+            >>> model.push_to_hub("user/apcnet-r50", run="runs/first", license="apache-2.0")
+        """
+        from apcnet import huggingface  # it reads runs, which only this method needs
+
+        return huggingface.push(self, name, run=run, license=license, private=private, token=token)
 
 
 def presence(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

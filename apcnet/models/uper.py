@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apcnet.models.context import ContextMaps
 from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction
-from apcnet.models.psp import PyramidBottleneck
+from apcnet.models.psp import PyramidBottleneck, pooled_maps
 
 
 class UPerHead(nn.Module):
@@ -53,6 +54,10 @@ class UPerHead(nn.Module):
             level = lateral(x) + self._resized(level, x)
             levels.insert(0, output(level))
         return self.classifier(self.fusion(*(self._resized(level, levels[0]) for level in levels)))
+
+    def context_maps(self, features: Sequence[Tensor]) -> ContextMaps:
+        """Computes the regions pooled from the last map, and how similar its positions are to each."""
+        return pooled_maps(features[self.index[-1]], self.regions, self.align_corners)
 
     def _resized(self, x: Tensor, like: Tensor) -> Tensor:
         return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=self.align_corners)

@@ -17,7 +17,6 @@ from apcnet.data.sample import IGNORE, Sample
 from apcnet.data.synthetic import Synthetic
 from apcnet.files import replacing
 from apcnet.inference.prediction import predict
-from apcnet.models.apc import APCHead
 from apcnet.zoo import load
 from experiments.context.estimates import Estimate
 
@@ -96,8 +95,9 @@ def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
     panels = figure.subplots(*shape)
     for row, (family, model) in enumerate(models.items()):
         sample = families[family][1]
-        of_scales = affinities_of(model, sample.image)
+        maps = model.context_maps(normalise(sample.image, model.mean, model.std)[None])
         pixel = marked_pixel(sample)
+        place = [int(places[i]) for places, i in zip(maps.places(sample.image.shape[1:]), pixel, strict=True)]
         photo, (above, below) = _photo(sample.image), panels[2 * row : 2 * row + 2]
         extent = (0, photo.width, photo.height, 0)
         borders = np.where((sample.mask == IGNORE)[..., None], *np.array([[255, 255, 255, 90], [0, 0, 0, 0]], np.uint8))
@@ -105,9 +105,9 @@ def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
         above[0].set_title(f"{family}: a pixel ×", fontsize=9)
         below[0].imshow(draw.colourise(sample.mask, Synthetic.palette), extent=extent)
         below[0].set_title("truth", fontsize=9)
-        for scale, affinity, upper, lower in zip(scales, of_scales, above[1:], below[1:], strict=True):
-            s, h, w = scale, *affinity.shape[2:]
-            its = affinity[:, :, pixel[0] * h // photo.height, pixel[1] * w // photo.width]
+        for s, affinity, upper, lower in zip(scales, maps.affinities, above[1:], below[1:], strict=True):
+            affinity = affinity[0].unflatten(0, (s, s))
+            its = affinity[:, :, place[0], place[1]]
             y, x = divmod(int(its.argmax()), s)
             heats = ((upper, its, f"to {s}×{s} regions"), (lower, affinity[y, x], "of all pixels to the framed one"))
             for panel, values, title in heats:
@@ -122,19 +122,6 @@ def affinities(path: Path, families: Mapping[str, tuple[Path, Sample]]) -> None:
         panel.set_axis_off()
     figure.colorbar(heat, ax=panels, shrink=0.4, label="affinity")
     _save(figure, path)
-
-
-@torch.no_grad()
-def affinities_of(model: torch.nn.Module, image: Tensor) -> list[Tensor]:
-    """Computes the affinities σ(w·(x + g) + b) of every position to every region, (s, s, h, w) for every scale s."""
-    head: APCHead = model.head
-    x = head.reduction(model.backbone(normalise(image, model.mean, model.std)[None])[head.index])
-    if head.guide is not None:
-        x = x + head.guide(x.mean((2, 3), keepdim=True))
-    regions = [s * s for s in head.scales]
-    weights, biases = head.affinity.weight.split(regions), head.affinity.bias.split(regions)
-    maps = zip(head.scales, x.chunk(len(regions), dim=1), weights, biases, strict=True)
-    return [torch.sigmoid(torch.conv2d(part, w, b))[0].unflatten(0, (s, s)) for s, part, w, b in maps]
 
 
 def marked_pixel(sample: Sample) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import apcnet
 from apcnet import cli
 from apcnet.interop import mmseg
 from apcnet.models import build
+from apcnet.presets import preset
 
 COMMANDS = re.compile(r".*To go on with it: (apcnet train .*); to start another run: (apcnet train .*)\n")
 
@@ -251,6 +252,12 @@ def test_the_same_command_resumes_and_another_one_is_refused(run, trained, tmp_p
     assert run(*go_on[1:])[0] == 0 and "--lr" in go_on
     status, out, _ = run(*again[0], *again[1], "--lr", 0.5, "--new", "--steps", 1)
     assert status == 0 and (tmp_path / "run-2" / "final.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["apcnet-r50-ade20k", "apcnet-r50-ade20k-160k"])
+def test_published_weights_are_evaluated_as_their_preset(name):
+    arguments, defaults = cli._defaults("evaluate", [name, "--root", "data"])
+    assert arguments == [name, "--root", "data"] and defaults["data"] == preset("apcnet-r50-ade20k-160k").data
 
 
 @pytest.mark.parametrize(

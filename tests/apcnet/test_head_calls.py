@@ -10,7 +10,7 @@ import apcnet
 from apc_kernels.ops import common, pyramid_conv
 
 # mmsegmentation's heads take 108 and 236, 25 and 57, 25 and 79.
-MOST = {("apcnet", False): 46, ("apcnet", True): 112, ("pspnet", False): 36, ("pspnet", True): 90}
+MOST = {("apcnet", False): 46, ("apcnet", True): 114, ("pspnet", False): 36, ("pspnet", True): 90}
 MOST |= {("encnet", False): 30, ("encnet", True): 93}
 
 

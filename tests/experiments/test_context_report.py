@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 import apcnet
 from apcnet.data.synthetic import Synthetic
@@ -106,30 +105,6 @@ def test_the_page_and_the_section(tmp_path):
     section = report.section(results, tmp_path)
     there = "(../experiments/context/results/full"
     assert f"{there}-bars.png)" in section and f"{there}.md)" in section and "\n\n\n" not in page + section
-
-
-@pytest.mark.parametrize("options", [{}, {"plain": True}, {"guide": False}, {"scales": (1, 2)}], ids=str)
-def test_the_affinities_are_those_that_the_head_works_with(options):
-    """Tests that σ(w·(x + g) + b) times the regions, through the rest of the module, gives the module's output."""
-    torch.manual_seed(0)
-    model = apcnet.create("apcnet", "tiny", 9, width=8, channels=8, auxiliary_channels=0, **options).eval()
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 2)
-    head, image = model.head, Synthetic("val", size=(48, 56))[0].image
-    found = pictures.affinities_of(model, image)
-    assert [tuple(affinity.shape) for affinity in found] == [(s, s, 12, 14) for s in head.scales]
-    with torch.no_grad():
-        features = model.backbone(apcnet.data.augment.normalise(image, model.mean, model.std)[None])[head.index]
-        x, regions = head.reduction(features), head.regions(features).mT
-        parts = regions.split([s * s for s in head.scales], dim=1)
-        gathered = [
-            torch.einsum("ijhw,ijc->chw", a, y[0].view(*a.shape[:2], -1)) for a, y in zip(found, parts, strict=True)
-        ]
-        z = torch.cat(gathered)[None]
-        z = x + (z if head.residual is None else head.residual(z))
-        torch.testing.assert_close(z, head.context(x, regions), rtol=1e-4, atol=1e-4)
 
 
 def test_pictures_of_models(tmp_path):

@@ -7,8 +7,8 @@ from judge import within
 from PIL import Image
 
 import apcnet
+from apcnet.bulk import predict_files
 from apcnet.cli import main
-from apcnet.inference.prediction import predict_files
 from apcnet.presets import preset
 
 

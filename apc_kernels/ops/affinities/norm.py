@@ -15,7 +15,7 @@ from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, limits,
 from apc_kernels.ops.affinities.context import backward_regions, backward_x, context
 from apc_kernels.ops.affinities.moments import moments
 from apc_kernels.ops.autograd import under_transforms
-from apc_kernels.ops.common import check_flag, check_small, runs_at_once, without_autocast
+from apc_kernels.ops.common import check_flag, check_small, only_computes, without_autocast
 from apc_kernels.ops.operator import define
 
 
@@ -98,7 +98,7 @@ def adaptive_context_norm(
         raise RuntimeError("adaptive_context_norm: training updates running statistics in place, not under torch.func")
 
     tensors = (x, regions, weight, bias, projection, *norm[:4], guide, *(guide_norm or ())[:4])
-    if not training and runs_at_once(*tensors):
+    if not training and only_computes(*tensors):
         return _evaluate(x, regions, weight, bias, scales, projection, norm, guide, guide_norm)
 
     composed = not training or torch.compiler.is_exporting() or composition.forms_products(scales, channels)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from stand_in import Network, draw_image, view
 
 from apcnet import inference
-from apcnet.inference import Protocol, prediction
+from apcnet.inference import Protocol, tiles
 from apcnet.inference.prediction import predict
 
 
@@ -74,7 +74,7 @@ def test_largest_image_in_one_piece(network):
 
 
 def test_published_sizes_are_one_piece():
-    assert prediction.MAX_PIXELS >= 1025 * 2049
+    assert tiles.MAX_PIXELS >= 1025 * 2049
 
 
 @pytest.mark.parametrize(("ratios", "flip"), [((1.0,), True), ((0.5, 1.0, 1.5), True), ((1.5,), False)])
@@ -115,8 +115,8 @@ def test_tiles_of_an_image_fitted_into_a_scale(network):
 
 
 def test_tiles_are_lower_where_a_band_of_them_would_be_large(network, monkeypatch):
-    monkeypatch.setattr(prediction, "BAND_SCORES", 5 * 400 * 20)
-    monkeypatch.setattr(prediction, "MIN_TILE_ROWS", 12)
+    monkeypatch.setattr(tiles, "BAND_SCORES", 5 * 400 * 20)
+    monkeypatch.setattr(tiles, "MIN_TILE_ROWS", 12)
     predict(network, draw_image(60, 400), max_pixels=1600)
     assert {shape[2:] for shape in network.seen} == {(20, 40)}
     network.seen.clear()
@@ -132,9 +132,9 @@ def test_probabilities_of_large_images_at_a_small_scale(network, monkeypatch):
         sizes.append(tuple(scores.shape[2:]))
         return argmax(scores, size)
 
-    argmax, protocol = prediction.upsample_argmax, Protocol(test_scale=(90, 60), ratios=(0.5, 1.0), flip=True)
+    argmax, protocol = tiles.upsample_argmax, Protocol(test_scale=(90, 60), ratios=(0.5, 1.0), flip=True)
     exact = predict(network, image, protocol).labels
-    monkeypatch.setattr(prediction, "upsample_argmax", remember)
+    monkeypatch.setattr(tiles, "upsample_argmax", remember)
     labels = predict(network, image, protocol, max_pixels=6000).labels
     assert sizes == [(60, 90)] and {shape[2:] for shape in network.seen} == {(30, 45), (60, 90)}
     assert (labels == exact).float().mean() > 0.99

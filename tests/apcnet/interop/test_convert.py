@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import apcnet
+from apcnet import hub
 from apcnet.interop import mmseg
 from apcnet.interop.convert import convert
 from apcnet.models import build
@@ -184,19 +185,44 @@ def test_names_that_are_not_of_these_classes_are_left_out(tmp_path, classes, pal
     assert (model.classes, model.palette) == expected
 
 
-def test_a_url_is_downloaded_and_checked(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Serves a checkpoint whose name ends in its hash; gives its path, its URL, and the paths that were asked for."""
     monkeypatch.setenv("no_proxy", "*")
     path = save(old(small("apcnet")[0]), tmp_path / "a.pth")
     path = path.rename(tmp_path / f"a-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    handler, requests = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path), []
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda self, *_: requests.append(self.path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/{path.name}"
-        convert(url, tmp_path / "a.safetensors", folder=tmp_path / "cache")
+        yield path, f"http://127.0.0.1:{server.server_address[1]}/{path.name}", requests
         server.shutdown()
+
+
+def test_a_url_is_downloaded_and_checked(tmp_path, served):
+    path, url, _ = served
+    convert(url, tmp_path / "a.safetensors", folder=tmp_path / "cache")
     assert (tmp_path / "cache" / path.name).read_bytes() == path.read_bytes()
     assert apcnet.load(tmp_path / "a.safetensors").classes == CLASSES
+
+
+def test_published_weights_are_loaded_by_name_and_kept(tmp_path, served, monkeypatch):
+    path, url, requests = served
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setitem(hub.TRAINED, "apcnet-r50-ade20k-160k", url)
+    _, images, logits = small("apcnet")
+    for name in ("apcnet-r50-ade20k-160k", "apcnet-r50-ade20k"):
+        assert torch.equal(apcnet.load(name)(images), logits)
+    assert len(requests) == 1
+    kept = tmp_path / "hub" / "checkpoints" / path.name
+    kept.unlink()
+    kept.with_suffix(".safetensors").unlink()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="expected a file with SHA-256"):
+        apcnet.load("apcnet-r50-ade20k")
+    assert list(kept.parent.iterdir()) == []
+    with pytest.raises(ValueError, match=r"apcnet-r50-ade20k-16k; did you mean apcnet-r50-ade20k-160k"):
+        apcnet.load("apcnet-r50-ade20k-16k")
 
 
 @pytest.mark.parametrize(

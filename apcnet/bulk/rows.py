@@ -15,8 +15,9 @@ from PIL import Image
 
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
-from apcnet.inference.prediction import MAX_PIXELS, Prediction, predict
+from apcnet.inference.prediction import Prediction, predict
 from apcnet.inference.protocol import WHOLE
+from apcnet.inference.tiles import MAX_PIXELS
 from apcnet.models.segmentor import Segmentor
 from apcnet.zoo import load
 
