@@ -1,8 +1,9 @@
 """Measures whole images to logits and to labels beside the engines that people deploy with, on a CPU.
 
-    python -m benchmarks.engines --rows build/engines.json    all models, in about six minutes on two quiet cores,
-                                                              and once five more to export them
+    python -m benchmarks.engines --rows build/engines.json    all models, in about 15 minutes on two quiet cores, and
+                                                              once five more to export them
     python -m benchmarks.engines apcnet --rounds 3            one model, printed only
+    python -m benchmarks.engines --rows build/engines.json --resume --pieces 1    what comes next, a minute or two
     python -m benchmarks.report benchmarks/results/MACHINE.json build/engines.json
 
 Set OMP_WAIT_POLICY=PASSIVE: the engines bring threads of their own, and torch's must not spin beside them. One image,
@@ -25,24 +26,23 @@ from typing import Any, NamedTuple
 
 import mmseg_peer as peer
 import numpy as np
-import stock_models
 import torch
 import torch.nn.functional as F
+from stock_models import MODELS
 from torch import Tensor, nn
 
 from apcnet import inference
 from apcnet.export import export
 from benchmarks import ROOT, models, setting
 from benchmarks.models import INFERENCE, MMSEGMENTATION, MODULES, OTHER, OURS, built
-from benchmarks.rows import machine, write
+from benchmarks.rows import Identity, add, begin
 from benchmarks.timing import Pair, rates
 
 CLASSES, SIZES = 150, ((512, 512), (512, 1024))
 PREPARED = "apcnet, prepared"
 FOLDER = ROOT / "build" / "engines"
 PACKAGES = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-LOGITS, LABELS = "logits", "labels"
-FIRST = ("apcnet", "pspnet")  # measured in more rounds, and with labels as an output of the exported file
+LOGITS, LABELS, COMPILED = "logits", "labels", "compiled"
 APART = 1e-4  # logits may differ by this share of the largest; labels only where the two best are this close
 
 Infer = Callable[[Tensor], Tensor]
@@ -55,35 +55,57 @@ class Side(NamedTuple):
     call: Infer
 
 
-def sides(model: str, task: str, compiled: bool) -> list[Side]:
-    """Returns all ways to logits or labels that can run here, ours first."""
-    networks = {name: network.eval() for name, network in built(model, CLASSES).items()}
+class Piece(NamedTuple):
+    """Describes what is measured at once: a model's logits, its labels, or its logits beside compiled models."""
+
+    model: str
+    task: str
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        what = LABELS if self.task == LABELS else LOGITS
+        return f"{self.model}, {what}, 1x3x{self.size[0]}x{self.size[1]}, {CLASSES} classes, float32"
+
+    def identity(self) -> Identity:
+        """Returns the identity of the row that is written last: by it a later run sees that a piece is complete."""
+        last = PREPARED + setting.COMPILED if self.task == COMPILED else OURS if self.task == LOGITS else OTHER
+        return "engines", str(self), PREPARED, last
+
+
+def sides(piece: Piece) -> list[Side]:
+    """Returns all ways to logits or labels that can run here, ours first; a table shows the second first."""
+    networks = {name: network.eval() for name, network in built(piece.model, CLASSES).items()}
     ours, other = networks[OURS], networks[OTHER]
     prepared = inference.prepare(ours)
-    labels = task == LABELS
+    if piece.task == COMPILED:
+        return [Side(PREPARED, prepared), *_compiled_sides(networks, prepared)]
+    labels = piece.task == LABELS
     found = [Side(PREPARED, lambda x: inference.labels(prepared, x) if labels else prepared(x))]
-    rest = [Side(OTHER, lambda x: models.labels(OTHER, other, x) if labels else stock_logits(other, x))]
-    if not labels:
-        rest.append(Side(OURS, ours))
-    if compiled:
-        torch._dynamo.reset()
-        for name, network in ((MODULES, networks[MODULES]), (OURS, ours), (PREPARED, prepared)):
-            frozen = name != PREPARED  # whose weights are laid out already
-            graph = torch.compile(network, dynamic=False, options={"freezing": frozen})
-            name += setting.COMPILED + " with freezing" * frozen
-            rest.append(Side(name, lambda x, graph=graph: first(graph(x))))
     for engine, packages in PACKAGES.items():
         if any(map(missing, packages)):
             continue
-        run = ENGINES[engine](str(exported(model, ours, LOGITS)))
+        run = ENGINES[engine](str(exported(piece.model, ours, LOGITS)))
         if not labels:
             found.append(Side(engine, run))
             continue
         for how, enlarge in TO_LABELS.items():
             found.append(Side(f"{engine}, {how}", lambda x, run=run, enlarge=enlarge: enlarge(run(x), x)))
-        if model in FIRST:
-            found.append(Side(f"{engine}, exported labels", ENGINES[engine](str(exported(model, ours, LABELS)))))
-    return found + rest  # a table shows the first other side
+        found.append(Side(f"{engine}, exported labels", ENGINES[engine](str(exported(piece.model, ours, LABELS)))))
+    found.append(Side(OTHER, lambda x: models.labels(OTHER, other, x) if labels else stock_logits(other, x)))
+    if not labels:
+        found.append(Side(OURS, ours))
+    return found
+
+
+def _compiled_sides(networks: dict[str, nn.Module], prepared: nn.Module) -> list[Side]:
+    torch._dynamo.reset()
+    found = []
+    for name, network in ((MODULES, networks[MODULES]), (OURS, networks[OURS]), (PREPARED, prepared)):
+        frozen = name != PREPARED  # whose weights are laid out already
+        graph = torch.compile(network, dynamic=False, options={"freezing": frozen})
+        suffix = setting.COMPILED + " with freezing" * frozen
+        found.append(Side(name + suffix, lambda x, graph=graph: first(graph(x))))
+    return found
 
 
 def versions() -> str:
@@ -178,37 +200,34 @@ def measured(found: list[Side], images: Tensor, rounds: int) -> dict[str, list[f
     return times
 
 
-def rows(model: str, task: str, size: tuple[int, int], found: list[Side], rounds: int) -> list[dict]:
-    """Measures a model at a size, and returns a row for each other side."""
-    case = models.Case(model, INFERENCE, 1, size, CLASSES)
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+def measure(piece: Piece, rounds: int) -> list[dict]:
+    """Measures a piece, and returns a row for each other side."""
+    found = sides(piece)
+    case = models.Case(piece.model, INFERENCE, 1, piece.size, CLASSES)
+    images = torch.randn(1, 3, *piece.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = first(built(model, CLASSES)[MODULES].eval()(images))
+        expected = first(built(piece.model, CLASSES)[MODULES].eval()(images))
         for side in found:  # the first call of each warms it up
-            check(f"{case}, {side.name}", task, side.call(images), expected, images)
-            side.call(images)
+            check(f"{piece}, {side.name}", piece.task, side.call(images), expected, images)
         times = measured(found, images, rounds)
     moved, operations = models.counts(case, {}, False)
     made = []
     for side in found[1:]:
-        pair = Pair(times[PREPARED], times[side.name])
-        seconds = pair.row()["ours_ms"] / 1e3
-        about = f"{model}, {task}, 1x3x{size[0]}x{size[1]}, {CLASSES} classes, float32"
-        named = {"operation": "engines", "case": about, "other": side.name, "backend": PREPARED, "versions": versions()}
-        made.append(named | pair.row() | rates(seconds, moved, operations, torch.float32))
-        print(
-            f"{about}: {pair.row()['ours_ms']:.0f} ms, {pair.row()['ratio']:.2f} times as fast as {side.name}",
-            flush=True,
-        )
+        row = Pair(times[PREPARED], times[side.name]).row()
+        named = {"operation": "engines", "case": str(piece), "other": side.name, "backend": PREPARED}
+        row |= rates(row["ours_ms"] / 1e3, moved, operations, torch.float32)
+        made.append(named | {"versions": versions()} | row)
+        print(f"{piece}: {row['ours_ms']:.0f} ms, {row['ratio']:.2f} times as fast as {side.name}", flush=True)
     return made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description="Measure whole models on a CPU.")
     parser.add_argument("models", nargs="*", default=[], help="Measure these models; by default all.")
-    many = "Measure this many rounds of APCNet and PSPNet at 512×512, fewer of others."
-    parser.add_argument("--rounds", type=int, default=5, help=many)
+    parser.add_argument("--rounds", type=int, default=9, help="Measure this many rounds of images of 512×512.")
     parser.add_argument("--rows", type=Path, help="Write the rows to this file, for benchmarks.report.")
+    parser.add_argument("--resume", action="store_true", help="Keep the rows of the file, and measure what is missing.")
+    parser.add_argument("--pieces", type=int, help="Stop after so many pieces: a model, a task and a size each.")
     parser.add_argument("--compile", action="store_true", help="Measure torch.compile too, which takes minutes.")
     options = parser.parse_args()
     if setting.ON_GPU:
@@ -220,18 +239,14 @@ def main() -> None:
         print(f"left out, because they are not installed: {', '.join(absent)}")
     if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
         print("OMP_WAIT_POLICY is not PASSIVE: torch's threads spin beside those of the engines")
-    found: list[dict] = []
-    for model in options.models or stock_models.MODELS:
-        for task in (LOGITS, LABELS):
-            ways = sides(model, task, options.compile and task == LOGITS)
-            for size in SIZES:
-                fewer = (model not in FIRST) + (size != SIZES[0])
-                found += rows(model, task, size, ways, max(1, options.rounds - 2 * fewer + (fewer == 2)))
+    done, _ = begin(options.rows, options.resume) if options.rows else (set(), set())
+    tasks = (LOGITS, LABELS, *[COMPILED] * options.compile)
+    pieces = [Piece(m, task, size) for size in SIZES for task in tasks for m in options.models or MODELS]
+    for piece in [piece for piece in pieces if piece.identity() not in done][: options.pieces]:
+        for row in measure(piece, options.rounds if piece.size == SIZES[0] else -(-options.rounds // 3)):
             if options.rows:
-                options.rows.parent.mkdir(parents=True, exist_ok=True)
-                write(options.rows, {"machine": machine(), "rows": found, "failed": []})
-            del ways
-            gc.collect()
+                add(options.rows, "rows", row)
+        gc.collect()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def matrix(source: int, size: int, align_corners: bool, like: Tensor) -> Tensor:
     """Returns the (size, source) matrix that interpolates an axis, in float32 (float64 if `like` is float64)."""
     step, start, denominator = mapping(source, size, align_corners)
     position = (torch.arange(size, device=like.device) * step + start).clamp(min=0)[:, None]
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        position = position.double()  # as exact; Inductor of PyTorch 2.13 fails on the division of integers in a cat
     index = position // denominator
     rest = position - index * denominator  # not %: ONNX has none by a symbolic size
     column = torch.arange(source, device=like.device)

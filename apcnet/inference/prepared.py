@@ -2,22 +2,23 @@
 
 Bias, ReLU and the addition of a residual block happen where a convolution writes its result; weights are laid out, and
 those of 3×3 convolutions transformed, once. Maps between convolutions are channels_last. What is not known here stays
-as it is: layers of other encoders keep their modules, with their batch norms folded where these follow a convolution.
+as it is: encoders of timm keep their modules, with batch norms and ReLUs folded where these follow a convolution.
 """
 
 import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 import apc_kernels
 from apc_kernels import FusedConv2d, library
+from apcnet.inference.folding import ConvReLU, fold_encoder, folded, folded_tensors, has_statistics
 from apcnet.models.apc import APCHead
 from apcnet.models.layers import ConvNormReLU, RegionReduction
 from apcnet.models.psp import PyramidBottleneck
 from apcnet.models.resnet import BasicBlock, Bottleneck
 from apcnet.models.segmentor import Segmentor
+from apcnet.models.timm_encoder import TimmEncoder
 
 
 def prepare(model: nn.Module) -> nn.Module:
@@ -60,18 +61,20 @@ def _can_gain(model: nn.Module) -> bool:
 def _replaced(module: nn.Module) -> nn.Module:
     """Returns what stands in for a module; children of this package's modules are replaced in place."""
     kind = type(module)
-    if kind in (ConvNormReLU, PyramidBottleneck) and not _has_statistics(module.norm):
+    if kind in (ConvNormReLU, PyramidBottleneck) and not has_statistics(module.norm):
         return module
     if kind is ConvNormReLU:
-        return ConvReLU(_folded(module.conv, module.norm))
+        return ConvReLU(folded(module.conv, module.norm))
     if kind is PyramidBottleneck:
         return PreparedPyramidBottleneck(module)
-    if kind in (Bottleneck, BasicBlock) and all(map(_has_statistics, _norms(module))):
+    if kind in (Bottleneck, BasicBlock) and all(map(has_statistics, _norms(module))):
         return Residual(module)
+    if kind is TimmEncoder:
+        fold_encoder(module.body)
     if kind is nn.Sequential:
         return _sequence(list(module))
     if kind is nn.Conv2d:
-        return _folded(module)
+        return folded(module)
     if kind is nn.ModuleList or kind.__module__.startswith("apcnet.models."):
         for name, child in module.named_children():
             if not (
@@ -85,31 +88,15 @@ def _norms(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def _has_statistics(norm: nn.Module) -> bool:
-    """Tells whether a batch norm in evaluation is an affine map of each channel."""
-    return norm.running_mean is not None and norm.weight is not None
-
-
-class ConvReLU(nn.Module):
-    """Applies a convolution and ReLU to one map, or several as if they were concatenated."""
-
-    def __init__(self, conv: FusedConv2d):
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, *maps: Tensor) -> Tensor:
-        return self.conv(maps, relu=True)
-
-
 class Residual(nn.Module):
     """Applies a block's convolutions; the last one adds the shortcut, and writes over it."""
 
     def __init__(self, block: Bottleneck | BasicBlock):
         super().__init__()
         names = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
-        *first, self.last = (_folded(getattr(block, conv), getattr(block, norm)) for conv, norm in names)
+        *first, self.last = (folded(getattr(block, conv), getattr(block, norm)) for conv, norm in names)
         self.first = nn.ModuleList(first)
-        self.shortcut = None if block.downsample is None else _folded(*block.downsample)
+        self.shortcut = None if block.downsample is None else folded(*block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -124,7 +111,7 @@ class PreparedPyramidBottleneck(nn.Module):
 
     def __init__(self, bottleneck: PyramidBottleneck):
         super().__init__()
-        weight, bias = _folded_tensors(bottleneck.conv, bottleneck.norm)
+        weight, bias = folded_tensors(bottleneck.conv, bottleneck.norm)
         self.conv = FusedConv2d(weight[:, : bottleneck.features], bias, padding=1)
         self.pyramid_weight = nn.Parameter(weight[:, bottleneck.features :].clone(), requires_grad=False)
 
@@ -143,24 +130,10 @@ def _sequence(modules: list[nn.Module]) -> nn.Module:
             merged.append(_replaced(module))
             continue
         norm = None
-        if modules and isinstance(modules[0], nn.BatchNorm2d) and _has_statistics(modules[0]):
+        if modules and isinstance(modules[0], nn.BatchNorm2d) and has_statistics(modules[0]):
             norm = modules.pop(0)
-        merged.append(_folded(module, norm))
+        merged.append(folded(module, norm))
         if modules and type(modules[0]) is nn.ReLU:
             merged[-1] = ConvReLU(merged[-1])
             modules.pop(0)
     return nn.Sequential(*merged)
-
-
-def _folded(conv: nn.Conv2d, norm: nn.Module | None = None) -> FusedConv2d:
-    weight, bias = (conv.weight, conv.bias) if norm is None else _folded_tensors(conv, norm)
-    options = {"stride": conv.stride[0], "padding": conv.padding[0], "dilation": conv.dilation[0]}
-    return FusedConv2d(weight, bias, **options, groups=conv.groups)
-
-
-def _folded_tensors(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Returns the weight and bias of a convolution that a batch norm follows, folded in float64."""
-    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var)
-    wide = (None if t is None else t.detach().double() for t in tensors)
-    weight, bias = fuse_conv_bn_weights(*wide, norm.eps, norm.weight.detach().double(), norm.bias.detach().double())
-    return weight.detach().to(conv.weight.dtype), bias.detach().to(conv.weight.dtype)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 CHANNELS, PANEL = 512, 32  # channels of a block, columns of a panel of the right side of a product
-NUMBERS = 1 << 23  # of transformed maps in a block: 32 MiB in float32, which the third-level cache may hold
-LEAST, MOST = 52 << 20, 64 << 20  # bytes of scratch memory: of a block in float32 and its weight, and kept at most
+NUMBERS = 21 << 19  # of transformed maps in a block: 42 MiB in float32, of 512 channels for 64×64 positions or more
+LEAST, MOST = 60 << 20, 64 << 20  # bytes of scratch memory: of a block in float32 and its weight, and kept at most
 APART = 16  # padding of rows and planes: those a power of two apart share a few places of the cache
 
 

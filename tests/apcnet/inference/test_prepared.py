@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from real_packages import imported
 from torch import nn
 
 import apcnet
 from apc_kernels import FusedConv2d
 from apcnet import inference
+from apcnet.inference.folding import fold_encoder
 
 HEADS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"]
 LARGEST = 1e-5  # of the largest logit
@@ -114,6 +116,89 @@ def test_a_norm_without_statistics_stays():
     norm = model.head.convs[0].norm
     norm.running_mean = norm.running_var = None
     check(model, images(2, 3, 64, 64))
+
+
+SMALL = ["test_resnet", "test_efficientnet", "test_byobnet"]  # timm's own, for its tests
+
+
+@pytest.mark.parametrize(
+    "name", [*SMALL, *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50d", "densenet121"))]
+)
+def test_encoders_of_timm(name):
+    """Batch norms behind a convolution are folded; those of DenseNet before one stay."""
+    imported("timm")
+    prepared = check(model_of("fcn", backbone=f"timm:{name}"), images(1, 3, 64, 96))
+    kinds = [type(module).__name__ for module in prepared.backbone.modules()]
+    assert any("BatchNorm" in kind for kind in kinds) == (name == "densenet121")
+    assert kinds.count("FusedConv2d") > 5
+
+
+class Branches(nn.Module):
+    """Holds a convolution and a batch norm, and takes a way through them."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.norm, self.relu, self.way = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), way
+        nn.init.uniform_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 1.5)
+
+    def forward(self, x):
+        return self.way(self, x)
+
+
+FOLDED = {
+    "norm": lambda m, x: m.norm(m.conv(x)),
+    "norm and ReLU": lambda m, x: m.relu(m.norm(m.conv(x))),
+    "a ReLU of two": lambda m, x: m.relu(m.norm(m.conv(x))) + m.relu(x),
+    "two readers of the norm": lambda m, x: m.relu(y := m.norm(m.conv(x))) + y,
+}
+NOT_FOLDED = {
+    "the convolution is read twice": lambda m, x: m.norm(y := m.conv(x)) + y,
+    "the convolution is called twice": lambda m, x: m.norm(m.conv(x)) + m.conv(x),
+    "the norm is called twice": lambda m, x: m.norm(m.conv(x)) + m.norm(x),
+    "the norm comes first": lambda m, x: m.conv(m.norm(x)),
+    "the weight is read": lambda m, x: m.norm(m.conv(x)) + m.conv.weight.sum(),
+    "the graph depends on the input": lambda m, x: m.norm(m.conv(x)) if x.sum() > 0 else x,
+    "the convolution's result is a result": lambda m, x: (y := m.conv(x), m.norm(y))[0],
+}
+
+
+@pytest.mark.parametrize("way", [*FOLDED, *NOT_FOLDED])
+def test_only_what_one_convolution_feeds_is_folded(way):
+    encoder, x = Branches((FOLDED | NOT_FOLDED)[way]).eval(), images(1, 4, 5, 6)
+    with torch.no_grad():
+        expected = encoder(x)
+        fold_encoder(encoder)
+        torch.testing.assert_close(encoder(x), expected)
+    assert any(isinstance(module, FusedConv2d) for module in encoder.modules()) == (way in FOLDED)
+    assert isinstance(encoder.norm, nn.BatchNorm2d) == (way in NOT_FOLDED)
+
+
+def test_convolutions_that_are_not_square_stay():
+    for conv in (
+        nn.Conv2d(4, 4, (3, 1), padding=(1, 0)),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, stride=(1, 2), padding=1),
+    ):
+        encoder = nn.Sequential(conv, nn.BatchNorm2d(4)).eval()
+        fold_encoder(encoder)
+        assert type(encoder[0]) is nn.Conv2d and type(encoder[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["apcnet", "pspnet", "encnet"])
+def test_compiled_by_inductor(head, monkeypatch):
+    """The prepared model compiles as it is, and the model itself with its weights frozen."""
+    monkeypatch.undo()
+    model, x = model_of(head, backbone="resnet18"), images(1, 3, 64, 64)
+    prepared = inference.prepare(model)
+    with torch.no_grad():
+        expected = model(x)
+        for network, options in ((prepared, {}), (model, {"freezing": True})):
+            torch._dynamo.reset()
+            found = torch.compile(network, fullgraph=True, options=options)(x)
+            assert (found - expected).abs().max() <= LARGEST * expected.abs().max()
 
 
 @pytest.mark.slow
