@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -22,10 +23,10 @@ from apcnet.data_commands import check, import_data, pack, prepare
 from apcnet.files import printable
 from apcnet.flags import refuse_minutes, ways_on
 from apcnet.presets import preset, with_weights
-from apcnet.serving_commands import serve
+from apcnet.serving_commands import explore, serve
 
 COMMANDS = (
-    *(train, evaluate, predict, serve, compare, presets),
+    *(train, evaluate, predict, serve, explore, compare, presets),
     *(convert, export, push, check, import_data, prepare, pack, info),
 )
 
@@ -110,7 +111,9 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
 
 
 def _ways_on(error: ValueError, typed: list[str], defaults: dict) -> str:
-    """Returns the commands to type after an AnotherRunError, and nothing after other errors."""
+    """Returns the commands to type after an AnotherRunError or AnotherJobError, and nothing after other errors."""
+    if again := getattr(error, "again", None):
+        return f". To predict everything again: {shlex.join([*typed, again])}"
     stored, fields = getattr(error, "stored", None), getattr(error, "fields", [])
     if stored is None:
         return ""

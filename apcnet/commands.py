@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -94,7 +95,7 @@ def evaluate(
     The dataset and the protocol are those of the run, or of the preset if one is given.
 
     Args:
-        weights: Evaluate the model in this run folder or file.
+        weights: Evaluate the model in this run folder or file, also of `apcnet export`.
         data: Describes the dataset to evaluate on.
         protocol: Describes how the model sees an image.
         multi_scale: Average over six scales and their mirror images, as the published multi-scale test does.
@@ -151,42 +152,68 @@ def evaluate(
 
 def predict(
     model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
-    sources: Positional[Annotated[tuple[Path, ...], arg(metavar="FILE|FOLDER ...", help_behavior_hint="")]],
+    sources: Positional[
+        Annotated[tuple[str, ...], arg(metavar="FILE|FOLDER|PATTERN|URL|@LIST ...", help_behavior_hint="")]
+    ],
     out: Path,
     protocol: OmitArgPrefixes[Protocol],
     overlay: Literal["jpg", "png", "none"] = "jpg",
     confidence: bool = False,
+    probabilities: bool = False,
+    overwrite: bool = False,
+    shard: Annotated[str, arg(metavar="I/N")] = "1/1",
+    batch_size: int = 1,
     precision: Precision = "float32",
     device: Device = None,
 ) -> None:
-    """Predict the labels of images of any format and size. The exit status is 1 if an image cannot be read.
+    """Predict the labels of images of any format and size. The same command goes on after it was stopped.
+
+    The exit status is 1 if an image cannot be read.
 
     Args:
-        model: Use the model in this file or run folder; with a run, images are treated as in its evaluation.
-        sources: Predict these images, and all images in these folders.
-        out: Write label maps and overlays to this folder.
+        model: Use this model file, also of `apcnet export`, or run folder; a run treats images as in its evaluation.
+        sources: Predict these images, all images in these folders, and what the lines of these @lists name.
+        out: Write label maps, overlays and the manifest of finished images to this folder.
         protocol: Describes how the network sees an image.
         overlay: Save overlays of image and labels in this format.
         confidence: Save the probability of every pixel's label too, as grey levels.
+        probabilities: Save the probabilities of all classes too, as float16 arrays (K, H, W) in .npy files.
+        overwrite: Predict everything again, and replace what an earlier command has written.
+        shard: Predict one part of the images of several: 1/4 to 4/4 for four processes on any machines.
+        batch_size: Pass up to this many images of one size through the network together.
         precision: Run matrix products in this precision (autocast).
         device: Predict on this device.
     """
     from apcnet.bulk import predict_files
-    from apcnet.distributed import process_group
+    from apcnet.bulk.processes import PATIENCE, parse_shard, split
+    from apcnet.distributed import process_group, rank
     from apcnet.training.folder import model_file
 
-    with process_group(device) as place, progress_bar("predicting") as progress:
-        report = predict_files(
-            apcnet.load(model_file(model)).to(place),
-            sources,
-            out,
-            protocol,
-            precision=precision,
-            overlay=None if overlay == "none" else overlay,
-            confidence=confidence,
-            progress=progress,
+    part = parse_shard(shard)
+    with process_group(device, PATIENCE) as place, progress_bar("predicting") as progress:
+        network = apcnet.load(model_file(model)).to(place)
+        report = split(
+            lambda part, progress: predict_files(
+                network,
+                sources,
+                out,
+                protocol,
+                precision=precision,
+                overlay=None if overlay == "none" else overlay,
+                confidence=confidence,
+                probabilities=probabilities,
+                batch_size=batch_size,
+                shard=part,
+                overwrite=overwrite,
+                progress=progress,
+            ),
+            part,
+            progress,
         )
-    print(f"{out}: {report.done} images")
+        if rank() != 0:
+            return
+    before = f", {report.skipped} of them before" if report.skipped else ""
+    print(f"{out}: {report.done} images{before}")
     for failure in report.failures:
         print_error(failure)
     if report.failures:
@@ -254,32 +281,50 @@ def convert(
 
 
 def export(
-    model: Positional[Annotated[Path, arg(metavar="MODEL.safetensors")]],
-    out: Positional[Annotated[Path, arg(metavar="OUT")]],
-    format: Literal["exportedprogram", "onnx"] | None = None,
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    out: Positional[Annotated[Path | None, arg(metavar="OUT", help_behavior_hint="")]] = None,
+    web: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    format: Literal["exportedprogram", "onnx", "openvino"] | None = None,
     size: tuple[int, int] = (512, 512),
     dynamic: bool = True,
     output: Literal["logits", "upsampled", "labels"] = "logits",
     normalise: bool = False,
+    runtime: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: fetched by npm)")] = None,
 ) -> None:
-    """Export a model to a file that runs without this package, and compare the results of the two.
+    """Export a model to a file or a web page that runs without this package, and compare the results of the two.
 
     Args:
-        model: Export this model file, written by `apcnet convert`, `apcnet train` or model.save.
-        out: Write the exported model to this file, NAME.pt2 or NAME.onnx.
-        format: Write an ExportedProgram (.pt2) or ONNX (.onnx); by default the suffix of OUT decides.
+        model: Export the model in this run folder or file, of `apcnet train`, `apcnet convert` or model.save.
+        out: Write the exported model to this file, NAME.pt2, NAME.onnx or NAME.xml.
+        web: Write a page to this folder that labels photos in the browser alone, instead of a file.
+        format: Write an ExportedProgram, ONNX or an IR of OpenVINO; by default the suffix of OUT decides.
         size: Trace the model with an image of this height and width.
         dynamic: Accept batches of images of any number and size; otherwise one image of the traced size.
         output: Return logits at the model's resolution, or logits or labels at the image's size.
         normalise: Accept uint8 RGB images and normalise them inside the model.
+        runtime: Copy onnxruntime-web into the page from this folder.
     """
     from apcnet.export import export as export_model
+    from apcnet.training.folder import model_file, read_config
 
-    differences = export_model(
-        apcnet.load(model), out, format=format, size=size, dynamic=dynamic, output=output, normalise=normalise
-    )
+    if (out is None) == (web is None):
+        given = "none" if web is None else f"{out} and {web}"
+        raise ValueError(f"out: expected NAME.pt2, NAME.onnx or NAME.xml, or else --web FOLDER, got {given}")
+    loaded = apcnet.load(model_file(model))
+    if out is not None:
+        options = {"format": format, "size": size, "dynamic": dynamic, "output": output, "normalise": normalise}
+        differences = export_model(loaded, out, **options)
+    elif (format, dynamic, output, normalise) != (None, True, "logits", False):
+        raise ValueError("web: expected no --format, --no-dynamic, --output and --normalise, which suit files only")
+    else:
+        from apcnet.web import write
+
+        protocol = read_config(model).evaluation if model.is_dir() else Protocol()
+        differences = write(loaded, web, protocol, name=model.stem, size=size, runtime=runtime)
     compared = ", ".join(f"{value:.1e} at {height}×{width}" for (height, width), value in differences.items())
-    print(f"{out}: {output}, {f'off by {compared}' if compared else 'not compared'}")
+    print(f"{out or web}: {output}, {f'off by {compared}' if compared else 'not compared'}")
+    if web is not None:
+        print(f"to open it: python -m http.server --directory {shlex.quote(str(web))}, then http://localhost:8000")
 
 
 def push(

@@ -1,7 +1,8 @@
-"""Exports models to files that run without this package: an ExportedProgram for PyTorch, ONNX for other runtimes.
+"""Exports models to files that run without this package: an ExportedProgram for PyTorch, ONNX, OpenVINO's IR.
 
 While a model is traced, the operations of apc_kernels use their references, which consist of stock operators; height,
 width and batch size stay symbolic. A file appears only after it was read back and its results matched the model's.
+`apcnet.load` reads the files as models (apcnet.exported).
 """
 
 import io
@@ -9,8 +10,10 @@ import json
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +21,12 @@ from torch.export import Dim, ExportedProgram
 
 from apcnet import inference
 from apcnet.choices import check_choice
+from apcnet.exported import OUTPUTS, Exported
 from apcnet.files import replacing
 from apcnet.models import Segmentor
 
-FORMATS = {"exportedprogram": ".pt2", "onnx": ".onnx"}
-OUTPUTS = ("logits", "upsampled", "labels")
+FORMATS = {"exportedprogram": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+NEEDS = {"exportedprogram": (), "onnx": ("onnx", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
 TOLERANCE = 1e-4  # relative to the largest logit; or the share of labels that may differ, where classes tie
 SMALLEST = 33  # pixels; a smaller traced size leaves a single row or column at stride 32
 AXES = {0: "batch", 2: "height", 3: "width"}
@@ -40,13 +44,14 @@ def export(
 ) -> dict[tuple[int, int], float]:
     """Exports a model to a file, and checks that the file computes the same as the model.
 
-    The file also holds classes, palette, mean and std as JSON under "apcnet": in extra_files of an ExportedProgram, in
-    metadata_props of an ONNX file.
+    The file also holds classes, palette, mean, std, align_corners and the options of the export as JSON under "apcnet":
+    in extra_files of an ExportedProgram, in metadata_props of an ONNX file, in rt_info of an IR.
 
     Args:
         model: A float32 model in evaluation mode.
-        path: Name of the file, NAME.pt2 or NAME.onnx.
-        format: "exportedprogram" (read it by `torch.export.load`) or "onnx". The default follows from the path.
+        path: Name of the file, NAME.pt2, NAME.onnx or NAME.xml.
+        format: "exportedprogram" (read it by `torch.export.load`), "onnx" or "openvino" (an IR in float32, in NAME.xml
+            and NAME.bin). The default follows from the path.
         size: (H, W) of the images to trace with.
         dynamic: Accept any number of images of any size from 17 pixels on. Otherwise the file takes one image of
             `size`. Encoders that take images of one size, or have windows other than Swin's, can only do that; with
@@ -68,14 +73,20 @@ def export(
     format = _format(path, format)
     size = _checked(model, size, dynamic, output)
     deployed = Deployed(model, output, normalise).eval()
-    described = ("classes", "palette", "mean", "std", *(["range"] if model.range is not None else []))
-    about = json.dumps({name: getattr(model, name) for name in described})
-    with torch.no_grad(), replacing(path) as temporary:
+    described = ("classes", "palette", "mean", "std", "num_classes", "align_corners")
+    described += ("range",) if model.range is not None else ()
+    about = {name: getattr(model, name) for name in described} | {"output": output, "normalise": normalise}
+    text = json.dumps(about)
+    with torch.no_grad(), ExitStack() as stack:
+        temporary = stack.enter_context(replacing(path))
         program = _traced(deployed, size, dynamic)
         if format == "exportedprogram":
-            run = _exported_program(program, temporary, about)
+            run = _exported_program(program, temporary, text)
+        elif format == "onnx":
+            run = _onnx(program, temporary, text, output, dynamic)
         else:
-            run = _onnx(program, temporary, about, output, dynamic)
+            weights = stack.enter_context(replacing(path.with_suffix(".bin")))
+            run = _openvino(program, temporary, weights, text, output, dynamic)
         return {} if run is None else _compared(deployed, run, size, dynamic)
 
 
@@ -113,20 +124,31 @@ def _format(path: Path, format: str | None) -> str:
         endings = {ending: name for name, ending in FORMATS.items()}
         if path.suffix not in endings:
             raise ValueError(
-                f"path: expected a name that ends in {' or '.join(endings)}, or a format as well, got {path.name!r}"
+                f"path: expected a name that ends in {', '.join(endings)}, or a format as well, got {path.name!r}"
             )
         format = endings[path.suffix]
     check_choice(format, "format", FORMATS)
-    missing = [name for name in ("onnx", "onnxscript") if format == "onnx" and find_spec(name) is None]
+    if format == "openvino" and path.suffix != FORMATS[format]:  # its runtime looks for NAME.bin beside NAME.xml
+        raise ValueError(f"path: expected a name that ends in .xml for openvino, got {path.name!r}")
+    missing = [name for name in NEEDS[format] if find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f"format: onnx needs {' and '.join(missing)}: pip install 'apc_kernels[onnx]'")
+        raise ModuleNotFoundError(
+            f"format: {format} needs {' and '.join(missing)}: pip install 'apc_kernels[{format}]'"
+        )
     return format
 
 
-def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) -> tuple[int, int]:
+def check_model(model: object) -> None:
+    """Checks that a model is one that can be exported."""
+    if isinstance(model, Exported):
+        raise ValueError(f"model: expected the model that {model.path} was exported from, got that file")
     if not isinstance(model, Segmentor):
         given = type(model).__name__
         raise TypeError(f"model: expected a model of apcnet.create or apcnet.load, got {given}")
+
+
+def _checked(model: Segmentor, size: Sequence[int], dynamic: bool, output: str) -> tuple[int, int]:
+    check_model(model)
     if any(module.training for module in model.modules()):
         raise ValueError("model: expected evaluation mode, got training mode: call model.eval() first")
     for name, tensor in model.named_parameters():
@@ -156,7 +178,7 @@ def _traced(deployed: Deployed, size: tuple[int, int], dynamic: bool) -> Exporte
     return program
 
 
-# The next two functions write a program to a file, read it back, and return a function that runs it.
+# The next three functions write a program to a file, read it back, and return a function that runs it.
 
 
 def _exported_program(program: ExportedProgram, path: Path, about: str) -> Callable[[Tensor], Tensor]:
@@ -170,9 +192,7 @@ def _exported_program(program: ExportedProgram, path: Path, about: str) -> Calla
 def _onnx(
     program: ExportedProgram, path: Path, about: str, output: str, dynamic: bool
 ) -> Callable[[Tensor], Tensor] | None:
-    axes = {"images": AXES} if dynamic else None  # names only: the axes are dynamic already
-    names = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": axes}
-    converted = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    converted = _to_onnx(program, output, dynamic)
     converted.model.metadata_props["apcnet"] = about
     converted.save(path)
     if find_spec("onnxruntime") is None:
@@ -182,6 +202,32 @@ def _onnx(
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.cpu().numpy()})[0])
+
+
+def _openvino(
+    program: ExportedProgram, path: Path, weights: Path, about: str, output: str, dynamic: bool
+) -> Callable[[Tensor], Tensor]:
+    import openvino  # an extra
+
+    core = openvino.Core()
+    model = core.read_model(_to_onnx(program, output, dynamic).model_proto.SerializeToString())
+    model.set_rt_info(about, "apcnet")
+    with TemporaryDirectory(prefix=".apcnet-", dir=path.parent) as folder:  # OpenVINO writes NAME.xml and NAME.bin only
+        written = Path(folder, "model.xml")
+        openvino.serialize(model, written)
+        written.with_suffix(".bin").replace(weights)
+        written.replace(path)
+    model = core.read_model(path.read_bytes(), weights.read_bytes())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: torch.from_numpy(compiled([images.cpu().numpy()])[0])
+
+
+def _to_onnx(program: ExportedProgram, output: str, dynamic: bool) -> torch.onnx.ONNXProgram:
+    axes = {"images": AXES} if dynamic else None  # names only: the axes are dynamic already
+    names = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": axes}
+    converted = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    assert converted is not None  # it is None for the old exporter only
+    return converted
 
 
 def _compared(

@@ -42,7 +42,43 @@ def serve(
             for name, path in _names(models).items()
         }
         app = serve.create_app(served, limits)
-        serve.serve(app, listener, limits, lambda url: print(f"{', '.join(served)}: {url}", flush=True))
+        serve.serve(app, listener, lambda url: print(f"{', '.join(served)}: {url}", flush=True))
+
+
+def explore(
+    models: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN|MODEL [MODEL2]", help_behavior_hint="")]],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    precision: Precision = "float32",
+    device: Device = None,
+) -> None:
+    """Serve a page to look inside one or two models: drop a photo, see classes, affinities and where the two differ.
+
+    Args:
+        models: Look at the models in these files or run folders.
+        host: Listen at this address; only programs of this machine reach 127.0.0.1.
+        port: Listen at this port; 0 chooses a free one.
+        precision: Run matrix products in this precision (autocast).
+        device: Predict on this device.
+    """
+    from apcnet import serve
+    from apcnet.distributed import process_group
+    from apcnet.training.folder import model_file
+
+    names = _names(models)
+    if len(names) > 2:
+        raise ValueError(f"models: expected one or two, got {len(names)}")
+    listener = serve.listen(host, port)
+    with process_group(device) as place:
+        served = {
+            name: serve.Served(apcnet.load(model_file(path)).to(place), precision=precision)
+            for name, path in names.items()
+        }
+        from apcnet.serve import explore, explore_page
+
+        explore.see(list(served.values()), explore.sample(0))  # the first pass is slower than those that are shown
+        app = serve.create_app(served, explore_page.LIMITS, pages=explore_page.pages())
+        serve.serve(app, listener, lambda url: print(f"{', '.join(served)}: {url}, Ctrl-C ends it", flush=True))
 
 
 def _names(models: tuple[Path, ...]) -> dict[str, Path]:

@@ -10,6 +10,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from apcnet import exported
+from apcnet.exported import Exported
 from apcnet.files import printable
 from apcnet.interop import backbones
 from apcnet.interop.convert import published
@@ -54,12 +56,14 @@ def create(
     return segmentor
 
 
-def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
-    """Loads a model that `model.save(path)` wrote, in evaluation mode.
+def load(path: str | Path, num_classes: int | None = None) -> Segmentor | Exported:
+    """Loads a model that `model.save(path)` wrote, or a file that `apcnet export` wrote, in evaluation mode.
 
     Args:
-        path: A safetensors file of `model.save`, `apcnet train` or `apcnet convert`. Or the name of published weights,
-            such as "apcnet-r50-ade20k-160k", which are downloaded, converted and kept; or "hf:user/model" or
+        path: A safetensors file of `model.save`, `apcnet train` or `apcnet convert`. Or a file of `apcnet export`: ONNX
+            (.onnx), OpenVINO's IR (.xml) or an ExportedProgram (.pt2), which only predicts and evaluates; a .pt2 can
+            run code, so load none that you do not trust. Or the name of published weights, such as
+            "apcnet-r50-ade20k-160k", which are downloaded, converted and kept; or "hf:user/model" or
             "hf:user/model@revision", a model of the Hugging Face Hub.
         num_classes: Number of classes. If it is not the file's, the classifiers get new weights and a warning names
             them. The default is the file's.
@@ -71,6 +75,8 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
         >>> model = apcnet.load("best.safetensors")
         >>> model = apcnet.load("apcnet-r50-ade20k-160k")
     """
+    if Path(path).suffix in exported.PACKAGES:
+        return _load_exported(path, num_classes)
     about, tensors = read(path)
     try:
         model = build_filled(about["architecture"], tensors, str(path))
@@ -86,7 +92,18 @@ def load(path: str | Path, num_classes: int | None = None) -> Segmentor:
     return model.eval()
 
 
-def _describe(model: Segmentor, about: dict) -> None:
+def _load_exported(path: str | Path, num_classes: int | None) -> Exported:
+    model, about = exported.read(path)
+    try:
+        _describe(model, about)
+    except Exception as error:  # an untrusted description can hold anything
+        raise ValueError(f"{path}: {printable(error)}") from None
+    if num_classes not in (None, model.num_classes):
+        raise ValueError(f"num_classes: expected {model.num_classes}, those of the exported {path}, got {num_classes}")
+    return model
+
+
+def _describe(model: Segmentor | Exported, about: dict) -> None:
     """Gives a model the classes, palette, mean and std in a file, or raises an error that names the wrong one."""
     channels, labels = model.in_channels, count_labels(model)
     for name in ("mean", "std"):

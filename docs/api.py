@@ -27,6 +27,9 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.models": (),
         "apcnet.inference": (),
         "apcnet.inference.prediction": ("Prediction",),
+        "apcnet.bulk": (),
+        "apcnet.bulk.raster": ("predict_raster",),
+        "apcnet.bulk.video": ("predict_video", "VideoReport"),
         "apcnet.confusion": ("ConfusionMatrix", "Scores"),
         "apcnet.losses": (),
         "apcnet.data": (),
@@ -38,6 +41,8 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.interop.sssegmentation": ("load_head",),
         "apcnet.interop.convert": ("convert",),
         "apcnet.export": ("export",),
+        "apcnet.web": ("write",),
+        "apcnet.serve": ("create_app", "Served", "Limits"),
     },
 }
 OPENING = """\

@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
 os.environ.pop("PYTEST_XDIST_WORKER", None)  # what a test starts is no worker, as pytest-benchmark would have it
 
 from apc_kernels import build, info
+from apc_kernels.ops.conv3x3 import tiles
 
 
 def pytest_configure(config) -> None:
@@ -37,6 +38,7 @@ def pytest_collection_modifyitems(items) -> None:
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch):
     """Makes torch.empty and its kin return NaN inside the package, so that an unwritten result shows."""
+    monkeypatch.setattr(tiles, "_free", [])  # scratch memory of earlier tests
 
     def poisoned(allocate):
         def wrapper(*args, **kwargs):

@@ -1,8 +1,14 @@
 """Predicts at volume: files and folders that are written out, and rows of an engine.
 
-files    the prediction of files and folders: `predict_files`
-sources  the images in files and folders, and the names of what is written
-rows     rows of images in the processes of an engine: `apcnet.Predictor`
+files          the prediction of files, folders, patterns, lists and URLs: `predict_files`
+sources        what the sources stand for
+jobs           the names of the files that are written
+manifest       the record of what is finished, so that a job that was stopped goes on
+pipeline       threads that read and write while the network computes
+download       files of URLs
+probabilities  .npy files of the probabilities of all classes
+processes      the parts of a job in the processes that torchrun has started
+rows           rows of images in the processes of an engine: `apcnet.Predictor`
 """
 
 from apcnet.bulk.files import Report, predict_files

@@ -8,20 +8,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from apcnet import draw
+from apcnet.bulk.windows import BLOCK, CONFIDENCE_STEPS, NO_CONFIDENCE, Tile, no_data
 from apcnet.data.levels import LARGEST
 from apcnet.files import printable, replacing
 from apcnet.models.segmentor import Segmentor
 
-BLOCK = 256  # pixels of a side of the blocks of the files that are written
 CACHE = 64 << 20  # bytes of blocks that GDAL keeps; its own choice is a twentieth of the memory
-CONFIDENCE_STEPS, NO_CONFIDENCE = 254, 255  # levels of a byte that mean 1 and no data
 
 
 try:
@@ -42,13 +40,6 @@ def gdal() -> Iterator[None]:
     with rasterio.Env(GDAL_CACHEMAX=CACHE), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
-
-
-class Tile(NamedTuple):
-    """Holds the levels (C, h, w) of a window, and which of its pixels (h, w) have data; None if all have."""
-
-    levels: Tensor
-    valid: np.ndarray | None
 
 
 class Raster:
@@ -132,7 +123,7 @@ class Raster:
         if bands is not None:
             raise ValueError(f"bands: expected {channels}, got {chosen}")
         example = " ".join(map(str, range(1, needed + 1)))
-        raise ValueError(f"{self.path}: expected {channels}, got {len(chosen)}; choose them: --bands {example}")
+        raise ValueError(f"{self.path}: expected {channels}, got {len(chosen)}; choose bands, such as {example}")
 
     def _checked_palette(self, model: Segmentor) -> np.ndarray | None:
         """Checks the type of the levels, and returns the RGB colours (3, 256) of a raster that stores indices."""
@@ -140,7 +131,8 @@ class Raster:
         if self.is_rgb:
             if kinds != ["uint8"]:
                 raise ValueError(
-                    f"{self.path}: expected bands of uint8, as the model was trained with, got {', '.join(kinds)}"
+                    f"{self.path}: expected bands of uint8, as the model was trained with, got {', '.join(kinds)}; "
+                    "convert them, for example by gdal_translate -ot Byte -scale"
                 )
             if self.file.colorinterp[self.bands[0] - 1] != ColorInterp.palette:
                 return None
@@ -184,20 +176,10 @@ def label_file(
 @contextmanager
 def confidence_file(raster: Raster, path: Path) -> Iterator[LabelFile]:
     """Opens a file for levels of confidence, 0 to CONFIDENCE_STEPS, which its scale makes probabilities."""
-    with _created(raster, path, "uint8", 255) as file:
+    with _created(raster, path, "uint8", NO_CONFIDENCE) as file:
         file.scales = (1 / CONFIDENCE_STEPS,)
         file.set_band_description(1, "confidence")
         yield LabelFile(file)
-
-
-def confidence_levels(shares: np.ndarray) -> np.ndarray:
-    """Converts probabilities to levels of a byte."""
-    return np.round(shares * CONFIDENCE_STEPS).astype(np.uint8)
-
-
-def no_data(classes: int) -> int:
-    """Returns the label of pixels without data: 255, or 65535 if a class has that number."""
-    return 255 if classes <= 255 else 65535
 
 
 @contextmanager

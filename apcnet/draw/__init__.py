@@ -31,6 +31,7 @@ __all__ = [
     "backgrounds",
     "colourise",
     "confusion",
+    "encoded",
     "ignored_color",
     "legend",
     "overlay",
@@ -191,14 +192,20 @@ def preview(
 
 def save(picture: Image.Image, path: str | Path) -> None:
     """Writes a picture to NAME.png or NAME.jpg; the file appears whole or not at all."""
+    content = encoded(picture, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encoded(picture: Image.Image, path: str | Path) -> memoryview:
+    """Returns the content of the file NAME.png or NAME.jpg of a picture."""
     kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
     kind = kinds.get(Path(path).suffix.lower())
     if kind is None:
         raise ValueError(f"path: expected a name that ends with one of {', '.join(kinds)}, got {path}")
     content = io.BytesIO()  # Pillow does not notice that a JPEG cannot be written to a full disk
     picture.save(content, kind, **({"quality": 92} if kind == "JPEG" else {}))
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    return content.getbuffer()
 
 
 def _panels(

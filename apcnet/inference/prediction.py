@@ -15,8 +15,8 @@ from apcnet import draw, inference
 from apcnet.config import Precision, Protocol
 from apcnet.data.levels import visible
 from apcnet.inference.levels import model_levels
-from apcnet.inference.protocol import WHOLE
-from apcnet.inference.tiles import MAX_PIXELS, label_image
+from apcnet.inference.protocol import WHOLE, Keep
+from apcnet.inference.tiles import MAX_PIXELS, label_images
 from apcnet.models.segmentor import Segmentor, count_labels
 from apcnet.zoo import load
 
@@ -77,11 +77,15 @@ class Prediction:
             raise ValueError(f"path: expected NAME.png, which keeps labels as they are, got {path}")
         draw.save(self.indices(), path)
 
-    def save_confidence(self, path: str | Path) -> None:
-        """Writes the confidence to a PNG or JPEG: grey levels, black for 0 and white for 1."""
+    def confidence_levels(self) -> Image.Image:
+        """Draws the confidence in grey levels, black for 0 and white for 1."""
         if self.confidence is None:
             raise ValueError("confidence: expected a prediction of predict(…, confidence=True), got one without")
-        draw.save(Image.fromarray((self.confidence * 255).round().to(torch.uint8).numpy()), path)
+        return Image.fromarray((self.confidence * 255).round().to(torch.uint8).numpy())
+
+    def save_confidence(self, path: str | Path) -> None:
+        """Writes the confidence to a PNG or JPEG, as `confidence_levels` returns it."""
+        draw.save(self.confidence_levels(), path)
 
 
 @overload
@@ -151,7 +155,10 @@ def predict(
 
         def one(image: object, name: str) -> Prediction:
             levels = model_levels(prepared, image, name)
-            return predict_levels(prepared, levels, name, protocol, max_pixels, confidence)
+            try:
+                return predict_levels(prepared, [levels], protocol, max_pixels, confidence)[0]
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
         if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4):
             return [one(image, f"images[{i}]") for i, image in enumerate(images)]
@@ -179,15 +186,25 @@ def prepared_model(
 
 
 def predict_levels(
-    model: Segmentor, levels: Tensor, name: str, protocol: Protocol, max_pixels: int, confidence: bool
-) -> Prediction:
-    """Predicts an image of the levels (C, H, W) that `model_levels` returns; errors start with `name`."""
-    try:
-        labels, sure = label_image(model, levels, protocol, max_pixels, confidence)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    classes = getattr(model, "classes", None) or tuple(f"class {i}" for i in range(count_labels(model)))
+    model: Segmentor,
+    images: Sequence[Tensor],
+    protocol: Protocol,
+    max_pixels: int,
+    confidence: bool,
+    keep: Keep | None = None,
+) -> list[Prediction]:
+    """Predicts images of one size, of the levels (C, H, W) that `model_levels` returns, as `label_images` does."""
+    labels, sure = label_images(model, images, protocol, max_pixels, confidence, keep)
     colors = getattr(model, "palette", None) or draw.palette(count_labels(model))
-    shown = visible(levels, getattr(model, "range", None))
     colors = tuple((red, green, blue) for red, green, blue in colors)
-    return Prediction(labels.cpu(), shown, tuple(classes), colors, None if sure is None else sure.cpu())
+    shown = [visible(levels, getattr(model, "range", None)) for levels in images]
+    sures = [None] * len(images) if sure is None else sure.cpu()
+    return [
+        Prediction(found, image, class_names(model), colors, sure)
+        for found, image, sure in zip(labels.cpu(), shown, sures, strict=True)
+    ]
+
+
+def class_names(model: Segmentor) -> tuple[str, ...]:
+    """Returns the names of a model's classes, or numbered ones if it has none."""
+    return tuple(getattr(model, "classes", None) or (f"class {i}" for i in range(count_labels(model))))

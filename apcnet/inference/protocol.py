@@ -6,7 +6,7 @@ first result, for one image at a time; the second resize is fused with the opera
 normalised, (B, 3, h, w), at the network's scale; for several ratios, an iterable yields the same images at each ratio.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, get_args
 
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from apc_kernels import upsample_argmax, upsample_confusion, upsample_cross_entropy, upsample_softmax
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
+from apcnet.confusion import ConfusionMatrix
 from apcnet.data.augment import checked_pair
 from apcnet.inference.logits import Model, align_corners, check_images, head_logits, resized, slide_bands, slide_logits
 
 WHOLE = Protocol()
 BAND = 1 << 24  # probabilities at a time, classes × rows × columns, of which only those of the labels are kept: 64 MiB
 Images = Tensor | Iterable[Tensor]
+Keep = Callable[[int, int, Tensor], object]  # image, first row, probabilities (K, rows, W)
 
 
 def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None) -> Tensor:
@@ -44,6 +46,8 @@ def labels(model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Se
     """
     size = _size(images, size)
     with torch.no_grad():
+        if getattr(model, "gives_labels", False):
+            return _given_labels(model, images, protocol, size)
         parts = [
             upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=align_corners(model))
             for _, rows, scores in _scores_to_resize(model, images, protocol, size)
@@ -125,6 +129,12 @@ def assess(
     labelled: list[Tensor] = []
     sure: list[Tensor] = []
     with torch.no_grad():
+        if getattr(model, "gives_labels", False):
+            if confidence or loss:
+                raise model.no_logits()
+            given = _given_labels(model, images, protocol, size)
+            matrix = ConfusionMatrix(max(model.num_classes, 2), ignore_index, given.device)
+            return Seen(matrix.update(given, target).matrix, given if labels else None, None, None)
         for which, rows, scores in _scores_to_resize(model, images, protocol, size):
             true = target[which, rows]
             counts.append(upsample_confusion(scores, true, ignore_index=ignore_index, align_corners=corners))
@@ -144,7 +154,12 @@ def assess(
 
 
 def confidence(
-    model: Model, images: Images, protocol: Protocol = WHOLE, *, size: Sequence[int] | None = None
+    model: Model,
+    images: Images,
+    protocol: Protocol = WHOLE,
+    *,
+    size: Sequence[int] | None = None,
+    keep: Keep | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Predicts the class of every pixel, and the probability that the model gives it.
 
@@ -154,6 +169,8 @@ def confidence(
         images: Normalised images, as in `labels`.
         protocol: Scales, windows and flips.
         size: Height and width of the original images; by default those of `images`.
+        keep: Called with the probabilities of all classes, a few rows at a time: the number of the image, its first
+            row, and (K, rows, W), which the next call may overwrite. Memory never holds those of a whole image.
 
     Returns:
         Labels (B, H, W), as `labels` returns, and probabilities (B, H, W).
@@ -166,9 +183,9 @@ def confidence(
     found: list[Tensor] = []
     sure: list[Tensor] = []
     with torch.no_grad():
-        for _, rows, scores in _scores_to_resize(model, images, protocol, size):
+        for which, rows, scores in _scores_to_resize(model, images, protocol, size):
             found.append(upsample_argmax(scores, (rows.stop - rows.start, size[1]), align_corners=corners))
-            sure.append(winning(scores, found[-1], corners, averaged))
+            sure.append(winning(scores, found[-1], corners, averaged, keep and _moved(keep, which.start, rows.start)))
     return _joined(found, size), _joined(sure, size)
 
 
@@ -229,6 +246,14 @@ def in_evaluation(model: nn.Module, precision: Precision = "float32") -> Iterato
             module.training = True
 
 
+def _given_labels(model: Model, images: Images, protocol: Protocol, size: tuple[int, int]) -> Tensor:
+    """Returns the labels of a model that gives labels (apcnet.exported): of whole images at their own size alone."""
+    (view, *others) = _views(images, protocol)
+    if others or protocol.window or protocol.averages or tuple(view.shape[2:]) != size:
+        raise model.no_logits()
+    return model.labels(view)
+
+
 def _joined(parts: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Joins what `_scores_to_resize` yielded in turn to maps (B, H, W)."""
     if len(parts) == 1:  # always so while a model is exported, whose sizes are symbols
@@ -236,11 +261,11 @@ def _joined(parts: list[Tensor], size: tuple[int, int]) -> Tensor:
     return torch.cat([part.flatten(0, 1) for part in parts]).view(-1, *size)
 
 
-def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool) -> Tensor:
+def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bool, keep: Keep | None = None) -> Tensor:
     """Returns the probability (B, H, W) of each pixel's label, from scores that are still to be resized to its size.
 
     The scores are resized along their columns first, and then a few rows at a time along their rows, so that memory
-    never holds the scores of all classes at the size of the result.
+    never holds the scores of all classes at the size of the result. `keep` sees the probabilities of all classes.
     """
     height, width = labels.shape[1:]
     tall = _resized_columns(scores, height, corners)
@@ -253,8 +278,15 @@ def winning(scores: Tensor, labels: Tensor, corners: bool, are_probabilities: bo
                 band = F.interpolate(band, (band.shape[2], width), mode="bilinear", align_corners=corners)
             else:
                 band = upsample_softmax(band, (band.shape[2], width), align_corners=corners)
+            if keep is not None:
+                keep(image, top, band[0])
             found[image, top : top + rows] = band[0].gather(0, label[:, top : top + rows].long())[0]
     return found
+
+
+def _moved(keep: Keep, image: int, row: int) -> Keep:
+    """Returns a function that calls `keep` with numbers of images and rows from these on."""
+    return lambda i, top, band: keep(image + i, row + top, band)
 
 
 def _resized_columns(scores: Tensor, height: int, corners: bool) -> Tensor:
@@ -305,6 +337,8 @@ def _logits_to_resize(
         for i, image in enumerate(view.split(1)):
             yield slice(i, i + 1), of_classes(slide_logits(model, image, protocol.window, protocol.stride))
         return
+    if protocol.single_resize and size != tuple(view.shape[2:]) and getattr(model, "gives_upsampled", False):
+        raise model.no_logits()
     logits = of_classes(head_logits(model, view))
     if protocol.single_resize or size == tuple(view.shape[2:]):
         yield slice(0, logits.shape[0]), logits

@@ -100,7 +100,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(convolve(self.conv1, x)), inplace=True)
         y = self.bn2(convolve(self.conv2, y))
-        y += x if self.downsample is None else self.downsample(x)
+        y += shortcut(self.downsample, x)
         return F.relu(y, inplace=True)
 
 
@@ -124,8 +124,16 @@ class Bottleneck(nn.Module):
         y = F.relu(self.bn1(convolve(self.conv1, x)), inplace=True)
         y = F.relu(self.bn2(convolve(self.conv2, y)), inplace=True)
         y = self.bn3(convolve(self.conv3, y))
-        y += x if self.downsample is None else self.downsample(x)
+        y += shortcut(self.downsample, x)
         return F.relu(y, inplace=True)
+
+
+def shortcut(downsample: nn.Sequential | None, x: Tensor) -> Tensor:
+    """Returns what a block adds to its result: its input, or a convolution and batch norm of it."""
+    if downsample is None:
+        return x
+    conv, norm = downsample
+    return norm(convolve(conv, x))
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:

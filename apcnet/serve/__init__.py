@@ -11,6 +11,8 @@ limits      sizes, times and numbers; what requests hold in memory
 metrics     counters in Prometheus' text format
 openapi     parameters, and the OpenAPI document
 page        the plain page at /
+explore     labels of one or two models and what their heads see, for the page of `apcnet explore`
+explore_page  the routes of that page
 """
 
 from importlib.util import find_spec

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from apcnet.console import print_error
 from apcnet.serve.limits import PACE, Limits
 
-KEEP_ALIVE = 15  # seconds without a request
+KEEP_ALIVE = 15  # seconds without a request, if the timeout is longer
 STUCK = 1  # the exit status if the network still runs
 
 
@@ -101,25 +101,36 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """Opens the socket of a server; port 0 is any that is free."""
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"port: expected 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"host, port: expected an address that is free, got {host} and {port}: {reason}") from None
+    except OSError as error:
+        raise ValueError(
+            f"host, port: expected an address that is free, got {host} and {port}: {error.strerror}"
+        ) from None
 
 
-def serve(app: Starlette, listener: socket.socket, limits: Limits, on_start: Callable[[str], None]) -> None:
+def serve(app: Starlette, listener: socket.socket, on_start: Callable[[str], None]) -> None:
     """Serves an application until SIGTERM or SIGINT: then it accepts nothing more, finishes what it has, and returns.
 
     Args:
         app: What `create_app` returned.
-        listener: The socket to accept connections on.
-        limits: The limits of the connections.
+        listener: The socket to accept connections on, of `listen`.
         on_start: Function that is called with the URL before the first request is accepted.
     """
     host, port = listener.getsockname()[:2]
     on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    server_of(app).run([listener])
+    if app.state.server.is_stuck:  # Python cannot end in an orderly way while the network runs in a thread
+        print_error("the network did not finish in time: the server ends without it")
+        os._exit(STUCK)
+
+
+def server_of(app: Starlette) -> Server:
+    """Returns the server that runs an application of `create_app`."""
+    limits: Limits = app.state.server.limits
     config = uvicorn.Config(
         app,
         http=partial(Connection, limits=limits),  # pyright: ignore[reportArgumentType]
@@ -131,13 +142,10 @@ def serve(app: Starlette, listener: socket.socket, limits: Limits, on_start: Cal
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=min(KEEP_ALIVE, limits.timeout),
         timeout_graceful_shutdown=max(1, round(limits.timeout)),
     )
-    Server(config).run([listener])
-    if app.state.server.is_stuck:  # Python cannot end in an orderly way while the network runs in a thread
-        print_error(f"the network did not finish within {limits.timeout:g} s: the server ends without it")
-        os._exit(STUCK)
+    return Server(config)
 
 
 def _refusal(status: int, message: str) -> bytes:

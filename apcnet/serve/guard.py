@@ -8,7 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apcnet.serve.metrics import Metrics
 
-LINGER = 2.0  # seconds for which the rest of a refused body is thrown away, so that its client reads the answer
+# The rest of a refused body is thrown away, so that its client reads the answer, for so many seconds and bytes.
+LINGER, LINGER_BYTES = 2.0, 1 << 26
 GONE = 499  # the status by which metrics count a client that has gone
 
 
@@ -66,8 +67,9 @@ class _Exchange:
 
     async def _linger(self) -> None:
         async def read() -> None:
-            while not self.whole and not self.gone:
-                await self.receive()
+            count = 0
+            while not self.whole and not self.gone and count < LINGER_BYTES:
+                count += len((await self.receive()).get("body", b""))
 
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(read(), LINGER)

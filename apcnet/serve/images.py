@@ -5,6 +5,7 @@ frame of several.
 """
 
 import io
+import math
 import re
 import warnings
 
@@ -14,10 +15,9 @@ from torch import Tensor
 from apcnet.data.files import levels_of
 from apcnet.files import printable
 
-Image.init()
-# Formats of Pillow that start no programs, as far as it was built with them.
-FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF") if name in Image.OPEN)
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # which start no programs, and whose headers do not lie
 SCANS = 100  # of a progressive JPEG, each of which costs the time of a whole image; encoders write ten
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 START_OF_SCAN = b"\xff\xda"  # nothing but a marker holds these two bytes in a JPEG
 MOST_PARTS = 32  # of a form
 
@@ -68,13 +68,13 @@ def opened(content: bytes | memoryview, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
+        size = max((image.width, image.height), _tile(image), key=math.prod)
     except Image.DecompressionBombError:
         raise ImageError(413, f"body: expected an image of at most {max_pixels} pixels, got many more") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds of errors
         raise _unreadable(error) from None
-    if image.width * image.height > max_pixels:
-        size = f"{image.width} × {image.height}"
-        raise ImageError(413, f"body: expected an image of at most {max_pixels} pixels, got {size}")
+    if math.prod(size) > max_pixels:
+        raise ImageError(413, f"body: expected an image of at most {max_pixels} pixels, got {size[0]} × {size[1]}")
     if image.format in ("JPEG", "MPO") and (scans := bytes(content).count(START_OF_SCAN)) > SCANS:
         raise ImageError(422, f"body: expected a JPEG of at most {SCANS} scans, got {scans}")
     return image
@@ -86,6 +86,12 @@ def decoded(image: Image.Image) -> Tensor:
         return levels_of(image)
     except Exception as error:
         raise _unreadable(error) from None
+
+
+def _tile(image: Image.Image) -> tuple[int, int]:
+    """Returns the size of a TIFF's tiles, each of which is decoded as a whole, or 0 if it has none."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(TILE_WIDTH, 0)), int(tags.get(TILE_LENGTH, 0))
 
 
 def _unreadable(error: Exception) -> ImageError:

@@ -1,7 +1,8 @@
 """Runs the images of several requests through a model at once, with the labels of `apcnet.predict`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from apcnet.inference.prediction import Prediction, predict
 from apcnet.inference.protocol import WHOLE
 from apcnet.inference.tiles import MAX_PIXELS
 from apcnet.models.segmentor import count_labels
+from apcnet.serve.images import ImageError
 
 
 class Served:
@@ -43,11 +45,19 @@ class Served:
 
     def most(self, size: Sequence[int], protocol: Protocol) -> int:
         """Returns how many images of this size (H, W) may go through the network together."""
-        largest = max(map(math.prod, (size, *view_sizes(size, protocol.ratios, protocol.test_scale))))
+        with self._refusing():
+            largest = max(map(math.prod, (size, *view_sizes(size, protocol.ratios, protocol.test_scale))))
         return max(1, MAX_PIXELS // largest)
 
     def predict(self, images: Sequence[Tensor], protocol: Protocol, confidence: bool) -> list[Prediction]:
-        """Predicts the labels of images (3, H, W) uint8 of one size, as `apcnet.predict` does one after the other."""
+        """Predicts the labels of images (3, H, W) uint8 of one size, as `apcnet.predict` does one after the other.
+
+        What the model cannot take, such as another size than that of an exported file, is an ImageError.
+        """
+        with self._refusing():
+            return self._predict(images, protocol, confidence)
+
+    def _predict(self, images: Sequence[Tensor], protocol: Protocol, confidence: bool) -> list[Prediction]:
         if len(images) == 1:
             options = {"precision": self.precision, "confidence": confidence}
             return [predict(self.prepared, images[0], protocol, **options)]
@@ -68,3 +78,12 @@ class Served:
             Prediction(label, image, self.classes, self.palette, share)
             for label, image, share in zip(labels, images, sure, strict=True)
         ]
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turns an error about an image into an ImageError."""
+        try:
+            yield
+        except ValueError as error:
+            path = getattr(self.model, "path", None)  # of an exported file; clients need not know where it lies
+            raise ImageError(422, str(error).replace(str(path), "the model") if path else str(error)) from None

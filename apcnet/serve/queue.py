@@ -104,6 +104,8 @@ class BatchQueue:
                 continue
             try:
                 values = begun[0].run([work.item for work in begun])
+                if len(values) != len(begun):
+                    raise ValueError(f"run: expected a result for each of {len(begun)} items, got {len(values)}")
             except BaseException as error:
                 for work in begun:
                     work.future.set_exception(error)

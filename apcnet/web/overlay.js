@@ -17,8 +17,8 @@
   overlay.picture()                  a canvas with the picture and its colours, as they are shown
   overlay.drawing                    a canvas of the picture's size above the colours, for drawings of your own
 
-  takePhotos(area, input, onPhoto, onOther)  hands over image files that are dropped on an element, pasted into the page
-                                             or chosen in an <input type="file">; calls onOther(text) for other files
+  takePhotos(area, input, onPhoto, onRefused)  hands over image files that are dropped on an element, pasted into the page
+                                             or chosen in an <input type="file">; calls onRefused(text) for other files
 
 The styles are in overlay.css, and hold for a whole page. The report of a run has the same colours and shapes.
 */
@@ -177,11 +177,11 @@ export class Overlay {
   }
 }
 
-export function takePhotos(area, input, onPhoto, onOther = () => {}) {
+export function takePhotos(area, input, onPhoto, onRefused = () => {}) {
   const take = files => {
     const photo = [...files].find(file => file.type.startsWith("image/"));
     if (photo) onPhoto(photo);
-    else if (files.length) onOther(`${files[0].name}: expected an image, got ${files[0].type || "a file of another kind"}`);
+    else if (files.length) onRefused(`${files[0].name}: expected an image, got ${files[0].type || "a file of another kind"}`);
   };
   input.addEventListener("change", () => { take(input.files); input.value = ""; }); // the same file can be chosen again
   document.addEventListener("paste", event => take(event.clipboardData.files));

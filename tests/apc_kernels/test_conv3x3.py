@@ -1,5 +1,6 @@
 """Tests conv3x3 against float64 and against PyTorch's convolution of the concatenation; by tiles at every size."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import calls
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apc_kernels
-from apc_kernels.ops.conv3x3 import LEAST_CHANNELS, MOST_TINY, _backward_maps, _forward, reference
+from apc_kernels.ops.conv3x3 import LEAST_CHANNELS, MOST_TINY, _backward_maps, _forward, reference, tiles
 
 
 class Case(NamedTuple):
@@ -314,3 +315,44 @@ def test_under_autocast_maps_may_come_in_any_precision():
     assert (result - expected).abs().max() <= 0.02 * expected.abs().max()
     with pytest.raises(ValueError, match=r"maps\[1\]: expected batch, size and dtype of maps\[0\]"):
         apc_kernels.conv3x3(maps, weight)
+
+
+# Calls share one piece of scratch memory.
+
+
+def test_calls_use_the_scratch_memory_of_earlier_ones(monkeypatch):
+    """A first call under inference_mode leaves memory that training may write."""
+    monkeypatch.setattr(tiles, "_free", [])
+    given = draw(CASES[2])
+    with torch.inference_mode():
+        by_tiles(given[0], given[1])
+    (memory,) = tiles._free
+    ours = with_gradients(by_tiles, *given)
+    assert len(tiles._free) == 1 and tiles._free[0] is memory
+    for result, expected in zip(ours, with_gradients(by_tiles, *given), strict=True):
+        assert same_bits(result, expected)
+
+
+def test_more_scratch_memory_than_is_kept_returns_to_the_system(monkeypatch):
+    monkeypatch.setattr(tiles, "_free", [])
+    monkeypatch.setattr(tiles, "LEAST", 0)
+    monkeypatch.setattr(tiles, "MOST", 1000)
+    by_tiles(*draw(CASES[2])[:2])
+    assert tiles._free == []
+
+
+def test_scratch_memory_is_returned_after_an_error(monkeypatch):
+    monkeypatch.setattr(tiles, "_free", [])
+    with pytest.raises(ZeroDivisionError), tiles._scratch(X, 10, 20) as (first, second):
+        assert (first.numel(), second.numel(), first.dtype) == (10, 20, X.dtype)
+        1 / 0  # noqa: B018
+    assert len(tiles._free) == 1
+
+
+def test_threads_do_not_share_scratch_memory():
+    given = [draw(case) for case in (CASES[2], CASES[6], CASES[2], CASES[6])]
+    expected = [by_tiles(maps, weight) for maps, weight, _ in given]
+    with ThreadPoolExecutor(len(given)) as pool:
+        for _ in range(5):
+            found = pool.map(lambda tensors: by_tiles(*tensors[:2]), given)
+            assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))

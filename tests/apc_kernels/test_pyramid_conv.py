@@ -7,6 +7,7 @@ from accuracy import assert_accurate, same_bits
 from head_cases import CONVS, ConvCase, draw_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kept import kept_bytes
 from places import dtypes, places_without_cuda
 from torch._subclasses import FakeTensorMode
 
@@ -103,6 +104,19 @@ def test_weights_with_adjacent_channels(device, backend, dtype, kernel):
     pytorch = with_gradients(stock.pyramid_conv, tensors, case)
     for ours, true, own in zip(actual, exact, pytorch, strict=True):
         assert_accurate(ours, true, own, str(case))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_no_copy_of_the_weight_is_kept(backend):
+    """Taps are multiplied as one matrix; backward makes that copy of a contiguous weight again."""
+    regions, weight = torch.randn(2, 32, 10), torch.randn(16, 64, 3, 3, requires_grad=True)
+    result = []
+    with apc_kernels.backend(backend):
+        kept = kept_bytes(
+            lambda: result.append(apc_kernels.pyramid_conv(regions, weight, (4, 4), (1, 3))), [regions, weight]
+        )
+    assert kept < weight.nbytes
+    assert result[0].grad_fn is not None
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import TRACED, pixels_of, small
 
 import apc_kernels
-import apcnet
 from apcnet import export as exporting
 from apcnet.export import export
 
@@ -23,7 +23,6 @@ VARIANTS = [
     pytest.param("pspnet", {"align_corners": True, "output_stride": 16}, marks=pytest.mark.slow),
     pytest.param("semantic_fpn", {"neck_norm": True}, marks=pytest.mark.slow),
 ]
-TRACED = (64, 80)
 OTHERS = [(1, 65, 97), (3, 41, 56), (2, 131, 72)]  # images, height and width that were not traced
 
 onnx = pytest.mark.skipif(
@@ -32,27 +31,8 @@ onnx = pytest.mark.skipif(
 )
 
 
-def small(name, **options):
-    """Builds a model with random weights and statistics."""
-    torch.manual_seed(0)
-    backbone = {"backbone": "resnet18", "stem_width": 8} if name == "fcn" else {"backbone": "tiny"}
-    model = apcnet.create(name, num_classes=7, width=8, channels=16, **backbone, **options).eval()
-    for module in model.modules():
-        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
-            for tensor in (module.running_mean, module.bias):
-                torch.nn.init.normal_(tensor, std=0.2)
-            for tensor in (module.running_var, module.weight):
-                torch.nn.init.uniform_(tensor, 0.5, 1.5)
-    return model
-
-
 def images_of(batch, height, width):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
-
-
-def pixels_of(batch, height, width):
-    generator = torch.Generator().manual_seed(height)
-    return torch.randint(256, (batch, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
 def assert_close(actual, expected):
@@ -147,6 +127,10 @@ def test_a_fixed_size_and_what_the_file_says(tmp_path):
         "palette": [[1, 2, 3], [4, 5, 6]],
         "mean": list(model.mean),
         "std": list(model.std),
+        "num_classes": 7,
+        "align_corners": False,
+        "output": "logits",
+        "normalise": False,
     }
 
 
@@ -176,11 +160,11 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(TypeError, match=r"model: expected a model of apcnet\.create or apcnet\.load, got Linear"):
         export(torch.nn.Linear(2, 2).eval(), path)
     with pytest.raises(
-        ValueError, match="format: expected one of exportedprogram, onnx, got 'onx'; did you mean 'onnx'"
+        ValueError, match="format: expected one of exportedprogram, onnx, openvino, got 'onx'; did you mean 'onnx'"
     ):
         export(model, path, format="onx")
     with pytest.raises(
-        ValueError, match=r"path: expected a name that ends in \.pt2 or \.onnx, or a format as well, got"
+        ValueError, match=r"path: expected a name that ends in \.pt2, \.onnx, \.xml, or a format as well, got"
     ):
         export(model, tmp_path / "m.pth")
     with pytest.raises(ValueError, match=r"output: .* did you mean 'labels'"):

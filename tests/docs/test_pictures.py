@@ -1,4 +1,4 @@
-"""Tests that the README's picture can be drawn and is drawn as docs/pictures.py says."""
+"""Tests that the README's picture can be drawn and is drawn as docs/pictures.py says, and the size of a screenshot."""
 
 import sys
 from pathlib import Path
@@ -51,3 +51,9 @@ def test_the_picture_is_as_large_as_it_is_shown(pictures):
     """The README shows it at half its width."""
     picture = Image.open(pictures.PICTURE)
     assert picture.width == pictures.WIDTH and picture.mode == "RGB"
+
+
+def test_the_screenshot_is_small():
+    """docs/explore.md shows it; docs/screenshot.py takes it."""
+    path = ROOT / "docs" / "pictures" / "explore.png"
+    assert path.stat().st_size <= 150_000 and Image.open(path).width == 1200

@@ -16,7 +16,14 @@ import pytest
 needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
 KEYS = {"Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "Tab": 9}
 KEYS |= {f"Arrow{side}": code for side, code in zip(("Left", "Up", "Right", "Down"), range(37, 41), strict=True)}
-OPTIONS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+OPTIONS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+]
 OPTIONS += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"]
 OPTIONS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # nothing but this machine can be reached
 

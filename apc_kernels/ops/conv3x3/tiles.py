@@ -7,14 +7,15 @@ times as large, and never exist as a whole. Blocks depend on shapes alone.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 CHANNELS, PANEL = 512, 32  # channels of a block, columns of a panel of the right side of a product
-RETURNED = 40 << 20  # bytes; from 32 MiB on the C library maps an allocation by itself
 NUMBERS = 1 << 23  # of transformed maps in a block: 32 MiB in float32, which the third-level cache may hold
+LEAST, MOST = 52 << 20, 64 << 20  # bytes of scratch memory: of a block in float32 and its weight, and kept at most
 APART = 16  # padding of rows and planes: those a power of two apart share a few places of the cache
 
 
@@ -89,17 +90,17 @@ def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int) -> T
     grid, results, sources = _grid(grad, dilation, 2), _parts([grad]), _parts(maps)
     widest = [max(part.channels for part in parts) for parts in (results, sources)]
     blocks = list(grid.blocks(sum(map(_padded, widest))))
-    of_results, of_sources, of_products = _returned(
-        grad, *(_size(grid, blocks[0], channels) for channels in widest), grid.planes * _size_of_rows(*widest)
-    )
-    for result in results:
-        for source in sources:
-            products = _matrices(of_products, grid.planes, result.channels, source.channels)
-            for rows in blocks:
-                left = _tiles(result.map, grid, rows, of_results, of_result=True)
-                right = _tiles(source.map, grid, rows, of_sources)
-                multiply(left.mT, as_panels(right), products, add=rows.start > 0)
-            torch.ops.apc_kernels_cpp.conv3x3_weight_gradient(products, grad_weight[result.place, source.place])
+    sizes = *(_size(grid, blocks[0], channels) for channels in widest), grid.planes * _size_of_rows(*widest)
+    with _scratch(grad, *sizes) as (of_results, of_sources, of_products):
+        for result in results:
+            for source in sources:
+                products = _matrices(of_products, grid.planes, result.channels, source.channels)
+                for rows in blocks:
+                    if len(blocks) > 1 or source is sources[0]:
+                        left = _tiles(result.map, grid, rows, of_results, of_result=True)
+                    right = _tiles(source.map, grid, rows, of_sources)
+                    multiply(left.mT, as_panels(right), products, add=rows.start > 0)
+                torch.ops.apc_kernels_cpp.conv3x3_weight_gradient(products, grad_weight[result.place, source.place])
     return grad_weight
 
 
@@ -162,27 +163,25 @@ def _convolve(
     blocks = list(grid.blocks(sum(map(_padded, widest))))
     if not blocks:
         return
-    buffers = _buffers if isinstance(weights, _Prepared) else _returned
-    of_sources, of_targets, weights.buffer = buffers(
-        targets[0].map, *(_size(grid, blocks[0], channels) for channels in widest), weights.size(*widest)
-    )
-    for rows in blocks:
-        for target in targets:
-            products = _view(of_targets, grid, rows, target.channels)
-            for source in sources:
-                if len(sources) > 1 or target is targets[0]:
-                    tiles = _tiles(source.map, grid, rows, of_sources)
-                multiply(tiles, weights(source, target), products, add=source is not sources[0])
-            torch.ops.apc_kernels_cpp.conv3x3(
-                products,
-                grid.side,
-                grid.dilation,
-                rows.start,
-                None if bias is None else bias[target.place],
-                None if other is None else other[:, target.place],
-                relu,
-                target.map,
-            )
+    sizes = *(_size(grid, blocks[0], channels) for channels in widest), weights.size(*widest)
+    with _scratch(targets[0].map, *sizes) as (of_sources, of_targets, weights.buffer):
+        for rows in blocks:
+            for target in targets:
+                products = _view(of_targets, grid, rows, target.channels)
+                for source in sources:
+                    if len(sources) > 1 or target is targets[0]:
+                        tiles = _tiles(source.map, grid, rows, of_sources)
+                    multiply(tiles, weights(source, target), products, add=source is not sources[0])
+                torch.ops.apc_kernels_cpp.conv3x3(
+                    products,
+                    grid.side,
+                    grid.dilation,
+                    rows.start,
+                    None if bias is None else bias[target.place],
+                    None if other is None else other[:, target.place],
+                    relu,
+                    target.map,
+                )
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool) -> None:
@@ -243,20 +242,28 @@ def _tiles(x: Tensor, grid: Grid, rows: range, buffer: Tensor, of_result: bool =
     return tiles
 
 
-# Buffers that all blocks reuse.
+# Scratch memory. Every call takes the memory of the last one: fresh memory costs a page fault for each 4 KiB, together
+# as much time as the transforms, and in training it would come to lie between maps that are kept.
+
+_free: list[Tensor] = []
 
 
-def _buffers(like: Tensor, *sizes: int) -> Sequence[Tensor]:
-    return like.new_empty(sum(sizes)).split(sizes)
-
-
-def _returned(like: Tensor, *sizes: int) -> Sequence[Tensor]:
-    """Makes buffers in one allocation so large that it returns to the system at once; only what is used takes memory.
-
-    In training, smaller ones would lie between maps that are kept, and stay with the process.
-    """
-    rest = max(0, RETURNED // like.itemsize - sum(sizes))
-    return _buffers(like, *sizes, rest)[: len(sizes)]
+@contextmanager
+def _scratch(like: Tensor, *sizes: int) -> Iterator[Sequence[Tensor]]:
+    """Lends buffers of these numbers of elements, in the dtype of a tensor."""
+    needed = sum(sizes) * like.itemsize
+    try:
+        memory = _free.pop()
+    except IndexError:  # the first call, or one beside a call of another thread
+        memory = None
+    if memory is None or memory.nbytes < needed:
+        with torch.inference_mode(False):  # later calls may be in another mode
+            memory = torch.empty(max(needed, LEAST), dtype=torch.uint8, device=like.device)
+    try:
+        yield memory[:needed].view(like.dtype).split(sizes)
+    finally:
+        if memory.nbytes <= MOST and not _free:
+            _free.append(memory)
 
 
 def _padded(channels: int) -> int:

@@ -39,13 +39,15 @@ def photos(tmp_path):
 
 
 def files_in(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Lists the files in a folder but for the manifest."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != "manifest.jsonl")
 
 
 def test_folder(tmp_path, network, photos):
     calls = []
     report = predict_files(network, photos, tmp_path / "out", progress=lambda *call: calls.append(call))
-    assert report == (4, []) and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert report == (4, [], 0) and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     names = ("a", "b", "street/deep/c", "street/x.y")
     assert files_in(tmp_path / "out") == sorted(f"{name}{end}" for name in names for end in (".png", "_overlay.jpg"))
     seen = predict(network, photos / "street/x.y.bmp")
@@ -110,7 +112,7 @@ def test_full_disk_stops_all(tmp_path, network, photos, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(draw, "save", full)
+    monkeypatch.setattr(draw, "encoded", full)
     with pytest.raises(OSError, match="No space left"):
         predict_files(network, photos, tmp_path / "out")
 
@@ -147,10 +149,10 @@ def test_images_are_never_overwritten(tmp_path, network, photos):
     assert {name: (photos / name).read_bytes() for name in files_in(photos)} == before
 
 
-def test_what_an_earlier_run_wrote_is_replaced_and_not_read(tmp_path, network, photos):
+def test_what_an_earlier_run_wrote_is_not_read(tmp_path, network, photos):
     first = predict_files(network, photos, photos / "out")
     written = files_in(photos / "out")
-    assert predict_files(network, photos, photos / "out") == first
+    assert predict_files(network, photos, photos / "out", overwrite=True) == first
     assert files_in(photos / "out") == written
 
 

@@ -1,0 +1,86 @@
+"""Tests `apcnet predict` as a command: one process, parts of a job, and processes that torchrun starts."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from stand_in import draw_image, picture
+
+import apcnet
+from apcnet.bulk.processes import parse_shard
+from apcnet.cli import main
+
+COUNT = 7
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, threads):
+    """Makes a model and images, one of them broken, in the current folder."""
+    threads(1)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    apcnet.create("apcnet", "tiny", 5, width=8, channels=8).save("model.safetensors")
+    (tmp_path / "photos").mkdir()
+    for number in range(COUNT):
+        picture(draw_image(32, 40 + number)).save(f"photos/{number}.png")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def run(capsys, command: str) -> tuple[int, str, str]:
+    status = 0
+    try:
+        main(shlex.split(command)[1:])
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+def test_the_same_command_goes_on_and_another_one_is_refused(job, capsys):
+    command = "apcnet predict model.safetensors 'photos/*.png' --out seen --device cpu"
+    status, out, err = run(capsys, command)
+    assert status == 1 and out == f"seen: {COUNT} images\n" and "broken.png" in err and err.count("\n") == 1
+    (job / "photos" / "broken.png").unlink()
+    assert run(capsys, command) == (0, f"seen: {COUNT} images, {COUNT} of them before\n", "")
+    status, out, err = run(capsys, f"{command} --flip")
+    again = f"{command} --flip --overwrite"
+    assert status == 2 and "holds predictions of another job, flip: False → True. Name another folder" in err
+    assert err.endswith(f"To predict everything again: {again}\n")
+    assert run(capsys, again) == (0, f"seen: {COUNT} images\n", "")
+
+
+def test_parts_and_lists(job, capsys):
+    (job / "list.txt").write_text("\n".join(f"photos/{number}.png" for number in range(COUNT)))
+    for part, count in ("1/2", 4), ("2/2", 3):
+        command = f"apcnet predict model.safetensors @list.txt --out seen --device cpu --shard {part} --probabilities"
+        assert run(capsys, command) == (0, f"seen: {count} images\n", "")
+    assert len(list((job / "seen" / "photos").glob("?_probabilities.npy"))) == COUNT
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/", "-1/2"])
+def test_wrong_parts(text):
+    with pytest.raises(ValueError, match=f"shard: expected I/N with I from 1 to N, such as 1/4, got {text}"):
+        parse_shard(text)
+
+
+@pytest.mark.slow
+def test_torchrun(job):
+    """Tests that processes split a part, wait for each other in spite of a broken image, and report together."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "apcnet"]
+    predict = ["predict", "model.safetensors", "photos", "--out", "seen", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for before in ("", f", {COUNT} of them before"):
+        run = subprocess.run([*torchrun, *predict], env=environment, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 1 and run.stdout == f"seen: {COUNT} images{before}\n", run.stderr
+        assert run.stderr.count("photos/broken.png: expected an image") == 1
+    texts = [(job / "seen" / f"manifest-{part}-of-2.jsonl").read_text() for part in (1, 2)]
+    lines = [[json.loads(line) for line in text.splitlines()[1:]] for text in texts]
+    names = [sorted(line["files"][0] for line in part) for part in lines]
+    assert names == [["0.png", "2.png", "4.png", "6.png"], ["1.png", "3.png", "5.png"]]
+    (job / "photos" / "broken.png").unlink()
+    run = subprocess.run([*torchrun, *predict], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and run.stdout == f"seen: {COUNT} images, {COUNT} of them before\n", run.stderr
