@@ -110,6 +110,11 @@ def as_scales(scales: Sequence[int]) -> list[int]:
         raise TypeError(f"scales: expected a sequence of integers, got {scales!r}") from None
 
 
+def regions_of(scales: Sequence[int]) -> int:
+    """Returns the number of regions of all scales, Σ s²."""
+    return sum(map(operator.mul, scales, scales))
+
+
 def check_scales(scales: Sequence[int], most: int, largest: int) -> list[int]:
     scales = as_scales(scales)
     if not 1 <= len(scales) <= most:

@@ -124,7 +124,11 @@ def fill(
 
 def readable(argument: Any) -> Any:
     """Returns a contiguous copy of a tensor whose layout the kernels cannot read, and anything else unchanged."""
-    if not isinstance(argument, Tensor) or (argument.dim() == 4 and reads_in_place(argument)):
+    if (
+        not isinstance(argument, Tensor)
+        or argument.is_contiguous()
+        or (argument.dim() == 4 and reads_in_place(argument))
+    ):
         return argument
     return argument.contiguous()
 

@@ -79,25 +79,25 @@ class RegionReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the regions of all scales: x (B, in_channels, h, w) -> (B, channels, J)."""
-        pooled = apc_kernels.pyramid_pool(x, self.scales)
-        norms = [reduction.norm for reduction in self.reductions if isinstance(reduction, ConvNormReLU)]
-        if norms and all(map(_is_local, norms)):
-            return self._reduced(pooled, norms)
-        parts = pooled.split([s * s for s in self.scales], dim=2)
-        reduced = [reduce(part.unsqueeze(3)) for reduce, part in zip(self.reductions, parts, strict=True)]
-        return torch.cat(reduced, dim=2).squeeze(3)
-
-    def _reduced(self, pooled: Tensor, norms: list[nn.BatchNorm2d]) -> Tensor:
+        pooled, weights, norms = apc_kernels.pyramid_pool(x, self.scales), [], []
+        for reduction in self.reductions:
+            if not isinstance(reduction, ConvNormReLU) or not _is_local(norm := reduction.norm):
+                return self._composed(pooled)
+            weights.append(reduction.conv.weight)
+            norms.append(norm)
         training = norms[0].training
         if training and pooled.shape[0] == 1:
             check_values(norms[0], pooled[:, :, :1, None])
-        weights = [reduction.conv.weight for reduction in self.reductions]
         given = [batch_norm(norm, pooled) for norm in norms]
         result = apc_kernels.pyramid_reduce(pooled, weights, given, self.scales, training=training)
         if training:
-            for norm in norms:
-                norm.num_batches_tracked.add_(1)
+            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
         return result
+
+    def _composed(self, pooled: Tensor) -> Tensor:
+        parts = pooled.split([s * s for s in self.scales], dim=2)
+        reduced = [reduce(part.unsqueeze(3)) for reduce, part in zip(self.reductions, parts, strict=True)]
+        return torch.cat(reduced, dim=2).squeeze(3)
 
 
 def _is_local(norm: nn.Module) -> bool:

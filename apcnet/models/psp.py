@@ -71,9 +71,10 @@ class PyramidBottleneck(ConvNormReLU):
         self.features = features
 
     def forward(self, x: Tensor, regions: RegionReduction, align_corners: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, pyramid_weight = self.conv.weight.split([self.features, self.conv.in_channels - self.features], dim=1)
+        whole = self.conv.weight
+        weight, pyramid_weight = whole.split([self.features, whole.shape[1] - self.features], dim=1)
         product = apc_kernels.conv3x3(x, weight)
-        product = product + apc_kernels.pyramid_conv(
+        product += apc_kernels.pyramid_conv(
             regions(x),
             pyramid_weight,
             x.shape[2:],

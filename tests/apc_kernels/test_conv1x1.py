@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apc_kernels
-from apc_kernels.ops.conv1x1 import LEAST_CHANNELS, _backward_maps, _backward_weight, _forward
+from apc_kernels.ops.conv1x1 import LEAST_CHANNELS, _forward
 
 CASES = [  # batch, channels of each map, outputs, size
     (1, (1,), 1, (1, 1)),
@@ -106,9 +106,10 @@ def test_as_an_operation(backend):
     maps, weight, grad = draw(CASES[1])
     leaves = [x.requires_grad_() for x in maps]
     with apc_kernels.backend(backend):
-        torch.library.opcheck(_forward, (weight.requires_grad_(), leaves))
-        torch.library.opcheck(_backward_maps, (grad, weight.detach(), [3, 5]))
-        torch.library.opcheck(_backward_weight, (grad, [x.detach() for x in leaves]))
+        operators, plain = torch.ops.apc_kernels, [x.detach() for x in leaves]
+        torch.library.opcheck(operators.conv1x1.default, (weight.requires_grad_(), leaves))
+        torch.library.opcheck(operators.conv1x1_backward_maps.default, (grad, weight.detach(), [3, 5]))
+        torch.library.opcheck(operators.conv1x1_backward_weight.default, (grad, plain))
         wide, wide_weight, _ = draw((2, (2, 1), 3, (2, 3)), torch.float64)
         leaves = [t.requires_grad_() for t in (*wide, wide_weight)]
         assert torch.autograd.gradcheck(lambda a, b, w: by_products([a, b], w), leaves)

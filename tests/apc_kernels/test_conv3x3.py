@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apc_kernels
-from apc_kernels.ops.conv3x3 import LEAST_CHANNELS, _backward_maps, _backward_weight, _forward, reference, tiles
+from apc_kernels.ops.conv3x3 import LEAST_CHANNELS, MOST_TINY, _backward_maps, _forward, reference, tiles
 
 
 class Case(NamedTuple):
@@ -190,11 +190,12 @@ def test_small_maps_have_second_derivatives():
 def test_opcheck(backend):
     maps, weight, grad = draw(Case(2, (3, 5), 4, (7, 9)))
     leaves = [x.requires_grad_() for x in maps]
+    operators, plain = torch.ops.apc_kernels, [x.detach() for x in leaves]
     with apc_kernels.backend(backend):
         for dilation in (1, 2):
-            torch.library.opcheck(_forward, (weight.detach().requires_grad_(), dilation, leaves))
-            torch.library.opcheck(_backward_maps, (grad, weight, dilation, [3, 5]))
-            torch.library.opcheck(_backward_weight, (grad, dilation, [x.detach() for x in leaves]))
+            torch.library.opcheck(operators.conv3x3.default, (weight.detach().requires_grad_(), dilation, leaves))
+            torch.library.opcheck(operators.conv3x3_backward_maps.default, (grad, weight, dilation, [3, 5]))
+            torch.library.opcheck(operators.conv3x3_backward_weight.default, (grad, dilation, plain))
 
 
 def test_compiled_whole_by_tiles():
@@ -204,6 +205,22 @@ def test_compiled_whole_by_tiles():
     for dilation in (1, 2):
         results = [with_gradients(function, *given, dilation) for function in (compiled, by_tiles)]
         assert all(same_bits(ours, expected) for ours, expected in zip(*results, strict=True))
+
+
+def test_tiny_maps_leave_onednn_out():
+    """One map of few numbers, whose convolution takes less time than oneDNN takes to begin."""
+    maps, weight, grad = draw(Case(2, (5,), 4, (7, 9)))
+    assert maps[0].numel() * 4 * 9 <= MOST_TINY
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        actual = with_gradients(apc_kernels.conv3x3, maps, weight, grad, 1)
+    called = {event.name for event in profile.events()}
+    assert "aten::thnn_conv2d" in called and "aten::mkldnn_convolution" not in called
+    expected = with_gradients(reference.conv3x3, maps, weight, grad, 1)
+    for ours, stock_result in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, stock_result)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        apc_kernels.conv3x3(torch.randn(2, 16, 32, 32), torch.randn(8, 16, 3, 3))
+    assert "aten::thnn_conv2d" not in {event.name for event in profile.events()}
 
 
 def test_what_takes_tiles(monkeypatch):

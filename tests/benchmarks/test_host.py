@@ -5,8 +5,8 @@ import torch
 
 from benchmarks import host
 
-# The goal is 1. Measured on maps of 6×6: 1.1 and 1.2, 1.9 and 1.9, 1.6 and 1.2 in evaluation and training.
-MOST_OF_HEADS = {"apc": 1.8, "psp": 3.0, "enc": 2.4}
+# The goal is 1. Measured on maps of 6×6: 0.76 and 0.87, 0.71 and 0.83, 0.72 and 0.79 in evaluation and training.
+MOST_OF_HEADS = {"apc": 1.2, "psp": 1.2, "enc": 1.2}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,33 @@ def test_heads(name, training):
 
 @pytest.mark.parametrize("name", host.operations())
 def test_operations(name):
-    """The goal is 25 microseconds, or 1.5 times PyTorch's composition; `encode` takes 2.9 times."""
+    """The goal is 25 microseconds, or 1.5 times PyTorch's composition."""
     with torch.no_grad():
         row = host.measure(*host.operations()[name], rounds=25, calls=20)
-    assert row.ours < 75 or row.ratio < (5 if name == "encode" else 2), row
+    assert row.ours < 60 or row.ratio < 2, row
+
+
+def test_every_operation_is_measured():
+    from apc_kernels import info
+
+    assert set(host.operations()) == set(info.SERVED_BY) - {"augment"}  # it takes images
+
+
+def test_the_first_call():
+    """The goal is 50 ms and 10 MiB. torch._dynamo, which a wrapper of operators imports, takes seconds."""
+    milliseconds, mebibytes, modules = host.first_call()
+    assert milliseconds < 200 and mebibytes < 20, (milliseconds, mebibytes)
+    assert not [name for name in modules if name.startswith(("torch", "sympy", "triton"))], modules
+
+
+def test_table(tmp_path, monkeypatch):
+    """The table in the documentation is made from the files of results."""
+    written = host.PAGE.read_text()
+    page = tmp_path / "page.md"
+    page.write_text(f"Before\n{host.BEGIN}\nold\n{host.END}\nafter\n")
+    monkeypatch.setattr(host, "PAGE", page)
+    host.write_table()
+    before, rest = page.read_text().split(host.BEGIN)
+    table, after = rest.split(host.END)
+    assert (before, after) == ("Before\n", "\nafter\n") and table.count("\n| ") > 20
+    assert table in written, "docs/kernels/README.md: stale; run python -m benchmarks.host --table"

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from apc_kernels.dispatch import FLOATS, Kernels
-from apc_kernels.ops.common import check_dtype, check_tensor, name_of, without_autocast
+from apc_kernels.ops.common import check_dtype, check_tensor, is_plain, name_of, runs_eagerly, without_autocast
 from apc_kernels.ops.conv3x3 import reference, tiles
 from apc_kernels.ops.operator import define
 
@@ -17,6 +17,7 @@ KERNELS = Kernels(reference)
 # From these sizes on, tiles are faster than PyTorch's convolution on two threads (benchmarks/results). With fewer
 # positions or channels the transforms, above all that of the weight, cost more than they save.
 LEAST_CHANNELS, LEAST_POSITIONS = 128, 1024
+MOST_TINY = 2**17  # multiplications: up to these, oneDNN's 40 µs a call are more than all others take
 MAX_DILATION = 65536
 
 
@@ -51,6 +52,8 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 
     check_tensors(maps, weight)
     if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
         _check(maps, weight, dilation)
+        if dilation == 1 and _is_tiny(maps, weight):
+            return torch.ops.aten.thnn_conv2d(maps[0], weight, (3, 3), None, (1, 1), (1, 1))
         return reference.conv3x3(maps, weight, dilation)
     return _forward(weight, dilation, maps)
 
@@ -116,6 +119,21 @@ def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
         and maps[0].device.type == "cpu"
         and maps[0].dtype in (torch.float32, torch.float64)
         and weight.dtype == maps[0].dtype
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_tiny(maps: Sequence[Tensor], weight: Tensor) -> bool:
+    """Tells whether PyTorch's own product takes less time than oneDNN, which it calls by default, takes to begin."""
+    x = maps[0]
+    return (
+        len(maps) == 1
+        and x.numel() * weight.shape[0] * 9 <= MOST_TINY
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and is_plain(x)
+        and is_plain(weight)
+        and runs_eagerly()
         and not torch.is_autocast_enabled("cpu")
     )
 

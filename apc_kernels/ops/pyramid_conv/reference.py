@@ -1,12 +1,15 @@
 """Computes pyramid_conv in plain PyTorch, by matrix products: the specification, and what exported models contain."""
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from apc_kernels.ops.autograd import under_transforms
 from apc_kernels.ops.interpolation import matrix
 
 
@@ -21,16 +24,9 @@ def pyramid_conv(
     kernel = weight.shape[2]
     last = memory_format == torch.channels_last
     (batch, channels), outputs = regions.shape[:2], weight.shape[0]
-    step = weight.stride(3)
-    by_channel = weight.stride() == (kernel * kernel * step, 1, kernel * step, step)  # channels_last, or a part of it
     products = []
     for rows, taps in zip(regions.split([s * s for s in scales], 2), weight.split(channels, 1), strict=True):
-        vectors = rows.transpose(0, 1).flatten(1)  # (C, B·s²)
-        if by_channel:
-            product = taps.permute(0, 2, 3, 1).flatten(0, 2) @ vectors
-        else:  # a product for each output, so that the weight is not copied
-            product = torch.bmm(taps.flatten(2).mT, vectors.expand(outputs, -1, -1))
-        products.append(product)  # (O, k², B·s²), flat
+        products.append(_products(taps, rows.transpose(0, 1).flatten(1)))  # (O·k², B·s²)
     rows, joined = matrices(scales, size, kernel, align_corners, products[0])
     columns = joined.split([s * kernel for s in scales], 1)
     for i, s in enumerate(scales):
@@ -44,6 +40,47 @@ def pyramid_conv(
     if last:
         return (rows @ torch.cat(products, 1)).unflatten(2, (size[1], outputs)).permute(0, 3, 1, 2)
     return rows @ torch.cat(products, 2)
+
+
+def _products(taps: Tensor, vectors: Tensor) -> Tensor:
+    """Multiplies the taps of a scale (O, C, k, k) with its vectors (C, n): (O·k², n)."""
+    differentiated = torch.is_grad_enabled() and (taps.requires_grad or vectors.requires_grad)
+    casts = torch.is_autocast_enabled(taps.device.type)
+    transformed = torch.compiler.is_compiling() or under_transforms() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+    if not differentiated or casts or transformed or _channels_adjacent(taps):
+        return _as_matrix(taps) @ vectors
+    return _Products.apply(taps, vectors)  # pyright: ignore[reportReturnType]
+
+
+def _as_matrix(taps: Tensor) -> Tensor:
+    """Returns taps (O, C, k, k) as (O·k², C): a view if the channels are adjacent, else a copy."""
+    return taps.permute(0, 2, 3, 1).reshape(-1, taps.shape[1])
+
+
+def _channels_adjacent(taps: Tensor) -> bool:
+    kernel, step = taps.shape[2], taps.stride(3)
+    return taps.stride() == (kernel * kernel * step, 1, kernel * step, step)
+
+
+class _Products(torch.autograd.Function):
+    """Multiplies taps with vectors, and saves no copy of the taps: backward makes it again."""
+
+    @staticmethod
+    def forward(ctx: Any, taps: Tensor, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(taps, vectors)
+        return _as_matrix(taps) @ vectors
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        taps, vectors = ctx.saved_tensors
+        outputs, channels, kernel, _ = taps.shape
+        of_taps, of_vectors = ctx.needs_input_grad
+        grad_taps = grad_vectors = None
+        if of_taps:
+            grad_taps = (grad @ vectors.mT).reshape(outputs, kernel, kernel, channels).permute(0, 3, 1, 2)
+        if of_vectors:
+            grad_vectors = _as_matrix(taps).mT @ grad
+        return grad_taps, grad_vectors
 
 
 def matrices(

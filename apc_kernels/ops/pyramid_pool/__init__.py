@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
-from apc_kernels.ops.common import as_scales, check_dtype, check_scales, check_tensor, is_dense
+from apc_kernels.ops.common import as_scales, check_dtype, check_scales, check_tensor, is_dense, regions_of
 from apc_kernels.ops.operator import Operator, define, fill
 from apc_kernels.ops.pyramid_pool import reference
 
@@ -98,7 +98,7 @@ def _empty_gradient(grad: Tensor, scales: Sequence[int], size: Sequence[int], st
     if len(size) != 4 or len(stride) != 4:
         raise ValueError(f"size, stride: expected 4 numbers each, got {tuple(size)} and {tuple(stride)}")
     _check_size(size, "size")
-    expected = (size[0], size[1], sum(s * s for s in scales))
+    expected = (size[0], size[1], regions_of(scales))
     if tuple(grad.shape) != expected:
         raise ValueError(f"grad: expected {expected} for a map of {tuple(size)}, got {tuple(grad.shape)}")
     return grad.new_empty_strided(size, stride)
@@ -115,7 +115,7 @@ _pool = Operator(
     KERNELS,
     _check,
     on=lambda x, scales: (x, _limits(x.shape, scales)),
-    empty=lambda x, scales: x.new_empty(*x.shape[:2], sum(s * s for s in scales)),
+    empty=lambda x, scales: x.new_empty(*x.shape[:2], regions_of(scales)),
     backward=lambda ctx, grad: (_backward(grad, ctx.scales, ctx.size, ctx.stride), None),
     remember=_remember,
 )
