@@ -51,7 +51,8 @@ inline void wait_for_copies() {
 
 inline void forget(int&) {}
 inline float reciprocal(float value) { return 1 / value; }
-inline float exponential(float value) { return std::exp(value); }
+// A GPU has the power of two alone.
+inline float exponential(float value) { return static_cast<float>(std::exp2(double(value * 1.44269504f))); }
 inline float larger(float a, float b) { return a != a || a > b ? a : b; }
 
 template <typename T>
@@ -90,13 +91,13 @@ void multiply_add(float* d, const uint32_t (&a)[4], const uint32_t* b, const flo
   const unsigned lane = emulation::running % emulation::WARP, g = lane / 4, t = lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned column = 2 * t + i % 2, lower = i / 2;
-    double sum = 0;  // 16 products of 11 bits each: exact, like the tensor core's, but for the last addition
+    double sum = 0;  // 16 products of 11 bits each, rounded once with what they are added to
     for (unsigned k = 0; k < 16; ++k) {
       const uint32_t left = lanes[4 * g + k % 8 / 2].a[k / 8 * 2 + lower];
       const uint32_t upper = lanes[4 * column + k % 8 / 2].b[k / 8];
       sum += static_cast<double>(emulation::number<T>(&left, k % 2)) * emulation::number<T>(&upper, k % 2);
     }
-    d[i] = c[i] + static_cast<float>(sum);
+    d[i] = static_cast<float>(c[i] + sum);
   }
 }
 

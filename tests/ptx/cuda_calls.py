@@ -4,9 +4,12 @@ import torch
 from cases import ContextCase, MapCase, channels_last, draw, draw_context, nchw
 
 # Scales of both numbers of rows that the tensor cores' kernels have for most calls.
-CONTEXT, MAP = ContextCase(2, 72, (7, 11), (4, 2)), MapCase((1, 72, 6, 70), (1, 2, 3, 20))
+CONTEXT, MAP = ContextCase(2, 72, (7, 11), (4, 3)), MapCase((1, 72, 6, 70), (1, 2, 3, 20))
 # More channels than stay in shared memory, of both kinds of calls; the second kind has a scale of 7 or 8.
-DEEP = ContextCase(1, 520, (5, 13), (4, 2)), ContextCase(1, 520, (5, 13), (7,))
+DEEP = ContextCase(1, 520, (3, 7), (4,)), ContextCase(1, 520, (3, 7), (7,))
+# A quarter of an image of APCNet at 512x512. Every tile costs the same, so that times of whole batches follow.
+HEAD = ContextCase(1, 512, (16, 64), (1, 2, 3, 6))
+HEAD_BLOCKS = 1024 // 32  # chunks of positions as long as in a batch of eight whole images
 
 
 def array(tensor):
@@ -38,11 +41,12 @@ def pooling_calls(kernels, layout, dtype) -> list[torch.Tensor]:
     return results
 
 
-def context_calls(kernels, layout, dtype, case: ContextCase) -> list[torch.Tensor]:
+def context_calls(kernels, layout, dtype, case: ContextCase, blocks: int = 1) -> list[torch.Tensor]:
+    """Returns the results of every function on affinities; chunks of positions leave that many blocks."""
     name, scales = str(dtype).removeprefix("torch."), list(case.scales)
     t = {key: array(value) for key, value in draw_context(case, layout, dtype).items()}
     batch, rows, pairs = case.batch, sum(s * s for s in scales), sum(s**4 for s in scales)
-    linear, quadratic = torch.ones(batch, rows).numpy(), torch.ones(batch, pairs).numpy()
+    linear, quadratic = (torch.linspace(-1, 1, batch * n).view(batch, n).numpy() for n in (rows, pairs))
     small, results = (t["regions"], t["weight"], t["bias"], scales), []
     # z where the layout is x's and where it is not: single numbers then move in two directions.
     for z_layout in (layout, nchw if layout is channels_last else channels_last):
@@ -52,13 +56,13 @@ def context_calls(kernels, layout, dtype, case: ContextCase) -> list[torch.Tenso
     shapes = t["regions"].shape, t["shift"].shape, (batch, rows), (batch, rows), (batch, pairs)
     sums = [unwritten(*shape) for shape in shapes]
     given = t["grad"], t["x"], name, *small, t["shift"]
-    kernels.adaptive_context_backward_regions(*given, t["center"], *map(array, sums), 1, 0)
+    kernels.adaptive_context_backward_regions(*given, t["center"], *map(array, sums), blocks, 0)
     grads = [torch.full_like(x_like(t["x"], layout, dtype), float("nan"))]
     grads += [unwritten(rows, case.channels), unwritten(batch, rows)]
     moments = linear, quadratic, t["shift"]
-    kernels.adaptive_context_backward_x(*given, True, t["center"], *moments, *map(array, grads), 1, 0)
+    kernels.adaptive_context_backward_x(*given, True, t["center"], *moments, *map(array, grads), blocks, 0)
     means = [unwritten(batch, rows, dtype=torch.float64), unwritten(batch, pairs, dtype=torch.float64)]
-    kernels.affinity_moments(t["x"], name, t["weight"], t["bias"], scales, *map(array, means), 1, 0)
+    kernels.affinity_moments(t["x"], name, t["weight"], t["bias"], scales, *map(array, means), blocks, 0)
     return [*results, *sums, *grads, *means]
 
 

@@ -100,13 +100,25 @@ def cuda_launches(layout, dtype: torch.dtype) -> list[tuple[str, dict, Mapping[s
     return launches
 
 
+def head_launches(layout, dtype: torch.dtype) -> list[tuple[str, dict, Mapping[str, int]]]:
+    """Returns the CUDA kernels' launches on maps of APCNet's size (cuda_calls.HEAD)."""
+    counts = []
+    kernels = ptx_cuda.Kernels(counts=counts)
+    cuda_calls.context_calls(kernels, layout, dtype, cuda_calls.HEAD, cuda_calls.HEAD_BLOCKS)
+    return [(kernel, result, workloads.letters(cuda_calls.HEAD)) for kernel, result in counts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, default=80, help="Compile Triton's kernels for this architecture.")
     parser.add_argument("--nchw", action="store_true", help="Count with NCHW maps; by default they are channels_last.")
+    parser.add_argument("--head", action="store_true", help="Count the CUDA kernels alone, on maps of APCNet's size.")
     arguments = parser.parse_args()
     layout = nchw if arguments.nchw else channels_last
     print(__doc__.split("\n\n", 1)[1])
+    if arguments.head:
+        print_rows(f"CUDA, sm_80, bfloat16, {cuda_calls.HEAD}", head_launches(layout, torch.bfloat16))
+        return
     for workload, case in workloads.CASES.items():
         launches = triton_launches(workload, arguments.arch, layout, torch.bfloat16)
         print_rows(f"Triton, sm_{arguments.arch}, bfloat16, {workload.__name__}, {case}", launches)

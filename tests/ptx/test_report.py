@@ -41,6 +41,20 @@ def test_cuda_kernels_do_what_their_files_state():
     assert_stated(report.cuda_launches(channels_last, torch.bfloat16))
 
 
+@slow
+@pytest.mark.skipif(build.find_nvcc() is None, reason="needs nvcc")
+def test_cuda_kernels_of_apcnet_wait_for_memory():
+    """The kernels issue their instructions in less time than memory takes to move their tensors."""
+    floors = {}
+    for kernel, result, letters in report.head_launches(channels_last, torch.bfloat16):
+        row = dict(zip(report.COLUMNS, report.row(kernel, result, letters), strict=True))
+        floors[kernel] = row["issue ns"] / row["memory ns"]
+    of_maps = {kernel: ratio for kernel, ratio in floors.items() if "_mma" in kernel}
+    assert len(of_maps) == 5  # aggregate for z of the same layout and of another
+    for kernel, ratio in of_maps.items():
+        assert ratio <= (1.0 if "aggregate_mmaI13__nv_bfloat16Lb0E" in kernel else 0.7), (kernel, ratio)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs kernels decorated for the interpreter")
 @pytest.mark.parametrize("workload", [w if w is pooling else pytest.param(w, marks=slow) for w in WORKLOADS])
 def test_triton_kernels_do_what_their_files_state(monkeypatch, workload):
