@@ -160,6 +160,7 @@ def predict(
     overlay: Literal["jpg", "png", "none"] = "jpg",
     confidence: bool = False,
     probabilities: bool = False,
+    bands: tuple[int, ...] | None = None,
     overwrite: bool = False,
     shard: Annotated[str, arg(metavar="I/N")] = "1/1",
     batch_size: int = 1,
@@ -178,6 +179,7 @@ def predict(
         overlay: Save overlays of image and labels in this format.
         confidence: Save the probability of every pixel's label too, as grey levels.
         probabilities: Save the probabilities of all classes too, as float16 arrays (K, H, W) in .npy files.
+        bands: Take these bands of rasters as the model's channels, in this order, counted from 1; by default all.
         overwrite: Predict everything again, and replace what an earlier command has written.
         shard: Predict one part of the images of several: 1/4 to 4/4 for four processes on any machines.
         batch_size: Pass up to this many images of one size through the network together.
@@ -202,6 +204,7 @@ def predict(
                 overlay=None if overlay == "none" else overlay,
                 confidence=confidence,
                 probabilities=probabilities,
+                bands=bands,
                 batch_size=batch_size,
                 shard=part,
                 overwrite=overwrite,

@@ -36,6 +36,7 @@ def predict_files(
     opacity: float = 0.5,
     confidence: bool = False,
     probabilities: bool = False,
+    bands: Sequence[int] | None = None,
     batch_size: int = 1,
     shard: tuple[int, int] = (1, 1),
     overwrite: bool = False,
@@ -63,6 +64,7 @@ def predict_files(
         confidence: Also write the probability of every pixel's label, as grey levels to out/street/a_confidence.png.
         probabilities: Also write the probabilities of all classes, float16 (K, H, W), to
             out/street/a_probabilities.npy. Memory holds some rows of them at a time.
+        bands: Bands of rasters that are the model's channels, as in `apcnet.bulk.raster.predict_raster`.
         batch_size: Largest number of images of one size that go through the network together, within max_pixels.
         shard: The part of the images to predict, of how many: (1, 4) to (4, 4) for four processes. Each has a manifest
             of its own.
@@ -91,13 +93,14 @@ def predict_files(
         _check_recordings(jobs, out)
     with prepared_model(model, max_pixels, precision, several=True) as prepared:
         wanted = {"overlay": overlay, "opacity": opacity, "confidence": confidence, "probabilities": probabilities}
+        wanted["bands"] = None if bands is None else tuple(bands)
         seen = {**dataclasses.asdict(protocol), "max_pixels": max_pixels, "precision": precision}
         described = json.loads(json.dumps({"model": _hash_of(model), **seen, **wanted}))
         manifest = Manifest(out, shard, described, overwrite)
         try:
             if overlay and (overwrite or not (out / NAMES).exists()):
                 draw.save_names(out, class_names(prepared))
-            work = Work(model, prepared, manifest, Options(protocol, max_pixels, precision, opacity, batch_size))
+            work = Work(model, prepared, manifest, Options(protocol, max_pixels, precision, opacity, bands, batch_size))
             return work.run(jobs, progress or (lambda done, total: None))
         finally:
             manifest.close()

@@ -135,7 +135,7 @@ class Raster:
         if bands is not None:
             raise ValueError(f"bands: expected {channels}, got {chosen}")
         example = " ".join(map(str, range(1, needed + 1)))
-        raise ValueError(f"{self.path}: expected {channels}, got {len(chosen)}; choose bands, such as {example}")
+        raise ValueError(f"{self.path}: expected {channels}, got {len(chosen)}; choose them: --bands {example}")
 
     def _checked_palette(self, model: Segmentor) -> np.ndarray | None:
         """Checks the type of the levels, and returns the RGB colours (3, 256) of a raster that stores indices."""

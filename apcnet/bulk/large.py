@@ -3,7 +3,7 @@
 Each needs the package of an extra, which is imported with the first of its kind.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from apcnet.bulk.download import local_file
@@ -23,6 +23,7 @@ def predict_large(
     max_pixels: int,
     precision: Precision,
     opacity: float,
+    bands: Sequence[int] | None,
 ) -> list[str]:
     """Predicts a raster or video, and returns what is wrong with it, although its files could be written.
 
@@ -34,6 +35,7 @@ def predict_large(
         alive: Called after every window or frame.
         protocol, max_pixels, precision: As in `apcnet.predict`.
         opacity: Opacity of the colours in overlays.
+        bands: Bands of a raster that are the model's channels, or None.
     """
     shared = {"max_pixels": max_pixels, "precision": precision, "progress": lambda *_: alive()}
     if job.kind == "live":
@@ -49,5 +51,5 @@ def predict_large(
             return list(predict_video(model, path, out, protocol, opacity=opacity, **shared).failures)
         from apcnet.bulk.raster import predict_raster
 
-        predict_raster(model, path, out, protocol, confidence=job.confidence is not None, **shared)
+        predict_raster(model, path, out, protocol, bands=bands, confidence=job.confidence is not None, **shared)
         return []

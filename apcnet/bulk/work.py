@@ -1,7 +1,7 @@
 """Takes images through reading, network and writing: threads read the next ones and write the last ones meanwhile."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,12 +25,13 @@ AHEAD = 1 << 25  # pixels that are read ahead, or wait to be written: about 100 
 
 
 class Options(NamedTuple):
-    """Describes how the network sees images, and how overlays are drawn."""
+    """Describes how the network sees images, and how overlays are drawn; bands are those of rasters."""
 
     protocol: Protocol
     max_pixels: int
     precision: Precision
     opacity: float
+    bands: Sequence[int] | None
     batch_size: int
 
 

@@ -116,3 +116,26 @@ def test_videos_go_on_like_images(tmp_path):
     before = (out / "street_overlay.mp4").stat().st_ino
     assert predict_files(Network(), sources, out).skipped == 2
     assert (out / "street_overlay.mp4").stat().st_ino == before
+
+
+def test_bands_of_rasters(tmp_path, run, monkeypatch):
+    """Tests the flag, that it is a part of the job's description, and the error that names it."""
+    rasterio = pytest.importorskip("rasterio", reason="needs the package rasterio")
+    from apcnet.bulk.raster import predict_raster
+
+    levels = draw_image(40, 60).numpy()[[0, 1, 2, 0]]
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(0.5, 0, 500000, 0, -0.5, 5300000)}
+    form = {"height": 40, "width": 60, "count": 4, "dtype": "uint8", "photometric": "minisblack"}
+    with rasterio.open(tmp_path / "city.tif", "w", "GTiff", **form, **place) as file:
+        file.write(levels)
+    monkeypatch.setattr("apcnet.load", lambda path: Network())
+    command = ("predict", tmp_path / "model.safetensors", tmp_path / "city.tif", "--out", tmp_path / "out")
+    (tmp_path / "model.safetensors").touch()
+    status, _, errors = run(*command)
+    assert status == 1 and "got 4; choose them: --bands 1 2 3" in " ".join(errors.split())
+    assert run(*command, "--bands", 3, 2, 1, "--overwrite")[0] == 0
+    predict_raster(Network(), tmp_path / "city.tif", tmp_path / "alone.tif", bands=(3, 2, 1))
+    with rasterio.open(tmp_path / "out" / "city.tif") as found, rasterio.open(tmp_path / "alone.tif") as alone:
+        assert np.array_equal(found.read(), alone.read())
+    status, _, errors = run(*command, "--bands", 1, 2, 3)
+    assert status != 0 and "bands: [3, 2, 1] → [1, 2, 3]" in " ".join(errors.split())
