@@ -81,7 +81,7 @@ def labels(png: bytes) -> np.ndarray:
 @contextmanager
 def server(file: Path) -> Iterator[tuple[subprocess.Popen, int]]:
     """Starts `apcnet serve` at a free port; gives the process and its port."""
-    command = [sys.executable, "-m", "apcnet", "serve", str(file), "--port", "0"]
+    command = [sys.executable, "-m", "apcnet", "serve", str(file), "--port", "0", "--timeout", "300"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout is not None

@@ -16,6 +16,7 @@ import small_runs
 from serving import SIZES, answer_of, encoded, labels_of, metrics, photo, post, resident, small_model, started
 
 import apcnet
+from apcnet.serve import listen
 from apcnet.serving_commands import _names
 
 
@@ -103,6 +104,14 @@ serve(create_app({"slow": served}, Limits(timeout=0.5)), listen("127.0.0.1", 0),
     process.terminate()
     assert ended(process) == (1, "apcnet: the network did not finish in time: the server ends without it\n")
     assert time.monotonic() - start < 10
+
+
+def test_answers_are_sent_at_once():
+    """The second part of an answer would wait 40 ms for the acknowledgement of the first (Nagle's algorithm)."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_wrong_arguments_end_in_one_line(run, model_file, tmp_path):
