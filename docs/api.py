@@ -28,6 +28,8 @@ REFERENCE = {  # page: its modules, each with the names that are public where th
         "apcnet.inference": (),
         "apcnet.inference.prediction": ("Prediction",),
         "apcnet.bulk": (),
+        "apcnet.bulk.raster": ("predict_raster",),
+        "apcnet.bulk.video": ("predict_video", "VideoReport"),
         "apcnet.confusion": ("ConfusionMatrix", "Scores"),
         "apcnet.losses": (),
         "apcnet.data": (),

@@ -1,69 +1,27 @@
-"""Predicts files, folders, patterns, lists and URLs, and writes label maps and overlays: `predict_files`.
-
-Threads read the next images and write the last ones while the network computes.
-"""
+"""Predicts files, folders, patterns, lists and URLs, and writes label maps and overlays: `predict_files`."""
 
 import dataclasses
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from apcnet import draw
-from apcnet.bulk.download import local_file
 from apcnet.bulk.jobs import Job, Wanted, list_jobs
-from apcnet.bulk.manifest import Manifest, Stamp, stamp_of
-from apcnet.bulk.pipeline import mapped, threads
-from apcnet.bulk.probabilities import probability_files
+from apcnet.bulk.manifest import Manifest
 from apcnet.bulk.sources import find_items
+from apcnet.bulk.work import Options, Report, Work
 from apcnet.choices import check_choice
 from apcnet.config import Precision, Protocol
 from apcnet.draw.text import NAMES
-from apcnet.inference.levels import model_levels
-from apcnet.inference.prediction import Prediction, class_names, predict_levels, prepared_model
+from apcnet.inference.prediction import class_names, prepared_model
 from apcnet.inference.protocol import WHOLE
-from apcnet.inference.tiles import MAX_PIXELS, images_at_once
-from apcnet.models.segmentor import Segmentor, count_labels
+from apcnet.inference.tiles import MAX_PIXELS
+from apcnet.models.segmentor import Segmentor
 from apcnet.zoo import load
-
-READERS, WRITERS = 3, 2  # threads
-AHEAD = 1 << 25  # pixels that are read ahead, or wait to be written: about 100 MB of RGB levels
-
-
-class Report(NamedTuple):
-    """Holds the number of images whose files are written, an error for each failed image, and how many were before."""
-
-    done: int
-    failures: list[str]
-    skipped: int = 0  # of those done, images that an earlier call had finished
-
-
-class _Failed(NamedTuple):
-    """Holds why a job has failed."""
-
-    job: Job
-    message: str
-
-
-class _Read(NamedTuple):
-    """Holds the levels of an image, and the stamp of its file before it was read."""
-
-    job: Job
-    stamp: Stamp
-    levels: Tensor
-
-
-class _Predicted(NamedTuple):
-    """Holds the prediction of an image."""
-
-    job: Job
-    stamp: Stamp
-    prediction: Prediction
 
 
 def predict_files(
@@ -129,123 +87,29 @@ def predict_files(
     jobs = list_jobs(items, out, Wanted(overlay, confidence, probabilities))[index - 1 :: count]
     if isinstance(model, (str, Path)):
         model = load(model) if device is None else load(model).to(device)
+    if not overwrite:
+        _check_recordings(jobs, out)
     with prepared_model(model, max_pixels, precision, several=True) as prepared:
-        limits = {"max_pixels": max_pixels, "precision": precision}
         wanted = {"overlay": overlay, "opacity": opacity, "confidence": confidence, "probabilities": probabilities}
-        options = {"model": _hash_of(model), **dataclasses.asdict(protocol), **limits, **wanted}
-        manifest = Manifest(out, shard, json.loads(json.dumps(options)), overwrite)
+        seen = {**dataclasses.asdict(protocol), "max_pixels": max_pixels, "precision": precision}
+        described = json.loads(json.dumps({"model": _hash_of(model), **seen, **wanted}))
+        manifest = Manifest(out, shard, described, overwrite)
         try:
-            work = _Work(prepared, manifest, protocol, max_pixels, opacity, batch_size)
             if overlay and (overwrite or not (out / NAMES).exists()):
                 draw.save_names(out, class_names(prepared))
+            work = Work(model, prepared, manifest, Options(protocol, max_pixels, precision, opacity, batch_size))
             return work.run(jobs, progress or (lambda done, total: None))
         finally:
             manifest.close()
 
 
-class _Work:
-    """Takes jobs through reading, network and writing, with the model and the options of a call."""
-
-    def __init__(
-        self, model: Segmentor, manifest: Manifest, protocol: Protocol, max_pixels: int, opacity: float, batch_size: int
-    ):
-        self.model, self.manifest, self.protocol, self.max_pixels = model, manifest, protocol, max_pixels
-        self.opacity, self.batch_size = opacity, batch_size
-
-    def run(self, jobs: list[Job], progress: Callable[[int, int], None]) -> Report:
-        """Predicts the jobs that are not finished."""
-        left = [job for job in jobs if not self.manifest.holds(job)]
-        self.manifest.remove_hidden(left)
-        done = skipped = len(jobs) - len(left)
-        if skipped:
-            progress(done, len(jobs))
-        failures: list[_Failed] = []
-        with threads(READERS) as readers, threads(WRITERS) as writers:
-            bounds = {"weigh": _pixels, "limit": AHEAD}
-            read = mapped(readers, self.read, left, most=2 * READERS, **bounds)
-            written = mapped(writers, self.write, self.predict(read), most=2 * WRITERS, early=True, **bounds)
-            for failure in written:
-                if failure is not None:
-                    failures.append(failure)
-                done += 1
-                progress(done, len(jobs))
-        failures.sort(key=lambda failure: failure.job.number)
-        return Report(len(jobs) - len(failures), [failure.message for failure in failures], skipped)
-
-    def read(self, job: Job) -> _Read | _Failed:
-        """Reads an image, from a file or a URL."""
-        stamp = stamp_of(job.source)
-        try:
-            with local_file(job.source) as path:
-                return _Read(job, stamp, model_levels(self.model, path, str(job.source)))
-        except (ValueError, OSError) as error:  # of this image: the options are checked
-            return _Failed(job, str(error))
-
-    def predict(self, images: Iterable[_Read | _Failed]) -> Iterator[_Predicted | _Failed]:
-        """Predicts images, those of one size together, and yields them with those that have failed before."""
-        waiting: dict[torch.Size, list[_Read]] = {}
-        for image in images:
-            if isinstance(image, _Failed):
-                yield image
-                continue
-            size = image.levels.shape
-            group = waiting.setdefault(size, [])
-            group.append(image)
-            if len(group) >= self._batch_of(size):
-                yield from self._predict_group(waiting.pop(size))
-            elif sum(map(_pixels, itertools.chain.from_iterable(waiting.values()))) > AHEAD:
-                yield from self._predict_group(waiting.pop(next(iter(waiting))))  # the first that began to wait
-        for group in waiting.values():
-            yield from self._predict_group(group)
-
-    def _batch_of(self, size: torch.Size) -> int:
-        """Returns the number of images of levels (C, H, W) that go through the network together."""
-        try:
-            return min(self.batch_size, images_at_once((size[1], size[2]), self.protocol, self.max_pixels))
-        except ValueError:  # nothing is left of it at the protocol's scale: predicting it says so
-            return 1
-
-    def _predict_group(self, group: list[_Read]) -> list[_Predicted | _Failed]:
-        """Predicts images of one size, and writes their probabilities if these are wanted."""
-        levels, confidence = [image.levels for image in group], group[0].job.confidence is not None
-        paths = [self.manifest.hidden(image.job.probabilities) for image in group if image.job.probabilities]
-        shape = count_labels(self.model), *levels[0].shape[1:]
-        try:
-            with probability_files(paths, shape) as keep:
-                found = predict_levels(self.model, levels, self.protocol, self.max_pixels, confidence, keep)
-        except ValueError as error:  # of images of this size
-            return [_Failed(image.job, f"{image.job.source}: {error}") for image in group]
-        return [_Predicted(image.job, image.stamp, each) for image, each in zip(group, found, strict=True)]
-
-    def write(self, item: _Predicted | _Failed) -> _Failed | None:
-        """Writes the files of an image, and records that it is finished."""
-        if isinstance(item, _Failed):
-            self.manifest.discard(item.job)
-            return item
-        job, prediction = item.job, item.prediction
-        try:
-            self.manifest.write(job.labels, draw.encoded(prediction.indices(), job.labels))
-            if job.overlay is not None:
-                self.manifest.write(job.overlay, draw.encoded(prediction.overlay(self.opacity), job.overlay))
-            if job.confidence is not None:
-                self.manifest.write(job.confidence, draw.encoded(prediction.confidence_levels(), job.confidence))
-            if job.probabilities is not None:
-                self.manifest.flush(job.probabilities)
-            self.manifest.commit(job, item.stamp)
-        except BaseException:
-            self.manifest.discard(job)
-            raise
-        return None
-
-
-def _pixels(item: object) -> int:
-    """Returns the number of pixels that an item holds in memory."""
-    match item:
-        case _Read():
-            return item.levels[0].numel()
-        case _Predicted():
-            return item.prediction.labels.numel()
-    return 0
+def _check_recordings(jobs: Sequence[Job], out: Path) -> None:
+    """Raises an error if a camera or stream would replace an earlier recording."""
+    for job in jobs:
+        if job.kind == "live" and (out / job.files[0]).exists():
+            raise FileExistsError(
+                f"out: {out / job.files[0]} is an earlier recording; name another folder with --out, or add --overwrite"
+            )
 
 
 def _hash_of(model: Segmentor) -> str:
@@ -253,7 +117,15 @@ def _hash_of(model: Segmentor) -> str:
     names = ("architecture", "classes", "palette", "mean", "std", "range", "align_corners")
     about = [type(model).__qualname__, *(getattr(model, name, None) for name in names)]
     digest = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape"))
+    for file in _files_of(model):
+        digest.update(file.read_bytes())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _files_of(model: Segmentor) -> list[Path]:
+    """Returns the files that an exported model (apcnet.exported) runs: an .xml has its weights in a .bin."""
+    path = getattr(model, "path", None)
+    return [] if path is None else [each for each in (path, path.with_suffix(".bin")) if each.is_file()]

@@ -123,7 +123,7 @@ class Raster:
         if bands is not None:
             raise ValueError(f"bands: expected {channels}, got {chosen}")
         example = " ".join(map(str, range(1, needed + 1)))
-        raise ValueError(f"{self.path}: expected {channels}, got {len(chosen)}; choose them: --bands {example}")
+        raise ValueError(f"{self.path}: expected {channels}, got {len(chosen)}; choose bands, such as {example}")
 
     def _checked_palette(self, model: Segmentor) -> np.ndarray | None:
         """Checks the type of the levels, and returns the RGB colours (3, 256) of a raster that stores indices."""
@@ -131,7 +131,8 @@ class Raster:
         if self.is_rgb:
             if kinds != ["uint8"]:
                 raise ValueError(
-                    f"{self.path}: expected bands of uint8, as the model was trained with, got {', '.join(kinds)}"
+                    f"{self.path}: expected bands of uint8, as the model was trained with, got {', '.join(kinds)}; "
+                    "convert them, for example by gdal_translate -ot Byte -scale"
                 )
             if self.file.colorinterp[self.bands[0] - 1] != ColorInterp.palette:
                 return None

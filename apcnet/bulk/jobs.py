@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from apcnet.bulk.sources import Item, Kind
 
+CONTAINERS = (".mp4", ".mov", ".mkv", ".webm")  # of videos that can be written
+
 
 class Wanted(NamedTuple):
     """Describes what to write beside the labels: the overlay's suffix or None, confidence and probabilities."""
@@ -23,13 +25,14 @@ class Job(NamedTuple):
     number: int  # in the order of sources
     source: Path | str
     kind: Kind
-    labels: Path
+    labels: Path | None
     overlay: Path | None
     confidence: Path | None
     probabilities: Path | None
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """Lists the files, at least one."""
         return tuple(path for path in self[3:] if path is not None)
 
 
@@ -42,7 +45,7 @@ def list_jobs(items: Sequence[Item], out: Path, wanted: Wanted) -> list[Job]:
     jobs = []
     for number, item in enumerate(items):
         name = item.place.name if alike[item.place.with_suffix("")] > 1 else item.place.stem
-        job = Job(number, item.source, item.kind, *_files(item.place.with_name(name), wanted))
+        job = Job(number, item.source, item.kind, *_files(item, item.place.with_name(name), wanted))
         for path in job.files:
             if os.path.realpath(out / path) in read:
                 raise ValueError(f"out: {out / path} is one of the images that are read; choose another folder")
@@ -53,11 +56,28 @@ def list_jobs(items: Sequence[Item], out: Path, wanted: Wanted) -> list[Job]:
     return jobs
 
 
-def _files(place: Path, wanted: Wanted) -> tuple[Path, Path | None, Path | None, Path | None]:
-    """Names the files of an image."""
+def _files(item: Item, place: Path, wanted: Wanted) -> tuple[Path | None, Path | None, Path | None, Path | None]:
+    """Names the files of an item, and raises an error for those that its kind does not have.
+
+    Rasters have no overlay, but their labels show the colours of classes. Videos have the overlay alone.
+    """
+
+    def named(end: str, is_wanted: object = True) -> Path | None:
+        return place.with_name(f"{place.name}{end}") if is_wanted else None
+
+    if wanted.probabilities and item.kind != "image":
+        raise ValueError(f"probabilities: expected images alone, got the {item.kind} {item.source}")
+    if item.kind == "raster":
+        return named(".tif"), None, named("_confidence.tif", wanted.confidence), None
+    if item.kind != "image":
+        if wanted.overlay is None or wanted.confidence:
+            option = "confidence: expected images and rasters" if wanted.overlay else "overlay: expected jpg or png"
+            raise ValueError(f"{option}, got the video {item.source}, whose overlay alone is written")
+        suffix = item.place.suffix.lower()
+        return None, named(f"_overlay{suffix if suffix in CONTAINERS else '.mp4'}"), None, None
     return (
-        place.with_name(f"{place.name}.png"),
-        place.with_name(f"{place.name}_overlay.{wanted.overlay}") if wanted.overlay else None,
-        place.with_name(f"{place.name}_confidence.png") if wanted.confidence else None,
-        place.with_name(f"{place.name}_probabilities.npy") if wanted.probabilities else None,
+        named(".png"),
+        named(f"_overlay.{wanted.overlay}", wanted.overlay),
+        named("_confidence.png", wanted.confidence),
+        named("_probabilities.npy", wanted.probabilities),
     )

@@ -25,7 +25,8 @@ from apcnet.bulk.sources import name_of
 from apcnet.files import make_folder, naming, printable
 
 NAME = re.compile(r"manifest(?:-(\d+)-of-(\d+))?\.jsonl")
-HIDDEN = re.compile(r"\.[0-9a-f]{8}\.(.+)", re.DOTALL)
+# A hidden file of a manifest, or the temporary file of such a file (files.replacing).
+HIDDEN = re.compile(r"\.[0-9a-f]{8}\.(.+)|\.\.[0-9a-f]{8}\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 WHAT = "apcnet predict"
 AGAIN = "Name another folder with --out, or add --overwrite"
 
@@ -43,7 +44,7 @@ class Line(NamedTuple):
 
     source: str
     stamp: Stamp
-    files: tuple[str, ...]  # relative to the output folder; the labels come first
+    files: tuple[str, ...]  # relative to the output folder
     token: str  # in the hidden names of the files
     time: float  # seconds since 1970
 
@@ -79,9 +80,10 @@ class Manifest:
 
     def holds(self, job: Job) -> bool:
         """Tells whether a job is finished: its source has not changed since, and its files are there."""
-        line = self.finished.get(job.labels.as_posix())
+        line = self.finished.get(job.files[0].as_posix())
         return (
-            line is not None
+            job.kind != "live"  # another recording is another one
+            and line is not None
             and line.source == name_of(job.source)
             and line.files == tuple(path.as_posix() for path in job.files)
             and line.stamp == stamp_of(job.source)
@@ -130,7 +132,7 @@ class Manifest:
                 names.setdefault(path.parent, set()).add(path.name)
         for folder, expected in names.items():
             for found in os.scandir(self.out / folder) if (self.out / folder).is_dir() else ():
-                if (match := HIDDEN.fullmatch(found.name)) and match[1] in expected:
+                if (match := HIDDEN.fullmatch(found.name)) and (match[1] or match[2]) in expected:
                     os.unlink(found.path)
 
     def close(self) -> None:

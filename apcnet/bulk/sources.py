@@ -1,12 +1,14 @@
 """Lists what to predict: files, folders, patterns, lists of these, and URLs, each with its place in the output folder.
 
-A folder gives its images, hidden files aside; other kinds of files are predicted if they are named. The place of a
-file is its path below the folder or the fixed part of the pattern; a file or URL that is named has its name alone. In a
-list, which may name files of many folders, places are the paths as they are written.
+A folder gives its images, hidden files aside; videos are predicted if they are named, or match a pattern. A TIFF that
+lies somewhere on earth, or is too large to be decoded at once, is a raster. The place of a file is its path below the
+folder or the fixed part of the pattern; a file or URL that is named has its name alone. In a list, which may name files
+of many folders, places are the paths as they are written.
 """
 
 import glob
 import hashlib
+import math
 import os
 import re
 from collections import Counter
@@ -16,33 +18,30 @@ from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from apcnet.data.layout import SUFFIXES
+from apcnet.data.levels import tiff_tags
 
-Kind = Literal["image", "video", "raster"]
-KINDS: dict[str, Kind] = {}  # by suffix; every other file is an image
+Kind = Literal["image", "raster", "video", "live"]  # live: a camera or a stream, which lasts until it is stopped
+VIDEOS = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv")
+WIDTH, HEIGHT, GEO_KEYS = 256, 257, 34735  # tags of a TIFF
+LARGE = 1 << 26  # pixels of a TIFF that is read in windows
+CAMERA, STREAM = re.compile(r"camera:(\d+)"), re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp)://", re.IGNORECASE)
 URL = re.compile(r"https?://", re.IGNORECASE)
-NOTHING = "sources: expected files or folders, got none"
 
 
 class Item(NamedTuple):
-    """Holds a file or a URL to predict, and its place in the output folder: a relative path with its suffix."""
+    """Holds a file, URL or camera to predict, and its place in the output folder: a relative path with its suffix."""
 
     source: Path | str
     place: Path
-
-    @property
-    def kind(self) -> Kind:
-        return KINDS.get(self.place.suffix.lower(), "image")
+    kind: Kind
 
 
 def find_items(sources: Iterable[str | Path], out: Path) -> list[Item]:
     """Lists what the sources stand for, each file once, without what is below `out`; the order is always the same."""
-    found: dict[Path | str, Path] = {}
-    for source in sources:
-        for item in _items(source, out):
-            found[item.source] = item.place
+    found = {item.source: item for source in sources for item in _items(source, out)}
     if not found:
-        raise FileNotFoundError(NOTHING)
-    return _distinct([Item(*each) for each in found.items()])
+        raise FileNotFoundError("sources: expected files or folders, got none")
+    return _distinct(list(found.values()))
 
 
 def name_of(source: Path | str) -> str:
@@ -53,13 +52,21 @@ def name_of(source: Path | str) -> str:
 def _items(source: str | Path, out: Path, listed: bool = False) -> Iterator[Item]:
     """Yields what a source stands for; a path that exists is that path, whatever characters it has."""
     text = str(source)
-    if isinstance(source, str) and URL.match(text):
-        yield Item(text, _place_of_url(text, listed))
+    if isinstance(source, str) and (URL.match(text) or STREAM.match(text)):
+        place = _place_of_url(text, listed)
+        is_video = place.suffix.lower() in VIDEOS
+        yield Item(text, place, "live" if STREAM.match(text) else "video" if is_video else "image")
     elif os.path.isdir(text):
         for path in _images_below(Path(text), out):
-            yield Item(path, _as_written(path) if listed else path.relative_to(text))
+            yield Item(path, _as_written(path) if listed else path.relative_to(text), _kind(path))
     elif os.path.exists(text):
-        yield Item(Path(text), _as_written(Path(text)) if listed else Path(Path(text).name))
+        path = Path(text)
+        if path.is_char_device():
+            yield Item(text, Path(path.name), "live")
+        else:
+            yield Item(path, _as_written(path) if listed else Path(path.name), _kind(path))
+    elif CAMERA.fullmatch(text):
+        yield Item(text, Path(text.replace(":", "")), "live")
     elif text.startswith("@"):
         yield from _listed(Path(text[1:]), out)
     elif glob.has_magic(text):
@@ -92,7 +99,7 @@ def _matches(pattern: str, out: Path, listed: bool) -> Iterator[Item]:
     if not paths:
         raise FileNotFoundError(f"{pattern}: there is no such file or folder, and no file matches this pattern")
     for path in paths:
-        yield Item(path, _as_written(path) if listed else path.relative_to(fixed))
+        yield Item(path, _as_written(path) if listed else path.relative_to(fixed), _kind(path))
 
 
 def _listed(path: Path, out: Path) -> Iterator[Item]:
@@ -109,6 +116,16 @@ def _listed(path: Path, out: Path) -> Iterator[Item]:
             count += 1
     if not count:
         raise FileNotFoundError(f"@{path}: expected a source in each line, found none")
+
+
+def _kind(path: Path) -> Kind:
+    """Returns the kind of a file; what cannot be read is an image, and reading it says why."""
+    suffix = path.suffix.lower()
+    if suffix in VIDEOS:
+        return "video"
+    tags = tiff_tags(path) if suffix in (".tif", ".tiff") and path.is_file() else {}
+    pixels = math.prod(tags.get(tag, [0])[0] for tag in (WIDTH, HEIGHT))
+    return "raster" if GEO_KEYS in tags or pixels > LARGE else "image"
 
 
 def _as_written(path: Path) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from apcnet.data.png16 import decode, header
 
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # its first bytes; the last two are of one of more than 4 GB
 ALPHA = (1, 2)  # what a TIFF calls a band of opacity
 MOST_TAGS, MOST_PAGES = 4096, 1 << 14  # more are a sign of damage
 LARGEST = 1 << 24  # float32 holds every integer up to it
@@ -81,7 +82,7 @@ def form_of(path: str | Path) -> Form | None:
         head = file.read(64)
     if png := header(head):
         return Form(3 if png.has_colors else 1, "uint16", png.height, png.width) if png.bits == 16 else None
-    if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] not in TIFF:
         return None
     pages = _pages(path)
     if not pages:
@@ -94,6 +95,17 @@ def form_of(path: str | Path) -> Form | None:
         return None
     height, width = first.size[::-1] if first.first(274, 1) in range(5, 9) else first.size
     return Form(len(alike) if first.samples == 1 else first.bands, first.kind, height, width)
+
+
+def tiff_tags(path: str | Path) -> dict[int, list[int]]:
+    """Returns the tags of integers of the first page of a TIFF, by number; none of another or a damaged file."""
+    try:
+        with opened(path) as file:
+            if file.read(4) not in TIFF:
+                return {}
+        return next((page.tags for page in _pages(path)), {})
+    except (struct.error, ValueError, OverflowError, MemoryError, OSError):
+        return {}
 
 
 def read_levels(path: str | Path, form: Form) -> Tensor:

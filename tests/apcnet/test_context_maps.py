@@ -138,6 +138,16 @@ def test_places_are_nearest(align_corners, size, image):
         torch.testing.assert_close(chosen, distances.min(1).values, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name, kind", [("apcnet", "affinities"), ("pspnet", "similarities")])
+def test_maps_of_a_model_in_bfloat16(name, kind, images):
+    """Tests that they are float32, and off by no more than the features are."""
+    expected = getattr(tiny(name).context_maps(images), kind)
+    found = getattr(tiny(name).bfloat16().context_maps(images.bfloat16()), kind)
+    for low, full in zip(found, expected, strict=True):
+        assert low.dtype == torch.float32
+        torch.testing.assert_close(low, full, rtol=0.05, atol=0.05)
+
+
 def test_wrong_use(images):
     with pytest.raises(ValueError, match=r"model: expected the head of APCNet.* got FCNHead"):
         tiny("fcn").context_maps(images)

@@ -361,7 +361,7 @@ def test_full_disk(network, tmp_path, share):
         (3, "uint8", {"bands": [1, 2, 4]}, "bands: expected numbers from 1 to 3"),
         (3, "uint8", {"bands": []}, "bands: expected numbers from 1 to 3"),
         (3, "uint8", {"bands": [1, 2]}, "bands: expected 3 bands, as the model was trained with, got"),
-        (5, "uint8", {}, "expected 3 bands, as the model was trained with, got 5; choose them: --bands 1 2 3"),
+        (5, "uint8", {}, "expected 3 bands, as the model was trained with, got 5; choose bands, such as 1 2 3"),
         (2, "uint8", {}, "expected 3 bands, as the model was trained with, got 2"),
         (3, "uint16", {}, "expected bands of uint8, as the model was trained with, got uint16"),
         (3, "float32", {}, "expected bands of uint8, as the model was trained with, got float32"),
@@ -384,7 +384,7 @@ def test_wrong_arguments(network, tmp_path, bands, dtype, arguments, message):
 @pytest.mark.parametrize(
     ("count", "dtype", "message"),
     [
-        (3, "uint16", r"expected 4 bands, as the model was trained with, got 3; choose them: --bands 1 2 3 4"),
+        (3, "uint16", r"expected 4 bands, as the model was trained with, got 3; choose bands, such as 1 2 3 4"),
         (4, "uint8", "expected levels up to 10000, as the model was trained with, got bands of uint8"),
         (4, "complex64", "expected bands of real numbers, got complex64"),
     ],

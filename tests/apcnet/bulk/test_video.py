@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import struct
 import threading
 from fractions import Fraction
@@ -217,6 +218,42 @@ def test_stop_ends_a_stream_but_drops_a_file(network, tmp_path, endless):
     write(tmp_path / "a.mp4")
     assert predict_video(network, tmp_path / "a.mp4", tmp_path / "c.mp4", stop=lambda: True) == (1, [], True)
     assert not (tmp_path / "c.mp4").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_camera_is_read_by_its_driver(network, tmp_path, monkeypatch):
+    """Tests a driver that makes pictures instead of a camera's."""
+    if "lavfi" not in av.formats_available:
+        pytest.skip("needs a PyAV with the device lavfi")
+    assert videofile._address(3) == ("/dev/video3", "v4l2") == videofile._address("/dev/video3")
+    monkeypatch.setattr(videofile, "_address", lambda source: ("testsrc2=size=64x48:rate=5", "lavfi"))
+    report = predict_video(network, 3, tmp_path / "b.mp4", stop=lambda: len(network.seen) == 7)
+    assert report == (7, [], True)
+    assert [time for time, _ in frames_of(tmp_path / "b.mp4")] == [Fraction(i, 5) for i in range(7)]
+
+
+def test_a_stream_that_falls_silent(network, tmp_path, monkeypatch):
+    """Tests that its frames are written, and that the report says why there are no more."""
+    monkeypatch.setattr(videofile, "TIMEOUT", 1.0)
+    clip = write(tmp_path / "clip.ts", count=60, form="mpegts").read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with server.accept()[0] as connection:
+                connection.sendall(clip)
+                connection.recv(1)  # until the reader has left
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        report = predict_video(network, f"tcp://127.0.0.1:{server.getsockname()[1]}", tmp_path / "b.mp4")
+        thread.join(10)
+    assert not report.stopped and len(frames_of(tmp_path / "b.mp4")) == report.frames > 50
+    assert f"cannot be read after {report.frames} frames" in report.failures[0]
+
+
+def test_frames_without_times_get_those_of_the_rate(network, tmp_path):
+    source = write(tmp_path / "a.h264", form="h264", rate=25, times=range(0, 480, 40))
+    predict_video(network, source, tmp_path / "b.mp4")
+    assert [time for time, _ in frames_of(tmp_path / "b.mp4")] == [Fraction(i, 25) for i in range(12)]
 
 
 def test_keyboard_interrupt_leaves_nothing_of_a_file(network, tmp_path):
