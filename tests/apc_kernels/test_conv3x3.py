@@ -341,6 +341,16 @@ def test_more_scratch_memory_than_is_kept_returns_to_the_system(monkeypatch):
     assert tiles._free == []
 
 
+def test_a_large_gradient_leaves_no_scratch_memory(monkeypatch):
+    """A training step has its peak of memory where the head's bottleneck makes the gradient of its weight."""
+    monkeypatch.setattr(tiles, "_free", [])
+    maps, weight, grad = draw(CASES[2])
+    for large, kept in ((weight.nbytes + 1, 1), (weight.nbytes, 0)):
+        monkeypatch.setattr(tiles, "LARGE", large)
+        with_gradients(by_tiles, maps, weight, grad)
+        assert len(tiles._free) == kept
+
+
 def test_scratch_memory_is_returned_after_an_error(monkeypatch):
     monkeypatch.setattr(tiles, "_free", [])
     with pytest.raises(ZeroDivisionError), tiles._scratch(X, 10, 20) as (first, second):

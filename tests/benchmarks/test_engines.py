@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import engines
+from benchmarks import engines, rows
 
 
 def test_outputs_are_compared_first():
@@ -28,3 +28,37 @@ def test_sides_take_turns():
     times = engines.measured(found, torch.zeros(1), 3)
     assert "".join(order) == "abcbcacab"
     assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_later_run_measures_what_is_missing(tmp_path, monkeypatch, capsys):
+    """A piece whose rows are not complete is measured again."""
+    file, measured = tmp_path / "rows.json", []
+
+    def measure(piece, rounds):
+        measured.append((piece.task, piece.size, rounds))
+        *_, last = piece.identity()
+        named = {"operation": "engines", "case": str(piece), "backend": engines.PREPARED}
+        return [named | {"other": other} for other in ("first", last)]
+
+    def run(*options):
+        measured.clear()
+        monkeypatch.setattr("sys.argv", ["engines", "fcn", "--rows", str(file), *options])
+        engines.main()
+        return measured
+
+    monkeypatch.setattr(engines, "measure", measure)
+    small, large = engines.SIZES
+    assert run("--pieces", "1") == [("logits", small, 9)]
+    assert run("--resume", "--pieces", "1") == [("labels", small, 9)]
+    kept = rows.read(file)
+    rows.write(file, {**kept, "rows": kept["rows"][:-1]})
+    assert run("--resume", "--compile") == [
+        ("labels", small, 9),
+        ("compiled", small, 9),
+        ("logits", large, 3),
+        ("labels", large, 3),
+        ("compiled", large, 3),
+    ]
+    assert run("--resume", "--compile") == []
+    assert run("--pieces", "1") == [("logits", small, 9)]
+    assert len(rows.read(file)["rows"]) == 2

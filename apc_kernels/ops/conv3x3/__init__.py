@@ -209,11 +209,11 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, Seque
     of_weight, _, *of_maps = ctx.needs_input_grad
     if grad is None:
         return None, None, [None] * len(maps)
-    grad_weight = _backward_weight(grad, ctx.dilation, maps) if of_weight else None
     grads = [None] * len(maps)
     if any(of_maps):
         computed = _backward_maps(grad, weight, ctx.dilation, [x.shape[1] for x in maps])
         grads = [g if wanted else None for g, wanted in zip(computed, of_maps, strict=True)]
+    grad_weight = _backward_weight(grad, ctx.dilation, maps) if of_weight else None
     return grad_weight, None, grads
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 CHANNELS, PANEL = 512, 32  # channels of a block, columns of a panel of the right side of a product
 NUMBERS = 21 << 19  # of transformed maps in a block: 42 MiB in float32, of 512 channels for 64×64 positions or more
 LEAST, MOST = 60 << 20, 64 << 20  # bytes of scratch memory: of a block in float32 and its weight, and kept at most
+LARGE = 32 << 20  # bytes of a weight's gradient after which scratch memory returns to the system
 APART = 16  # padding of rows and planes: those a power of two apart share a few places of the cache
 
 
@@ -101,6 +102,8 @@ def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int) -> T
                     right = _tiles(source.map, grid, rows, of_sources)
                     multiply(left.mT, as_panels(right), products, add=rows.start > 0)
                 torch.ops.apc_kernels_cpp.conv3x3_weight_gradient(products, grad_weight[result.place, source.place])
+    if grad_weight.nbytes >= LARGE:  # a training step has its peak of memory here, at the head's bottleneck
+        _free.clear()
     return grad_weight
 
 
