@@ -132,8 +132,8 @@ def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
         tensors = [parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]]
     except KeyError:  # something else computes a tensor: pruning, a parametrization
         tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    if x.dtype != tensors[0].dtype or x.dtype.itemsize < 4:
-        tensors = [promoted(x, tensor) for tensor in tensors]
+    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+    tensors = [tensor if tensor.dtype == wanted else tensor.to(wanted) for tensor in tensors]
     return apc_kernels.BatchNorm(*tensors, norm.momentum, norm.eps)
 
 

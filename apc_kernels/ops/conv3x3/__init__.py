@@ -131,6 +131,8 @@ def _is_tiny(maps: Sequence[Tensor], weight: Tensor) -> bool:
         and x.numel() * weight.shape[0] * 9 <= MOST_TINY
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and x.is_contiguous()
+        and weight.stride()[1:] == (9, 3, 1)
         and is_plain(x)
         and is_plain(weight)
         and runs_eagerly()
