@@ -121,11 +121,12 @@ class Exported(nn.Module):
             )
         if self.size is not None and tuple(images.shape[2:]) != self.size:
             height, width = self.size
+            stride = f"{-(-height * 2 // 3)} {-(-width * 2 // 3)}"
+            window = f"slide a window over larger images by --window {height} {width} --stride {stride}, or "
             raise ValueError(
                 f"images: expected a height and width of {height} and {width}, the only size that {self.path} takes, "
-                f"got {images.shape[2]} and {images.shape[3]}; slide a window over larger images by --window {height} "
-                f"{width} --stride {-(-height * 2 // 3)} {-(-width * 2 // 3)}, or export a file for every size: "
-                + self._command(" --dynamic")
+                f"got {images.shape[2]} and {images.shape[3]}; {'' if self.gives_labels else window}export a file for "
+                f"every size: {self._command(' --dynamic')}"
             )
 
     def _pixels(self, images: Tensor) -> Tensor:

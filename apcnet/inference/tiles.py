@@ -89,6 +89,8 @@ class Tiles:
 
     def __init__(self, model: Segmentor, factors: Sequence[float], protocol: Protocol, dtype: torch.dtype):
         self.model, self.factors, self.protocol, self.dtype = model, factors, protocol, dtype
+        if protocol.single_resize and getattr(model, "gives_upsampled", False):
+            raise model.no_logits()
         self.align_corners = model.align_corners
         self.gives_probabilities = protocol.averages
 

@@ -17,7 +17,7 @@ from apcnet import draw, inference
 from apcnet.config import Protocol
 from apcnet.data.augment import view, view_sizes
 from apcnet.data.synthetic import Synthetic
-from apcnet.inference.prediction import MAX_PIXELS
+from apcnet.inference.tiles import MAX_PIXELS
 from apcnet.serve.network import Served
 
 USUAL_SIDE = 1024  # of the input for a larger picture, unless the page asks for another size

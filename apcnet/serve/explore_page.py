@@ -89,10 +89,7 @@ def _recording(compute: Callable[[Sequence[Served], Tensor, int], dict]) -> Call
         models = list(server.models.values())[:MOST_MODELS]
         async with server.image_of(request) as image:
             future = server.queue.submit(compute, image, lambda images: [compute(models, images[0], side)])
-            try:
-                done = await server.result(request, future)
-            except ValueError as error:  # an exported file takes images of one size only, for example
-                raise HTTPException(422, printable(error, 500)) from None
+            done = await server.result(request, future)
             content = await server.in_thread(explore.pack, done.value)
         return Response(content, media_type="application/octet-stream")
 

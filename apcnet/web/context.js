@@ -58,7 +58,7 @@ export class Context {
 
   pick(x, y, text) {
     this.picked.textContent = text;
-    if (!this.#record) return;
+    if (!this.#record || y >= this.#record.rows.values.length || x >= this.#record.columns.values.length) return; // of a picture before
     const {size, rows, columns, scales} = this.#record, at = [rows.values[y], columns.values[x]];
     this.#place = at[0] * size[1] + at[1];
     this.picked.textContent += `. Position ${at[1]}, ${at[0]} of ${size[1]} × ${size[0]}`;

@@ -39,11 +39,9 @@ async function record(answer) {
 // Pictures and answers
 
 async function take(photo, name) {
-  Object.assign(state, {photo, name, bitmap: null, side: 0, chosen: null, seen: null});
-  $("times").replaceChildren();
-  for (const button of $("samples").children) button.setAttribute("aria-pressed", String(button.dataset.name === name));
-  setLayer("classes");
-  await look();
+  const {photo: before, name: nameBefore, bitmap, side} = state;
+  Object.assign(state, {photo, name, bitmap: null, side: 0});
+  if (await look() === "failed" && before) Object.assign(state, {photo: before, name: nameBefore, bitmap, side}); // it is shown still
 }
 
 async function look() {
@@ -53,10 +51,11 @@ async function look() {
   report(`Labelling ${state.name} …`);
   try {
     const query = `?side=${state.side}`, isNew = !state.bitmap, seen = await record(await ask(`view${query}`, state.photo));
-    if (isNew) state.bitmap = await decode(seen.width, seen.height);
+    const bitmap = state.bitmap ?? await decode(seen.width, seen.height);
     if (mine !== asked) return;
-    state.seen = seen;
-    showLabels(isNew);
+    Object.assign(state, {seen, bitmap});
+    if (isNew) begin();
+    showLabels();
     const inside = await record(await ask(`context${query}`, state.photo));
     if (mine !== asked) return;
     columns.forEach((column, i) => column.context.show(inside.models[i], column.overlay.photo));
@@ -64,8 +63,22 @@ async function look() {
     pick(...state.pixel);
     document.body.dataset.shown = mine; // for tests: everything that was asked for is on the page
   } catch (error) {
-    if (mine === asked && error.name !== "AbortError") report("", error.message);
+    if (mine !== asked || error.name === "AbortError") return;
+    report("", error.message);
+    return "failed";
   }
+}
+
+/** Forgets what was chosen on the picture before. */
+function begin() {
+  const {width, height, largest} = state.seen;
+  state.pixel = [Math.floor(0.36 * width), Math.floor(0.64 * height)]; // off the numbers in the tiles
+  state.chosen = null;
+  for (const button of $("samples").children) button.setAttribute("aria-pressed", String(button.dataset.name === state.name));
+  $("times").replaceChildren();
+  $("side").max = largest;
+  $("columns").classList.toggle("small", Math.max(width, height) < SMALL);
+  setLayer("classes", false);
 }
 
 /** Decodes the picture in the browser, or on the server if the browser cannot or turns it another way. */
@@ -75,9 +88,8 @@ async function decode(width, height) {
   return createImageBitmap(await (await ask("picture", state.photo)).blob());
 }
 
-function showLabels(isNew) {
+function showLabels() {
   const {seen, bitmap} = state, [height, width] = seen.input;
-  $("columns").classList.toggle("small", Math.max(seen.width, seen.height) < SMALL);
   columns.forEach((column, i) => {
     const {labels, seconds} = seen.models[i];
     column.overlay.show(bitmap, labels.values, state.name);
@@ -85,10 +97,6 @@ function showLabels(isNew) {
     column.line.textContent = `${column.about.text} · ${duration(seconds)}`;
     column.element.querySelector(".seen").hidden = false;
   });
-  if (isNew) {
-    state.pixel = [Math.floor(0.36 * seen.width), Math.floor(0.64 * seen.height)]; // off the numbers in the tiles
-    $("side").max = seen.largest;
-  }
   $("side").value = Math.max(height, width);
   $("own").disabled = !state.side;
   showSide(`${width} × ${height}`);
@@ -192,10 +200,10 @@ function showFrame({frame}, box, size) {
   for (const side in place) frame.style[side] = `${100 * place[side]}%`;
 }
 
-function setLayer(layer) {
+function setLayer(layer, paints = true) {
   state.layer = layer;
   document.querySelector(`[name=layer][value=${layer}]`).checked = true;
-  paint();
+  if (paints) paint();
 }
 
 // Pixels and regions

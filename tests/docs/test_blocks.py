@@ -17,7 +17,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 EXCUSE = "# not run by the tests:"
 SHOWN = {"text"}  # formulas and figures; docs/api shows signatures as `py`
 REASON = re.compile(
-    r"needs (a GPU|a browser|a model|a bucket|a second machine|the package)|the download of \w+|a clone|network"
+    r"needs (a GPU|a browser|a second (terminal|machine)|an account|a model|a bucket|the package)"
+    r"|the download of \w+|a clone|network"
 )
 SLOW = {"README.md", "docs/data.md", "docs/explore.md", "docs/predict.md", "docs/scale.md", "docs/train.md"}
 

@@ -206,8 +206,8 @@ def reset(rng: random.Random) -> Case:
 
 
 def reset_while_predicting(rng: random.Random) -> Case:
-    steps = posted(picture(rng))
-    return Case("reset while predicting", [*steps, ("sleep", rng.random() / 50), ("reset", b"")], {SILENT})
+    steps = [*posted(picture(rng)), ("sleep", rng.random() / 50), ("reset", b"")]
+    return Case("reset while predicting", steps, {SILENT, 200})  # 200 where the answer was faster
 
 
 FAST = (truncated, damaged, bomb, many_scans, wrong_type, no_image, wrong_query, wrong_path, wrong_method, wrong_form)

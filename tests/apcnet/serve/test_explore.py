@@ -14,6 +14,7 @@ from explored import explored_model
 from serving import SIZES, ask, encoded, photo, post, running
 
 import apcnet
+import apcnet.export
 from apcnet import serving_commands
 from apcnet.config import Protocol
 from apcnet.data.augment import view
@@ -118,6 +119,21 @@ def test_models_differ_where_the_names_of_their_classes_do(models):
     assert explore.see([first], picture())["differs"] is None
 
 
+@pytest.mark.slow
+def test_a_model_beside_its_exported_file(tmp_path):
+    """Tests that the two agree, at another size too, and that a file, which has no head, is described without one."""
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx: onnxruntime")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx: onnxscript")
+    model = explored_model()
+    apcnet.export.export(model, tmp_path / "street.onnx", size=(64, 64))
+    both = [Served(model), Served(apcnet.load(tmp_path / "street.onnx"))]
+    for side in (0, 96):
+        assert explore.see(both, picture(), side)["differs"]["share"] < 0.001
+        own, none = explore.look_inside(both, picture(), side)["models"]
+        assert own["kind"] == "affinities" and none is None
+    assert explore.about("street", both[1])["text"] == "Exported"
+
+
 def test_records_survive_packing():
     arrays = [torch.arange(5, dtype=torch.uint8), torch.rand(2, 3), torch.tensor([[-1]], dtype=torch.int32)]
     record = {"name": "é", "size": [1, 2], "none": None, "parts": [{"values": array} for array in arrays]}
@@ -175,17 +191,6 @@ def test_answers_are_the_records(port, models):
 def test_wrong_requests(port, path, status, error):
     answer = post(port, f"/explore/{path}", encoded(photo()))
     assert answer.status == status and answer.json["error"].startswith(error)
-
-
-def test_a_model_that_does_not_take_the_size(port, models, monkeypatch):
-    """Tests an error of a model, such as an exported file's that takes one size only."""
-
-    def refuse(*arguments):
-        raise ValueError("images: expected a height and width of 64")
-
-    monkeypatch.setattr(models["first"], "predict", refuse)
-    answer = post(port, "/explore/view", encoded(photo()))
-    assert (answer.status, answer.json["error"]) == (422, "images: expected a height and width of 64")
 
 
 def test_what_is_no_image_or_no_file(port):

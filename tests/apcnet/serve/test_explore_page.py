@@ -302,6 +302,10 @@ def test_what_is_no_picture(browser, alone, tmp_path, file):
     assert text(browser, "#problem").startswith("body: expected an image")
     assert len(browser.problems) == 1 and "422" in browser.problems[0]  # the browser notes the answer
     browser.problems.clear()
+    browser.move(".stage", 0.4, 0.4)  # the picture before is shown still
+    assert "% sure" in text(browser, ".tip")
+    settled(browser, set_side, browser, 64)
+    assert text(browser, "#status").startswith("generated scene 1, 96 × 96 pixels, seen at 64 × 64")
     browser.drop("body", tmp_path / "words.txt")
     assert text(browser, "#problem") == "words.txt: expected an image, got text/plain"
     settled(browser, browser.drop, "body", file)
