@@ -284,7 +284,7 @@ static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveC
         grad_x.write(half, c, result);
       }
     }
-    x.wait();
+    if (!resident) x.wait();
     __syncthreads();
     add_over_positions<T, TILES>(sums, numbers, map, first, channels, !tile.first_of_chunk);
   }

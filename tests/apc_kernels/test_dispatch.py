@@ -31,6 +31,8 @@ def test_triton_comes_first_where_it_issues_fewer_instructions(monkeypatch):
     monkeypatch.setattr(dispatch, "_reason_unavailable", lambda name, device: None)
     assert KERNELS.explain("pyramid_pool", "cuda", torch.float32) == ("cuda", {})
     assert CONTEXT_KERNELS.explain("adaptive_context", "cuda", torch.float32) == ("triton", {})
+    for dtype in (torch.bfloat16, torch.float16):
+        assert CONTEXT_KERNELS.explain("adaptive_context", "cuda", dtype) == ("cuda", {})
     assert CONTEXT_KERNELS.explain("affinity_moments", "cpu", torch.float32) == ("cpp", {})
     missing = {"triton": "triton is not installed"}
     monkeypatch.setattr(dispatch, "_reason_unavailable", lambda name, device: missing.get(name))
