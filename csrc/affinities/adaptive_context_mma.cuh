@@ -13,7 +13,7 @@
 #pragma once
 
 #include "adaptive_context.cuh"
-#include "fragments.cuh"
+#include "position_sums.cuh"
 
 // affinities − center, rounded, as the products take them; a column of ones after the regions', with which sums over
 // positions count the map itself; zeros for positions from `count` on.
@@ -187,6 +187,18 @@ __global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>))
       sum_region_gradients_of_tile<T, tiles.value, vectors>(p, work, tile, map, {numbers});
     });
   });
+}
+
+// The largest of |from[0]|, ..., |from[count - 1]|, or 1 where all are 0, for all threads of a block. Has a barrier.
+static __device__ __forceinline__ float largest_of(const float* from, int count, float* of_warps) {
+  float largest = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
+    largest = fmaxf(largest, fabsf(from[i]));
+  for (unsigned lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, lanes));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) largest = fmaxf(largest, of_warps[warp]);
+  return largest == 0.0f ? 1.0f : largest;
 }
 
 // gradients = linear + (affinities − center)·quadraticᵀ, the matrix relative to its largest number: float16 holds
