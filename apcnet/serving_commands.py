@@ -12,7 +12,7 @@ from apcnet.serve.limits import Limits
 
 
 def serve(
-    models: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN|MODEL.safetensors ...", help_behavior_hint="")]],
+    models: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN|MODEL ...", help_behavior_hint="")]],
     protocol: OmitArgPrefixes[Protocol],
     limits: OmitArgPrefixes[Limits],
     host: str = "127.0.0.1",
@@ -23,7 +23,8 @@ def serve(
     """Serve models over HTTP until SIGTERM or Ctrl-C: POST an image, get labels, overlay, classes and confidence.
 
     Args:
-        models: Serve these model files and run folders; if the first is a run, images are treated as in its evaluation.
+        models: Serve the models in these run folders or files, also of `apcnet export`, or of these names, such as
+            hf:USER/MODEL. If the first is a run, images are treated as in its evaluation.
         protocol: Describes how the network sees an image.
         limits: Limit what requests may cost.
         host: Listen at this address; 0.0.0.0 is every address of the machine.
@@ -55,7 +56,7 @@ def explore(
     """Serve a page to look inside one or two models: drop a photo, see classes, affinities and where the two differ.
 
     Args:
-        models: Look at the models in these files or run folders.
+        models: Look at the models in these run folders or files, or of these names, such as hf:USER/MODEL.
         host: Listen at this address; only programs of this machine reach 127.0.0.1.
         port: Listen at this port; 0 chooses a free one.
         precision: Run matrix products in this precision (autocast).
