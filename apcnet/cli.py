@@ -106,7 +106,10 @@ def _defaults(command: str, arguments: list[str]) -> tuple[list[str], dict]:
         config = preset(names[1]) if len(names) > 1 else _config_of(names[0])
         return names[:1] + arguments[len(names[:2]) :], {"data": config.data, "protocol": config.evaluation}
     if command in ("predict", "serve") and names and Path(names[0]).is_dir():
-        return arguments, {"protocol": _read_run_config(Path(names[0])).evaluation}
+        from apcnet.training.folder import model_file, read_config
+
+        model_file(Path(names[0]))  # raises an error for a folder that is no run's
+        return arguments, {"protocol": read_config(Path(names[0])).evaluation}
     return arguments, {}
 
 

@@ -77,7 +77,7 @@ def train(
 
 
 def evaluate(
-    weights: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    weights: Positional[Annotated[Path, arg(metavar="RUN|MODEL")]],
     data: OmitArgPrefixes[Data],
     protocol: OmitArgPrefixes[Protocol],
     multi_scale: bool = False,
@@ -90,12 +90,13 @@ def evaluate(
     device: Device = None,
     workers: Workers = None,
 ) -> None:
-    """Evaluate a model on a dataset: apcnet evaluate RUN|MODEL.safetensors [PRESET] [flags].
+    """Evaluate a model on a dataset: apcnet evaluate RUN|MODEL [PRESET] [flags].
 
     The dataset and the protocol are those of the run, or of the preset if one is given.
 
     Args:
-        weights: Evaluate the model in this run folder or file, also of `apcnet export`.
+        weights: Evaluate the model in this run folder or file, also of `apcnet export`, or of this name: hf:USER/MODEL,
+            or a preset with published weights.
         data: Describes the dataset to evaluate on.
         protocol: Describes how the model sees an image.
         multi_scale: Average over six scales and their mirror images, as the published multi-scale test does.
@@ -151,7 +152,7 @@ def evaluate(
 
 
 def predict(
-    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL.safetensors")]],
+    model: Positional[Annotated[Path, arg(metavar="RUN|MODEL")]],
     sources: Positional[
         Annotated[tuple[str, ...], arg(metavar="FILE|FOLDER|PATTERN|URL|@LIST ...", help_behavior_hint="")]
     ],
@@ -167,13 +168,15 @@ def predict(
     precision: Precision = "float32",
     device: Device = None,
 ) -> None:
-    """Predict the labels of images of any format and size. The same command goes on after it was stopped.
+    """Predict the labels of images of any format and size, and of videos. The same command goes on after a stop.
 
-    The exit status is 1 if an image cannot be read.
+    The exit status is 1 if a source cannot be read.
 
     Args:
-        model: Use this model file, also of `apcnet export`, or run folder; a run treats images as in its evaluation.
-        sources: Predict these images, all images in these folders, and what the lines of these @lists name.
+        model: Use the model in this run folder or file, also of `apcnet export`, or of this name: hf:USER/MODEL, or a
+            preset with published weights. A run treats images as in its evaluation.
+        sources: Predict these images, videos and GeoTIFFs, camera:0 for a camera, all images in these folders, and what
+            the lines of these @lists name.
         out: Write label maps, overlays and the manifest of finished images to this folder.
         protocol: Describes how the network sees an image.
         overlay: Save overlays of image and labels in this format.
@@ -215,8 +218,8 @@ def predict(
         )
         if rank() != 0:
             return
-    before = f", {report.skipped} of them before" if report.skipped else ""
-    print(f"{out}: {report.done} images{before}")
+    before = f", {report.skipped} of them finished before" if report.skipped else ""
+    print(f"{out}: {report.done} {'image' if report.done == 1 else 'images'}{before}")
     for failure in report.failures:
         print_error(failure)
     if report.failures:

@@ -60,12 +60,17 @@ URLS = {_stem(row["file"]): _url(row) for row in _ROWS if row["file"]}
 TRAINED = {row["preset"]: _url(row) for row in _ROWS if row["preset"] and row["file"]}  # by presets of `apcnet train`
 
 
-def locate(name: str) -> str:
+class DownloadError(ValueError):
+    """Reports a download that failed or broke off."""
+
+
+def locate(name: str, expected: str = "source: expected a file, a URL or the name of published weights") -> str:
     """Returns the URL of published weights.
 
     Args:
         name: Name of the file or of its config, in the spelling of mmsegmentation 0.x or 1.x; or of the preset that
             trains the same, where one without a schedule stands for the longest.
+        expected: How the error about an unknown name begins.
     """
     lasting = [preset for preset in TRAINED if re.fullmatch(rf"{re.escape(name)}-\d+k", preset)]
     if name in TRAINED or lasting:
@@ -76,7 +81,7 @@ def locate(name: str) -> str:
     if stem not in URLS:
         near = get_close_matches(stem, [*URLS, *TRAINED], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"names look like {', '.join(list(URLS)[::24])}"
-        raise ValueError(f"source: expected a file, a URL or the name of published weights, got {name}; {hint}")
+        raise ValueError(f"{expected}, got {name}; {hint}")
     return URLS[stem]
 
 
@@ -155,9 +160,9 @@ def _fetch(url: str, path: Path, progress: Progress | None) -> None:
                 if progress is not None:
                     progress(received, total)
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        raise ValueError(f"{url}: the download failed: {getattr(error, 'reason', error)}") from error
+        raise DownloadError(f"{url}: the download failed: {getattr(error, 'reason', error)}") from error
     if total is not None and received != total:
-        raise ValueError(f"{url}: the download broke off after {received} of {total} bytes")
+        raise DownloadError(f"{url}: the download broke off after {received} of {total} bytes")
 
 
 def _sha256(path: Path) -> str:

@@ -56,6 +56,8 @@ def download(name: str) -> Path:
         name: "hf:user/model", or "hf:user/model@revision" for a branch, a tag or a commit.
     """
     repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    if "/" not in repository:  # the Hub takes names of its own without a user, and would be asked
+        raise ValueError(f"{name}: expected hf:user/model")
     client = _client()
     from huggingface_hub import errors
 
@@ -71,7 +73,12 @@ def download(name: str) -> Path:
         raise ValueError(f"{name}: expected a branch, tag or commit after the @, found no {revision}") from None
     except errors.RemoteEntryNotFoundError:
         raise ValueError(f"{name}: expected {MODEL} in it, as model.push_to_hub writes it, found none") from None
-    except (OSError, errors.HfHubHTTPError) as error:  # a LocalEntryNotFoundError is an OSError: nothing is cached
+    except errors.LocalEntryNotFoundError as error:
+        cause = _reason(error.__cause__ or error)
+        raise ValueError(
+            f"{name}: {client.endpoint} cannot be reached, and there is no copy of an earlier download ({cause})"
+        ) from error
+    except (OSError, errors.HfHubHTTPError) as error:
         raise ValueError(f"{name}: the download failed: {_reason(error)}") from error
 
 

@@ -23,7 +23,8 @@ def serve(
     """Serve models over HTTP until SIGTERM or Ctrl-C: POST an image, get labels, overlay, classes and confidence.
 
     Args:
-        models: Serve the models in these files, exported files and run folders.
+        models: Serve the models in these run folders or files, also of `apcnet export`, or of these names, such as
+            hf:USER/MODEL.
         protocol: Describes how the network sees an image; if the first model is a run, as in its evaluation.
         limits: Limit what requests may cost.
         host: Listen at this address; 0.0.0.0 is every address of the machine.
@@ -55,7 +56,7 @@ def explore(
     """Serve a page to look inside one or two models: drop a photo, see classes, affinities and where the two differ.
 
     Args:
-        models: Look at the models in these files or run folders.
+        models: Look at the models in these run folders or files, or of these names, such as hf:USER/MODEL.
         host: Listen at this address; only programs of this machine reach 127.0.0.1.
         port: Listen at this port; 0 chooses a free one.
         precision: Run matrix products in this precision (autocast).

@@ -68,11 +68,16 @@ def published(name: str) -> Path:
     Args:
         name: Name of a preset with published weights, or another that `hub.locate` knows.
     """
-    url = hub.locate(name)
+    url = hub.locate(name, "path: expected a model file, hf:user/model or the name of published weights")
     out = _downloads() / PurePosixPath(urlsplit(url).path).with_suffix(".safetensors").name  # it ends in the hash
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        convert(url, out, progress=hub.show_download)
+        try:
+            convert(url, out, progress=hub.show_download)
+        except hub.DownloadError as error:
+            raise hub.DownloadError(
+                f"{name}: {error}; or fetch this file on another computer, and type apcnet convert FILE {out}"
+            ) from None
     return out
 
 

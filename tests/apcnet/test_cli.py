@@ -326,6 +326,11 @@ def test_presets_are_listed(run):
         ),
         (["evaluate", "."], ".: expected a run folder or a model in one, found no config.json"),
         (["predict", "no.safetensors", "a.jpg", "--out", "b"], "no.safetensors: there is no such file"),
+        (["predict", ".", "a.jpg", "--out", "b"], ".: expected a model file or the folder of a run, found neither"),
+        (
+            ["predict", "nothing", "a.jpg", "--out", "b"],
+            "path: expected a model file, hf:user/model or the name of published weights, got nothing;",
+        ),
         (["train", "--out", "/dev/null/run"], "out: expected a folder that can be created, got /dev/null/run (Not a"),
         (["presets", "unet"], "presets: expected a part of a name that `apcnet presets` lists, got 'unet'"),
     ],

@@ -8,7 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
+import apcnet
 from apcnet import hub
 
 CONTENT = bytes(range(256)) * 9000  # more than one chunk
@@ -147,6 +149,17 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, server, path, message):
 def test_other_urls_are_refused(tmp_path, url):
     with pytest.raises(ValueError, match="url: expected http"):
         hub.download(url, tmp_path)
+
+
+def test_published_weights_without_a_network_tell_where_to_put_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(hub, "TRAINED", {"apcnet-r50-ade20k-160k": f"http://127.0.0.1:1/a-{HASH}.pth"})
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    file = tmp_path / "checkpoints" / f"a-{HASH}.safetensors"
+    with pytest.raises(
+        ValueError, match=rf"^apcnet-r50-ade20k-160k: http\S+: .*apcnet convert FILE {re.escape(str(file))}$"
+    ):
+        apcnet.load("apcnet-r50-ade20k-160k")
 
 
 def test_a_server_that_is_not_there(tmp_path, monkeypatch):

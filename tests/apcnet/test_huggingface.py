@@ -116,6 +116,7 @@ def test_scores_of_another_model_are_refused(server, run, tmp_path):
         ("hf:user/empty", r"expected model\.safetensors in it, as model\.push_to_hub writes it, found none"),
         ("hf:user/first/more", "expected hf:user/model"),
         ("hf:", "expected hf:user/model"),
+        ("hf:first", "hf:first: expected hf:user/model"),
     ],
 )
 def test_a_wrong_name_gets_an_error_that_helps(server, run, name, message):
@@ -135,6 +136,16 @@ def test_a_wrong_token_and_a_server_that_is_not_there(server, run):
         apcnet.load("hf:user/first")
 
 
+def test_without_a_network_only_earlier_downloads_are_there(server, run, monkeypatch):
+    push(run)
+    apcnet.load("hf:user/first")
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
+    apcnet.load("hf:user/first")
+    message = f"^hf:user/second: {server.url} cannot be reached, and there is no copy of an earlier download"
+    with pytest.raises(ValueError, match=message):
+        apcnet.load("hf:user/second")
+
+
 def test_the_command_pushes_a_run(server, run, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
     main(["push", str(run), "user/second", "--license", "mit", "--private"])
@@ -149,4 +160,4 @@ def test_the_command_pushes_a_run(server, run, monkeypatch, capsys):
             str(run.parent / "seen"),
         ]
     )
-    assert "1 images" in capsys.readouterr().out
+    assert "1 image\n" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_the_same_command_goes_on_and_another_one_is_refused(job, capsys):
     status, out, err = run(capsys, command)
     assert status == 1 and out == f"seen: {COUNT} images\n" and "broken.png" in err and err.count("\n") == 1
     (job / "photos" / "broken.png").unlink()
-    assert run(capsys, command) == (0, f"seen: {COUNT} images, {COUNT} of them before\n", "")
+    assert run(capsys, command) == (0, f"seen: {COUNT} images, {COUNT} of them finished before\n", "")
     status, out, err = run(capsys, f"{command} --flip")
     again = f"{command} --flip --overwrite"
     assert status == 2 and "holds predictions of another job, flip: False → True. Name another folder" in err
@@ -86,7 +86,7 @@ def test_torchrun(job):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "apcnet"]
     predict = ["predict", "model.safetensors", "photos", "--out", "seen", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for before in ("", f", {COUNT} of them before"):
+    for before in ("", f", {COUNT} of them finished before"):
         run = subprocess.run([*torchrun, *predict], env=environment, capture_output=True, text=True, timeout=300)
         assert run.returncode == 1 and run.stdout == f"seen: {COUNT} images{before}\n", run.stderr
         assert run.stderr.count("photos/broken.png: expected an image") == 1
@@ -96,4 +96,4 @@ def test_torchrun(job):
     assert names == [["0.png", "2.png", "4.png", "6.png"], ["1.png", "3.png", "5.png"]]
     (job / "photos" / "broken.png").unlink()
     run = subprocess.run([*torchrun, *predict], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0 and run.stdout == f"seen: {COUNT} images, {COUNT} of them before\n", run.stderr
+    assert run.returncode == 0 and run.stdout == f"seen: {COUNT} images, {COUNT} of them finished before\n", run.stderr
