@@ -39,7 +39,7 @@ def tiff(width: int, height: int) -> bytes:
 
 
 def tiled_tiff(width: int, height: int) -> bytes:
-    """Returns a TIFF of 64 × 64 pixels whose only tile is of this size; 200 bytes for which libtiff allocates 1.6 GB."""
+    """Returns a TIFF of 64 × 64 pixels whose only tile is of this size; 200 bytes ask libtiff for 1.6 GB."""
     packed = zlib.compress(bytes(1000))
     tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (322, width), (323, height)]
     tags += [(324, 8 + 2 + 12 * 10 + 4), (325, len(packed))]
