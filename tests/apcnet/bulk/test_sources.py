@@ -32,6 +32,10 @@ def test_patterns():
         places("c/*")
 
 
+def test_a_file_that_is_named_twice_is_predicted_once():
+    assert places("a", f"{Path.cwd()}/a/1.jpg", "b/../a", "a/?.png") == ["1.jpg", "2.png"]
+
+
 def test_patterns_leave_out_what_was_written():
     for name in ("out/a/1.png", "out-of/4.png"):
         Path(name).parent.mkdir(parents=True)
