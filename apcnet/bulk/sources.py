@@ -72,6 +72,8 @@ def _items(source: str | Path, out: Path, listed: bool = False) -> Iterator[Item
         yield Item(text, Path(text.replace(":", "")), "live")
     elif text.startswith("@"):
         yield from _listed(Path(text[1:]), out)
+    elif "://" in text:
+        raise ValueError(f"{text}: expected a URL of http, https or a stream (rtsp, rtmp, rtp, srt, udp, tcp)")
     elif glob.has_magic(text):
         yield from _matches(text, out, listed)
     else:

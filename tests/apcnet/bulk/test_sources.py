@@ -74,6 +74,7 @@ def test_lists():
         ("a/9.jpg", "@list.txt", "a/9.jpg: there is no such file or folder"),
         ("", "@none.txt", "@none.txt: expected a text file with a source in each line, there is no file none.txt"),
         ("", "http:///a.jpg", "http:///a.jpg: expected a URL with a host"),
+        ("", "ftp://host/*.jpg", r"ftp://host/\*\.jpg: expected a URL of http, https or a stream"),
         ("", "b/deep/none", "b/deep/none: there is no such file or folder"),
     ],
 )
