@@ -4,7 +4,7 @@ files          the prediction of files, folders, patterns, lists and URLs: `pred
 sources        what the sources stand for
 jobs           the names of the files that are written
 manifest       the record of what is finished, so that a job that was stopped goes on
-pipeline       threads that read and write while the network computes
+overlap        threads that read and write while the network computes
 download       files of URLs
 probabilities  .npy files of the probabilities of all classes
 processes      the parts of a job in the processes that torchrun has started
