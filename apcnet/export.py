@@ -7,10 +7,11 @@ width and batch size stay symbolic. A file appears only after it was read back a
 
 import io
 import json
+import logging
 import operator
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -225,9 +226,25 @@ def _openvino(
 def _to_onnx(program: ExportedProgram, output: str, dynamic: bool) -> torch.onnx.ONNXProgram:
     axes = {"images": AXES} if dynamic else None  # names only: the axes are dynamic already
     names = {"input_names": ["images"], "output_names": [output], "dynamic_shapes": axes}
-    converted = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    with _quiet():
+        converted = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     assert converted is not None  # it is None for the old exporter only
     return converted
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides what the converter says about its own code: deprecations, and operators that it does not fold."""
+    log = logging.getLogger("onnxscript")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _compared(

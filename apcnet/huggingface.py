@@ -78,7 +78,7 @@ def download(name: str) -> Path:
         raise ValueError(
             f"{name}: {client.endpoint} cannot be reached, and there is no copy of an earlier download ({cause})"
         ) from error
-    except (OSError, errors.HfHubHTTPError) as error:
+    except (OSError, *errors.HfHubHTTPError.__bases__) as error:
         raise ValueError(f"{name}: the download failed: {_reason(error)}") from error
 
 
@@ -104,6 +104,8 @@ def push(
     Returns:
         The URL of the repository.
     """
+    if name.count("/") != 1:
+        raise ValueError(f"name: expected user/model, got {name}")
     client = _client(token)
     from huggingface_hub import CommitOperationAdd, errors
 
@@ -115,7 +117,7 @@ def push(
             client.create_commit(name, files, commit_message="Upload model with apcnet")
         except errors.HFValidationError as error:
             raise ValueError(f"name: expected user/model, {_reason(error)}") from None
-        except (OSError, errors.HfHubHTTPError) as error:
+        except (OSError, *errors.HfHubHTTPError.__bases__) as error:  # of HTTP too, such as a host that is not found
             raise ValueError(
                 f"{name}: the upload failed: {_reason(error)}; to write there, type hf auth login"
             ) from error

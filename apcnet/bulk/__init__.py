@@ -5,7 +5,7 @@ sources        what the sources stand for
 jobs           the names of the files that are written
 work           images on their way through reading, network and writing
 manifest       the record of what is finished, so that a job that was stopped goes on
-pipeline       threads that work on the next items
+overlap        threads that read and write while the network computes
 download       files of URLs
 probabilities  .npy files of the probabilities of all classes
 processes      the parts of a job in the processes that torchrun has started

@@ -93,5 +93,6 @@ def _check(source: str | Path, outputs: Sequence[Path], protocol: Protocol) -> N
             raise ValueError(f"out: {path} is the raster that is read; choose another name")
     if protocol.test_scale is not None:
         raise ValueError(
-            f"test_scale: expected None, since a raster keeps its resolution, got {protocol.test_scale}; use ratios"
+            f"test_scale: expected None for {source}, since a raster keeps its resolution, got {protocol.test_scale}; "
+            "add --test-scale None, and --ratios to see it at another scale"
         )

@@ -8,6 +8,7 @@ of many folders, places are the paths as they are written.
 
 import glob
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -38,7 +39,9 @@ class Item(NamedTuple):
 
 def find_items(sources: Iterable[str | Path], out: Path) -> list[Item]:
     """Lists what the sources stand for, each file once, without what is below `out`; the order is always the same."""
-    found = {item.source: item for source in sources for item in _items(source, out)}
+    found: dict[str, Item] = {}
+    for item in itertools.chain.from_iterable(_items(source, out) for source in sources):
+        found.setdefault(name_of(item.source), item)
     if not found:
         raise FileNotFoundError("sources: expected files or folders, got none")
     return _distinct(list(found.values()))
@@ -69,6 +72,8 @@ def _items(source: str | Path, out: Path, listed: bool = False) -> Iterator[Item
         yield Item(text, Path(text.replace(":", "")), "live")
     elif text.startswith("@"):
         yield from _listed(Path(text[1:]), out)
+    elif "://" in text:
+        raise ValueError(f"{text}: expected a URL of http, https or a stream (rtsp, rtmp, rtp, srt, udp, tcp)")
     elif glob.has_magic(text):
         yield from _matches(text, out, listed)
     else:

@@ -65,7 +65,9 @@ class Reader:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.name}: there is no such file or device") from None
         except (FFmpegError, OSError) as error:
-            raise ValueError(f"{self.name}: expected a video that FFmpeg reads ({printable(error)})") from None
+            raise ValueError(
+                f"{self.name}: expected a video that FFmpeg reads ({printable(error.strerror or error)})"
+            ) from None
         if not self.container.streams.video:
             self.container.close()
             raise ValueError(f"{self.name}: expected a video, found none in it")

@@ -12,7 +12,7 @@ from apcnet.bulk.download import local_file
 from apcnet.bulk.jobs import Job
 from apcnet.bulk.large import predict_large
 from apcnet.bulk.manifest import Manifest, Stamp, stamp_of
-from apcnet.bulk.pipeline import mapped, threads
+from apcnet.bulk.overlap import mapped, threads
 from apcnet.bulk.probabilities import probability_files
 from apcnet.config import Precision, Protocol
 from apcnet.inference.levels import model_levels

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -188,13 +189,15 @@ def test_wrong_arguments(tmp_path, monkeypatch):
 @onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_onnx(tmp_path, name):
+def test_onnx(tmp_path, name, caplog, recwarn):
     import onnx
     import onnxruntime
 
     model, path = small(name), tmp_path / "model.onnx"
     differences = export(model, path, size=TRACED)
     assert list(differences) == [TRACED, (49, 101)] and max(differences.values()) <= 1e-5
+    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not warned and not recwarn.list  # of the converter, about its own code
     file = onnx.load(path)
     onnx.checker.check_model(file)
     assert {node.domain for node in file.graph.node} == {""}  # ONNX's own operators

@@ -129,11 +129,18 @@ def test_a_wrong_token_and_a_server_that_is_not_there(server, run):
     model = apcnet.load(run / "final.safetensors")
     with pytest.raises(ValueError, match=r"the upload failed: .*hf auth login"):
         model.push_to_hub("user/first", token="hf_wrong")
-    with pytest.raises(ValueError, match="name: expected user/model"):
-        model.push_to_hub("user/first/more", token=hub_server.TOKEN)
+    for name in ("user/first/more", "first"):
+        with pytest.raises(ValueError, match=f"name: expected user/model, got {name}"):
+            model.push_to_hub(name, token=hub_server.TOKEN)
     server.commits["user/first"] = [{"model.safetensors": b"not a model"}]
     with pytest.raises(ValueError, match="expected a whole safetensors file"):
         apcnet.load("hf:user/first")
+
+
+def test_a_push_without_a_network_is_one_error(server, run, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"^user/first: the upload failed: .*refused"):
+        push(run)
 
 
 def test_without_a_network_only_earlier_downloads_are_there(server, run, monkeypatch):

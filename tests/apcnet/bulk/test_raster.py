@@ -374,7 +374,7 @@ def test_full_disk(network, tmp_path, share):
         (3, "uint8", {"out": "none/out.tif"}, "expected a file in an existing folder"),
         (3, "uint8", {"source": "none.tif"}, r"none\.tif: there is no such file"),
         (3, "uint8", {"source": "text.tif"}, r"text\.tif: expected a raster that GDAL reads"),
-        (3, "uint8", {"protocol": Protocol(test_scale=(64, 64))}, "test_scale: expected None"),
+        (3, "uint8", {"protocol": Protocol(test_scale=(64, 64))}, r"test_scale: .*in\.tif.*add --test-scale None"),
         (3, "uint8", {"bands": [1, 2, 4]}, "bands: expected numbers from 1 to 3"),
         (3, "uint8", {"bands": []}, "bands: expected numbers from 1 to 3"),
         (3, "uint8", {"bands": [1, 2]}, "bands: expected 3 bands, as the model was trained with, got"),

@@ -32,6 +32,10 @@ def test_patterns():
         places("c/*")
 
 
+def test_a_file_that_is_named_twice_is_predicted_once():
+    assert places("a", f"{Path.cwd()}/a/1.jpg", "b/../a", "a/?.png") == ["1.jpg", "2.png"]
+
+
 def test_patterns_leave_out_what_was_written():
     for name in ("out/a/1.png", "out-of/4.png"):
         Path(name).parent.mkdir(parents=True)
@@ -70,6 +74,7 @@ def test_lists():
         ("a/9.jpg", "@list.txt", "a/9.jpg: there is no such file or folder"),
         ("", "@none.txt", "@none.txt: expected a text file with a source in each line, there is no file none.txt"),
         ("", "http:///a.jpg", "http:///a.jpg: expected a URL with a host"),
+        ("", "ftp://host/*.jpg", r"ftp://host/\*\.jpg: expected a URL of http, https or a stream"),
         ("", "b/deep/none", "b/deep/none: there is no such file or folder"),
     ],
 )

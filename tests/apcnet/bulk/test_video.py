@@ -353,7 +353,7 @@ def test_wrong_sources(network, tmp_path):
         (tmp_path / "none.mp4", "there is no such file"),
         (63, "camera 63: there is no such file or device"),
         ("/dev/video63", "/dev/video63: there is no such file or device"),
-        (text, "expected a video that FFmpeg reads"),
+        (text, r"text\.mp4: expected a video that FFmpeg reads \(Invalid data found when processing input\)"),
         (tmp_path / "sound.wav", "expected a video, found none in it"),
         ("tcp://127.0.0.1:1", "expected a video that FFmpeg reads"),
     ):
