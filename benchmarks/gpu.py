@@ -42,7 +42,7 @@ NAMES = {  # the names for python -m benchmarks.run, in the order of measurement
         ("upsample_cross_entropy", "upsample_argmax", "upsample_confusion", "upsample_softmax"),
         *(("adaptive_context_norm",), ("pyramid_pool",), ("adaptive_context",), ("affinity_moments",)),
         ("upsample_region_sums", "cross_entropy_and_dice", "focal_loss", "upsample_binary_cross_entropy"),
-        *(("encode",), ("pyramid_conv",)),
+        *(("encode",), ("pyramid_conv",), ("pyramid_reduce",)),
     ),
     "models": (("model",), ("load_head", "accelerate")),
 }

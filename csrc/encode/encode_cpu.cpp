@@ -93,12 +93,13 @@ void softmax(const Encode& p, const A* distances, A* weights) {
   const A* const scale = as<A>(p.scale);
   for (int64_t n = 0; n < TILE; n += W) {
     Vec most = scale[0] * load_lanes<A>(distances + n), sum{};
-    for (int64_t k = 1; k < p.words; ++k) {
+    for (int64_t k = 0; k < p.words; ++k) {  // logits are stored: the compiler could fuse product and difference below
       const Vec logit = scale[k] * load_lanes<A>(distances + k * TILE + n);
+      store_lanes<A>(weights + k * TILE + n, logit);
       most = logit > most ? logit : most;
     }
     for (int64_t k = 0; k < p.words; ++k) {
-      const Vec e = exp_lanes(scale[k] * load_lanes<A>(distances + k * TILE + n) - most);
+      const Vec e = exp_lanes(load_lanes<A>(weights + k * TILE + n) - most);
       store_lanes<A>(weights + k * TILE + n, e);
       sum += e;
     }

@@ -57,6 +57,14 @@ def test_far_from_the_origin(offset):
     check(t, f"offset {offset}")
 
 
+@pytest.mark.parametrize("factor", [1e4, 1e7])
+def test_large_features(factor):
+    """Logits of up to 1e17, whose rounding errors are large numbers: that of the winner must be 0 below it, exactly."""
+    t = draw_code(CodeCase(1, 32, (12, 12), 8))
+    t = t | {"x": t["x"] * factor, "scale": -torch.linspace(0.1, 1, 8)}
+    check(t, f"factor {factor}")
+
+
 def test_centering_is_what_keeps_the_distances():
     """The test above can fail: without the mean codeword taken off, the same products are a hundred times worse."""
     t = draw_code(CodeCase(1, 32, (12, 12), 8))

@@ -30,6 +30,7 @@ def test_sides_take_turns():
     assert {name: len(each) for name, each in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+@pytest.mark.slow
 def test_a_later_run_measures_what_is_missing(tmp_path, monkeypatch, capsys):
     """A piece whose rows are not complete is measured again."""
     file, measured = tmp_path / "rows.json", []

@@ -108,6 +108,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(small, tmp_path, threads):
     run, out = Run(PUBLISHED, "regional", 0), tmp_path / "out"
     program, folder = tmp_path / "program.py", out / run.path

@@ -240,7 +240,7 @@ def spoiled(random, value: Any) -> Any:
         at = int(random.integers(4))
         return (random.choice([0, 1]) and None) or value._replace(**{value._fields[at]: spoiled(random, value[at])})
     if isinstance(value, list):
-        return [[], value[:1], [value[0], spoiled(random, value[1])], value[0], None][random.integers(5)]
+        return [[], value[:1], [*value[:-1], spoiled(random, value[-1])], value[0], None][random.integers(5)]
     if isinstance(value, Tensor):
         return spoiled_tensor(random, value)
     others = [None, "three", -1, 0, 2**40, 2**70, 1.5, float("nan"), float("inf"), (), (0,), (-1, 2), (2**40, 1), [3]]

@@ -179,7 +179,8 @@ def _check(
         raise ValueError(f"regions: expected {expected}, got {tuple(regions.shape)}")
     for name, given in (("weights", weights), ("norms", norms)):
         if not isinstance(given, list | tuple) or len(given) != len(scales):
-            raise ValueError(f"{name}: expected a list of {len(scales)}, one for each scale, got {given!r:.99}")
+            found = len(given) if isinstance(given, list | tuple) else type(given).__name__
+            raise ValueError(f"{name}: expected a list of {len(scales)}, one for each scale, got {found}")
     if training and batch * min(scales) ** 2 < 2:
         raise ValueError(
             f"regions: expected more than one value per channel in training, got {tuple(regions.shape)} at scale 1"

@@ -182,7 +182,7 @@ def write_folder(root, channels: int) -> dict[str, np.ndarray]:
     return stored
 
 
-@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("channels", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_images_of_12_bits_are_trained_evaluated_predicted_and_exported(run, tmp_path, channels):
     root = tmp_path / "data"
     stored = write_folder(root, channels)

@@ -67,6 +67,7 @@ def test_an_own_model_is_saved_as_weights(out):
     assert apcnet.evaluate(model, Scenes("val", 3)).scores().miou == stored["miou"]
 
 
+@pytest.mark.slow
 def test_killed_with_own_objects_it_ends_with_the_same_bits(tmp_path, threads):
     """Tests a run that is killed twice, with 0 and 1 workers, against an uninterrupted one in this process."""
     threads(1)
