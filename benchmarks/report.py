@@ -79,7 +79,8 @@ def headlines() -> str:
                     else f"`{row['operation']}`, {HEADLINES[key]}"
                 )
                 precisions.add(plots.precision(row))
-                lines.append(f"| {name} | **{_times(row['ratio'])}** | {row['other']} | {_share(row)} |")
+                other = "OpenVINO" if row["other"] == "openvino" else row["other"]
+                lines.append(f"| {name} | **{_times(row['ratio'])}** | {other} | {_share(row)} |")
         about = ", ".join([_machine(measured), *sorted(precisions)])
         lines += ["", f"Medians of pairs measured in turn on {about}.", ""]
     return "\n".join(lines)

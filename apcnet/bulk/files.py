@@ -92,6 +92,9 @@ def predict_files(
     if not overwrite:
         _check_recordings(jobs, out)
     with prepared_model(model, max_pixels, precision, several=True) as prepared:
+        needs_logits = confidence or probabilities or protocol.window or protocol.averages or protocol.test_scale
+        if needs_logits and getattr(prepared, "gives_labels", False):
+            raise prepared.no_logits()  # once, not for every image
         wanted = {"overlay": overlay, "opacity": opacity, "confidence": confidence, "probabilities": probabilities}
         wanted["bands"] = None if bands is None else tuple(bands)
         seen = {**dataclasses.asdict(protocol), "max_pixels": max_pixels, "precision": precision}

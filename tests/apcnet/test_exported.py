@@ -14,6 +14,7 @@ import apcnet
 import apcnet.draw
 from apcnet import exported as reading
 from apcnet import inference
+from apcnet.bulk import predict_files
 from apcnet.export import export
 from apcnet.inference.protocol import WHOLE, Protocol
 from apcnet.training.folder import BEST
@@ -119,7 +120,7 @@ def test_every_model(tmp_path, name):
             assert_same_but_ties(apcnet.predict(loaded, image).labels, apcnet.predict(model, image).labels, logits)
 
 
-def test_a_file_of_one_size_and_of_labels(model, written):
+def test_a_file_of_one_size_and_of_labels(model, written, tmp_path):
     """Tests an ExportedProgram: batches pass one by one, tiles and other sizes are errors, evaluation counts labels."""
     path = written(".pt2", "labels", True, dynamic=False)
     loaded, pixels = apcnet.load(path), pixels_of(3, *TRACED)
@@ -139,6 +140,13 @@ def test_a_file_of_one_size_and_of_labels(model, written):
     for options in ({"max_pixels": 999}, {"confidence": True}):
         with pytest.raises(ValueError, match=r"model: expected logits for tiles, .* confidence and loss"):
             apcnet.predict(loaded, pixels[0], **options)
+    apcnet.draw.save(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()), tmp_path / "0.png")
+    for protocol in (apcnet.inference.Protocol(flip=True), apcnet.inference.Protocol(window=(64, 64), stride=(32, 32))):
+        with pytest.raises(
+            ValueError, match=r"model: expected logits for tiles, .* confidence and loss"
+        ):  # once, at first
+            predict_files(loaded, tmp_path / "0.png", tmp_path / "out", protocol)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match=r"model: expected logits for tiles, .* confidence and loss"):
         inference.assess(loaded, images, target, loss=True)
     with pytest.raises(ValueError, match=r"precision: expected float32 for the exported file .*\.pt2, got another"):
