@@ -202,11 +202,15 @@ def table(measured: dict[str, Any]) -> Iterator[str]:
         before, after = row["memory_mib"]
         yield (
             f"| {row['case']} | {row['connections']} | {row['images_per_second']:.3g} | {row['ratio']:.2f} | "
-            f"{row['median_ms']:.3g} ms | {row['p99_ms']:.3g} ms | {row['batch']:.1f} | "
+            f"{_time(row['median_ms'])} | {_time(row['p99_ms'])} | {row['batch']:.1f} | "
             f"{before:.0f} → {after:.0f} MiB |"
         )
     yield f"\n{machine['name']}, torch {machine['torch']}, {machine['threads']} thread(s). When the measurement began,"
-    yield f"other programs kept {measured['load']:.1f} processors busy."
+    yield f"the load average of the machine was {measured['load']:.1f}."
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.3g} s"
 
 
 def write_table() -> None:
