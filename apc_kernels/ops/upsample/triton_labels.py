@@ -69,6 +69,7 @@ def argmax_kernel(
     ALIGN_CORNERS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """Computes the labels of one tile."""
@@ -80,7 +81,9 @@ def argmax_kernel(
         leaders = leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        b_class = best_classes(corners, w_y, leaders, axis_x, column, channels, strides, ROWS, BLOCK_K, CELLS)
+        b_class = best_classes(
+            corners, w_y, leaders, first, axis_x, column, channels, strides, ROWS, BLOCK_K, BLOCKS, CELLS
+        )
         tl.store(labels + o_yx, b_class.to(labels.dtype.element_ty), mask=m_yx)
 
 
@@ -104,6 +107,7 @@ def confusion_kernel(
     ROUNDS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """Adds the pixels of one tile to the counts. Integers: in whatever order, their sum is the same.
@@ -119,7 +123,9 @@ def confusion_kernel(
         leaders = leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        b_class = best_classes(corners, w_y, leaders, axis_x, column, channels, strides, ROWS, BLOCK_K, CELLS)
+        b_class = best_classes(
+            corners, w_y, leaders, first, axis_x, column, channels, strides, ROWS, BLOCK_K, BLOCKS, CELLS
+        )
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_kept = m_yx & (b_label != ignore_index)
         m_left = m_kept & (b_label >= 0) & (b_label < channels)
@@ -141,39 +147,42 @@ def best_classes(
     corners,
     w_y,
     leaders,
+    row,
     axis_x,
     column,
     channels,
     strides,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """Returns the first best class of each pixel, (ROWS, BLOCK_X)."""
     if CELLS > 0:
         one, other, agree = leaders
         if agree:
-            b_class = best_of_some(corners, w_y, one, other, axis_x, column, channels, strides, ROWS, CELLS)
+            b_class = best_of_some(corners, w_y, one, other, row, axis_x, column, channels, strides, ROWS, CELLS)
         else:
-            b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K)
+            b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K, BLOCKS)
     else:
-        b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K)
+        b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K, BLOCKS)
     return b_class
 
 
 @triton.jit
-def best_of_all(corners, w_y, channels, stride_c, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Goes over all classes, in blocks of which there is one at least."""
+def best_of_all(corners, w_y, channels, stride_c, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr):
+    """Goes over all classes, of which there are BLOCKS blocks at least."""
     b_max = tl.full((ROWS, BLOCK_X), START, tl.float32)
     b_block = tl.zeros((ROWS, BLOCK_X), tl.int32)
-    for start in range(0, channels, BLOCK_K):
-        block = tl.minimum(start, channels - BLOCK_K)
-        o_block = block.to(tl.int64) * stride_c
-        b_most = b_max
-        for k in tl.static_range(BLOCK_K):
-            b_most = tl.maximum(b_most, logits_at(corners, w_y, o_block, k * stride_c))
-        b_block = tl.where(b_most > b_max, block, b_block)
-        b_max = b_most
+    for start in range(0, channels, BLOCKS * BLOCK_K):
+        first = tl.minimum(start, channels - BLOCKS * BLOCK_K)
+        o_first = first.to(tl.int64) * stride_c
+        for block in tl.static_range(BLOCKS):
+            b_most = b_max
+            for k in tl.static_range(BLOCK_K):
+                b_most = tl.maximum(b_most, logits_at(corners, w_y, o_first, (block * BLOCK_K + k) * stride_c))
+            b_block = tl.where(b_most > b_max, first + block * BLOCK_K, b_block)
+            b_max = b_most
 
     b_class = tl.zeros((ROWS, BLOCK_X), tl.int32)
     b_left = tl.where(b_max > START, b_block, channels)  # blocks of pixels whose class is not known
@@ -220,14 +229,17 @@ def leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides):
 
 
 @triton.jit
-def best_of_some(corners, w_y, one, other, axis_x, column, channels, strides, ROWS: tl.constexpr, CELLS: tl.constexpr):
+def best_of_some(
+    corners, w_y, one, other, row, axis_x, column, channels, strides, ROWS: tl.constexpr, CELLS: tl.constexpr
+):
     """Goes over the classes that two of them do not exclude."""
     top, bottom, _, _, _ = corners
     stride_c = strides[1]
     b_bound = tl.maximum(logits_of(corners, w_y, one, stride_c), logits_of(corners, w_y, other, stride_c))
     b_bound = tl.min(tl.maximum(b_bound, START), 0)
     i_x = index_of(tl.minimum(column, axis_x[1] - 1), axis_x)
-    x = tl.min(i_x, 0)
+    # 0 is added: pointers that do not depend on the rows would stay in registers while the other pass runs.
+    x = tl.min(i_x, 0) + tl.minimum(row, 0)
     bounds = ()
     for cell in tl.static_range(CELLS):
         bounds += (tl.min(tl.where(i_x == x + cell, b_bound, float("inf")), 0),)
@@ -323,6 +335,7 @@ def _launches(function, logits: Tensor, size: Sequence[int], align_corners: bool
     arguments |= {"logits": logits, **geometry(logits, size, align_corners), **OPTIONS, "num_warps": 1, **FEW_REGISTERS}
     arguments["ROWS"] = min(8, triton.next_power_of_2(triton.cdiv(size[0], height)))
     arguments["BLOCK_K"] = 4 if classes >= 4 else 2 if classes >= 2 else 1
+    arguments["BLOCKS"] = 2 if classes >= 8 else 1
     arguments["CELLS"] = _cells(classes, width, size[1], align_corners)
     return [(function, (batch * height * triton.cdiv(size[1], BLOCK_X.value),), arguments)]
 
