@@ -210,9 +210,10 @@ def leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides):
     top = corners[0]
     i_x = index_of(tl.minimum(column, axis_x[1] - 1), axis_x)
     last = tl.minimum(tl.max(i_x, 0) + 1, axis_x[0] - 1).to(tl.int64) * strides[3]
-    below = (tl.minimum(i_y + 1, axis_y[0] - 1) - i_y).to(tl.int64) * strides[2]
+    # The row after the last one would be the last one again: then it is the row before.
+    apart = tl.where(i_y + 1 < axis_y[0], 1, tl.where(i_y > 0, -1, 0)).to(tl.int64) * strides[2]
     pixel = tl.arange(0, 4)
-    o_pixel = tl.where(pixel % 2 == 0, tl.min(i_x, 0).to(tl.int64) * strides[3], last) + tl.where(pixel < 2, 0, below)
+    o_pixel = tl.where(pixel % 2 == 0, tl.min(i_x, 0).to(tl.int64) * strides[3], last) + tl.where(pixel < 2, 0, apart)
     b_max = tl.full((4, GROUP), START, tl.float32)
     b_class = tl.zeros((4, GROUP), tl.int32)
     for first in range(0, channels, GROUP):
@@ -225,7 +226,8 @@ def leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides):
         b_class = tl.where(better, channel[None, :], b_class)
     b_best = tl.min(tl.where(b_max == tl.max(b_max, 1)[:, None], b_class, channels), 1)
     one, other = tl.min(b_best, 0), tl.max(b_best, 0)
-    return one, other, tl.sum(((b_best == one) | (b_best == other)).to(tl.int32), 0) == 4
+    agree = tl.sum(((b_best == one) | (b_best == other)).to(tl.int32), 0) == 4
+    return one, other, agree & ((axis_y[0] > 1) | (one == other))
 
 
 @triton.jit
