@@ -64,12 +64,10 @@ def test_argmax_issues_few_instructions(count, monkeypatch):
     assert random <= 1.05 * count(apc_kernels.upsample_argmax, random_logits(), SIZE)
 
 
-@pytest.mark.slow
 def test_confusion_issues_few_instructions(count):
     """It counts pixels beside what argmax does; here, labels are as different as they can be."""
     target = torch.randint(CLASSES, (1, *SIZE), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     random = count(apc_kernels.upsample_confusion, random_logits(), target)
     peaked = count(apc_kernels.upsample_confusion, peaked_logits(), target)
-    print(random, peaked)
     assert milliseconds(random) <= 0.09
     assert peaked <= random / 2
