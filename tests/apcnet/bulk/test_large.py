@@ -11,12 +11,9 @@ from apcnet.bulk import predict_files
 from apcnet.bulk.jobs import Wanted, list_jobs
 from apcnet.bulk.sources import find_items
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL = Wanted("jpg", confidence=False, probabilities=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def jobs(*sources, wanted=ALL):
