@@ -147,18 +147,20 @@ def _running(norm: BatchNorm) -> Tensor:
 def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm:
     if not isinstance(norm, tuple) or len(norm) != len(BatchNorm._fields):
         raise TypeError(f"{name}: expected an apc_kernels.BatchNorm, got {type(norm).__name__}")
-    for field, number in zip(BatchNorm._fields[4:], norm[4:], strict=True):
+    *tensors, momentum, eps = norm
+    for field, number in (("momentum", momentum), ("eps", eps)):
         if not isinstance(number, (int, float)):
             raise TypeError(f"{name}.{field}: expected a number, got {number!r}")
     if values < 2:
         raise ValueError(f"{name}: expected more than one value per channel in training, got a map of {tuple(x.shape)}")
-    tensors = [
-        check_small(tensor, f"{name}.{field}", [(x.shape[1],)], x)
-        for field, tensor in zip(BatchNorm._fields[:4], norm[:4], strict=True)
-    ]
-    if tensors[2] is not norm[2] or tensors[3] is not norm[3]:  # an update of a widened copy would be lost
-        raise ValueError(f"{name}: expected running statistics in {tensors[2].dtype}, got {norm[2].dtype}")
-    return BatchNorm(tensors[0], tensors[1], tensors[2], tensors[3], norm[4], norm[5])
+    shapes = [(x.shape[1],)]
+    weight, bias, mean, variance = (
+        check_small(tensor, f"{name}.{field}", shapes, x)
+        for field, tensor in zip(BatchNorm._fields[:4], tensors, strict=True)
+    )
+    if mean is not norm[2] or variance is not norm[3]:  # an update of a widened copy would be lost
+        raise ValueError(f"{name}: expected running statistics in {mean.dtype}, got {norm[2].dtype}")
+    return BatchNorm(weight, bias, mean, variance, momentum, eps)
 
 
 def _update(norm: BatchNorm, batch: Statistics) -> None:
