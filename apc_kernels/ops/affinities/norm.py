@@ -14,8 +14,8 @@ from apc_kernels.ops.affinities.algebra import BatchNorm, Statistics
 from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, limits, wide_limits
 from apc_kernels.ops.affinities.context import backward_regions, backward_x, context
 from apc_kernels.ops.affinities.moments import moments
-from apc_kernels.ops.autograd import under_transforms
-from apc_kernels.ops.common import check_flag, check_small, only_computes, without_autocast
+from apc_kernels.ops.autograd import EagerFunction, under_transforms
+from apc_kernels.ops.common import check_flag, check_small, is_plain, only_computes, runs_eagerly, without_autocast
 from apc_kernels.ops.operator import define
 
 
@@ -199,8 +199,14 @@ def _one_node(
     group: str,
 ) -> tuple[Tensor, Statistics, Statistics | None]:
     with_guide = (None, None, None, 0.0) if guide_norm is None else (guide, *guide_norm[:2], guide_norm.eps)
-    results = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *with_guide, group)
-    z, statistics, of_guide, counts = results[:4]
+    tensors = x, regions, weight, bias, projection, *norm[:2], *with_guide[:3]
+    if torch.is_grad_enabled() and runs_eagerly() and all(map(is_plain, tensors)):
+        found: list[Tensor] = []
+        z = _Node.apply((scales, norm.eps, with_guide[3], group), found, *tensors)  # pyright: ignore[reportAttributeAccessIssue]
+        statistics, of_guide, counts = found
+    else:
+        results = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *with_guide, group)
+        z, statistics, of_guide, counts = results[:4]
     values, images = counts if group else (x.shape[0] * x.shape[2] * x.shape[3], x.shape[0])
     guide_statistics = None if guide is None else Statistics(of_guide[0], of_guide[1], images)
     return z, Statistics(statistics[0], statistics[1], values), guide_statistics
@@ -432,6 +438,29 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor
     computed = _backward(grad, x, regions, weight, ctx.scales, *parameters, list(ctx.saved_tensors[9:]))
     of_guide = computed[7:] or [None] * 3
     return *computed[:4], None, *computed[4:7], None, *of_guide, None, None
+
+
+class _Node(EagerFunction):
+    """Is the node of an eager call in autograd's graph: 10 tensors and one result instead of the operator's 13."""
+
+    @staticmethod
+    def forward(ctx: Any, settings: tuple[Any, ...], found: list[Tensor], *tensors: Tensor) -> Tensor:
+        x, regions, weight, bias, projection, gamma, beta, *of_guide = tensors
+        scales, eps, guide_eps, group = ctx.settings = settings
+        others: tuple[Any, ...] = (*of_guide, guide_eps, group)
+        z, *saved = _compute(x, regions, weight, bias, scales, projection, gamma, beta, eps, *others)
+        ctx.save_for_backward(x, regions, weight, projection, gamma, beta, *of_guide, *saved)
+        found += saved[:3]  # statistics, those of the guide, and counts
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, regions, weight, projection, gamma, beta, *others = ctx.saved_tensors
+        scales, eps, guide_eps, group = ctx.settings
+        given: tuple[Any, ...] = (gamma, beta, eps, *others[:3], guide_eps, group, others[3:])
+        compute = _backward if torch.is_grad_enabled() else _compute_gradients  # the operator refuses second derivatives
+        computed = compute(grad, x, regions, weight, scales, projection, *given)
+        return None, None, *computed, *[None] * (10 - len(computed))
 
 
 _forward = define(

@@ -15,6 +15,9 @@ from apc_kernels.ops.operator import define
 
 KERNELS = Kernels(reference)
 
+# torch.ops.aten's takes 2 µs more.
+thnn_conv2d = torch._C._nn.thnn_conv2d  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+
 # From these sizes on, tiles are faster than PyTorch's convolution on two threads (benchmarks/results). With fewer
 # positions or channels the transforms, above all that of the weight, cost more than they save.
 LEAST_CHANNELS, LEAST_POSITIONS = 128, 1024
@@ -52,7 +55,7 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
     if type(dilation) is int and dilation == 1 and _are_tiny(maps, weight):
         x = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
-        return torch._C._nn.thnn_conv2d(x, weight, (3, 3), None, (1, 1), (1, 1))  # pyright: ignore[reportAttributeAccessIssue]
+        return thnn_conv2d(x, weight, (3, 3), None, (1, 1), (1, 1))
     check_tensors(maps, weight)
     if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
         _check(maps, weight, dilation)
