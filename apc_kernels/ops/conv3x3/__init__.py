@@ -128,6 +128,7 @@ def _is_tiny(maps: Sequence[Tensor], weight: Tensor) -> bool:
     x = maps[0]
     return (
         len(maps) == 1
+        and runs_eagerly()  # first: a size that is compared would be a guard of a compiled graph
         and x.numel() * weight.shape[0] * 9 <= MOST_TINY
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -135,7 +136,6 @@ def _is_tiny(maps: Sequence[Tensor], weight: Tensor) -> bool:
         and weight.stride()[1:] == (9, 3, 1)
         and is_plain(x)
         and is_plain(weight)
-        and runs_eagerly()
         and not torch.is_autocast_enabled("cpu")
     )
 
