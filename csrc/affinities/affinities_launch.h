@@ -178,11 +178,14 @@ void launch_merges(std::initializer_list<Slices> merges, const Launch& launch) {
   int64_t blocks = 0;
   std::copy(merges.begin(), merges.end(), p.of);
   for (Slices& s : p.of) {
-    const int64_t own = int64_t(s.results) * s.rows * ((s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS);
+    s.vectors = s.pitch % VECTOR == 0 && s.columns % VECTOR == 0 && reinterpret_cast<uintptr_t>(s.to) % 16 == 0;
+    const int columns = MERGE_LANES * (s.vectors ? VECTOR : 1);
+    s.across = (s.columns + columns - 1) / columns;
+    const int64_t own = int64_t(s.results) * s.rows * s.across;
     s.blocks = int(own), blocks += own;
   }
   if (blocks > INT32_MAX) throw std::runtime_error("the gradients have too many rows for the CUDA kernels' grids");
-  launch(merge_slices, int(blocks), 1, MERGE_COLUMNS * MERGE_PARTS, MERGE_SHARED_BYTES, p);
+  launch(merge_slices, int(blocks), 1, MERGE_LANES * MERGE_PARTS, MERGE_SHARED_BYTES, p);
 }
 
 template <typename T, typename Launch>
@@ -254,9 +257,9 @@ inline int64_t arrange(AffinityMomentsCuda& p, void* memory, size_t size) {
 
 template <typename T, typename Launch>
 void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
-  const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, {}, {}, {}, launch);
+    const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
     const int bytes = std::max(map_tile_bytes(p.padded), deviation_bytes(fragment_rows(most, p.wide)));
     with_fragments<T>(p, {p.x}, [&](auto vectors, auto wide) {
       launch(sum_moments_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, ORIGIN_BYTES + bytes, p);
@@ -266,5 +269,7 @@ void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
     launch(choose_kernel(p, {p.x}, sum_moments<VECTOR, true>, sum_moments<VECTOR, false>, sum_moments<1, true>),
            blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES, p);
   }
-  launch(merge_moments, p.batch * p.num_scales, (most * most + THREADS - 1) / THREADS, THREADS, 0, p);
+  int stretches = 0;
+  for (int k = 0; k < p.num_scales; ++k) stretches += stretches_of_pairs(p.sizes[k]);
+  launch(merge_moments, p.batch, stretches, MERGE_THREADS, MERGE_MOMENTS_SHARED_BYTES, p);
 }

@@ -27,6 +27,7 @@ inline PyramidPoolCuda describe_pyramid_pool(const int64_t* sizes, const int64_t
       sizes[1] > TILE_C * int64_t(65535))
     throw std::runtime_error("the map has too many images or channels for the CUDA kernels' grids");
   p.batch = int(sizes[0]), p.channels = int(sizes[1]), p.height = int(sizes[2]), p.width = int(sizes[3]);
+  p.padded = (p.channels + VECTOR - 1) / VECTOR * VECTOR;
   p.stride_b = strides[0], p.stride_c = strides[1], p.stride_y = strides[2], p.stride_x = strides[3];
   for (size_t i = 0; i < cuts.size(); ++i) p.cuts[i] = static_cast<uint16_t>(cuts[i]);
   p.map = map, p.pooled = pooled;
@@ -60,6 +61,6 @@ void launch_backward(const PyramidPoolCuda& p, const Launch& launch) {
   constexpr int V = 16 / sizeof(T);
   const auto kernel = vectorises<T, V>(p) ? (by_channel(p) ? spread_rows<T, V, true> : spread_rows<T, V, false>)
                                           : (by_channel(p) ? spread_rows<T, 1, true> : spread_rows<T, 1, false>);
-  launch(kernel, p.batch * p.segments * p.chunks, (p.channels + TILE_C - 1) / TILE_C, THREADS, SPREAD_ROWS_SHARED_BYTES,
+  launch(kernel, p.batch * p.segments * p.chunks, (p.channels + TILE_C - 1) / TILE_C, THREADS, Spread::bytes(p.columns),
          p);
 }
