@@ -6,6 +6,7 @@ from benchmarks import host
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("name", host.HEADS)
 def test_heads(name, training):
