@@ -278,7 +278,8 @@ def test_own_images_start_from_timms_weights_where_it_is_installed(monkeypatch, 
 def test_several_processes_train_and_one_tests_the_same(run, tmp_path):
     """Tests that one process evaluates like the two processes that trained the model."""
     root = small_runs.write_images(tmp_path / "data")
-    arguments = *small_runs.flags(small_runs.small(root)), "--out", tmp_path / "run", "--workers", 0
+    config = small_runs.small(root, steps=3, eval_every=3)
+    arguments = *small_runs.flags(config), "--out", tmp_path / "run", "--workers", 0
     out, err = (both := small_runs.start(*arguments, processes=2)).communicate()
     assert both.returncode == 0, err
     assert out.count("in 2 processes") == 1
