@@ -3,10 +3,9 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 
@@ -17,8 +16,8 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
 def run(program: str | list[str], *arguments: str, cwd: Path) -> str:
     """Runs an example in a process of its own and returns what it prints."""
-    command = [sys.executable, EXAMPLES / program] if isinstance(program, str) else [sys.executable, *program]
-    done = subprocess.run([*command, *arguments], cwd=cwd, env=ONE_THREAD, capture_output=True, text=True)
+    command = [EXAMPLES / program] if isinstance(program, str) else program
+    done = forked.run([*command, *arguments], cwd, ONE_THREAD)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

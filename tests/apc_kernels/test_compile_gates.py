@@ -4,9 +4,9 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from apc_kernels import build
@@ -25,9 +25,7 @@ def compiled_triton(arch: str, *options: str) -> list[dict]:
     pytest.importorskip("triton", reason="needs triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     gate = ROOT / "tests" / "support" / "triton_gate.py"
-    run = subprocess.run(
-        [sys.executable, gate, arch, *options, *TRITON], env=environment, capture_output=True, text=True
-    )
+    run = forked.run([gate, arch, *options, *TRITON], env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     kernels = json.loads(run.stdout)
     assert len({kernel["kernel"] for kernel in kernels}) == len(kernels) > 0
@@ -59,8 +57,7 @@ def test_triton_compiles_a_kernel_a_few_times_for_all_sizes():
     """Every variant stops a training at a new size for seconds."""
     pytest.importorskip("triton", reason="needs triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    count = [sys.executable, ROOT / "tests" / "support" / "triton_variants.py", "2000"]
-    run = subprocess.run(count, env=environment, capture_output=True, text=True)
+    run = forked.run([ROOT / "tests" / "support" / "triton_variants.py", "2000"], env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     variants = json.loads(run.stdout)
     assert len(variants) >= 17 and max(variants.values()) <= 2, variants
@@ -81,8 +78,8 @@ compiled = [triton.compile(triton_gate.source(k, a), target=GPUTarget("cuda", 90
 print(json.dumps([kernel.asm["ptx"] for kernel in compiled]))
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT / "tests" / "support")
-    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd="/")
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "support"), environment.get("PYTHONPATH", "")])
+    run = forked.run(["-c", program], env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     forward, backward = json.loads(run.stdout)
     loads = re.findall(r"ld\.global\.\S+", forward)

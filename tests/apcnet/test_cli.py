@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import fake_trees
+import forked
 import pytest
 import small_runs
 import torch
@@ -152,7 +153,7 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments):
 def test_the_library_needs_neither_tyro_nor_rich():
     imports = "import sys, apcnet, apcnet.interop.convert, apcnet.data.doctor.check"
     code = f"{imports}; assert not {{'tyro', 'rich'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert forked.run(["-c", code]).returncode == 0
 
 
 def test_help_does_not_wait_for_pytorch():
@@ -352,17 +353,6 @@ def test_wrong_input_is_reported(run, tmp_path, monkeypatch, arguments, message)
     ],
 )
 def test_a_variable_that_cannot_be_served_is_named(tmp_path, variable, value, message):
-    command = [
-        sys.executable,
-        "-m",
-        "apcnet",
-        "train",
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {variable: value})
+    command = ["-m", "apcnet", "train", "--steps", "1", "--device", "cpu", "--out", tmp_path / "run"]
+    result = forked.run(command, tmp_path, os.environ | {variable: value})
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
