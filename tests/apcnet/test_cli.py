@@ -334,6 +334,13 @@ def test_presets_are_listed(run):
             "path: expected a model file, hf:user/model or the name of published weights, got nothing;",
         ),
         (["train", "--out", "/dev/null/run"], "out: expected a folder that can be created, got /dev/null/run (Not a"),
+        (["train", "folder"], "root: expected the folder of your images and masks, got none; add --root FOLDER"),
+        (["evaluate", "apcnet-ade20k"], "published weights, got apcnet-ade20k; did you mean apcnet-r50-ade20k-"),
+        (["trian"], "command: expected one of train, evaluate, predict"),
+        (["trian"], "got 'trian'; did you mean 'train'?"),
+        (["compare"], "runs: expected the folders of one run or more, got none: apcnet compare RUN RUN"),
+        (["serve"], "models: expected one or more, got none; name a run's folder, a model file or hf:USER/MODEL"),
+        (["prepare", "ade20k", "a"], "name: ade20k needs nothing but its download; to read all of it: apcnet check"),
         (["presets", "unet"], "presets: expected a part of a name that `apcnet presets` lists, got 'unet'"),
     ],
 )
