@@ -6,9 +6,8 @@ their own (test_adaptive_context_triton.py, test_adaptive_context_cuda.py).
 """
 
 import os
-import subprocess
-import sys
 
+import forked
 import instruction_sets
 import pytest
 import stock
@@ -249,12 +248,10 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
     here = os.path.dirname(__file__)
     paths = [here, os.path.join(os.path.dirname(here), "support"), os.environ.get("PYTHONPATH", "")]
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"APC_KERNELS_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+    run = forked.run(
+        ["-c", program],
+        tmp_path,
+        os.environ | {"APC_KERNELS_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     if "this processor allows" in run.stderr:
         pytest.skip(f"needs a processor with {isa}")

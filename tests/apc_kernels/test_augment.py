@@ -2,10 +2,9 @@
 
 import itertools
 import os
-import subprocess
-import sys
 from fractions import Fraction
 
+import forked
 import instruction_sets
 import pytest
 import torch
@@ -218,8 +217,7 @@ def test_every_instruction_set(isa, tmp_path):
     expected = apc_kernels.augment(given, size, **options)
     torch.save((given, size, options, expected), tmp_path / "call.pt")
     environment = os.environ | {"APC_KERNELS_ISA": isa, "APC_KERNELS_BACKEND": "cpp"}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "call.pt"), isa]
-    run = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+    run = forked.run(["-c", PROGRAM, tmp_path / "call.pt", isa], env=environment)
     if "this processor allows" in run.stderr:
         pytest.skip(f"needs a processor with {isa}")
     assert run.returncode == 0, run.stderr

@@ -6,9 +6,8 @@ interpreter (seconds a case) and the emulation (milliseconds) run the GPU kernel
 
 import functools
 import os
-import subprocess
-import sys
 
+import forked
 import instruction_sets
 import pytest
 import stock
@@ -302,13 +301,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             results.append((x.detach(), grad, pooled.detach(), torch.autograd.grad(pooled, x, grad)[0]))
 torch.save(results, {str(file)!r})
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"APC_KERNELS_ISA": isa},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    run = forked.run(["-c", program], tmp_path, os.environ | {"APC_KERNELS_ISA": isa})
     if "this processor allows" in run.stderr:
         pytest.skip(f"needs a processor with {isa}")
     assert run.returncode == 0, run.stderr

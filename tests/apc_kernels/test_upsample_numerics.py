@@ -2,9 +2,9 @@
 
 import math
 import os
-import subprocess
 import sys
 
+import forked
 import instruction_sets
 import pytest
 import stock
@@ -258,13 +258,7 @@ import {__name__.rpartition(".")[2]} as tests
 with apc_kernels.backend("cpp"):
     torch.save([tests.everything(t, case, **options) for case, t, options in tests.instructed()], {str(file)!r})
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"APC_KERNELS_ISA": isa},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    run = forked.run(["-c", program], tmp_path, os.environ | {"APC_KERNELS_ISA": isa})
     if "this processor allows" in run.stderr:
         pytest.skip(f"needs a processor with {isa}")
     assert run.returncode == 0, run.stderr

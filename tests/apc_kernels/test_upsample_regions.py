@@ -1,9 +1,9 @@
 """Tests upsample_region_sums against float64 and PyTorch's own composition, on every backend that can run here."""
 
 import os
-import subprocess
 import sys
 
+import forked
 import instruction_sets
 import pytest
 import torch
@@ -271,13 +271,7 @@ import torch
 import {__name__.rpartition(".")[2]} as tests
 torch.save([tests.ours(t, "cpp") for t in tests.instructed()], {str(file)!r})
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"APC_KERNELS_ISA": isa},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    run = forked.run(["-c", program], tmp_path, os.environ | {"APC_KERNELS_ISA": isa})
     if "this processor allows" in run.stderr:
         pytest.skip(f"needs a processor with {isa}")
     assert run.returncode == 0, run.stderr
