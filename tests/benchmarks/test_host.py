@@ -4,10 +4,7 @@ import pytest
 
 from benchmarks import host
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
