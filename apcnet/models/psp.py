@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import apc_kernels
 from apcnet.models.context import ContextMaps, cosines, split_scales
-from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, promoted
+from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, parameter, promoted
 
 
 class PSPHead(nn.Module):
@@ -72,6 +72,11 @@ class PyramidBottleneck(ConvNormReLU):
 
     def forward(self, x: Tensor, regions: RegionReduction, align_corners: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         product = apc_kernels.pyramid_conv(
-            regions(x), self.conv.weight, x.shape[2:], regions.scales, features=x, align_corners=align_corners
+            regions(x),
+            parameter(self.conv, "weight"),
+            x.shape[2:],
+            regions.scales,
+            features=x,
+            align_corners=align_corners,
         )
         return self.activate(product)
