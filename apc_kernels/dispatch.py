@@ -124,7 +124,8 @@ class Kernels:
         if device == "cpu" and self.cpp and dtype in self.dtypes and "cpp" not in limits and library.cpu().loaded:
             return PREFERENCE["cpu"][0]  # as explain does, which takes longer
         name, passed_over = self.explain(operation, device, dtype, limits)
-        if name == "reference" and not limits and any(dtype in self.computes_in(other) for other in passed_over):
+        missing = [other for other in passed_over if other not in limits and dtype in self.computes_in(other)]
+        if name == "reference" and missing:
             _warn_once("; ".join(passed_over.values()))
         return name
 

@@ -48,14 +48,15 @@ def test_cuda_kernels_of_apcnet_wait_for_memory():
 
     Results in another layout than the map's are stored number by number, which takes 1.01 times as long, by count.
     """
-    floors = {}
+    floors = []
     for kernel, result, letters in report.head_launches(channels_last, torch.bfloat16):
         row = dict(zip(report.COLUMNS, report.row(kernel, result, letters), strict=True))
-        floors[kernel] = row["issue ns"] / row["memory ns"]
-    of_maps = {kernel: ratio for kernel, ratio in floors.items() if "_mma" in kernel}
-    assert len(of_maps) == 5  # aggregate for z of the same layout and of another
-    for kernel, ratio in of_maps.items():
-        assert ratio <= (1.02 if "aggregate_mmaI13__nv_bfloat16Lb0E" in kernel else 0.7), (kernel, ratio)
+        if "_mma" in kernel:
+            floors.append((kernel, row["issue ns"] / row["memory ns"]))
+    (_, mixed), *others = floors.pop(1), *floors  # aggregate for z of another layout: single numbers move
+    assert len(others) == 4
+    assert mixed <= 1.02
+    assert all(ratio <= 0.6 for _, ratio in others), others
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs kernels decorated for the interpreter")
