@@ -67,11 +67,14 @@ void launch_merges(std::initializer_list<Slices> merges, const Launch& launch) {
   int64_t blocks = 0;
   std::copy(merges.begin(), merges.end(), p.of);
   for (Slices& s : p.of) {
-    const int64_t own = int64_t(s.results) * s.rows * ((s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS);
+    s.vectors = s.pitch % VECTOR == 0 && s.columns % VECTOR == 0 && reinterpret_cast<uintptr_t>(s.to) % 16 == 0;
+    const int columns = MERGE_LANES * (s.vectors ? VECTOR : 1);
+    s.across = (s.columns + columns - 1) / columns;
+    const int64_t own = int64_t(s.results) * s.rows * s.across;
     s.blocks = int(own), blocks += own;
   }
   if (blocks > INT32_MAX) throw std::runtime_error("the gradients have too many rows for the CUDA kernels' grids");
-  launch(merge_slices, int(blocks), 1, MERGE_COLUMNS * MERGE_PARTS, MERGE_SHARED_BYTES, p);
+  launch(merge_slices, int(blocks), 1, MERGE_LANES * MERGE_PARTS, MERGE_SHARED_BYTES, p);
 }
 
 template <typename T, typename Launch>
@@ -126,9 +129,9 @@ void launch_x_gradients(AdaptiveContextCuda p, const Launch& launch) {
 
 template <typename T, typename Launch>
 void launch_moments(AffinityMomentsCuda p, const Launch& launch) {
-  const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, {}, {}, {}, launch);
+    const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
     const int bytes = std::max(map_tile_bytes(p.padded), deviation_bytes(fragment_rows(most)));
     p.vectors = in_vectors<T>(p, {p.x});
     launch(sum_moments_mma<T>, blocks(p), 1, WARP_THREADS, ORIGIN_BYTES + bytes, p);
@@ -137,5 +140,7 @@ void launch_moments(AffinityMomentsCuda p, const Launch& launch) {
     launch(in_vectors<T>(p, {p.x}) ? sum_moments<VECTOR> : sum_moments<1>, blocks(p), 1, THREADS,
            SUM_MOMENTS_SHARED_BYTES, p);
   }
-  launch(merge_moments, p.batch * p.num_scales, (most * most + THREADS - 1) / THREADS, THREADS, 0, p);
+  int stretches = 0;
+  for (int k = 0; k < p.num_scales; ++k) stretches += stretches_of_pairs(p.sizes[k]);
+  launch(merge_moments, p.batch, stretches, MERGE_THREADS, MERGE_MOMENTS_SHARED_BYTES, p);
 }

@@ -138,36 +138,49 @@ struct MapRows {
   // The same, number by number.
   __device__ __forceinline__ RawRows gather(int c) const {
     RawRows rows{};
-    for_each_number(c, [&](int half, int i, const uint16_t* from) {
-      rows.at[half].at[i / 2] |= static_cast<uint32_t>(*from) << (i % 2 * 16);
-    });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Raw& raw = rows.at[half];
+      const uint16_t* from = at[half] + c * map.stride_c;
+      if (inside(half, c + 7)) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i, from += map.stride_c) raw.at[i / 2] |= static_cast<uint32_t>(*from) << (i % 2 * 16);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < 8; ++i, from += map.stride_c) push(raw, inside(half, c + i) ? *from : uint16_t(0));
+      }
+    }
     return rows;
   }
 
   __device__ __forceinline__ void write(int c, const RawRows& rows) const {
-    if (p.vectors) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), rows.at[half]);
-    } else {
-      for_each_number(c, [&](int half, int i, uint16_t* to) {
-        *to = static_cast<uint16_t>(rows.at[half].at[i / 2] >> (i % 2 * 16));
-      });
+    for (int half = 0; half < 2; ++half) {
+      const Raw& raw = rows.at[half];
+      if (p.vectors) {
+        if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), raw);
+        continue;
+      }
+      uint16_t* to = at[half] + c * map.stride_c;
+      if (inside(half, c + 7)) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i, to += map.stride_c) *to = static_cast<uint16_t>(raw.at[i / 2] >> (i % 2 * 16));
+      } else {
+        Raw left = raw;
+#pragma unroll 1
+        for (int i = 0; inside(half, c + i); ++i, to += map.stride_c) *to = push(left, 0);
+      }
     }
   }
 
  private:
-  // function(half, i, where) for the lane's numbers of the stretch from channel c on.
-  template <typename Function>
-  __device__ __forceinline__ void for_each_number(int c, Function function) const {
+  // Moves all numbers to the place before, puts one last, and returns the one that was first.
+  static __device__ __forceinline__ uint16_t push(Raw& raw, uint16_t last) {
+    const auto first = static_cast<uint16_t>(raw.at[0]);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint16_t* number = at[half] + c * map.stride_c;
-      const int count = channels[half] - c;
-#pragma unroll
-      for (int i = 0; i < 8; ++i, number += map.stride_c)
-        if (i < count) function(half, i, number);
-    }
+    for (int i = 0; i < 4; ++i)
+      raw.at[i] = raw.at[i] >> 16 | (i < 3 ? raw.at[i + 1] : static_cast<uint32_t>(last)) << 16;
+    return first;
   }
 };
 

@@ -15,7 +15,7 @@ struct Cuda {
     PyramidPoolCuda p = describe(x, out, scales);
     const OnDevice device(x);
     const Tensor row_sums =
-        torch::stable::new_empty(x, {p.batch, p.segments, p.chunks, p.columns, p.channels}, ScalarType::Float);
+        torch::stable::new_empty(x, {p.batch, p.segments, p.chunks, p.columns, p.padded}, ScalarType::Float);
     p.row_sums = static_cast<float*>(row_sums.data_ptr());
     launch_forward(p, map_type(x, "x"), device.launcher());
   }

@@ -14,18 +14,20 @@
 // in 32 bits and the segments of an axis (two edges a bin) in the table.
 constexpr int MAX_EXTENT = 8192, MAX_COLUMNS = 512, MAX_SEGMENTS = 2 * MAX_COLUMNS;
 constexpr int TILE_X = 64, TILE_C = 64, TILE_BINS = 16, TILE_REGIONS = 64, THREADS = 256;
+constexpr int VECTOR = 4;  // numbers in 16 bytes of sums
 
 // Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
 struct PyramidPoolCuda {
   int batch, channels, height, width;
   int64_t stride_b, stride_c, stride_y, stride_x;  // of the map, in elements
+  int padded;                                      // channels of a row of row_sums
   int num_scales, columns, regions;                // Σs and Σs²
   int segments, chunks;                            // of the rows; of the columns, TILE_X each
   int scales[MAX_SCALES];
   uint16_t cuts[MAX_SEGMENTS + 1];  // segment e covers the rows [cuts[e], cuts[e + 1])
   void* map;                        // (batch, channels, height, width): x, or its gradient
   void* pooled;                     // (batch, channels, regions): the result, or its gradient
-  float* row_sums;                  // (batch, segments, chunks, columns, channels)
+  float* row_sums;                  // (batch, segments, chunks, columns, padded)
 };
 static_assert(sizeof(PyramidPoolCuda) < 4096);
 
@@ -46,6 +48,7 @@ inline PyramidPoolCuda describe_pyramid_pool(const int64_t* sizes, const int64_t
       sizes[1] > TILE_C * int64_t(65535))
     throw std::runtime_error("the map has too many images or channels for the CUDA kernels' grids");
   p.batch = int(sizes[0]), p.channels = int(sizes[1]), p.height = int(sizes[2]), p.width = int(sizes[3]);
+  p.padded = (p.channels + VECTOR - 1) / VECTOR * VECTOR;
   p.stride_b = strides[0], p.stride_c = strides[1], p.stride_y = strides[2], p.stride_x = strides[3];
   for (size_t i = 0; i < cuts.size(); ++i) p.cuts[i] = static_cast<uint16_t>(cuts[i]);
   p.map = map, p.pooled = pooled;

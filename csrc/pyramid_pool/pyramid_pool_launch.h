@@ -31,6 +31,6 @@ void launch_backward(const PyramidPoolCuda& p, const Launch& launch) {
   constexpr int V = 16 / sizeof(T);
   const auto kernel = vectorises<T, V>(p) ? (by_channel(p) ? spread_rows<T, V, true> : spread_rows<T, V, false>)
                                           : (by_channel(p) ? spread_rows<T, 1, true> : spread_rows<T, 1, false>);
-  launch(kernel, p.batch * p.segments * p.chunks, (p.channels + TILE_C - 1) / TILE_C, THREADS, SPREAD_ROWS_SHARED_BYTES,
+  launch(kernel, p.batch * p.segments * p.chunks, (p.channels + TILE_C - 1) / TILE_C, THREADS, Spread::bytes(p.columns),
          p);
 }
