@@ -30,6 +30,7 @@ from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_cross_entropy as loss_kernels
 from apc_kernels.ops.upsample import triton_cross_entropy_backward as loss_backward
 from apc_kernels.ops.upsample import triton_regions as upsample_regions
+from apc_kernels.ops.upsample import triton_relative as relative_kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -157,7 +158,7 @@ def upsample_launches(
     target, normalizer = (meta(batch, *size, dtype=dtype) for dtype in (labels, torch.float32))
     weight = meta(classes, dtype=torch.float32) if weighted else None
     settings = (weight, 255, smoothing, 0.0, align_corners)
-    parts = meta(loss_kernels.loss_programs(logits, size), 4, dtype=torch.float64)
+    parts = meta(relative_kernels.loss_programs(logits, size), 4, dtype=torch.float64)
     losses = normalizer if smoothing else None
     counts, invalid = (meta(*n, dtype=torch.int64) for n in ((classes, classes), (1,)))
     yield from loss_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
@@ -172,7 +173,7 @@ def upsample_launches(
 
 def focal_launches(logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> Iterator[tuple]:
     normalizer, grad = meta(*target.shape, dtype=torch.float32), meta(1, dtype=torch.float32)
-    parts = meta(loss_kernels.loss_programs(logits, target.shape[1:]), 4, dtype=torch.float64)
+    parts = meta(relative_kernels.loss_programs(logits, target.shape[1:]), 4, dtype=torch.float64)
     arguments = (logits, target, None, 255, 0.0, 2.0, align_corners, normalizer)
     yield from loss_kernels.cross_entropy_launches(*arguments, None, parts)
     yield loss_backward.backward_launches(grad, *arguments, logits)[1]

@@ -6,7 +6,7 @@ a cell's pixels with the weights of each corner. Sums of neighbouring cells meet
 above are carried along, those of the cells to the left shifted over. One row and one column of cells belong to the
 tiles before: they are computed twice.
 
-triton_cross_entropy_backward.py has a form of its own, with fewer instructions.
+The cross entropy has a form of its own (triton_cross_entropy_cells.py), with fewer instructions.
 """
 
 from collections.abc import Sequence
