@@ -10,8 +10,8 @@ at 3.6 T exponentials, 0.1 ms at 30 T instructions a second.
 
 The kernel's least, every tensor moved once, for B images of K classes and M output pixels:
 
-    cross_entropy_kernel  moves logits, target, weight, total, peaks, taints, means, normalizer, losses, sums; computes
-        4·B·K·M
+    cross_entropy_kernel  moves logits, target, weight, total, peaks, taints, means, normalizer, losses, sums;
+        computes 4·B·K·M
 
 cross_entropy_kernel writes 4 bytes a pixel, its normalizer, for its backward.
 """
