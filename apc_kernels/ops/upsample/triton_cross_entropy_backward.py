@@ -149,7 +149,7 @@ def backward_launches(
 ) -> list[tuple]:
     size = target.shape[1:]
     maps, launch = peaks_launch(logits, None, 0.0)
-    blocks, slots, records = cell_blocks(logits, size, align_corners)
+    blocks, slots, records = cell_blocks(logits, size, align_corners, bool(label_smoothing))
     # All slots hold a pixel, or there may be some that hold none.
     new = logits.new_empty if records.numel() == target.numel() else logits.new_zeros
     shared = {"logits": logits, "weight": weight, "peaks": maps["peaks"], "slots": slots}

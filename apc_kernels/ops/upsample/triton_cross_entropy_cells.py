@@ -280,10 +280,10 @@ def cell_programs(logits: Tensor, blocks: dict) -> int:
     return batch * triton.cdiv(height, blocks["BLOCK_I"]) * tiles * of_classes
 
 
-def cell_blocks(logits: Tensor, size: Sequence[int], align_corners: bool) -> tuple[dict, int, torch.Size]:
+def cell_blocks(logits: Tensor, size: Sequence[int], align_corners: bool, smooth: bool) -> tuple[dict, int, torch.Size]:
     """Returns the tile sizes, the slots for pixels in a row of a cell, and the shape of the records.
 
-    A thread has 40 lines (class, column of pixels) at most; more do not fit into the registers.
+    A thread has 32 lines (class, column of pixels) at most, 24 with smoothing; more would leave no register to spare.
     """
     batch, channels, height, width = logits.shape
     tallest, widest = (
@@ -294,7 +294,7 @@ def cell_blocks(logits: Tensor, size: Sequence[int], align_corners: bool) -> tup
     columns = min(8, widest)
     slots = columns * triton.cdiv(widest, columns)
     threads = min(4 if ring else 8, triton.next_power_of_2(channels))
-    most = min(8, 40 // columns)
+    most = min(6, (24 if smooth else 32) // columns)
     blocks = {
         "RING": ring,
         "TALL": tallest > ROWS_SUMMED.value,
