@@ -6,7 +6,9 @@ import least
 import ptx_triton
 import pytest
 import report
+import stock
 import torch
+from accuracy import assert_accurate
 from cases import channels_last
 from upsample_cases import UpsampleCase, draw_upsample, loss_and_gradient
 from workloads import WORKLOADS, pooling
@@ -81,8 +83,12 @@ def test_cross_entropy_takes_half_a_millisecond(monkeypatch):
     ptx_triton.serve(monkeypatch, 90, counts=counts)
     t = draw_upsample(case, channels_last, torch.bfloat16)
     with apc_kernels.backend("triton"):
-        loss, _ = loss_and_gradient(apc_kernels.upsample_cross_entropy, t, case)
-    assert loss > 1  # random labels
+        results = loss_and_gradient(apc_kernels.upsample_cross_entropy, t, case)
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in t.items()}
+    exact = loss_and_gradient(stock.upsample_cross_entropy, wide, case)
+    own = loss_and_gradient(stock.upsample_cross_entropy, t, case)
+    for name, ours, true, pytorch in zip(("loss", "gradient"), results, exact, own, strict=True):
+        assert_accurate(ours, true, pytorch.to(ours.dtype), name)
     instructions = {}
     for kernel, result in counts:
         warps = sum(warps for warps, _ in result["opcodes"].values())
