@@ -3,7 +3,7 @@
 Forward, a program takes a window of rows of a tile (triton_tiles.py), finds the largest logit and the normalizer of its
 pixels in one pass over the classes, and sums probabilities in a second one; sigmoids need no first pass. Backward, a
 first kernel leaves what the classes of a pixel share, 20 bytes a pixel, and a second one gathers the gradients cell by
-cell (triton_backward.py). Sums are float32 within a window, float64 over windows, and have no atomics.
+cell (triton_cells.py). Sums are float32 within a window, float64 over windows, and have no atomics.
 
 Each kernel's least, every tensor moved once, for B images of K classes and M output pixels:
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from apc_kernels.ops.common import run
 from apc_kernels.ops.interpolation import mapping
-from apc_kernels.ops.upsample.triton_backward import cell_blocks, cell_programs, cells_of_program, gather_cells
+from apc_kernels.ops.upsample.triton_cells import cell_blocks, cell_programs, cells_of_program, gather_cells
 from apc_kernels.ops.upsample.triton_tiles import (
     axis_of,
     blocks,
@@ -221,7 +221,11 @@ def region_cells_kernel(
 
 @triton.jit
 def region_gradient(shared, i_b, channel, o_js, m_js, corners):
-    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
+    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S).
+
+    `corners` are the logits in the source rows above and below, and their weights: interpolated after everything else
+    is loaded, they take the fewest registers.
+    """
     target, weight, largest, inverse, best, reference, mean, slopes, plane, ignore_index, channels = shared
     b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
     if largest is not None:
