@@ -72,6 +72,12 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread(threads):
+    """Lets PyTorch use one thread: products as small as a test's are no work for more."""
+    threads(1)
+
+
 @pytest.fixture(scope="session")
 def cuda_emulation():
     """Returns the CUDA kernels compiled to run on the CPU (tests/emulation)."""

@@ -12,12 +12,9 @@ from apcnet.bulk import jobs as jobs_module
 from apcnet.bulk.jobs import Wanted, list_jobs
 from apcnet.bulk.sources import find_items
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL = Wanted("jpg", confidence=False, probabilities=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def jobs(*sources, wanted=ALL):

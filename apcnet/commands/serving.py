@@ -1,4 +1,4 @@
-"""Defines the commands that serve models over HTTP: functions, whose parameters are flags."""
+"""Serves models over HTTP: the commands serve and explore."""
 
 import shlex
 from pathlib import Path
