@@ -37,9 +37,8 @@ class Log:
         self.elsewhere = open_service(to, folder, step) if to is not None else None
 
     def __call__(self, record: dict) -> None:
-        with naming(self.path):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(record))
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
         if self.elsewhere is not None:
             self.elsewhere.record(record)
 
