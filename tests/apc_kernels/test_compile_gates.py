@@ -137,8 +137,8 @@ def assert_fits(log: str, where: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [USUAL, *OTHERS])
 def test_cuda(compiled_cuda, arch):
-    for file, target in compiled_cuda.items():
-        assert assert_fits(target.with_name(f"{target.name}.log").read_text(), f"{file} for sm_{arch}") > 0
+    logs = {file: target.with_name(f"{target.name}.log").read_text() for file, target in compiled_cuda.items()}
+    assert sum(assert_fits(log, f"{file} for sm_{arch}") for file, log in logs.items()) >= len(logs)
 
 
 def test_cuda_as_it_runs_here(tmp_path):
