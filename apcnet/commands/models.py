@@ -186,6 +186,7 @@ def predict(
     from apcnet.bulk.processes import PATIENCE, parse_shard, split
     from apcnet.distributed import process_group, rank
     from apcnet.training.folder import model_file
+    from apcnet.watch import report as tell_torchrun
 
     part = parse_shard(shard)
     with process_group(device, PATIENCE) as place, progress_bar("predicting") as progress:
@@ -212,10 +213,11 @@ def predict(
         if rank() != 0:
             return
     before = f", {report.skipped} of them finished before" if report.skipped else ""
-    print(f"{out}: {report.done} {'image' if report.done == 1 else 'images'}{before}")
+    print(f"{out}: {report.counts()}{before}")
     for failure in report.failures:
         print_error(failure)
     if report.failures:
+        tell_torchrun(f"cannot predict everything, see the lines above: {report.failures[0]}")
         sys.exit(PROBLEMS_FOUND)
 
 

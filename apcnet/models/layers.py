@@ -163,11 +163,6 @@ def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
     return apc_kernels.BatchNorm(*tensors, norm.momentum, norm.eps)
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
-    """Returns channels_last if x has that layout, else contiguous_format."""
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-
-
 def promoted(x: Tensor, tensor: Tensor) -> Tensor:
     """Converts a small tensor to the dtype that apc_kernels takes with the map x: float64 or float32."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -29,6 +29,7 @@ from apc_kernels.ops.encode import triton as encode_kernels
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
 from apc_kernels.ops.upsample import triton_backward as upsample_backward
+from apc_kernels.ops.upsample import triton_labels as upsample_labels
 from apc_kernels.ops.upsample import triton_regions as upsample_regions
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -165,8 +166,8 @@ def upsample_launches(
     grad = normalizer if smoothing else meta(1, dtype=torch.float32)
     yield from upsample_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
     found = meta(batch, *size, dtype=torch.uint8)
-    yield from upsample_kernels.argmax_launches(logits, size, align_corners, found)
-    yield from upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
+    yield from upsample_labels.argmax_launches(logits, size, align_corners, found)
+    yield from upsample_labels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
     yield from upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
     yield from region_launches(logits, target, weight, False, align_corners)
 

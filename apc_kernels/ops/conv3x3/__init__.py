@@ -57,7 +57,7 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 
         x = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
         return thnn_conv2d(x, weight, (3, 3), None, (1, 1), (1, 1))
     check_tensors(maps, weight)
-    if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
+    if torch.compiler.is_exporting() or not by_tiles(maps, weight):
         _check(maps, weight, dilation)
         return reference.conv3x3(maps, weight, dilation)
     return _forward(weight, dilation, maps)
@@ -117,7 +117,7 @@ def _name(i: int, maps: Sequence[Tensor]) -> str:
     return f"maps[{i}]" if i < len(maps) else "weight"
 
 
-def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
+def by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     """Tells whether tiles serve these maps and this weight, before they are checked against each other."""
     return (
         is_large(maps, weight, LEAST_CHANNELS, LEAST_POSITIONS)
@@ -171,7 +171,7 @@ def _convolve(weight: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
 
 def _empty(weight: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
     _check(maps, weight, dilation)
-    return _empty_like(maps[0], weight.shape[0])
+    return empty_like(maps[0], weight.shape[0])
 
 
 def _gradient_of_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Sequence[int]) -> list[Tensor]:
@@ -188,7 +188,7 @@ def _gradient_of_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Seq
 
 
 def _empty_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Sequence[int]) -> list[Tensor]:
-    return [_empty_like(grad, count) for count in channels]
+    return [empty_like(grad, count) for count in channels]
 
 
 def _gradient_of_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
@@ -197,19 +197,25 @@ def _gradient_of_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> 
             shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
             cat = torch.cat(list(maps), 1)
             return conv2d_weight(cat, shape, grad, padding=dilation, dilation=dilation).contiguous()
-        return tiles.gradient_of_weight(grad, maps, dilation)
+        grad_weight = _empty_weight(grad, dilation, maps)
+        tiles.gradient_of_weight(grad, maps, dilation, grad_weight)
+        return grad_weight
 
 
 def _empty_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
     return grad.new_empty(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
 
 
-def _empty_like(x: Tensor, channels: int) -> Tensor:
+def empty_like(x: Tensor, channels: int) -> Tensor:
     """Returns an empty map of x's batch and size with this number of channels, in x's layout."""
-    contiguous = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.contiguous_format if contiguous else torch.channels_last
     shape = x.shape[0], channels, *x.shape[2:]
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Returns channels_last for a map in that layout, and contiguous_format for all others."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
