@@ -250,7 +250,7 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor
 
 
 class _Node(EagerFunction):
-    """Is the node of an eager call in autograd's graph: 10 tensors and one result instead of the operator's 13."""
+    """Represents an eager call in autograd's graph: 10 tensors and one result instead of the operator's 13."""
 
     @staticmethod
     def forward(ctx: Any, settings: tuple[Any, ...], found: list[Tensor], *tensors: Tensor) -> Tensor:
