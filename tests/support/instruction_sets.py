@@ -1,10 +1,10 @@
 """Lists the instruction sets that the C++ kernels are compiled for, and runs programs on the others."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -23,12 +23,9 @@ def run(isa: str, program: str) -> None:
     library.cpu()  # loads it
     if isa == torch.ops.apc_kernels_cpp.instruction_set():
         pytest.skip(f"{isa} is what all other tests run on")
-    finished = subprocess.run(
-        [sys.executable, "-c", f"{program}\nassert torch.ops.apc_kernels_cpp.instruction_set() == {isa!r}"],
+    finished = forked.run(
+        ["-c", f"{program}\nassert torch.ops.apc_kernels_cpp.instruction_set() == {isa!r}"],
         env=os.environ | {"APC_KERNELS_ISA": isa, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, *sys.path)))},
-        cwd="/",
-        capture_output=True,
-        text=True,
     )
     if "this processor allows" in finished.stderr:
         pytest.skip(f"needs a processor with {isa}")
