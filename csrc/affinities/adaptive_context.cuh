@@ -1,4 +1,4 @@
-// adaptive_context's CUDA kernels for float32 maps, and the parameters of all: the formulas are those of
+// adaptive_context's CUDA kernels for float32 maps, and merge_slices for all: the formulas are those of
 // apc_kernels/ops/affinities/reference.py, the tiles and products those of tiles.cuh. Each kernel's least, everything
 // moved once, for B images of C channels a scale, N positions, J = sum of s^2 regions and P = sum of s^4 pairs of them:
 //
@@ -14,29 +14,6 @@
 #pragma once
 
 #include "tiles.cuh"
-
-// Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
-struct AdaptiveContextCuda : AffinitiesCuda {
-  const float* regions;  // (batch, rows, channels); null where grad is
-  const float* shift;    // (batch, scales * channels), may be null
-  const float* center;   // (batch, rows), may be null
-  bool residual;
-  void* packed_regions;  // (batch, rows, padded) in the map's type; beside low-precision maps as packed_weight
-  void* region_pairs;
-  float *padded_shift, *padded_constant;  // (batch * scales, padded), beside low-precision maps
-  MapCuda z, grad, grad_x;
-  float *grad_regions, *grad_shift, *grad_bias, *slope, *slope_moments;  // the results
-  const float *linear, *quadratic, *constant;  // (batch, rows), (batch, pairs), (batch, scales * channels), may be null
-  float* grad_weight;                          // (rows, channels)
-  // Slices, (batch, chunks, ...): the gradient of regions or weight (rows, padded), that of shift (THREADS / CHUNK,
-  // scales * channels), sums over rows of a tile (ROW_PARTS, rows) twice, (pairs).
-  float *matrix_slices, *shift_slices, *bias_slices, *slope_slices, *pair_slices;
-};
-static_assert(sizeof(AdaptiveContextCuda) < 4096);
-
-// Parts of a tile's positions that different threads sum up.
-constexpr int ROW_PARTS = THREADS / MAX_REGIONS;
-constexpr int SHIFT_PARTS = THREADS / CHUNK;
 
 static __device__ __forceinline__ int padded_regions(const Work& work) {
   return (work.regions + DEPTH - 1) / DEPTH * DEPTH;

@@ -16,13 +16,6 @@
 
 #include "tiles.cuh"
 
-struct AffinityMomentsCuda : AffinitiesCuda {
-  double *mean, *covariance;  // (batch, rows) and (batch, pairs)
-  float* origins;             // (batch, chunks, rows)
-  double *sums, *squares;     // (batch, chunks, rows) and (batch, chunks, pairs)
-};
-static_assert(sizeof(AffinityMomentsCuda) < 4096);
-
 constexpr int SUM_MOMENTS_SHARED_BYTES = Shared::BYTES + MAX_REGIONS * sizeof(float);
 
 // grid (batch * scales * chunks), THREADS threads

@@ -15,28 +15,7 @@
 #pragma once
 
 #include "../common/device.cuh"
-#include "bins.h"
-
-// Limits that apc_kernels/ops/pyramid_pool knows too: beyond them the reference serves. They keep every product below
-// in 32 bits and the segments of an axis (two edges a bin) in the table.
-constexpr int MAX_EXTENT = 8192, MAX_COLUMNS = 512, MAX_SEGMENTS = 2 * MAX_COLUMNS;
-constexpr int TILE_X = 64, TILE_C = 64, TILE_BINS = 16, TILE_REGIONS = 64, THREADS = 256;
-constexpr int VECTOR = 4;  // numbers in 16 bytes of sums
-
-// Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
-struct PyramidPoolCuda {
-  int batch, channels, height, width;
-  int64_t stride_b, stride_c, stride_y, stride_x;  // of the map, in elements
-  int padded;                                      // channels of a row of row_sums
-  int num_scales, columns, regions;                // Σs and Σs²
-  int segments, chunks;                            // of the rows; of the columns, TILE_X each
-  int scales[MAX_SCALES];
-  uint16_t cuts[MAX_SEGMENTS + 1];  // segment e covers the rows [cuts[e], cuts[e + 1])
-  void* map;                        // (batch, channels, height, width): x, or its gradient
-  void* pooled;                     // (batch, channels, regions): the result, or its gradient
-  float* row_sums;                  // (batch, segments, chunks, columns, padded)
-};
-static_assert(sizeof(PyramidPoolCuda) < 4096);
+#include "pyramid_pool_cuda.h"
 
 struct Bin {
   int s, place, first_region;  // its scale, its place in that scale, the first region of that scale

@@ -15,7 +15,6 @@ import least
 import native_modules
 import numpy as np
 import ptx
-import torch
 
 from apc_kernels import build
 
@@ -44,11 +43,10 @@ def texts() -> dict[str, str]:
 
 def library_texts(arch: int, folder: Path) -> dict[str, str]:
     """Returns the same of the files that the library is linked from, compiled as for the library."""
-    include = Path(torch.__file__).parent / "include"
     texts = []
     for source in sorted(build.SOURCES.rglob("*.cu")):
         target = folder / f"{source.stem}.ptx"
-        flags = [*build.nvcc_flags(), f"-isystem={include}", f"-arch=compute_{arch}", "-ptx"]
+        flags = [*build.nvcc_flags(), f"-arch=compute_{arch}", "-ptx"]
         subprocess.run([build.find_nvcc(), *flags, source, "-o", target], check=True, capture_output=True)
         texts.append(target.read_text())
     return kernels_of(texts)

@@ -66,8 +66,9 @@ HARMLESS = {
 
 
 MODULES = ("pyramid_pool.triton", "affinities.triton", "affinities.triton_backward", "affinities.triton_moments")
-MODULES += ("affinities.triton_phases", "affinities.triton_phases_backward")
+MODULES += ("affinities.triton_phases", "affinities.triton_guide_backward", "affinities.triton_product_backward")
 MODULES += ("encode.triton", "upsample.triton", "upsample.triton_backward", "upsample.triton_regions")
+MODULES += ("upsample.triton_labels",)
 
 
 def serve(monkeypatch, arch: int, **options) -> None:
