@@ -11,7 +11,6 @@ ratios is what counts, ours over theirs. Below 1 ours is faster. First calls are
 import argparse
 import functools
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -243,18 +242,17 @@ def table(found: dict) -> str:
     machine, first = found["machine"], found["first"]
     lines += [
         "",
-        f"Heads on maps of 6×6 beside {found['peers']}, operations on maps of 4×4 beside PyTorch's composition, on one",
-        f"thread: {machine['name']}, torch {machine['torch']}. The first call of a process, with its gradient, takes",
-        f"{first['milliseconds']:.0f} ms and {first['mebibytes']:.1f} MiB.",
+        f"Heads on maps of 6×6 (FPN and UPer: 8×8 to 1×1) beside {found['peers']}, operations on maps of 4×4",
+        f"beside PyTorch's composition, on one thread: {machine['name']}, torch {machine['torch']}.",
+        f"The first call of a process, with its gradient, takes {first['milliseconds']:.0f} ms and",
+        f"{first['mebibytes']:.1f} MiB.",
     ]
     return "\n".join(lines)
 
 
 def write_table() -> None:
     text = "\n\n".join(table(rows.read(file)) for file in sorted(FOLDER.glob("*.json")))
-    page = PAGE.read_text()
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(f"{page[:start]}\n{text}\n{page[end:]}")
+    PAGE.write_text(rows.between(PAGE, BEGIN, END, f"{text}\n"))
 
 
 def main(arguments: list[str]) -> None:
@@ -263,9 +261,8 @@ def main(arguments: list[str]) -> None:
     if not parser.parse_args(arguments).table:
         torch.set_num_threads(1)
         found = measured()
-        name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["name"].lower()).strip("-")
         FOLDER.mkdir(exist_ok=True)
-        rows.write(FOLDER / f"{name}.json", found)
+        rows.write(rows.file_of(found["machine"], FOLDER), found)
         print(table(found))
     write_table()
 

@@ -110,7 +110,7 @@ class RegionReduction(nn.Module):
             check_values(norms[0], pooled[:, :, :1, None])
         result = apc_kernels.pyramid_reduce(pooled, weights, given, self.scales, training=training)
         if training:
-            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+            torch._foreach_add_([norm._buffers["num_batches_tracked"] for norm in norms], 1)
         return result
 
     def _composed(self, pooled: Tensor) -> Tensor:

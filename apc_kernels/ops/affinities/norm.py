@@ -458,9 +458,8 @@ class _Node(EagerFunction):
         x, regions, weight, projection, gamma, beta, *others = ctx.saved_tensors
         scales, eps, guide_eps, group = ctx.settings
         given: tuple[Any, ...] = (gamma, beta, eps, *others[:3], guide_eps, group, others[3:])
-        compute = (
-            _backward if torch.is_grad_enabled() else _compute_gradients
-        )  # the operator refuses second derivatives
+        # The operator refuses second derivatives.
+        compute = _backward if torch.is_grad_enabled() else _compute_gradients
         computed = compute(grad, x, regions, weight, scales, projection, *given)
         return None, None, *computed, *[None] * (10 - len(computed))
 
