@@ -192,6 +192,11 @@ def source_files() -> list[Path]:
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cpp", ".cuh", ".cu"})
 
 
+def cuda_files() -> list[Path]:
+    """Returns the source files of the CUDA library, sorted."""
+    return sorted([*SOURCES.rglob("*.cu"), *SOURCES.rglob("*_cuda.cpp")])
+
+
 def source_hash() -> str:
     """Returns a hash of the sources, which tells libraries of other versions apart."""
     digest = hashlib.sha256(TARGET.encode())
@@ -207,7 +212,12 @@ def user_cache() -> Path:
 
 
 def ninja_file(toolchain: Toolchain, decisions: dict[str, Decision], environ: Mapping[str, str] = os.environ) -> str:
-    """Returns the text of build.ninja. Files *_cpu.cpp are compiled for each instruction set, all others once."""
+    """Returns the text of build.ninja.
+
+    Files *_cpu.cpp are compiled for each instruction set. Files *_cuda.cpp, compiled by nvcc for its include path, and
+    *.cu make the CUDA library. The former include torch's headers, which nvcc would read in the latter once for each
+    architecture.
+    """
     assert toolchain.torch_path, "decide() builds nothing without torch"
     targets = code_options(architectures(environ, toolchain.nvcc_cuda)) if decisions["cuda"].build else []
     include = f"-isystem {quote(Path(toolchain.torch_path) / 'include')}"
@@ -225,7 +235,7 @@ def ninja_file(toolchain: Toolchain, decisions: dict[str, Decision], environ: Ma
         "rule cuda_library\n  command = $nvcc $in -o $out $cuda_link $libraries",
     ]
     objects = []
-    for source in SOURCES.rglob("*.cpp"):
+    for source in set(SOURCES.rglob("*.cpp")) - set(SOURCES.rglob("*_cuda.cpp")):
         is_kernel, stem = source.stem.endswith("_cpu"), source.relative_to(SOURCES).with_suffix("").as_posix()
         for name, march in _instruction_sets().items() if is_kernel else [("", "")]:
             target = f"objects/{stem}{name and '.'}{name}.o"
@@ -236,7 +246,7 @@ def ninja_file(toolchain: Toolchain, decisions: dict[str, Decision], environ: Ma
     lines.append(f"build {CPU_LIBRARY}: library {' '.join(sorted(objects))}\n  libraries = -ltorch_cpu -ltorch")
     if decisions["cuda"].build:
         objects = []
-        for source in SOURCES.rglob("*.cu"):
+        for source in cuda_files():
             objects.append(f"objects/{source.relative_to(SOURCES).as_posix()}.o")
             lines.append(f"build {objects[-1]}: cuda {escape(source)}")
         lines.append(
@@ -249,7 +259,14 @@ def ninja_file(toolchain: Toolchain, decisions: dict[str, Decision], environ: Ma
 def nvcc_flags(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Returns the flags of nvcc, except for architectures and include paths."""
     host = [f"-ccbin={quote(environ['CXX'])}"] if environ.get("CXX") and " " not in environ["CXX"] else []
-    own = ["-O3", "-std=c++20", "-Xcompiler=-fPIC", "-DUSE_CUDA", "-lineinfo", "--expt-relaxed-constexpr"]
+    own = [
+        "-O3",
+        "-std=c++20",
+        "-Xcompiler=-fPIC,-fvisibility=hidden",
+        "-DUSE_CUDA",
+        "-lineinfo",
+        "--expt-relaxed-constexpr",
+    ]
     return [*host, *own, TARGET_FLAG]
 
 

@@ -16,14 +16,15 @@ from typing import NoReturn
 import tyro
 
 from apcnet import threads
-from apcnet.commands import compare, convert, evaluate, export, info, predict, presets, push, train
+from apcnet.commands.data import check, import_data, pack, prepare
+from apcnet.commands.exchange import convert, export, push
+from apcnet.commands.models import compare, evaluate, info, predict, presets, train
+from apcnet.commands.serving import explore, serve
 from apcnet.config import Config, Model
 from apcnet.console import print_error
-from apcnet.data_commands import check, import_data, pack, prepare
 from apcnet.files import printable
 from apcnet.flags import refuse_minutes, ways_on
 from apcnet.presets import preset, with_weights
-from apcnet.serving_commands import explore, serve
 
 COMMANDS = (
     *(train, evaluate, predict, serve, explore, compare, presets),

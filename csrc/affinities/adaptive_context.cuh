@@ -1,4 +1,4 @@
-// adaptive_context's CUDA kernels for float32 maps, and the parameters of all: the formulas are those of
+// adaptive_context's CUDA kernels for float32 maps, and merge_slices for all: the formulas are those of
 // apc_kernels/ops/affinities/reference.py, the tiles and products those of tiles.cuh. Each kernel's least, everything
 // moved once, for B images of C channels a scale, N positions, J = sum of s^2 regions and P = sum of s^4 pairs of them:
 //
@@ -14,29 +14,6 @@
 #pragma once
 
 #include "tiles.cuh"
-
-// Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
-struct AdaptiveContextCuda : AffinitiesCuda {
-  const float* regions;  // (batch, rows, channels); null where grad is
-  const float* shift;    // (batch, scales * channels), may be null
-  const float* center;   // (batch, rows), may be null
-  bool residual;
-  void* packed_regions;  // (batch, rows, padded) in the map's type; beside low-precision maps as packed_weight
-  void* region_pairs;
-  float *padded_shift, *padded_constant;  // (batch * scales, padded), beside low-precision maps
-  MapCuda z, grad, grad_x;
-  float *grad_regions, *grad_shift, *grad_bias, *slope, *slope_moments;  // the results
-  const float *linear, *quadratic, *constant;  // (batch, rows), (batch, pairs), (batch, scales * channels), may be null
-  float* grad_weight;                          // (rows, channels)
-  // Slices, (batch, chunks, ...): the gradient of regions or weight (rows, padded), that of shift (THREADS / CHUNK,
-  // scales * channels), sums over rows of a tile (ROW_PARTS, rows) twice, (pairs).
-  float *matrix_slices, *shift_slices, *bias_slices, *slope_slices, *pair_slices;
-};
-static_assert(sizeof(AdaptiveContextCuda) < 4096);
-
-// Parts of a tile's positions that different threads sum up.
-constexpr int ROW_PARTS = THREADS / MAX_REGIONS;
-constexpr int SHIFT_PARTS = THREADS / CHUNK;
 
 static __device__ __forceinline__ int padded_regions(const Work& work) {
   return (work.regions + DEPTH - 1) / DEPTH * DEPTH;
@@ -299,38 +276,58 @@ struct Slices {
   const float* from;
   float* to;
   int results, slices, rows, pitch, columns;
-  int blocks = 0;  // stretches of MERGE_COLUMNS columns of all rows
+  bool vectors = false;  // whether a thread takes VECTOR columns: rows start at multiples of as many numbers
+  int across = 0;        // blocks of a row
+  int blocks = 0;        // of all rows
 };
 
-constexpr int MAX_MERGES = 5, MERGE_COLUMNS = 32, MERGE_PARTS = 4;
+constexpr int MAX_MERGES = 5, MERGE_LANES = 32, MERGE_PARTS = 4;
 struct MergeCuda {
   Slices of[MAX_MERGES];
 };
-constexpr int MERGE_SHARED_BYTES = MERGE_COLUMNS * MERGE_PARTS * sizeof(float);
+constexpr int MERGE_SHARED_BYTES = VECTOR * MERGE_LANES * MERGE_PARTS * sizeof(float);
 
-// grid (blocks of all merges), MERGE_COLUMNS * MERGE_PARTS threads: each part takes every MERGE_PARTS-th slice
+// V columns of one row of one result from `lane` * V on: each part takes every MERGE_PARTS-th slice, the first one adds
+// the parts up.
+template <int V>
+static __device__ __forceinline__ void merge_columns(const Slices& s, int block, float* parts) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % MERGE_LANES, part = thread / MERGE_LANES;
+  const int line = block / s.across, result = line / s.rows, row = line - result * s.rows;
+  const int column = ((block - line * s.across) * MERGE_LANES + lane) * V;
+  const bool inside = column < s.columns;
+  Vector<float, V> sum{};
+  if (inside) {
+    const int64_t step = int64_t(s.rows) * s.pitch;
+    const float* from = s.from + (int64_t(result) * s.slices + part) * step + int64_t(row) * s.pitch + column;
+#pragma unroll 8
+    for (int slice = part; slice < s.slices; slice += MERGE_PARTS, from += MERGE_PARTS * step) {
+      const Vector<float, V> own = load_vector<V>(from);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum.at[v] += own.at[v];
+    }
+  }
+  store_vector<V>(parts + thread * V, sum);
+  __syncthreads();
+  if (inside && part == 0) {
+#pragma unroll
+    for (int other = 1; other < MERGE_PARTS; ++other) {
+      const Vector<float, V> more = load_vector<V>(parts + (other * MERGE_LANES + lane) * V);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum.at[v] += more.at[v];
+    }
+    store_vector<V>(s.to + int64_t(line) * s.columns + column, sum);
+  }
+}
+
+// grid (blocks of all merges), MERGE_LANES * MERGE_PARTS threads
 static __global__ void merge_slices(const MergeCuda p) {
   SHARED_BUFFER(shared);
-  float* parts = reinterpret_cast<float*>(shared);  // [MERGE_PARTS][MERGE_COLUMNS]
+  float* parts = reinterpret_cast<float*>(shared);  // [MERGE_PARTS][MERGE_LANES][VECTOR]
   int block = static_cast<int>(blockIdx.x), merge = 0;
   while (block >= p.of[merge].blocks) block -= p.of[merge++].blocks;
   const Slices& s = p.of[merge];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % MERGE_COLUMNS, part = thread / MERGE_COLUMNS;
-  const int across = (s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS;
-  const int result = block / (s.rows * across), row = block / across % s.rows;
-  const int column = block % across * MERGE_COLUMNS + lane;
-  const bool inside = column < s.columns;
-  float sum = 0;
-  if (inside) {
-    const int64_t step = int64_t(s.rows) * s.pitch;
-    const float* from = s.from + int64_t(result) * s.slices * step + int64_t(row) * s.pitch + column;
-#pragma unroll 4
-    for (int slice = part; slice < s.slices; slice += MERGE_PARTS) sum += from[slice * step];
-  }
-  parts[part * MERGE_COLUMNS + lane] = sum;
-  __syncthreads();
-  if (inside && part == 0) {
-    for (int other = 1; other < MERGE_PARTS; ++other) sum += parts[other * MERGE_COLUMNS + lane];
-    s.to[(int64_t(result) * s.rows + row) * s.columns + column] = sum;
-  }
+  if (s.vectors)
+    merge_columns<VECTOR>(s, block, parts);
+  else
+    merge_columns<1>(s, block, parts);
 }

@@ -1,53 +1,13 @@
-// Which CUDA kernels the operations on affinities run, over which grids: maps and scales described, positions cut,
-// workspaces laid out. Torch-free: `launch(kernel, grid_x, grid_y, threads, shared_bytes, params)` starts them on a GPU
-// (affinities.cu) or on the emulation (tests/emulation).
+// Which CUDA kernels the operations on affinities run, over which grids. Torch-free: `launch(kernel, grid_x, grid_y,
+// threads, shared_bytes, params)` starts them on a GPU (common/launch.h) or on the emulation (tests/emulation).
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
-#include <vector>
 
 #include "adaptive_context_mma.cuh"
 #include "affinity_moments_mma.cuh"
-
-// sizes and strides of a map: batch, channels, height, width. Positions that follow each other with one stride become
-// one row, so that vectors may run across the ends of the map's rows.
-inline MapCuda describe_map_cuda(const int64_t* sizes, const int64_t* strides, void* data) {
-  MapCuda map{data, strides[0], strides[1], strides[2], strides[3], int(sizes[3]), false};
-  if (sizes[3] == 1) map.stride_x = strides[2], map.width = int(sizes[2]);
-  if (sizes[2] == 1 || strides[2] == sizes[3] * strides[3]) map.width = int(sizes[2] * sizes[3]);
-  map.by_channel = map.stride_c == 1 && map.stride_x != 1;
-  return map;
-}
-
-// How many blocks keep a large GPU busy: where sums over positions are kept, more would only make more slices.
-constexpr int CHUNKED_BLOCKS = 1024;
-
-// target_blocks: chunks of positions are as long as leaves that many blocks; 0 for chunks of one tile.
-inline void describe_affinities_cuda(AffinitiesCuda& p, const int64_t* sizes, const int64_t* strides,
-                                     const std::vector<int64_t>& scales, void* x, int target_blocks) {
-  constexpr int MAX_CHUNK_TILES = 8;
-  if (scales.empty() || scales.size() > MAX_SCALES || sizes[2] * sizes[3] >= (1 << 30))
-    throw std::runtime_error("the CUDA kernels take up to 16 scales and 2^30 positions");
-  p.batch = int(sizes[0]), p.channels = int(sizes[1]) / int(scales.size()), p.positions = int(sizes[2] * sizes[3]);
-  for (int64_t s : scales) {
-    if (s < 1 || s * s > MAX_REGIONS) throw std::runtime_error("the CUDA kernels take scales of up to 8");
-    p.sizes[p.num_scales++] = int(s * s);
-    p.rows += int(s * s), p.pairs += int(s * s * s * s);
-  }
-  p.wide = *std::max_element(p.sizes, p.sizes + p.num_scales) >= WIDE;
-  for (int k = 0; k < p.num_scales; ++k) p.fragment_rows += fragment_rows(p.sizes[k], p.wide);
-  p.padded = (p.channels + PADDED - 1) / PADDED * PADDED;
-  p.tiles = (p.positions + TILE - 1) / TILE;
-  const int64_t blocks = sizes[0] * p.num_scales * p.tiles;
-  p.chunk_tiles = target_blocks == 0 ? 1 : int(std::clamp<int64_t>(blocks / target_blocks, 1, MAX_CHUNK_TILES));
-  p.chunks = (p.tiles + p.chunk_tiles - 1) / p.chunk_tiles;
-  if (sizes[1] > (1 << 30) || blocks > INT32_MAX || sizes[0] * p.rows > INT32_MAX / 2)
-    throw std::runtime_error("the map has too many images or channels for the CUDA kernels' grids");
-  p.x = describe_map_cuda(sizes, strides, x);
-}
 
 inline int blocks(const AffinitiesCuda& p) { return p.batch * p.num_scales * p.chunks; }
 
@@ -88,57 +48,12 @@ void with_fragments(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps
     function(std::false_type{}, std::false_type{});
 }
 
-// Hands out a workspace piece by piece. Without memory it only counts, and the pieces mean nothing.
-class Workspace {
- public:
-  explicit Workspace(void* memory) : begin_(reinterpret_cast<uintptr_t>(memory)) {}
-  template <typename T>
-  void take(T*& piece, int64_t count, size_t size) {
-    piece = reinterpret_cast<T*>(begin_ + bytes_);
-    bytes_ += (uintptr_t(count) * size + 255) / 256 * 256;
-  }
-  int64_t bytes() const { return int64_t(bytes_); }
-
- private:
-  uintptr_t begin_, bytes_ = 0;
-};
-
 // Pads the rows of weight, and of regions if there are any.
 template <typename Launch>
 void launch_pack(const AffinitiesCuda& p, const float* regions, void* packed_regions, const Launch& launch) {
   const int rows = regions == nullptr ? 0 : p.batch * p.rows;
   const PackCuda pack{{p.weight, regions}, {p.packed_weight, packed_regions}, {p.rows, rows}, p.channels, p.padded};
   launch(pack_rows, p.rows + rows, 1, THREADS, 0, pack);
-}
-
-// Lays the workspace out, or counts its bytes where memory is null. size: of the map's scalars.
-inline int64_t arrange(AdaptiveContextCuda& p, void* memory, size_t size) {
-  Workspace workspace(memory);
-  const int64_t slices = int64_t(p.batch) * p.chunks, channels = int64_t(p.num_scales) * p.channels;
-  if (size == 2) {
-    const int64_t rows = p.fragment_rows, regions = p.regions == nullptr ? 0 : p.batch * rows;
-    workspace.take(p.packed_weight, rows * p.padded, size);
-    workspace.take(p.weight_pairs, rows * p.padded, size);
-    workspace.take(p.packed_regions, regions * p.padded, size);
-    workspace.take(p.region_pairs, regions * p.padded, size);
-    if (p.shift != nullptr) workspace.take(p.padded_shift, int64_t(p.batch) * p.num_scales * p.padded, sizeof(float));
-    if (p.constant != nullptr)
-      workspace.take(p.padded_constant, int64_t(p.batch) * p.num_scales * p.padded, sizeof(float));
-  } else {
-    workspace.take(p.packed_weight, int64_t(p.rows) * p.padded, size);
-    if (p.regions != nullptr) workspace.take(p.packed_regions, int64_t(p.batch) * p.rows * p.padded, size);
-  }
-  if (p.grad_bias != nullptr) {
-    workspace.take(p.matrix_slices, slices * p.rows * p.padded, sizeof(float));
-    workspace.take(p.bias_slices, slices * ROW_PARTS * p.rows, sizeof(float));
-  }
-  if (p.grad_regions != nullptr) {
-    const int64_t shifts = size == 2 ? int64_t(p.num_scales) * p.padded : SHIFT_PARTS * channels;
-    workspace.take(p.shift_slices, slices * shifts, sizeof(float));
-    workspace.take(p.slope_slices, slices * ROW_PARTS * p.rows, sizeof(float));
-    workspace.take(p.pair_slices, slices * p.pairs, sizeof(float));
-  }
-  return workspace.bytes();
 }
 
 // The header, a tile of a map, and one of numbers of positions and regions.
@@ -178,11 +93,14 @@ void launch_merges(std::initializer_list<Slices> merges, const Launch& launch) {
   int64_t blocks = 0;
   std::copy(merges.begin(), merges.end(), p.of);
   for (Slices& s : p.of) {
-    const int64_t own = int64_t(s.results) * s.rows * ((s.columns + MERGE_COLUMNS - 1) / MERGE_COLUMNS);
+    s.vectors = s.pitch % VECTOR == 0 && s.columns % VECTOR == 0 && reinterpret_cast<uintptr_t>(s.to) % 16 == 0;
+    const int columns = MERGE_LANES * (s.vectors ? VECTOR : 1);
+    s.across = (s.columns + columns - 1) / columns;
+    const int64_t own = int64_t(s.results) * s.rows * s.across;
     s.blocks = int(own), blocks += own;
   }
   if (blocks > INT32_MAX) throw std::runtime_error("the gradients have too many rows for the CUDA kernels' grids");
-  launch(merge_slices, int(blocks), 1, MERGE_COLUMNS * MERGE_PARTS, MERGE_SHARED_BYTES, p);
+  launch(merge_slices, int(blocks), 1, MERGE_LANES * MERGE_PARTS, MERGE_SHARED_BYTES, p);
 }
 
 template <typename T, typename Launch>
@@ -241,22 +159,11 @@ void launch_x_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
                 launch);
 }
 
-inline int64_t arrange(AffinityMomentsCuda& p, void* memory, size_t size) {
-  Workspace workspace(memory);
-  const int64_t slices = int64_t(p.batch) * p.chunks, rows = size == 2 ? p.fragment_rows : p.rows;
-  workspace.take(p.packed_weight, rows * p.padded, size);
-  if (size == 2) workspace.take(p.weight_pairs, rows * p.padded, size);
-  workspace.take(p.origins, slices * p.rows, sizeof(float));
-  workspace.take(p.sums, slices * p.rows, sizeof(double));
-  workspace.take(p.squares, slices * p.pairs, sizeof(double));
-  return workspace.bytes();
-}
-
 template <typename T, typename Launch>
 void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
-  const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, {}, {}, {}, launch);
+    const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
     const int bytes = std::max(map_tile_bytes(p.padded), deviation_bytes(fragment_rows(most, p.wide)));
     with_fragments<T>(p, {p.x}, [&](auto vectors, auto wide) {
       launch(sum_moments_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, ORIGIN_BYTES + bytes, p);
@@ -266,5 +173,7 @@ void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
     launch(choose_kernel(p, {p.x}, sum_moments<VECTOR, true>, sum_moments<VECTOR, false>, sum_moments<1, true>),
            blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES, p);
   }
-  launch(merge_moments, p.batch * p.num_scales, (most * most + THREADS - 1) / THREADS, THREADS, 0, p);
+  int stretches = 0;
+  for (int k = 0; k < p.num_scales; ++k) stretches += stretches_of_pairs(p.sizes[k]);
+  launch(merge_moments, p.batch, stretches, MERGE_THREADS, MERGE_MOMENTS_SHARED_BYTES, p);
 }

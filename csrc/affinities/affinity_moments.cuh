@@ -3,7 +3,7 @@
 //
 //   sum_moments    a block sums A − origin and (A − origin)(A − origin)ᵀ over the tiles of its chunk; the origin is the
 //                  affinity vector of the chunk's first position, so that nothing large cancels
-//   merge_moments  puts the chunks together in order, each with a mean of its own (Chan, Golub and LeVeque 1979)
+//   merge_moments  finds the mean of all chunks, and moves each chunk's squares there (Chan, Golub and LeVeque 1979)
 //
 // Each kernel's least, everything moved once, for B images of C channels a scale, N positions, J = sum of s^2 regions
 // and P = sum of s^4 pairs of them:
@@ -15,13 +15,6 @@
 #pragma once
 
 #include "tiles.cuh"
-
-struct AffinityMomentsCuda : AffinitiesCuda {
-  double *mean, *covariance;  // (batch, rows) and (batch, pairs)
-  float* origins;             // (batch, chunks, rows)
-  double *sums, *squares;     // (batch, chunks, rows) and (batch, chunks, pairs)
-};
-static_assert(sizeof(AffinityMomentsCuda) < 4096);
 
 constexpr int SUM_MOMENTS_SHARED_BYTES = Shared::BYTES + MAX_REGIONS * sizeof(float);
 
@@ -76,25 +69,69 @@ __global__ void __launch_bounds__(THREADS, 2) sum_moments(const AffinityMomentsC
       if (j + r < work.regions) p.sums[row + j + r] = sums[r], p.origins[row + j + r] = origin[j + r];
 }
 
-// grid (batch * scales, 16 rows of pairs each): a thread puts together one pair of regions
+// A block of merge_moments has MERGE_PAIRS pairs of a scale's regions, and for each of them MOMENT_PARTS threads that
+// share out the chunks. As many as there are share out those of each region's mean.
+constexpr int MERGE_PAIRS = 128, MOMENT_PARTS = 2, MERGE_THREADS = MERGE_PAIRS * MOMENT_PARTS;
+constexpr int MEAN_PARTS = MERGE_THREADS / MAX_REGIONS;
+constexpr int MERGE_MOMENTS_SHARED_BYTES = 2 * MERGE_THREADS * sizeof(double);
+static inline __device__ constexpr int stretches_of_pairs(int regions) {
+  return (regions * regions + MERGE_PAIRS - 1) / MERGE_PAIRS;
+}
+
+// grid (batch, stretches of pairs of all scales), MERGE_THREADS threads
 static __global__ void merge_moments(const AffinityMomentsCuda p) {
-  const int b = static_cast<int>(blockIdx.x) / p.num_scales, scale = static_cast<int>(blockIdx.x) % p.num_scales;
-  int first_row = 0, first_pair = 0;
-  for (int i = 0; i < scale; ++i) first_row += p.sizes[i], first_pair += p.sizes[i] * p.sizes[i];
-  const int regions = p.sizes[scale];
-  const int pair = static_cast<int>(blockIdx.y) * THREADS + static_cast<int>(threadIdx.x);
-  if (pair >= regions * regions) return;
-  const int j = pair / regions, k = pair % regions;
-  double count = 0, mean_j = 0, mean_k = 0, square = 0;
-  for (int chunk = 0; chunk < p.chunks; ++chunk) {
-    const int64_t slice = int64_t(b) * p.chunks + chunk, row = slice * p.rows + first_row;
-    const double n = min(p.chunk_tiles * TILE, p.positions - chunk * p.chunk_tiles * TILE), both = count + n;
-    const double sum_j = p.sums[row + j], sum_k = p.sums[row + k];
-    const double step_j = p.origins[row + j] + sum_j / n - mean_j, step_k = p.origins[row + k] + sum_k / n - mean_k;
-    square += p.squares[slice * p.pairs + first_pair + pair] - sum_j * sum_k / n + step_j * step_k * (count * n / both);
-    mean_j += step_j * (n / both), mean_k += step_k * (n / both);
-    count = both;
+  SHARED_BUFFER(buffer);
+  double* parts_of_means = reinterpret_cast<double*>(buffer);  // [MEAN_PARTS][MAX_REGIONS]
+  double* parts = parts_of_means + MERGE_THREADS;              // [MOMENT_PARTS][MERGE_PAIRS]
+  const int b = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  int stretch = static_cast<int>(blockIdx.y), scale = 0, first_row = 0, first_pair = 0;
+  for (; stretch >= stretches_of_pairs(p.sizes[scale]); ++scale) {
+    stretch -= stretches_of_pairs(p.sizes[scale]);
+    first_row += p.sizes[scale], first_pair += p.sizes[scale] * p.sizes[scale];
   }
-  p.covariance[int64_t(b) * p.pairs + first_pair + pair] = square / count;
-  if (k == 0) p.mean[int64_t(b) * p.rows + first_row + j] = mean_j;
+  const int regions = p.sizes[scale], whole = p.chunk_tiles * TILE, last = p.chunks - 1;
+  const int64_t slice = int64_t(b) * p.chunks, row = slice * p.rows + first_row;
+  const double of_last = p.positions - last * whole;
+
+  const int own = thread % MAX_REGIONS;
+  double sum = 0;
+  if (own < regions)
+#pragma unroll 4
+    for (int chunk = thread / MAX_REGIONS; chunk < p.chunks; chunk += MEAN_PARTS) {
+      const int64_t at = row + int64_t(chunk) * p.rows + own;
+      sum += p.sums[at] + (chunk == last ? of_last : whole) * static_cast<double>(p.origins[at]);
+    }
+  parts_of_means[thread] = sum;
+  __syncthreads();
+  const auto mean_of = [&](int region) {
+    double all = 0;
+#pragma unroll
+    for (int part = 0; part < MEAN_PARTS; ++part) all += parts_of_means[part * MAX_REGIONS + region];
+    return all / p.positions;
+  };
+  if (stretch == 0 && thread < regions) p.mean[int64_t(b) * p.rows + first_row + thread] = mean_of(thread);
+
+  const int part = thread / MERGE_PAIRS, pair = stretch * MERGE_PAIRS + thread % MERGE_PAIRS;
+  const bool inside = pair < regions * regions;
+  sum = 0;
+  if (inside) {
+    const int j = pair / regions, k = pair - j * regions;
+    const double mean_j = mean_of(j), mean_k = mean_of(k), share_of_whole = 1.0 / whole, share_of_last = 1.0 / of_last;
+#pragma unroll 4
+    for (int chunk = part; chunk < p.chunks; chunk += MOMENT_PARTS) {
+      const int64_t at = row + int64_t(chunk) * p.rows;
+      const double count = chunk == last ? of_last : whole, share = chunk == last ? share_of_last : share_of_whole;
+      const double sum_j = p.sums[at + j], sum_k = p.sums[at + k];
+      const double step_j = p.origins[at + j] - mean_j + sum_j * share;  // of the chunk's mean from that of all
+      const double step_k = p.origins[at + k] - mean_k + sum_k * share;
+      sum += p.squares[(slice + chunk) * p.pairs + first_pair + pair] - sum_j * sum_k * share + step_j * step_k * count;
+    }
+  }
+  parts[thread] = sum;
+  __syncthreads();
+  if (inside && part == 0) {
+#pragma unroll
+    for (int other = 1; other < MOMENT_PARTS; ++other) sum += parts[other * MERGE_PAIRS + thread];
+    p.covariance[int64_t(b) * p.pairs + first_pair + pair] = sum / p.positions;
+  }
 }

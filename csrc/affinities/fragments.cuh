@@ -129,9 +129,14 @@ struct MapRows {
     if constexpr (vectors) {
       if (inside(half, c)) raw = load_vector<4>(reinterpret_cast<const uint32_t*>(at[half] + c));
     } else {
+      const uint16_t* from = at[half] + c * stride_c;
+      if (inside(half, c + 7)) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (inside(half, c + i)) raw.at[i / 2] |= static_cast<uint32_t>(at[half][(c + i) * stride_c]) << (i % 2 * 16);
+        for (int i = 0; i < 8; ++i, from += stride_c) raw.at[i / 2] |= static_cast<uint32_t>(*from) << (i % 2 * 16);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < 8; ++i, from += stride_c) push(raw, inside(half, c + i) ? *from : uint16_t(0));
+      }
     }
     return raw;
   }
@@ -145,10 +150,26 @@ struct MapRows {
     if constexpr (vectors) {
       if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), raw);
     } else {
+      uint16_t* to = at[half] + c * stride_c;
+      if (inside(half, c + 7)) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (inside(half, c + i)) at[half][(c + i) * stride_c] = static_cast<uint16_t>(raw.at[i / 2] >> (i % 2 * 16));
+        for (int i = 0; i < 8; ++i, to += stride_c) *to = static_cast<uint16_t>(raw.at[i / 2] >> (i % 2 * 16));
+      } else {
+        Raw left = raw;
+#pragma unroll 1
+        for (int i = 0; inside(half, c + i); ++i, to += stride_c) *to = push(left, 0);
+      }
     }
+  }
+
+ private:
+  // Moves all numbers to the place before, puts one last, and returns the one that was first.
+  static __device__ __forceinline__ uint16_t push(Raw& raw, uint16_t last) {
+    const auto first = static_cast<uint16_t>(raw.at[0]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      raw.at[i] = raw.at[i] >> 16 | (i < 3 ? raw.at[i + 1] : static_cast<uint32_t>(last)) << 16;
+    return first;
   }
 };
 

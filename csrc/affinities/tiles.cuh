@@ -19,7 +19,6 @@
 #include "affinities.cuh"
 
 constexpr int VECTOR = 4;  // numbers in 16 bytes
-constexpr int CHUNK = 32;  // channels in shared memory at a time
 // Rows in shared memory lie 16 bytes further apart than they are long: eight of them start in different banks.
 constexpr int CHUNK_PITCH = CHUNK + VECTOR, TILE_PITCH = TILE + VECTOR;
 static_assert(TILE == MAX_REGIONS);  // a tile's rows are as long, whether they run over positions or regions

@@ -1,46 +1,43 @@
-// What every CUDA launch needs: the right device, torch's current stream, a dtype turned into a type.
+// What starts CUDA kernels, without torch: nvcc reads every header of a .cu file once for each architecture, and
+// torch's take it longer than most kernels. Files *_cuda.cpp hold the operators, which need them; both sides include
+// this.
 #pragma once
 
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
+#include <cuda_runtime_api.h>
 
-#include "device.cuh"
-#include "operator.h"
+// The dtype of a map.
+enum class MapType { float32, bfloat16, float16 };
 
-// Makes a tensor's device the current one for the scope; called like a function, launches a kernel on torch's stream.
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
+// Called like a function, launches a kernel on a stream.
+struct Launcher {
+  cudaStream_t stream;
+  void (*check)(cudaError_t);  // throws where it is an error
 
   template <typename Params>
   void operator()(void (*kernel)(Params), int grid_x, int grid_y, int threads, int shared_bytes,
                   const Params& p) const {
     constexpr int GRANTED = 48 * 1024;  // what every kernel may have without asking
+    const void* function = reinterpret_cast<const void*>(kernel);
     if (shared_bytes > GRANTED)
-      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    kernel<<<dim3(unsigned(grid_x), unsigned(grid_y)), unsigned(threads), size_t(shared_bytes), stream_>>>(p);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    void* parameters[] = {const_cast<Params*>(&p)};
+    check(cudaLaunchKernel(function, dim3(unsigned(grid_x), unsigned(grid_y)), dim3(unsigned(threads)), parameters,
+                           size_t(shared_bytes), stream));
   }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_;
 };
 
-// function(a number of the tensor's dtype)
+#ifdef __CUDACC__
+
+#include "device.cuh"
+
+// function(a number of that type)
 template <typename Function>
-void with_scalar(const Tensor& tensor, const char* name, Function function) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return function(float{});
-    case ScalarType::BFloat16: return function(BFloat16{});
-    case ScalarType::Half: return function(Half{});
-    default: STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16");
+void with_scalar(MapType type, Function function) {
+  switch (type) {
+    case MapType::float32: return function(float{});
+    case MapType::bfloat16: return function(BFloat16{});
+    case MapType::float16: return function(Half{});
   }
 }
+
+#endif

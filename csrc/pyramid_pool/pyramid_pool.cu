@@ -1,31 +1,11 @@
-// pyramid_pool's operators on the GPU: the work described to the kernels, the launches.
+// pyramid_pool's kernels and launches for every dtype.
 #include "../common/launch.h"
-#include "operators.h"
 #include "pyramid_pool_launch.h"
 
-namespace {
+void launch_forward(const PyramidPoolCuda& p, MapType type, const Launcher& launch) {
+  with_scalar(type, [&](auto scalar) { launch_forward<decltype(scalar)>(p, launch); });
+}
 
-struct Cuda {
-  static PyramidPoolCuda describe(const Tensor& map, const Tensor& pooled, const Scales& scales) {
-    return describe_pyramid_pool(map.sizes().data(), map.strides().data(), scales, map.data_ptr(), pooled.data_ptr());
-  }
-
-  static void pool(const Tensor& x, const Scales& scales, const Tensor& out) {
-    PyramidPoolCuda p = describe(x, out, scales);
-    const OnDevice device(x);
-    const Tensor row_sums =
-        torch::stable::new_empty(x, {p.batch, p.segments, p.chunks, p.columns, p.channels}, ScalarType::Float);
-    p.row_sums = static_cast<float*>(row_sums.data_ptr());
-    with_scalar(x, "x", [&](auto scalar) { launch_forward<decltype(scalar)>(p, device); });
-  }
-
-  static void spread(const Tensor& grad, const Scales& scales, const Tensor& grad_x) {
-    const PyramidPoolCuda p = describe(grad_x, grad, scales);
-    const OnDevice device(grad_x);
-    with_scalar(grad_x, "grad_x", [&](auto scalar) { launch_backward<decltype(scalar)>(p, device); });
-  }
-};
-
-}  // namespace
-
-APC_REGISTER(apc_kernels_cuda, CUDA, PYRAMID_POOL_OPERATORS<Cuda>)
+void launch_backward(const PyramidPoolCuda& p, MapType type, const Launcher& launch) {
+  with_scalar(type, [&](auto scalar) { launch_backward<decltype(scalar)>(p, launch); });
+}

@@ -18,7 +18,7 @@ SPILLS_ALLOWED: dict[str, str] = {}  # kernel name: reason
 SHARED_LIMIT = 48 * 1024  # what a kernel gets without asking for more
 
 TRITON = [path.parent.name for path in sorted((ROOT / "apc_kernels" / "ops").glob("*/triton.py"))]
-CUDA = sorted((ROOT / "csrc").rglob("*.cu"))
+CUDA = [file for file in build.cuda_files() if file.suffix == ".cu"]
 architectures = pytest.mark.parametrize("arch", [USUAL, *(pytest.param(a, marks=pytest.mark.slow) for a in OTHERS)])
 
 
@@ -94,15 +94,17 @@ print(json.dumps([kernel.asm["ptx"] for kernel in compiled]))
 
 @pytest.fixture
 def compiled_cuda(arch):
-    """Returns the report of ptxas on every kernel, {file: text}, compiled anew only where a source has changed.
+    """Returns the objects of the CUDA library by name, compiled anew only where a source has changed.
 
-    With the code for the CPU for one architecture alone: it is the same for all of them.
+    Beside each lies ptxas' report on its kernels. The code for the CPU is compiled for one architecture alone: it is
+    the same for all of them.
     """
     nvcc = build.find_nvcc()
     if nvcc is None:
         pytest.skip("needs nvcc")
     import torch
 
+    files = CUDA if arch != USUAL else build.cuda_files()
     folder = ROOT / "build" / "gates" / f"sm_{arch}"
     folder.mkdir(parents=True, exist_ok=True)
     flags = " ".join([*build.nvcc_flags(), f"-isystem {build.quote(Path(torch.__file__).parent / 'include')}"])
@@ -112,8 +114,8 @@ def compiled_cuda(arch):
         f"rule cuda\n  command = {command} > $out.log 2>&1 || {{ cat $out.log; exit 1; }}",
         "  depfile = $out.d\n  deps = gcc",
     ]
-    objects = {file.name: f"{file.relative_to(ROOT / 'csrc').as_posix()}.o" for file in CUDA}
-    lines += [f"build {objects[file.name]}: cuda {build.escape(file)}" for file in CUDA]
+    objects = {file.name: f"{file.relative_to(build.SOURCES).as_posix()}.o" for file in files}
+    lines += [f"build {objects[file.name]}: cuda {build.escape(file)}" for file in files]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     run = subprocess.run([build.find_ninja(), "-C", str(folder)], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]

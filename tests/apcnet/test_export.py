@@ -16,6 +16,8 @@ import apc_kernels
 from apcnet import export as exporting
 from apcnet.export import export
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODELS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"]
 VARIANTS = [
     ("apcnet", {"plain": True, "scales": (1, 4), "align_corners": True}),
@@ -39,11 +41,6 @@ def images_of(batch, height, width):
 def assert_close(actual, expected):
     assert actual.shape == expected.shape and actual.dtype == expected.dtype
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # such small products are no work for more
 
 
 ELSEWHERE = """

@@ -1,7 +1,7 @@
 // The CUDA kernels on affinities without a GPU: numpy arrays into parameters.
 #include <optional>
 
-#include "../../csrc/affinities/affinities_launch.h"
+#include "../../csrc/affinities/affinities_cuda.h"
 #include "arrays.h"
 #include "launches.h"
 

@@ -1,5 +1,5 @@
 // pyramid_pool's CUDA kernels without a GPU: numpy arrays into parameters.
-#include "../../csrc/pyramid_pool/pyramid_pool_launch.h"
+#include "../../csrc/pyramid_pool/pyramid_pool_cuda.h"
 #include "arrays.h"
 #include "launches.h"
 

@@ -5,7 +5,7 @@
 #include "launches.h"
 
 void run_pyramid_pool(PyramidPoolCuda& p, const std::string& dtype, uint32_t seed) {
-  DeviceMemory row_sums(size_t(p.batch) * p.segments * p.chunks * p.columns * p.channels * sizeof(float));
+  DeviceMemory row_sums(size_t(p.batch) * p.segments * p.chunks * p.columns * p.padded * sizeof(float));
   p.row_sums = static_cast<float*>(row_sums.data());
   with_scalar(dtype, [&](auto scalar) { launch_forward<decltype(scalar)>(p, Launch{seed}); });
 }

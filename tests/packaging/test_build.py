@@ -1,6 +1,7 @@
 """Tests what apc_kernels/build.py builds, for which GPUs, and where later builds go, without compiling."""
 
 import json
+import re
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ EVERYTHING = build.Toolchain(
     nvcc="/cuda/bin/nvcc",
     nvcc_cuda="13.0",
 )
+LIBRARIES = (build.CPU_LIBRARY, build.CUDA_LIBRARY)
 NO_TORCH = replace(EVERYTHING, torch=None, torch_cuda=None, torch_path=None)
 CPU_TORCH = replace(EVERYTHING, torch="2.13.0+cpu", torch_cuda=None)
 NO_NVCC = replace(EVERYTHING, nvcc=None, nvcc_cuda=None)
@@ -169,6 +171,15 @@ def test_wrong_architectures_do_not_matter_where_nothing_is_built_for_a_gpu():
     text = build.ninja_file(CPU_TORCH, build.decide(CPU_TORCH, {}), {"TORCH_CUDA_ARCH_LIST": "Hopper"})
     assert build.CPU_LIBRARY in text
     assert build.CUDA_LIBRARY not in text
+
+
+def test_each_library_is_linked_from_its_own_files():
+    text = build.ninja_file(EVERYTHING, build.decide(EVERYTHING, {}), {})
+    linked = {name: re.search(rf"^build {re.escape(name)}: \w+ (.*)$", text, re.M)[1] for name in LIBRARIES}
+    in_cuda = set(linked[build.CUDA_LIBRARY].split())
+    assert in_cuda == {f"objects/{path.relative_to(build.SOURCES).as_posix()}.o" for path in build.cuda_files()}
+    assert {"objects/affinities/affinities_cuda.cpp.o", "objects/affinities/affinity_moments.cu.o"} <= in_cuda
+    assert "_cuda" not in linked[build.CPU_LIBRARY]
 
 
 def test_installing_takes_away_what_is_no_longer_built(tmp_path):

@@ -7,9 +7,9 @@ from cases import ContextCase, MapCase, channels_last, draw, draw_context, nchw
 CONTEXT, MAP = ContextCase(2, 72, (7, 11), (4, 3)), MapCase((1, 72, 6, 70), (1, 2, 3, 20))
 # Of these kernels alone: more channels than stay in shared memory, and calls with a scale of 7 or 8.
 OTHERS = (ContextCase(1, 520, (3, 7), (4, 3)), ContextCase(1, 72, (5, 13), (7,)), ContextCase(1, 520, (3, 7), (7,)))
-# A quarter of an image of APCNet at 512x512. Every tile costs the same, so that times of whole batches follow.
-HEAD = ContextCase(1, 512, (16, 64), (1, 2, 3, 6))
-HEAD_BLOCKS = 1024 // 32  # chunks of positions as long as in a batch of eight whole images
+# A batch of APCNet's maps at 512x512, and how many blocks share out its positions.
+HEAD, HEAD_BLOCKS = ContextCase(8, 512, (64, 64)), 1024
+HEAD_MAP = MapCase((8, 2048, 64, 64))
 
 
 def array(tensor):
@@ -32,12 +32,12 @@ def cuda_calls(kernels, layout, dtype) -> list[torch.Tensor]:
     return results
 
 
-def pooling_calls(kernels, layout, dtype) -> list[torch.Tensor]:
+def pooling_calls(kernels, layout, dtype, case: MapCase = MAP) -> list[torch.Tensor]:
     name = str(dtype).removeprefix("torch.")
-    x, grad = draw(MAP, layout, dtype)
+    x, grad = draw(case, layout, dtype)
     results = [unwritten(*grad.shape, dtype=dtype), torch.full_like(x, float("nan"))]
-    kernels.pyramid_pool(array(x), name, list(MAP.scales), array(results[0]), 0)
-    kernels.pyramid_pool_backward(array(grad), name, list(MAP.scales), array(results[1]), 0)
+    kernels.pyramid_pool(array(x), name, list(case.scales), array(results[0]), 0)
+    kernels.pyramid_pool_backward(array(grad), name, list(case.scales), array(results[1]), 0)
     return results
 
 
@@ -68,3 +68,20 @@ def context_calls(kernels, layout, dtype, case: ContextCase, blocks: int = 1) ->
 
 def x_like(values, layout, dtype):
     return layout(torch.zeros(values.shape, dtype=dtype))
+
+
+def small_calls(kernels, dtype, case: ContextCase, blocks: int) -> None:
+    """Calls the functions on affinities for kernels alone that do not see the maps: each map is one number."""
+    name, scales, channels = str(dtype).removeprefix("torch."), list(case.scales), case.channels * len(case.scales)
+    batch, rows, pairs = case.batch, sum(s * s for s in scales), sum(s**4 for s in scales)
+    one = array(torch.zeros((), dtype=dtype).expand(batch, channels, *case.size))
+    regions, weight = (array(unwritten(*shape, case.channels)) for shape in ((batch, rows), (rows,)))
+    of_channels, of_rows, of_pairs = (array(unwritten(batch, n)) for n in (channels, rows, pairs))
+    small = (one, one, name, regions, weight, of_rows, scales, of_channels)
+    sums = (array(unwritten(*shape)) for shape in (regions.shape, of_channels.shape, *[of_rows.shape] * 2))
+    kernels.adaptive_context_backward_regions(*small, of_rows, *sums, array(unwritten(batch, pairs)), blocks, 0)
+    grads = (array(unwritten(*shape)) for shape in (weight.shape, of_rows.shape))
+    moments = (of_rows, of_rows, of_pairs, of_channels)
+    kernels.adaptive_context_backward_x(*small, True, *moments, one, *grads, blocks, 0)
+    means = (array(unwritten(batch, n, dtype=torch.float64)) for n in (rows, pairs))
+    kernels.affinity_moments(one, name, weight, of_rows, scales, *means, blocks, 0)

@@ -125,12 +125,14 @@ class Memory:
             self._arrays.append((array, copy))
         return copy
 
-    def place_scratch(self, size: int) -> int:
-        """Returns the address of memory that nobody has written."""
+    def place_scratch(self, size: int, written: bool = False) -> int:
+        """Returns the address of memory that nobody has written. written: of zeros, where races go unnoticed."""
         arena, begin = self._arena(size, 0)
         flags = np.zeros(arena.size, np.uint8)
-        flags[begin : begin + size] = 1 | 2
-        self.core.add("workspace", arena.ctypes.data, arena.ctypes.data + begin, flags, True)
+        flags[begin : begin + size] = 1 | 2 | 4 * written
+        if written:
+            arena[begin : begin + size] = 0
+        self.core.add("workspace", arena.ctypes.data, arena.ctypes.data + begin, flags, not written)
         return arena.ctypes.data + begin
 
     def contents(self) -> list[np.ndarray]:

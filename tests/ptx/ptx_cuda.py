@@ -11,10 +11,10 @@ import subprocess
 from pathlib import Path
 from types import ModuleType
 
+import least
 import native_modules
 import numpy as np
 import ptx
-import torch
 
 from apc_kernels import build
 
@@ -43,11 +43,10 @@ def texts() -> dict[str, str]:
 
 def library_texts(arch: int, folder: Path) -> dict[str, str]:
     """Returns the same of the files that the library is linked from, compiled as for the library."""
-    include = Path(torch.__file__).parent / "include"
     texts = []
     for source in sorted(build.SOURCES.rglob("*.cu")):
         target = folder / f"{source.stem}.ptx"
-        flags = [*build.nvcc_flags(), f"-isystem={include}", f"-arch=compute_{arch}", "-ptx"]
+        flags = [*build.nvcc_flags(), f"-arch=compute_{arch}", "-ptx"]
         subprocess.run([build.find_nvcc(), *flags, source, "-o", target], check=True, capture_output=True)
         texts.append(target.read_text())
     return kernels_of(texts)
@@ -66,10 +65,19 @@ def kernels_of(texts: list[str]) -> dict[str, str]:
 
 
 class Kernels:
-    """Has the functions of the emulation's module, on compiled code; changed(kernel, text) makes another text of it."""
+    """Has the functions of the emulation's module, on compiled code; changed(kernel, text) makes another text of it.
 
-    def __init__(self, changed=lambda kernel, text: text, counts: list | None = None, seed: int = 0) -> None:
-        self.changed, self.counts, self.seed = changed, counts, seed
+    alone: how the names of the kernels begin that run; the others do not, and leave zeros in the workspace.
+    """
+
+    def __init__(
+        self,
+        changed=lambda kernel, text: text,
+        counts: list | None = None,
+        seed: int = 0,
+        alone: tuple[str, ...] | None = None,
+    ) -> None:
+        self.changed, self.counts, self.seed, self.alone = changed, counts, seed, alone
 
     def __getattr__(self, name: str):
         if name not in ARGUMENTS:
@@ -83,6 +91,8 @@ class Kernels:
             placed.append(memory.place_array(name.lower(), argument, name.isupper()) if is_array else argument)
 
         def launch(kernel, grid, threads, shared, parameters, seed):
+            if self.alone is not None and not least.plain(kernel).startswith(self.alone):
+                return
             text = self.changed(kernel, texts()[kernel])
             size = max((offset + size for offset, size in ptx.parse(text).parameters(kernel)), default=0)
             packed = ctypes.string_at(parameters, size)
@@ -91,6 +101,6 @@ class Kernels:
             if counting:
                 self.counts.append((kernel, result))
 
-        bindings().connect(launch, memory.place_scratch)
+        bindings().connect(launch, functools.partial(memory.place_scratch, written=self.alone is not None))
         getattr(bindings(), function)(*placed)
         memory.copy_arrays_back()

@@ -68,14 +68,9 @@ HARMLESS = {
 
 
 MODULES = ("pyramid_pool.triton", "affinities.triton", "affinities.triton_backward", "affinities.triton_moments")
-MODULES += ("affinities.triton_phases", "affinities.triton_phases_backward")
-MODULES += (
-    "encode.triton",
-    "upsample.triton",
-    "upsample.triton_cross_entropy",
-    "upsample.triton_cross_entropy_backward",
-    "upsample.triton_regions",
-)
+MODULES += ("affinities.triton_phases", "affinities.triton_guide_backward", "affinities.triton_product_backward")
+MODULES += ("encode.triton", "upsample.triton", "upsample.triton_cross_entropy", "upsample.triton_labels")
+MODULES += ("upsample.triton_cross_entropy_backward", "upsample.triton_regions")
 
 
 def serve(monkeypatch, arch: int, **options) -> None:

@@ -23,8 +23,9 @@ from full_disk import judge_writer, limited
 from PIL import Image
 
 import apcnet
-from apcnet import data_commands, draw, hub
+from apcnet import draw, hub
 from apcnet.bulk import predict_files
+from apcnet.commands.data import check
 from apcnet.confusion import ConfusionMatrix
 from apcnet.data import prepare
 from apcnet.data.synthetic import Synthetic
@@ -72,7 +73,7 @@ def write_check(path: Path) -> None:
     with io.StringIO() as out:
         before, sys.stdout = sys.stdout, out
         try:
-            data_commands.check("folder", root, splits=("train",), json=path, workers=0)
+            check("folder", root, splits=("train",), json=path, workers=0)
         except SystemExit:
             pass
         finally:

@@ -1,17 +1,14 @@
-"""Computes upsample_argmax, upsample_confusion and upsample_softmax in Triton, and names the other files' operations.
+"""Computes upsample_softmax in Triton, and names the operations of the other files.
 
 A program takes a block of output columns and the output rows between two source rows of one image (triton_tiles.py),
-and goes over the classes in blocks, once; softmax a second time. One set of kernels serves NCHW and channels_last:
-Triton lays a tile out by its strides.
+and goes over the classes in blocks, twice. One kernel serves NCHW and channels_last: Triton lays a tile out by its
+strides.
 
-Operations, for N = B·K·H·W interpolated logits at a ratio of 8: 2·N exponentials for softmax, none for argmax and
-confusion; a read of 16 or 32 bits, mostly from the cache, for every second one.
+The kernel's least, every tensor moved once, for B images of K classes and M output pixels:
 
-Each kernel's least, every tensor moved once, for B images of K classes and M output pixels:
+    softmax_kernel  moves logits, out; computes 6·B·K·M
 
-    argmax_kernel     moves logits, labels; computes 2·B·K·M
-    confusion_kernel  moves logits, target, counts, invalid; computes 2·B·K·M
-    softmax_kernel    moves logits, out; computes 6·B·K·M
+Two exponentials for each interpolated logit; a read of 16 or 32 bits, mostly from the cache, for every second one.
 """
 
 from collections.abc import Sequence
@@ -22,6 +19,7 @@ from torch import Tensor
 from apc_kernels.ops.common import run
 from apc_kernels.ops.upsample.triton_cross_entropy import upsample_cross_entropy
 from apc_kernels.ops.upsample.triton_cross_entropy_backward import upsample_cross_entropy_backward
+from apc_kernels.ops.upsample.triton_labels import upsample_argmax, upsample_confusion
 from apc_kernels.ops.upsample.triton_regions import upsample_region_sums, upsample_region_sums_backward
 from apc_kernels.ops.upsample.triton_tiles import (
     axis_of,
@@ -46,87 +44,6 @@ __all__ = [
     "upsample_region_sums_backward",
     "upsample_softmax",
 ]
-
-
-@kernel
-def argmax_kernel(
-    logits,  # (B, K, h, w)
-    labels,  # (B, H, W) uint8, int16 or int32
-    channels,
-    height,  # of the logits
-    width,
-    rows,  # of the result
-    columns,
-    stride_b,  # of the logits: image, class, row, column
-    stride_c,
-    stride_y,
-    stride_x,
-    ALIGN_CORNERS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Computes the labels of one tile."""
-    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
-    strides = (stride_b, stride_c, stride_y, stride_x)
-    i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
-    for first in range(begin, end, ROWS):
-        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        _, _, b_class, _ = scan_classes(
-            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
-        )
-        tl.store(labels + o_yx, b_class.to(labels.dtype.element_ty), mask=m_yx)
-
-
-@kernel
-def confusion_kernel(
-    logits,  # (B, K, h, w)
-    target,  # (B, H, W)
-    counts,  # (K, K) int64, zeros
-    invalid,  # (1,) int64, zero
-    ignore_index,
-    channels,
-    height,  # of the logits
-    width,
-    rows,  # of the result
-    columns,
-    stride_b,  # of the logits: image, class, row, column
-    stride_c,
-    stride_y,
-    stride_x,
-    ALIGN_CORNERS: tl.constexpr,
-    ROUNDS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Adds the pixels of one tile to the counts. Integers: in whatever order, their sum is the same.
-
-    Most pixels of a tile are of few cells of the matrix, the same few as all over the image. ROUNDS of these are
-    counted here and added as one each; pixel by pixel they would queue at the same addresses.
-    """
-    axis_y, axis_x = axis_of(height, rows, ALIGN_CORNERS), axis_of(width, columns, ALIGN_CORNERS)
-    strides = (stride_b, stride_c, stride_y, stride_x)
-    i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
-    for first in range(begin, end, ROWS):
-        o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        _, _, b_class, _ = scan_classes(
-            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
-        )
-        b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
-        m_kept = m_yx & (b_label != ignore_index)
-        m_left = m_kept & (b_label >= 0) & (b_label < channels)
-        wrong = tl.sum(tl.sum((m_kept & (m_left == 0)).to(tl.int32), 1), 0).to(tl.int64)
-        tl.atomic_add(invalid, wrong, mask=wrong > 0, sem="relaxed")
-
-        b_cell = b_label.to(tl.int32) * channels + b_class  # 32 bits hold it: the operation limits the classes
-        for _ in range(ROUNDS):
-            cell = tl.min(tl.min(tl.where(m_left, b_cell, 2**31 - 1), 1), 0)
-            m_cell = m_left & (b_cell == cell)
-            count = tl.sum(tl.sum(m_cell.to(tl.int32), 1), 0).to(tl.int64)
-            tl.atomic_add(counts + cell, count, mask=count > 0, sem="relaxed")
-            m_left = m_left & (b_cell != cell)
-        tl.atomic_add(counts + b_cell, tl.full((ROWS, BLOCK_X), 1, tl.int64), mask=m_left, sem="relaxed")
 
 
 @kernel
@@ -178,31 +95,8 @@ def softmax_kernel(
             tl.store(out + o_ykx, b_probability, mask=m_ykx)
 
 
-def upsample_argmax(logits: Tensor, size: Sequence[int], align_corners: bool, labels: Tensor) -> None:
-    run(argmax_launches(logits, size, align_corners, labels), logits)
-
-
-def upsample_confusion(
-    logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool, counts: Tensor, invalid: Tensor
-) -> None:
-    counts.zero_()
-    invalid.zero_()
-    run(confusion_launches(logits, target, ignore_index, align_corners, counts, invalid), logits)
-
-
 def upsample_softmax(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> None:
     run(softmax_launches(logits, flip, align_corners, add, out), logits)
-
-
-def argmax_launches(logits: Tensor, size: Sequence[int], align_corners: bool, labels: Tensor) -> list[tuple]:
-    return _launches(argmax_kernel, logits, size, align_corners, {"labels": labels})
-
-
-def confusion_launches(
-    logits: Tensor, target: Tensor, ignore_index: int, align_corners: bool, counts: Tensor, invalid: Tensor
-) -> list[tuple]:
-    arguments = {"target": target, "counts": counts, "invalid": invalid, "ignore_index": ignore_index, "ROUNDS": 4}
-    return _launches(confusion_kernel, logits, target.shape[1:], align_corners, arguments)
 
 
 def softmax_launches(logits: Tensor, flip: bool, align_corners: bool, add: bool, out: Tensor) -> list[tuple]:

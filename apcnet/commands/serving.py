@@ -1,5 +1,6 @@
-"""Defines the commands that serve models over HTTP: functions, whose parameters are flags."""
+"""Serves models over HTTP: the commands serve and explore."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,8 @@ def explore(
 
     names = _names(models)
     if len(names) > 2:
-        raise ValueError(f"models: expected one or two, got {len(names)}")
+        command = shlex.join(["apcnet", "explore", *map(str, models[:2])])
+        raise ValueError(f"models: expected at most two, got {len(names)}; to compare the first two: {command}")
     listener = serve.listen(host, port)
     with process_group(device) as place:
         served = {
