@@ -79,9 +79,7 @@ def softmax_kernel(
     o_x = (columns - 1 - column if FLIP else column).to(tl.int64) * out_strides[3]
     for first in range(begin, end, ROWS):
         _, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        b_max, b_sum, _, _ = scan_classes(
-            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
-        )
+        b_max, b_sum, _ = scan_classes(corners, w_y, channels, strides[1], ROWS, BLOCK_X, BLOCK_K)
         b_inverse = 1.0 / b_sum
         row = (first + tl.arange(0, ROWS)).to(tl.int64)
         o_yx = (row * out_strides[2])[:, None] + o_x[None, :]

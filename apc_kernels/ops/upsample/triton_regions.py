@@ -75,9 +75,7 @@ def region_sums_kernel(
     if first < end:
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         if not SIGMOID:
-            b_max, b_sum, _, _ = scan_classes(
-                corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
-            )
+            b_max, b_sum, _ = scan_classes(corners, w_y, channels, strides[1], ROWS, BLOCK_X, BLOCK_K)
             b_inverse = 1.0 / b_sum
         if plane is None:
             b_label, b_weight = load_weighted(target, o_yx, m_yx, ignore_index, channels, weight)
@@ -151,9 +149,7 @@ def region_pixels_kernel(
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_valid = (b_label >= 0) & (b_label < channels)
-        b_max, b_sum, b_class, _ = scan_classes(
-            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
-        )
+        b_max, b_sum, b_class = scan_classes(corners, w_y, channels, strides[1], ROWS, BLOCK_X, BLOCK_K)
         b_best = load_slopes(grad, i_b, images, b_class, channels)
         b_reference = tl.where(b_label == b_class, b_best[0] + b_best[1], b_best[0])
         b_inverse = tl.where(m_valid, 1.0 / b_sum, float("nan"))
