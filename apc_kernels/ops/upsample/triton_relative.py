@@ -97,7 +97,8 @@ def corners_of_maps(i_b, i_y, column, axis_y, axis_x):
 @triton.jit
 def load_map_rows(of_pixels, o_corners):
     """Loads a (B, h, w) map, interpolated at columns of the source rows above and below."""
-    (o_0, o_1, o_2, o_3), (w_left, w_right) = o_corners
+    o_0, o_1, o_2, o_3 = o_corners[0]
+    w_left, w_right = o_corners[1]
     b_top = lerp(tl.load(of_pixels + o_0), tl.load(of_pixels + o_1), w_left, w_right)
     b_bottom = lerp(tl.load(of_pixels + o_2), tl.load(of_pixels + o_3), w_left, w_right)
     return b_top, b_bottom
@@ -120,7 +121,9 @@ def load_relative(corners, o_k):
 
     −∞ stays −∞ or becomes NaN, as does all that is in a source pixel with NaN or ∞.
     """
-    (top_left, top_right, bottom_left, bottom_right), (p_0, p_1, p_2, p_3), (w_left, w_right) = corners
+    top_left, top_right, bottom_left, bottom_right = corners[0]
+    p_0, p_1, p_2, p_3 = corners[1]
+    w_left, w_right = corners[2]
     b_0, b_1 = tl.load(top_left + o_k).to(tl.float32) - p_0, tl.load(top_right + o_k).to(tl.float32) - p_1
     b_2, b_3 = tl.load(bottom_left + o_k).to(tl.float32) - p_2, tl.load(bottom_right + o_k).to(tl.float32) - p_3
     return lerp(b_0, b_1, w_left, w_right), lerp(b_2, b_3, w_left, w_right)
