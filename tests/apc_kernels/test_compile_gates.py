@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 USUAL, *OTHERS = "90", "80", "100"
 SPILLS_ALLOWED: dict[str, str] = {}  # kernel name: reason
 SHARED_LIMIT = 48 * 1024  # what a kernel gets without asking for more
+# CUDA kernels, counting each instance of a template. They take most of the library's build time: add an instance only
+# where a branch at run time would cost more.
+INSTANCES = 42
 
 TRITON = [path.parent.name for path in sorted((ROOT / "apc_kernels" / "ops").glob("*/triton.py"))]
 CUDA = [file for file in build.cuda_files() if file.suffix == ".cu"]
@@ -124,14 +127,14 @@ def compiled_cuda(arch):
 
 @architectures
 def test_cuda(compiled_cuda, arch):
-    kernels = set()
+    names = set()
     for file, target in compiled_cuda.items():
         log = target.with_name(f"{target.name}.log").read_text()
         assert "warning" not in log, log
         for entry in log.split("Compiling entry function")[1:]:
             name = re.search(r"'(\w+)'", entry)[1]
             where = f"{name} in {file} for sm_{arch}"
-            kernels.add(where)
+            names.add(name)
             spills = [int(number) for number in re.findall(r"(\d+) bytes spill", entry)]
             assert spills and (max(spills) == 0 or any(kernel in name for kernel in SPILLS_ALLOWED)), where
             # Two blocks at least share a multiprocessor's 65536 registers.
@@ -139,7 +142,7 @@ def test_cuda(compiled_cuda, arch):
             assert 2 * threads * int(re.search(r"Used (\d+) registers", entry)[1]) <= 65536, where
             static = re.search(r"(\d+) bytes smem", entry)
             assert static is None, f"{where}: shared memory is one dynamic buffer (SHARED_BUFFER)"
-    assert len(kernels) >= len(compiled_cuda)
+    assert len(compiled_cuda) <= len(names) <= INSTANCES
 
 
 @pytest.mark.parametrize("arch", [USUAL])
