@@ -115,14 +115,14 @@ class Kernels:
     def select(self, operation: str, x: torch.Tensor, limits: Mapping[str, str] = NO_LIMITS) -> str:
         """Returns the backend that serves an operation on a tensor like x; `limits` holds reasons why some cannot."""
         _, forced = _requested[-1]
-        device, dtype = x.device.type, x.dtype
-        on_gpu = forced in ("triton", "cuda") and (self.triton or self.cuda)
+        dtype, on_cpu = x.dtype, x.is_cpu and self.cpp and "cpp" not in limits
+        if forced == "auto" and on_cpu and dtype in self.dtypes and library.cpu().loaded:
+            return PREFERENCE["cpu"][0]  # as explain does, which takes longer
+        device, on_gpu = x.device.type, forced in ("triton", "cuda") and (self.triton or self.cuda)
         if forced == "reference" or (forced == "cpp" and self.cpp) or on_gpu:
             if reason := limits.get(forced) or self.why_not(forced, operation, device, dtype):
                 raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
             return forced
-        if device == "cpu" and self.cpp and dtype in self.dtypes and "cpp" not in limits and library.cpu().loaded:
-            return PREFERENCE["cpu"][0]  # as explain does, which takes longer
         name, passed_over = self.explain(operation, device, dtype, limits)
         missing = [other for other in passed_over if other not in limits and dtype in self.computes_in(other)]
         if name == "reference" and missing:

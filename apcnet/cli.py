@@ -16,14 +16,17 @@ from typing import NoReturn
 import tyro
 
 from apcnet import threads
-from apcnet.commands import compare, convert, evaluate, export, info, predict, presets, push, train
+from apcnet.choices import check_choice
+from apcnet.commands.data import check, import_data, pack, prepare
+from apcnet.commands.exchange import convert, export, push
+from apcnet.commands.models import compare, evaluate, info, predict, presets, train
+from apcnet.commands.serving import explore, serve
 from apcnet.config import Config, Model
 from apcnet.console import print_error
-from apcnet.data_commands import check, import_data, pack, prepare
 from apcnet.files import printable
 from apcnet.flags import refuse_minutes, ways_on
+from apcnet.hub import locate
 from apcnet.presets import preset, with_weights
-from apcnet.serving_commands import explore, serve
 
 COMMANDS = (
     *(train, evaluate, predict, serve, explore, compare, presets),
@@ -82,6 +85,8 @@ def _run(arguments: list[str]) -> None:
         except ValueError as error:
             raise ValueError(f"{error}{_ways_on(error, typed, defaults)}") from None
     else:
+        if arguments and not arguments[0].startswith("-"):
+            check_choice(arguments[0], "command", commands)
         tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
 
 
@@ -147,6 +152,8 @@ def _read_run_config(path: Path) -> Config:
     from apcnet.training.folder import read_config
 
     folder = path if path.is_dir() else path.parent
+    if not path.exists() and path.name == str(path) and not path.suffix:
+        locate(path.name, "weights: expected a run folder, a model file, hf:USER/MODEL or published weights")
     if not (folder / "config.json").exists():
         raise ValueError(
             f"{path}: expected a run folder or a model in one, found no config.json; for other models, name the preset "

@@ -1,4 +1,4 @@
-"""Writes files completely or not at all, reads and writes JSON, and shows texts of any origin."""
+"""Writes files completely or not at all, locks files, reads and writes JSON, and shows texts of any origin."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import IO
 
 
 @contextmanager
@@ -54,6 +55,32 @@ def make_folder(path: Path, argument: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{argument}: expected a folder that can be created, got {path} ({error.strerror})") from None
+
+
+def open_locked(path: Path, argument: str, *, inherited: bool) -> IO[bytes] | None:
+    """Opens a file for appending and locks it until it is closed, or returns None if another process has locked it.
+
+    Child processes that are forked share an inherited lock: it lasts as long as any of them. The other kind ends with
+    this process, but also as soon as this process closes the file after opening it a second time. Where the system has
+    no locks, the file is opened without one.
+    """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(
+            f"{argument}: expected a file or none, got another thing in {path}; name another folder with --{argument}"
+        )
+    file = path.open("ab", buffering=0)
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        return file
+    try:
+        (fcntl.flock if inherited else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -79,9 +79,8 @@ def locate(name: str, expected: str = "source: expected a file, a URL or the nam
     if stem not in URLS:
         stem = next((known for known in URLS if _words(known) == _words(stem)), stem)
     if stem not in URLS:
-        near = get_close_matches(stem, [*URLS, *TRAINED], n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"names look like {', '.join(list(URLS)[::24])}"
-        raise ValueError(f"{expected}, got {name}; {hint}")
+        hint = "".join(f"did you mean {near}? " for near in get_close_matches(stem, [*TRAINED, *URLS], n=1, cutoff=0.4))
+        raise ValueError(f"{expected}, got {name}; {hint}`apcnet presets` lists the names")
     return URLS[stem]
 
 

@@ -18,6 +18,7 @@ from apcnet.models.segmentor import Segmentor, count_labels
 from apcnet.training.folder import FINAL, read_config
 
 PREFIX = "hf:"
+TIMEOUT = 5.0  # seconds in which the Hub has to answer
 MODEL, CARD, CONFIG, PREVIEW = "model.safetensors", "README.md", "config.json", "preview.png"
 # Fields of a config that hold paths of the machine that trained, and words to stand for them.
 PATHS = {
@@ -59,10 +60,19 @@ def download(name: str) -> Path:
     if "/" not in repository:  # the Hub takes names of its own without a user, and would be asked
         raise ValueError(f"{name}: expected hf:user/model")
     client = _client()
-    from huggingface_hub import errors
+    from huggingface_hub import errors, hf_hub_url
 
+    cause: Exception | None = None
     try:
-        return Path(client.hf_hub_download(repository, MODEL, revision=revision or None))
+        try:  # once, for the client itself tries for half a minute
+            url = hf_hub_url(repository, MODEL, revision=revision or None, endpoint=client.endpoint)
+            client.get_hf_file_metadata(url=url, timeout=TIMEOUT)
+        except errors.HfHubHTTPError:
+            pass  # the Hub answers; the download tells the same, and reads an earlier one if the Hub is out of order
+        except (OSError, *errors.HfHubHTTPError.__bases__) as error:
+            cause = error
+        offline = cause is not None
+        return Path(client.hf_hub_download(repository, MODEL, revision=revision or None, local_files_only=offline))
     except errors.HFValidationError as error:
         raise ValueError(f"{name}: expected hf:user/model, {_reason(error)}") from None
     except errors.RepositoryNotFoundError:
@@ -74,9 +84,12 @@ def download(name: str) -> Path:
     except errors.RemoteEntryNotFoundError:
         raise ValueError(f"{name}: expected {MODEL} in it, as model.push_to_hub writes it, found none") from None
     except errors.LocalEntryNotFoundError as error:
-        cause = _reason(error.__cause__ or error)
+        cause = cause or error
+        offline = isinstance(cause, errors.OfflineModeIsEnabled)
         raise ValueError(
-            f"{name}: {client.endpoint} cannot be reached, and there is no copy of an earlier download ({cause})"
+            f"{name}: {client.endpoint} cannot be reached ({'HF_HUB_OFFLINE is set' if offline else _reason(cause)}), "
+            f"and there is no copy of an earlier download; {'unset it' if offline else 'try again with a network'}, "
+            f"or name a model file of this machine"
         ) from error
     except (OSError, *errors.HfHubHTTPError.__bases__) as error:
         raise ValueError(f"{name}: the download failed: {_reason(error)}") from error

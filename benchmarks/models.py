@@ -130,7 +130,8 @@ def ready(side: str, case: Case, t: Tensors, backward: bool) -> Callable:
     name, images, target = side.removesuffix(COMPILED), t["images"], t["target"]
     model = copy.deepcopy(built(case.model, case.classes)[name])
     model = model.to(DEVICE, images.dtype, memory_format=case.layout).train(case.task != INFERENCE)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
+    fused = True if name == OURS and DEVICE == "cpu" else None  # as our trainer and mmsegmentation's have it
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4, fused=fused)
     network = setting.compile_anew(model, mode=None) if name != side else model
     low = torch.float32 != case.dtype and images.dtype == torch.float32
 

@@ -17,7 +17,6 @@ from typing import Any
 import head_cases
 import stock
 import torch
-import torch.nn.functional as F
 from augment_cases import SampleCase, cv2, draw_sample, in_opencv
 from cases import LARGE_MAPS, ContextCase, MapCase, draw, draw_context, draw_norm
 from torch import Tensor
@@ -214,10 +213,11 @@ encode = Operation(
         (5 if back else 2) * 2 * t["x"].numel() * case.codewords,
     ),
     scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=(8, 16, 32, 64), threads=THREADS),
+    kernel="encode",
     by_default=fastest_only,
 )
 
-# pyramid_conv: PSPNet's bottleneck, conv(features) + pyramid_conv(regions), beside the convolution of what is
+# pyramid_conv: PSPNet's bottleneck, a convolution of features and upsampled regions, beside the convolution of what is
 # concatenated, which has twice the operations for 2048 channels of features and four scales of 512. Counted are those
 # of the features' convolution, three times with the backward pass; pyramid_conv adds J/(h·w), about 1 %, and the
 # interpolation of 36 rows and columns. Bytes: features, regions and weight read, the result written; backward once more
@@ -228,11 +228,7 @@ PYRAMID = here(head_cases.BOTTLENECK, replace(head_cases.BOTTLENECK, batch=8))
 
 
 def _bottleneck(x: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    own, pyramids = weight[:, :FEATURES], weight[:, FEATURES:]
-    how = torch.channels_last if last else torch.contiguous_format
-    pyramid = apc_kernels.pyramid_conv(regions, pyramids, x.shape[2:], scales, memory_format=how)
-    return F.conv2d(x, own, padding=weight.shape[2] // 2) + pyramid
+    return apc_kernels.pyramid_conv(regions, weight, x.shape[2:], scales, features=x)
 
 
 def _of_convolution(products: int, t: Tensors, backward: bool) -> tuple[int, int]:

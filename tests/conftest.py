@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ os.environ.pop("PYTEST_XDIST_WORKER", None)  # what a test starts is no worker, 
 
 from apc_kernels import build, info
 from apc_kernels.ops.conv3x3 import tiles
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+    import interpreter
+
+    interpreter.patch_language_once()
 
 
 def pytest_configure(config) -> None:
@@ -64,6 +70,12 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """Lets PyTorch use one thread: products as small as a test's are no work for more."""
+    threads(1)
 
 
 @pytest.fixture(scope="session")

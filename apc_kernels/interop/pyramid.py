@@ -3,10 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apc_kernels.ops.conv3x3 import conv3x3
 from apc_kernels.ops.pyramid_conv import pyramid_conv
 from apc_kernels.ops.pyramid_pool import pyramid_pool
 
@@ -27,15 +25,4 @@ def pyramid_features(
     """Computes a convolution of x and its pooled, reduced and upsampled grids, as if all were concatenated."""
     grids = zip(reductions, pooled_grids(x, scales), strict=True)
     regions = torch.cat([reduce(grid).flatten(2) for reduce, grid in grids], 2)
-    weight, pyramid_weight = conv.weight.split([x.shape[1], conv.in_channels - x.shape[1]], 1)
-    is_3x3 = conv.kernel_size == (3, 3) and conv.padding == (1, 1)
-    features = conv3x3(x, weight) if is_3x3 else F.conv2d(x, weight, padding=conv.padding)
-    dense = features.is_contiguous(memory_format=torch.channels_last)
-    return features + pyramid_conv(
-        regions,
-        pyramid_weight,
-        features.shape[2:],
-        scales,
-        align_corners=align_corners,
-        memory_format=torch.channels_last if dense else torch.contiguous_format,
-    )
+    return pyramid_conv(regions, conv.weight, x.shape[2:], scales, features=x, align_corners=align_corners)

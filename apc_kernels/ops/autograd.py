@@ -15,7 +15,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from apc_kernels.ops.common import is_plain, runs_eagerly
+from apc_kernels.ops.common import are_plain, is_plain, runs_eagerly
 
 
 def differentiable(
@@ -54,14 +54,12 @@ def eager(
     small call computes. The function takes it whenever something traces, transforms or records the call.
     """
     node, of_list = _node(operator, body, backward, remember), _list_of(operator)
-    places = [i for i, argument in enumerate(operator._schema.arguments) if str(argument.type) in TENSOR_TYPES]
+    types = [str(argument.type) for argument in operator._schema.arguments]
+    first = types.index("Tensor")
 
     def call(*arguments: Any) -> Any:
-        if not runs_eagerly():
+        if not (runs_eagerly() and are_plain(arguments)) or arguments[first].is_meta:
             return operator(*arguments)
-        for i in places:
-            if not is_plain(arguments[i]):
-                return operator(*arguments)
         if of_list is not None and not all(map(is_plain, arguments[of_list])):
             return operator(*arguments)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
@@ -73,9 +71,6 @@ def eager(
 
 class EagerFunction(_SingleLevelFunction):
     """Is a torch.autograd.Function of calls that run eagerly (common.runs_eagerly): none looks for torch.func."""
-
-
-TENSOR_TYPES = ("Tensor", "Optional[Tensor]")
 
 
 def _node(

@@ -74,6 +74,14 @@ def only_computes(*tensors: Tensor | None) -> bool:
 PLAIN = frozenset((Tensor, torch.nn.Parameter))  # types that replace no operators
 
 
+PLAIN_ARGUMENTS = PLAIN.union(map(type, (None, 0, 0.0, True, "", [], ()))) | {torch.Size}
+
+
+def are_plain(arguments: Sequence[Any]) -> bool:
+    """Tells whether an operator's arguments, but for members of lists, are of no type that replaces operators."""
+    return PLAIN_ARGUMENTS.issuperset(map(type, arguments))
+
+
 def is_plain(tensor: Tensor | None) -> bool:
     """Tells whether a tensor, if there is one, holds numbers and is of no subclass that replaces operators."""
     return tensor is None or (type(tensor) in PLAIN and not tensor.is_meta)
@@ -89,14 +97,22 @@ def widened(tensor: Tensor, name: str, x: Tensor) -> Tensor:
 
 def check_small(tensor: Tensor, name: str, shapes: Sequence[tuple[int, ...]], x: Tensor) -> Tensor:
     """Checks a small tensor and returns it: one of the shapes, on x's device, float32 (float64 if x is float64)."""
-    tensor = widened(tensor, name, x)
-    # Ranks first: comparing (B, J) with (J,) would tie B to J in an exported program.
-    if all(tensor.dim() != len(shape) or tuple(tensor.shape) != shape for shape in shapes):
+    if not isinstance(tensor, Tensor) or tensor.dtype is not working_dtype(x) or tensor.layout is not torch.strided:
+        tensor = _checked_dtype(tensor, name, x)
+    for shape in shapes:
+        # Ranks first: comparing (B, J) with (J,) would tie B to J in an exported program.
+        if tensor.dim() == len(shape) and tensor.shape == shape:
+            break
+    else:
         allowed = " or ".join(map(str, shapes))
         raise ValueError(f"{name}: expected {allowed}, got {tuple(tensor.shape)}")
     if tensor.device != x.device:
         raise ValueError(f"{name}: expected a tensor on x's device, {x.device}, got one on {tensor.device}")
-    expected = working_dtype(x)
+    return tensor
+
+
+def _checked_dtype(tensor: Tensor, name: str, x: Tensor) -> Tensor:
+    tensor, expected = widened(tensor, name, x), working_dtype(x)
     if tensor.dtype != expected:
         given, of_map = name_of(tensor.dtype), name_of(x.dtype)
         raise ValueError(f"{name}: expected {name_of(expected)} for a map in {of_map}, got {given}")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
 from apc_kernels.ops.autograd import differentiable, eager, mapped
+from apc_kernels.ops.common import are_plain, runs_eagerly
 
 On = tuple[Tensor, dict[str, str]]  # the tensor that decides on the backend, and reasons against some backends
 
@@ -75,6 +76,12 @@ class Operator:
     def __call__(self, *arguments: Any) -> Any:
         if torch.compiler.is_exporting():
             return self.kernels.function("reference", self.name)(*self.check(*arguments))
+        return self.call(*arguments)
+
+    def in_backward(self, *arguments: Any) -> Any:
+        """Calls the operator from another one's backward, with arguments that the forward has checked."""
+        if not torch.is_grad_enabled() and are_plain(arguments) and runs_eagerly():
+            return self.compute(*arguments)
         return self.call(*arguments)
 
     def _body(self, *arguments: Any) -> Tensor | Sequence[Tensor]:

@@ -24,7 +24,7 @@ from typing import IO, NamedTuple
 
 from apcnet.bulk.jobs import Job
 from apcnet.bulk.sources import name_of
-from apcnet.files import make_folder, naming, printable
+from apcnet.files import make_folder, naming, open_locked, printable
 
 NAME = re.compile(r"manifest(?:-(\d+)-of-(\d+))?\.jsonl")
 # A hidden file of a manifest, or the temporary file of such a file (files.replacing).
@@ -77,7 +77,13 @@ class Manifest:
         make_folder(out, "out")
         self.out, self.token, self.finished = out, token_hex(4), dict[str, Line]()
         self.path = out / _name(shard)
-        self.file, self.appending = _locked(self.path), threading.Lock()
+        file, self.appending = _open_locked(self.path), threading.Lock()
+        if file is None:
+            raise ValueError(
+                f"out: another process is predicting into {out}; wait for it, name another folder with --out, or "
+                "split the work: --shard 1/2 and --shard 2/2"
+            )
+        self.file = file
         try:
             self._read(shard, options, overwrite)
         except BaseException:
@@ -198,6 +204,18 @@ def stamp_of(source: Path | str) -> Stamp:
     return state.st_size, state.st_mtime_ns
 
 
+def _open_locked(path: Path) -> IO[bytes] | None:
+    """Opens a manifest with a lock that reading the same file in this process does not end."""
+    return open_locked(path, "out", inherited=True)
+
+
+def _is_free(path: Path) -> bool:
+    file = _open_locked(path)
+    if file is not None:
+        file.close()
+    return file is not None
+
+
 def _name(shard: tuple[int, int]) -> str:
     return "manifest.jsonl" if shard == (1, 1) else f"manifest-{shard[0]}-of-{shard[1]}.jsonl"
 
@@ -241,36 +259,3 @@ def _check_options(path: Path, stored: Mapping[str, object] | None, options: Map
     names = [name for name in {**stored, **options} if stored.get(name) != options.get(name)]
     changed = "; ".join(f"{name}: {stored.get(name)} → {options.get(name)}" for name in names)
     raise AnotherJobError(f"out: {path.parent} holds predictions of another job, {changed}. {AGAIN}")
-
-
-def _locked(path: Path) -> IO[bytes]:
-    """Opens a manifest for appending, and locks it until it is closed or this process ends."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise ValueError(f"out: expected a file or none, got another thing in {path}; name another folder with --out")
-    file = path.open("ab", buffering=0)
-    if not _lock(file):
-        file.close()
-        raise ValueError(
-            f"out: another process is predicting into {path.parent}; wait for it, name another folder with --out, or "
-            "split the work: --shard 1/2 and --shard 2/2"
-        )
-    return file
-
-
-def _is_free(path: Path) -> bool:
-    with path.open("ab") as file:
-        return _lock(file)
-
-
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # on Windows
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

@@ -1,6 +1,7 @@
 """Splits a job over the processes that torchrun has started, and shows the progress of all of them as one."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from secrets import token_hex
 
@@ -41,7 +42,8 @@ def split(predict: Callable[[tuple[int, int], Progress], Report], shard: tuple[i
     counts.wait_for_all()
     reports: list[Report] = gather(report)
     failures = [failure for each in reports for failure in each.failures]
-    return Report(sum(each.done for each in reports), failures, sum(each.skipped for each in reports))
+    kinds = sum((each.kinds for each in reports), Counter())
+    return Report(kinds.total(), failures, sum(each.skipped for each in reports), kinds)
 
 
 class _Counts:

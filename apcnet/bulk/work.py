@@ -1,6 +1,7 @@
 """Takes images through reading, network and writing: threads read the next ones and write the last ones meanwhile."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from apcnet.bulk.large import predict_large
 from apcnet.bulk.manifest import Manifest, Stamp, stamp_of
 from apcnet.bulk.overlap import mapped, threads
 from apcnet.bulk.probabilities import probability_files
+from apcnet.bulk.sources import Kind
 from apcnet.config import Precision, Protocol
 from apcnet.inference.levels import model_levels
 from apcnet.inference.prediction import Prediction, predict_levels
@@ -21,6 +23,7 @@ from apcnet.inference.tiles import images_at_once
 from apcnet.models.segmentor import Segmentor, count_labels
 
 READERS, WRITERS = 3, 2  # threads
+NAMES: dict[Kind, str] = {"image": "image", "video": "video", "raster": "raster", "live": "recording"}
 AHEAD = 1 << 25  # pixels that are read ahead, or wait to be written: about 100 MB of RGB levels
 
 
@@ -39,14 +42,21 @@ class Report(NamedTuple):
     """Holds what a call has done.
 
     Attributes:
-        done: Number of images whose files are written.
-        failures: An error for each failed image, and for each video what was wrong with it.
-        skipped: Number of images, of those done, that an earlier call had finished.
+        done: Number of sources whose files are written.
+        failures: An error for each failed source, and for each video what was wrong with it.
+        skipped: Number of sources, of those done, that an earlier call had finished.
+        kinds: Number of sources done of each kind: "image", "video", "raster", and "live" for cameras and streams.
     """
 
     done: int
     failures: list[str]
-    skipped: int = 0
+    skipped: int
+    kinds: Counter[Kind]
+
+    def counts(self) -> str:
+        """Returns the numbers of sources done in words, such as "3 images, 1 video"."""
+        kinds = [kind for kind in NAMES if self.kinds[kind]] or ["image"]
+        return ", ".join(f"{(n := self.kinds[kind])} {NAMES[kind]}{'' if n == 1 else 's'}" for kind in kinds)
 
 
 class _Failed(NamedTuple):
@@ -126,7 +136,9 @@ class Work:
         results.sort(key=lambda result: result.job.number)
         failed = [result for result in results if isinstance(result, _Failed)]
         messages = [[result.message] if isinstance(result, _Failed) else result.remarks for result in results]
-        return Report(len(jobs) - len(failed), [*itertools.chain.from_iterable(messages)], skipped)
+        kinds = Counter(job.kind for job in jobs)
+        kinds.subtract(result.job.kind for result in failed)
+        return Report(kinds.total(), [*itertools.chain.from_iterable(messages)], skipped, kinds)
 
     def _read(self, job: Job) -> _Read | _Large | _Failed:
         """Reads an image, from a file or a URL."""

@@ -7,7 +7,16 @@ from torch import Tensor, nn
 
 import apc_kernels
 from apcnet.models.context import ContextMaps, split_scales
-from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, batch_norm, check_values, group_of, promoted
+from apcnet.models.layers import (
+    Classifier,
+    ConvNormReLU,
+    RegionReduction,
+    batch_norm,
+    check_values,
+    group_of,
+    parameter,
+    promoted,
+)
 
 # The stages of an adaptive context module, for each scale s of the pyramid, C channels:
 #   regions   pool to s×s, reduce                              (B, C, s²)
@@ -97,28 +106,29 @@ class APCHead(nn.Module):
 
     def context(self, x: Tensor, regions: Tensor) -> Tensor:
         """Computes the context of all scales: x (B, S·C, h, w), regions (B, J, C) -> (B, S·C, h, w)."""
-        regions, weight = promoted(x, regions), promoted(x, self.affinity.weight.flatten(1))
-        if self.residual is None:
+        affinity, residual, guide = self.affinity, self.residual, self.guide
+        regions, weight = promoted(x, regions), _rows(x, affinity)
+        if residual is None:
             return apc_kernels.adaptive_context(x, regions, weight, self._guided(x), self.scales, residual=True)
-        training, guided = self.residual.norm.training, {}
-        if self.guide is not None:
-            check_values(self.guide.norm, x[:, :, :1, :1])
-            guided["guide"] = promoted(x, self.guide.conv.weight.flatten(1))
-            guided["guide_norm"] = batch_norm(self.guide.norm, x)
+        training, guided = residual.norm.training, {}
+        if guide is not None:
+            if guide.norm.training and len(x) == 1:
+                check_values(guide.norm, x[:, :, :1, :1])
+            guided = {"guide": _rows(x, guide.conv), "guide_norm": batch_norm(guide.norm, x)}
         z = apc_kernels.adaptive_context_norm(
             x,
             regions,
             weight,
-            promoted(x, self.affinity.bias),
+            promoted(x, parameter(affinity, "bias")),
             self.scales,
-            promoted(x, self.residual.conv.weight.flatten(1)),
-            batch_norm(self.residual.norm, x),
+            _rows(x, residual.conv),
+            batch_norm(residual.norm, x),
             **guided,
             training=training,
-            group=group_of(self.residual.norm),
+            group=group_of(residual.norm),
         )
         if training:
-            for block in (self.residual, self.guide):
+            for block in (residual, guide):
                 if block is not None:
                     block.norm.num_batches_tracked.add_(1)
         return z
@@ -131,3 +141,8 @@ class APCHead(nn.Module):
         guides = self.guide(x.mean((2, 3), keepdim=True)).flatten(1).chunk(len(self.scales), dim=1)
         weights = weight.split([s * s for s in self.scales])
         return promoted(x, torch.cat([g @ w.mT for g, w in zip(guides, weights, strict=True)], dim=1) + bias)
+
+
+def _rows(x: Tensor, conv: nn.Module) -> Tensor:
+    """Returns the weight of a 1×1 convolution as a matrix, in the dtype that apc_kernels takes with the map x."""
+    return promoted(x, parameter(conv, "weight").flatten(1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import apc_kernels
 from apcnet.models.context import ContextMaps
-from apcnet.models.layers import Classifier, ConvNormReLU, promoted
+from apcnet.models.layers import Classifier, ConvNormReLU, normalized, parameter, promoted
 
 
 class EncHead(nn.Module):
@@ -58,9 +58,9 @@ class EncHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         x = self._fused(features)
         projected = self.project(x)
-        codes = apc_kernels.encode(projected, promoted(x, self.codewords), promoted(x, self.scale))
-        norm = self.code_norm
-        encoding = torch.relu_(norm(codes.to(norm.weight.dtype))).mean(dim=1)
+        words, scale, norm = parameter(self, "codewords"), parameter(self, "scale"), self.code_norm
+        codes = apc_kernels.encode(projected, promoted(x, words), promoted(x, scale))
+        encoding = torch.relu_(normalized(norm, codes.to(parameter(norm, "weight").dtype))).mean(dim=1)
         gate = 1 + torch.sigmoid(self.gate(encoding))
         gate = gate.view(*gate.shape, 1, 1).to(x.dtype)
         logits = self.classifier(x * gate)  # both factors are positive: no ReLU needed

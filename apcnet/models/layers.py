@@ -35,15 +35,34 @@ class ConvNormReLU(nn.Module):
         """Takes one map, or several as if they were concatenated along the channels, without that copy."""
         conv = self.conv
         if conv.kernel_size == (3, 3):
-            return self.activate(apc_kernels.conv3x3(maps, conv.weight))
+            return self.activate(apc_kernels.conv3x3(maps, parameter(conv, "weight")))
         if conv.groups == 1:
-            return self.activate(apc_kernels.conv1x1(maps, conv.weight))
+            return self.activate(apc_kernels.conv1x1(maps, parameter(conv, "weight")))
         return self.activate(conv(*maps))
 
     def activate(self, product: Tensor) -> Tensor:
         norm = self.norm
         check_values(norm, product)
-        return torch.relu_(norm(product))
+        return torch.relu_(normalized(norm, product))
+
+
+def parameter(module: nn.Module, name: str) -> Tensor:
+    """Returns a parameter of a module past the search of its attributes, which takes longer than to use it."""
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found  # something else computes it: pruning, a parametrization
+
+
+def normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """Applies a batch norm as calling the module does, past the search of its attributes where it has no hooks."""
+    hooked = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
+    training = norm.training
+    if hooked or not _is_local(norm) or (training and x.numel() == x.shape[1]):  # the module refuses single values
+        return norm(x)
+    parameters, buffers = norm._parameters, norm._buffers
+    if training:
+        buffers["num_batches_tracked"].add_(1)
+    affine, running = (parameters["weight"], parameters["bias"]), (buffers["running_mean"], buffers["running_var"])
+    return torch.batch_norm(x, *affine, *running, training, norm.momentum, norm.eps, torch.backends.cudnn.enabled)
 
 
 def check_values(norm: nn.Module, x: Tensor) -> None:
@@ -79,19 +98,19 @@ class RegionReduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the regions of all scales: x (B, in_channels, h, w) -> (B, channels, J)."""
-        pooled, weights, norms = apc_kernels.pyramid_pool(x, self.scales), [], []
+        pooled, weights, norms, given = apc_kernels.pyramid_pool(x, self.scales), [], [], []
         for reduction in self.reductions:
-            if not isinstance(reduction, ConvNormReLU) or not _is_local(norm := reduction.norm):
+            if not isinstance(reduction, ConvNormReLU) or not _is_local(norm := reduction._modules["norm"]):
                 return self._composed(pooled)
-            weights.append(reduction.conv.weight)
+            weights.append(parameter(reduction._modules["conv"], "weight"))
             norms.append(norm)
+            given.append(batch_norm(norm, pooled))
         training = norms[0].training
         if training and pooled.shape[0] == 1:
             check_values(norms[0], pooled[:, :, :1, None])
-        given = [batch_norm(norm, pooled) for norm in norms]
         result = apc_kernels.pyramid_reduce(pooled, weights, given, self.scales, training=training)
         if training:
-            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+            torch._foreach_add_([norm._buffers["num_batches_tracked"] for norm in norms], 1)
         return result
 
     def _composed(self, pooled: Tensor) -> Tensor:
@@ -102,7 +121,14 @@ class RegionReduction(nn.Module):
 
 def _is_local(norm: nn.Module) -> bool:
     """Tells whether a batch norm takes its statistics from this process's batch, or from its running statistics."""
-    return type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
+    return (
+        type(norm) in (nn.BatchNorm2d, nn.BatchNorm1d)
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and norm._parameters.get("weight") is not None  # else it has none, or something else computes it
+        and norm._parameters.get("bias") is not None
+        and norm._buffers.get("running_mean") is not None
+    )
 
 
 class Classifier(nn.Module):
@@ -129,17 +155,12 @@ def batch_norm(norm: nn.Module, x: Tensor) -> apc_kernels.BatchNorm:
         )
     parameters, buffers = norm._parameters, norm._buffers
     try:  # past the search of a module's attributes, which takes longer than to use the tensors
-        tensors = [parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]]
+        tensors = parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]
     except KeyError:  # something else computes a tensor: pruning, a parametrization
-        tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
     tensors = [tensor if tensor.dtype == wanted else tensor.to(wanted) for tensor in tensors]
     return apc_kernels.BatchNorm(*tensors, norm.momentum, norm.eps)
-
-
-def layout_of(x: Tensor) -> torch.memory_format:
-    """Returns channels_last if x has that layout, else contiguous_format."""
-    return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
 def promoted(x: Tensor, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import apc_kernels
 from apcnet.models.context import ContextMaps, cosines, split_scales
-from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, layout_of, promoted
+from apcnet.models.layers import Classifier, ConvNormReLU, RegionReduction, parameter, promoted
 
 
 class PSPHead(nn.Module):
@@ -71,15 +71,12 @@ class PyramidBottleneck(ConvNormReLU):
         self.features = features
 
     def forward(self, x: Tensor, regions: RegionReduction, align_corners: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        whole = self.conv.weight
-        weight, pyramid_weight = whole.split([self.features, whole.shape[1] - self.features], dim=1)
-        product = apc_kernels.conv3x3(x, weight)
-        product += apc_kernels.pyramid_conv(
+        product = apc_kernels.pyramid_conv(
             regions(x),
-            pyramid_weight,
+            parameter(self.conv, "weight"),
             x.shape[2:],
             regions.scales,
+            features=x,
             align_corners=align_corners,
-            memory_format=layout_of(product),
         )
         return self.activate(product)

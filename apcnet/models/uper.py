@@ -50,10 +50,12 @@ class UPerHead(nn.Module):
         *others, last = (features[i] for i in self.index)
         level = self.bottleneck(last, self.regions, self.align_corners)
         levels = [level]
-        for x, lateral, output in zip(others[::-1], self.laterals[::-1], self.outputs[::-1], strict=True):
+        stages = list(zip(others, self.laterals, self.outputs, strict=True))
+        for x, lateral, output in reversed(stages):
             level = lateral(x) + self._resized(level, x)
             levels.insert(0, output(level))
-        return self.classifier(self.fusion(*(self._resized(level, levels[0]) for level in levels)))
+        finest, *coarser = levels
+        return self.classifier(self.fusion(finest, *(self._resized(level, finest) for level in coarser)))
 
     def context_maps(self, features: Sequence[Tensor]) -> ContextMaps:
         """Computes the regions pooled from the last map, and how similar its positions are to each."""

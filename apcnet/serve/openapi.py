@@ -40,15 +40,17 @@ def parameters(models: Iterable[str], limits: Limits) -> dict[str, Parameter]:
 
 def read_query(items: Iterable[tuple[str, str]], known: Mapping[str, Parameter]) -> dict[str, str | int | float | bool]:
     """Returns the value of each parameter, or raises an error that names the one that is wrong."""
-    values = {name: parameter.default for name, parameter in known.items()}
+    given: dict[str, str | int | float | bool] = {}
     for name, text in items:
         if name not in known:
             raise ValueError(f"query: expected parameters of {', '.join(known)}, got {name[:100]}")
+        if name in given:
+            raise ValueError(f"{name}: expected one value, got {text[:100]} too")
         try:
-            values[name] = known[name].read(text)
+            given[name] = known[name].read(text)
         except ValueError as error:
             raise ValueError(f"{name}: expected {error}, got {text[:100]}") from None
-    return values
+    return {name: parameter.default for name, parameter in known.items()} | given
 
 
 def _one_of(names: list[str]) -> Callable[[str], str]:

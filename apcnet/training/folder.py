@@ -25,11 +25,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from apcnet.config import Config, Protocol, differences
 from apcnet.distributed import gather, rank
-from apcnet.files import make_folder, read_json, remove_leftovers, write_json
+from apcnet.files import make_folder, open_locked, read_json, remove_leftovers, write_json
 
 BEST, FINAL = "best.safetensors", "final.safetensors"
 
@@ -86,7 +85,12 @@ class Claim:
         start = [folder / name for name in ("lock", "log.jsonl", "environment.json", *preview)]
         self.new = [path for path in (*start, folder, *folder.parents) if not path.exists()]  # before the first step
         make_folder(folder, "out")
-        self.lock = _lock(folder / "lock")
+        lock = open_locked(folder / "lock", "out", inherited=False)  # not by workers, which outlive a killed process
+        if lock is None:
+            raise ValueError(
+                f"out: another process is training in {folder}; wait for it, or name another folder with --out"
+            )
+        self.lock = lock
         self.recorded = False
         try:
             if os.path.lexists(folder / "config.json"):
@@ -116,25 +120,6 @@ class Claim:
                 with suppress(OSError):  # it was never made, or holds files of others
                     path.rmdir() if path.is_dir() else path.unlink()
         self.lock.close()
-
-
-def _lock(path: Path) -> IO:
-    """Locks a file until this process ends; its child processes do not inherit the lock."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise ValueError(f"out: expected a file or none, got another thing in {path}; name another folder with --out")
-    file = path.open("a")
-    try:
-        import fcntl
-    except ImportError:  # on Windows
-        return file
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ValueError(
-            f"out: another process is training in {path.parent}; wait for it, or name another folder with --out"
-        ) from None
-    return file
 
 
 def config_changes(stored: Config, config: Config) -> list[str]:

@@ -108,7 +108,7 @@ void sum_region_gradients_as(const AdaptiveContext& p, int64_t begin, int64_t en
     }
     product<A>({slope, TILE, 1}, {transposed, columns}, regions, TILE, columns, squares, columns, !tile.fresh);
     for (int64_t j = 0; j < regions; ++j) {
-      const A sum = sum_row<A>(slope + j * TILE, through + j * TILE, tile.length);
+      const A sum = dot<A>(slope + j * TILE, through + j * TILE, tile.length);
       rows[j] = tile.fresh ? sum : rows[j] + sum;
     }
   });
@@ -142,7 +142,7 @@ void write_x_gradients_as(const AdaptiveContext& p, int64_t begin, int64_t end) 
     }
     for (int64_t j = 0; j < regions; ++j) {
       A* gradient = through + j * TILE;
-      const A sum = sum_row<A>(slope + j * TILE, gradient, tile.length);
+      const A sum = dot<A>(slope + j * TILE, gradient, tile.length);
       for (int64_t n = 0; n < TILE; ++n) gradient[n] = n < tile.length ? gradient[n] * slope[j * TILE + n] : 0;
       rows[j] = tile.fresh ? sum : rows[j] + sum;
     }

@@ -144,20 +144,6 @@ void affinities_of(const Affinities& p, const ScaleBlock& block, const Tile& til
     to_affinities<Acc<T>, true>(affinity, slope, bias, block.regions, tile.length);
 }
 
-// The sum of the first `length` products a[n] * b[n] of a tile's row, in lanes that vectorise.
-template <typename A>
-inline A sum_row(const A* a, const A* b, int64_t length) {
-  constexpr int LANES = 16;
-  A lanes[LANES] = {};
-  int64_t n = 0;
-  for (; n + LANES <= length; n += LANES)
-    for (int i = 0; i < LANES; ++i) lanes[i] += a[n + i] * b[n + i];
-  for (int i = 0; n + i < length; ++i) lanes[i] += a[n + i] * b[n + i];
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
 // to (TILE x padded columns): `from` (rows x TILE) transposed, then a column of ones, then zeros; all zeros past the
 // end.
 template <typename A>

@@ -1,6 +1,6 @@
 // adaptive_context_norm's small tensors on the CPU: its batch norms' statistics and their gradients. What the operators
-// (context_norm.cpp) hand to the kernels (context_norm_cpu.cpp); apc_kernels/ops/affinities/phases.py is the
-// specification.
+// (context_norm.cpp) hand to the kernels (guide_norm_cpu.cpp, product_norm_cpu.cpp); phases.py of
+// apc_kernels/ops/affinities is the specification.
 //
 // A unit of work is a part of one scale's channels, or an image at one scale; each sums over images in order, so that
 // results are the same bits for any number of threads. What is summed is float64.

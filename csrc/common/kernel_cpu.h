@@ -80,6 +80,15 @@ inline Half round_to<Half, float>(float value) {
   return {static_cast<uint16_t>(result | sign)};
 }
 
+template <typename T>
+inline const T* as(const void* numbers, int64_t offset = 0) {
+  return static_cast<const T*>(numbers) + offset;
+}
+template <typename T>
+inline T* as(void* numbers, int64_t offset = 0) {
+  return static_cast<T*>(numbers) + offset;
+}
+
 // A small array on the heap, freed at the end of the scope. (std::vector's inline functions would be shared between
 // instruction sets.)
 template <typename T>

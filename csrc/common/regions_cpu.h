@@ -1,45 +1,11 @@
 // Products with the region vectors of a pyramid, which pyramid_conv and pyramid_reduce share. The regions of a scale,
-// of all images, are the columns of a matrix (channels x columns), in panels of 32 (../conv3x3/panels_cpu.h).
+// of all images, are the columns of a matrix (channels x columns), in panels of 32 (panels_cpu.h).
 #pragma once
 
-#include "../conv3x3/panels_cpu.h"
+#include "panels_cpu.h"
 #include "pyramid.h"
 
 namespace {
-
-template <typename T>
-inline const T* as(const void* numbers) {
-  return static_cast<const T*>(numbers);
-}
-template <typename T>
-inline T* as(void* numbers) {
-  return static_cast<T*>(numbers);
-}
-
-// out (rows x columns) = or += left (rows x depth) * right in panels, `panel` apart, whose rows are `step` apart. Row
-// m, number k of left is left[m * stride + k], or left[k * stride + m]. Long sums are taken in pieces, and each by
-// itself before it is added: rounding errors grow with the number of additions one after the other.
-template <typename T, bool ROWS_ADJACENT>
-void multiply(int64_t rows, int64_t columns, int64_t depth, const T* left, int64_t stride, const T* right,
-              int64_t panel, int64_t step, T* out, int64_t out_row, bool add = false) {
-  constexpr int64_t N = BLOCK_VECTORS * Pack<T>::width, PIECE = 64;
-  for (int64_t k = 0; k < depth; k += PIECE) {
-    const int64_t piece = depth - k < PIECE ? depth - k : PIECE;
-    const Epilogue<T> e{add || k > 0, nullptr, nullptr, 0, false};
-    for (int64_t n = 0; n < columns; n += N) {
-      const T* const from = right + n / PANEL * panel + k * step + n % PANEL;
-      for (int64_t m = 0; m < rows; m += BLOCK_ROWS) {
-        const int64_t count = rows - m < BLOCK_ROWS ? rows - m : BLOCK_ROWS;
-        const T* const numbers = left + (ROWS_ADJACENT ? k * stride + m : m * stride + k);
-        if (columns - n >= N)
-          block_of<T, ROWS_ADJACENT>(count, numbers, stride, from, step, piece, out + m * out_row + n, out_row, e);
-        else
-          narrow_block<T, ROWS_ADJACENT>(count, columns - n, numbers, stride, from, step, piece, out + m * out_row + n,
-                                         out_row, e);
-      }
-    }
-  }
-}
 
 // Lays out the regions of a unit, 32 channels of a scale, in panels of columns and in panels of channels; zeros follow
 // the last ones. Either may be null.

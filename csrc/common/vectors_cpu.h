@@ -77,4 +77,18 @@ void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t colu
     for (int64_t j = 0; j < columns; ++j) to[j * to_stride + i] = round_to<To>(load(from[i * from_stride + j]));
 }
 
+// The sum of a[n] * b[n], kept in S, in lanes that vectorise.
+template <typename S, typename A, typename B>
+inline S dot(const A* a, const B* b, int64_t length) {
+  constexpr int LANES = 16;
+  S lanes[LANES] = {};
+  int64_t n = 0;
+  for (; n + LANES <= length; n += LANES)
+    for (int i = 0; i < LANES; ++i) lanes[i] += static_cast<S>(a[n + i]) * b[n + i];
+  for (int i = 0; n + i < length; ++i) lanes[i] += static_cast<S>(a[n + i]) * b[n + i];
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
 }  // namespace

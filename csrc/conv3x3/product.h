@@ -1,4 +1,4 @@
-// The product of matrices that convolutions are computed by (panels_cpu.h): its parameters.
+// The product of matrices that convolutions are computed by (../common/panels_cpu.h): its parameters.
 #pragma once
 
 #include "../common/isa.h"

@@ -1,6 +1,6 @@
 // The product of matrices, compiled once for each instruction set. Bytes: a unit reads its rows of left once, its
 // columns of right once, and out as often as the depth has chunks.
-#include "panels_cpu.h"
+#include "../common/panels_cpu.h"
 #include "product.h"
 
 namespace {

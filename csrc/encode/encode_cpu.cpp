@@ -1,39 +1,16 @@
 // encode's CPU kernels, compiled once for each instruction set. Bytes: forward reads x once, and writes distances and
 // weights; backward reads x, distances and weights once, and writes x's gradient. A tile of positions stays in the
 // second-level cache.
-#include "../conv3x3/panels_cpu.h"
-#include "../upsample/lanes_cpu.h"
+#include "../common/lanes_cpu.h"
+#include "../common/panels_cpu.h"
 #include "encode.h"
 
 namespace {
 
-constexpr int64_t TILE = 64;  // positions: two panels
+constexpr int64_t TILE = 64;    // positions: two panels
+constexpr int64_t PIECE = 256;  // of a sum over channels
 
 inline int64_t padded(int64_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
-
-template <typename A>
-inline const A* as(const void* numbers) {
-  return static_cast<const A*>(numbers);
-}
-template <typename A>
-inline A* as(void* numbers) {
-  return static_cast<A*>(numbers);
-}
-
-// out (rows x columns) = or += left (rows x depth) * right, whose rows are `step` apart. Row m, number k of left is
-// left[m * stride + k], or left[k * stride + m]. Long sums are taken in pieces.
-template <typename A, bool ROWS_ADJACENT>
-void multiply(int64_t rows, int64_t columns, int64_t depth, const A* left, int64_t stride, const A* right, int64_t step,
-              A* out, int64_t out_row, bool add = false) {
-  constexpr int64_t N = BLOCK_VECTORS * Pack<A>::width, PIECE = 256;
-  for (int64_t k = 0; k < depth; k += PIECE)
-    for (int64_t n = 0; n < columns; n += N)
-      for (int64_t m = 0; m < rows; m += BLOCK_ROWS)
-        block_of<A, ROWS_ADJACENT>(rows - m < BLOCK_ROWS ? rows - m : BLOCK_ROWS,
-                                   left + (ROWS_ADJACENT ? k * stride + m : m * stride + k), stride,
-                                   right + k * step + n, step, depth - k < PIECE ? depth - k : PIECE,
-                                   out + m * out_row + n, out_row, {add || k > 0, nullptr, nullptr, 0, false});
-}
 
 // Positions of an image: `count` from `first` on.
 struct Tile {
@@ -70,19 +47,6 @@ void load_words(const Encode& p, A factor, A* words) {
   for (int64_t k = 0; k < p.words; ++k)
     for (int64_t c = 0; c < p.channels; ++c)
       words[k * p.channels + c] = factor * (as<A>(p.codewords)[k * p.channels + c] - as<A>(p.center)[c]);
-}
-
-template <typename A>
-inline A dot(const A* a, const A* b, int64_t length) {
-  constexpr int LANES = 16;
-  A lanes[LANES] = {};
-  int64_t n = 0;
-  for (; n + LANES <= length; n += LANES)
-    for (int i = 0; i < LANES; ++i) lanes[i] += a[n + i] * b[n + i];
-  for (int i = 0; n + i < length; ++i) lanes[i] += a[n + i] * b[n + i];
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
 }
 
 // Turns distances (K, TILE) into weights: the softmax over the codewords of scale · distance.
@@ -137,7 +101,7 @@ void add_products(const Encode& p, const Tile& tile, const A* features, const A*
   for (int64_t n = 0; n < TILE; ++n)
     for (int64_t k = 0; k < words; ++k)
       columns[n * words + k] = k < p.words && n < tile.count ? rows[k * TILE + n] : A(0);
-  multiply<A, false>(p.channels, words, TILE, features, TILE, columns, words, sums, words, add);
+  multiply<A, false, PIECE>(p.channels, words, TILE, features, TILE, columns, PANEL, words, sums, words, add);
 }
 
 template <typename T>
@@ -157,7 +121,7 @@ void encode_chunks_as(const Encode& p, int64_t begin, int64_t end) {
       A of_features[TILE] = {};
       for (int64_t c = 0; c < p.channels; ++c)
         for (int64_t n = 0; n < TILE; ++n) of_features[n] += features[c * TILE + n] * features[c * TILE + n];
-      multiply<A, false>(p.words, TILE, p.channels, words, p.channels, features, TILE, distances, TILE);
+      multiply<A, false, PIECE>(p.words, TILE, p.channels, words, p.channels, features, PANEL, TILE, distances, TILE);
       for (int64_t k = 0; k < p.words; ++k)
         for (int64_t n = 0; n < TILE; ++n)
           distances[k * TILE + n] = of_features[n] + squares[k] - 2 * distances[k * TILE + n];
@@ -235,11 +199,11 @@ void encode_chunk_gradients_as(const Encode& p, int64_t begin, int64_t end) {
       load_tile<A>(p, tile, p.weights, weights);
       for (int64_t k = 0; k < p.words; ++k)
         for (int64_t n = 0; n < tile.count; ++n) counts[p.words + k] += weights[k * TILE + n];
-      multiply<A, false>(p.words, TILE, p.channels, grad, p.channels, features, TILE, grads, TILE);
+      multiply<A, false, PIECE>(p.words, TILE, p.channels, grad, p.channels, features, PANEL, TILE, grads, TILE);
       distance_gradients<A>(p, tile, of_words, weights, distances, grads, of_scale);
       add_products<A>(p, tile, features, grads, columns, sums, counts, tile.first % CHUNK > 0);
       if (p.grad_x == nullptr) return;
-      multiply<A, true>(p.channels, TILE, 2 * p.words, left, p.channels, rows, TILE, result, TILE);
+      multiply<A, true, PIECE>(p.channels, TILE, 2 * p.words, left, p.channels, rows, PANEL, TILE, result, TILE);
       A twice[TILE] = {};
       for (int64_t k = 0; k < p.words; ++k)
         for (int64_t n = 0; n < TILE; ++n) twice[n] += 2 * grads[k * TILE + n];

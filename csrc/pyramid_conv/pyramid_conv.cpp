@@ -113,9 +113,12 @@ void pyramid_conv_backward(const Tensor& grad, const Tensor& regions, const Tens
   Work work = described(regions, weight, scales, rows, columns, grad, true, grad_weight.has_value());
   PyramidConv& p = work.p;
   if (grad_weight) {
-    check_beside(*grad_weight, "grad_weight", regions, "regions",
-                 {p.outputs, p.num_scales * p.channels, p.kernel, p.kernel});
-    p.grad_weight = grad_weight->data_ptr();
+    check_shape(*grad_weight, "grad_weight", {p.outputs, p.num_scales * p.channels, p.kernel, p.kernel});
+    check_like(*grad_weight, "grad_weight", regions, "regions");
+    const int64_t taps = p.kernel * p.kernel;
+    STD_TORCH_CHECK(grad_weight->stride(1) == taps && grad_weight->stride(2) == p.kernel && grad_weight->stride(3) == 1,
+                    "grad_weight: expected the weights of an output channel to lie side by side in memory");
+    p.grad_weight = grad_weight->data_ptr(), p.grad_weight_o = grad_weight->stride(0);
   }
   run(pyramid_conv_weight_gradients, p, units(p), grain(p));
   if (grad_regions) {

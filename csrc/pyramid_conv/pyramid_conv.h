@@ -17,7 +17,8 @@ struct PyramidConv : Pyramid {
   void* column_panels;     // for each scale panels of its s·k columns, (padded s·k / 32, w, 32)
   Map map;                 // the result, or its gradient, (B, O, h, w)
   void* products;          // gradients of P: for each scale (O * k², columns)
-  void* grad_weight;       // (O, S*C, k, k) contiguous, or null
+  void* grad_weight;       // (O, S*C, k, k), or null: each output channel contiguous
+  int64_t grad_weight_o;   // the step between them
   void* grad_regions;      // (B, C, J), or null
 };
 

@@ -146,7 +146,7 @@ void weight_gradient(const PyramidConv& p, int64_t output, T* sums) {
     multiply<T, false>(taps, channels, scale.columns, left, scale.columns,
                        as<T>(p.by_channel) + scale.columns_before * channels, scale.columns * PANEL, PANEL, sums,
                        channels);
-    T* const to = as<T>(p.grad_weight) + (output * p.num_scales + i) * p.channels * taps;
+    T* const to = as<T>(p.grad_weight) + output * p.grad_weight_o + i * p.channels * taps;
     for (int64_t c = 0; c < p.channels; ++c)
       for (int64_t t = 0; t < taps; ++t) to[c * taps + t] = sums[t * channels + c];
   }

@@ -1,7 +1,7 @@
 // Source rows on the CPU: as (classes x row) arrays in the accumulator's type, and interpolated along the row.
 #pragma once
 
-#include "lanes_cpu.h"
+#include "../common/lanes_cpu.h"
 #include "upsample.h"
 
 namespace {

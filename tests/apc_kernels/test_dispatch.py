@@ -1,10 +1,9 @@
 """Tests the choice of a backend: `auto`, forcing one, and the error if it cannot serve."""
 
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 
@@ -17,8 +16,7 @@ from apc_kernels.ops.pyramid_pool import KERNELS
 
 def run(program, **environment):
     """Runs a program in its own process, away from the checkout."""
-    environment = os.environ | environment
-    return subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", capture_output=True, text=True)
+    return forked.run(["-c", program], env=os.environ | environment)
 
 
 def test_auto_takes_the_first_that_can():

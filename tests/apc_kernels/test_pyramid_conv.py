@@ -1,10 +1,13 @@
 """Tests pyramid_conv against float64 and against upsampling, concatenating and convolving in PyTorch."""
 
+from dataclasses import replace
+
 import pytest
 import stock
 import torch
 from accuracy import assert_accurate, same_bits
-from head_cases import CONVS, ConvCase, draw_conv
+from cases import channels_last, nchw
+from head_cases import CONVS, ConvCase, draw_bottleneck, draw_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kept import kept_bytes
@@ -12,6 +15,7 @@ from places import dtypes, places_without_cuda
 from torch._subclasses import FakeTensorMode
 
 import apc_kernels
+from apc_kernels.ops.conv3x3 import layout_of, tiles
 from apc_kernels.ops.pyramid_conv import reference
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -160,20 +164,150 @@ def test_same_bits_every_time(device):
     assert all(same_bits(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
-def test_pspnets_bottleneck():
-    """conv(features) + pyramid_conv(regions) is the convolution of their concatenation, in its memory format."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 6, 12, 10, generator=generator).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(5, 6 + 4 * 3, 3, 3, generator=generator)
-    regions = torch.randn(2, 3, 50, generator=generator)
-    pyramid = apc_kernels.pyramid_conv(
-        regions, weight[:, 6:], x.shape[2:], (1, 2, 3, 6), memory_format=torch.channels_last
+# Beside features, as in PSPNet's bottleneck
+
+BY_TILES, SMALL = (
+    ConvCase(1, 24, 130, (34, 31), 3),
+    ConvCase(2, 3, 5, (12, 10), 3),
+)  # with features of 140 and 6 channels
+FEATURES = {BY_TILES: 140, SMALL: 6}
+
+
+def drawn_beside(case, layout=lambda x: x, dtype=torch.float32):
+    return draw_bottleneck(case, layout, dtype, "cpu", FEATURES[case])
+
+
+def beside(tensors, case, function=None, **options):
+    """Returns the result and the gradients of features, regions and weight."""
+    leaves = [tensors[name].detach().requires_grad_() for name in ("x", "regions", "weight")]
+    if function is not None:
+        result = function(*leaves, case.scales)
+    else:
+        x, regions, weight = leaves
+        result = apc_kernels.pyramid_conv(regions, weight, case.size, case.scales, features=x, **options)
+    return result.detach(), *torch.autograd.grad(result, leaves, tensors["grad"])
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("layout", [nchw, channels_last])
+@pytest.mark.parametrize("case", [BY_TILES, SMALL, replace(SMALL, kernel=5)], ids=str)
+def test_features_beside_the_pyramid(backend, layout, case):
+    FEATURES.setdefault(case, 6)
+    tensors = drawn_beside(case, layout)
+    with apc_kernels.backend(backend):
+        actual = beside(tensors, case)
+    exact = beside({name: t.double() for name, t in tensors.items()}, case, stock.pyramid_bottleneck)
+    pytorch = beside(tensors, case, stock.pyramid_bottleneck)
+    for ours, true, own in zip(actual, exact, pytorch, strict=True):
+        assert_accurate(ours, true, own, str(case))
+    assert actual[0].is_contiguous(memory_format=layout_of(tensors["x"]))
+
+
+@FORMATS
+@pytest.mark.parametrize("case", [BY_TILES, SMALL], ids=str)
+def test_features_and_a_memory_format(memory_format, case):
+    tensors = drawn_beside(case)
+    result, *grads = beside(tensors, case, memory_format=memory_format)
+    assert result.is_contiguous(memory_format=memory_format)
+    expected, *others = beside(tensors, case)
+    assert same_bits(result.contiguous(), expected)
+    for grad, other in zip(grads, others, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_of_both_parts_have_one_gradient(monkeypatch):
+    """Both kernels write into it; joining two gradients would take their memory once more."""
+    written = []
+    gradient_of_weight = tiles.gradient_of_weight
+    monkeypatch.setattr(
+        tiles, "gradient_of_weight", lambda *given: (written.append(given[-1]), gradient_of_weight(*given))
     )
-    ours = torch.nn.functional.conv2d(x, weight[:, :6], padding=1) + pyramid
-    upsampled = stock.upsampled_pyramid(regions, x.shape[2:], (1, 2, 3, 6))
-    expected = torch.nn.functional.conv2d(torch.cat([x, upsampled], 1), weight, padding=1)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    tensors = drawn_beside(BY_TILES)
+    *_, grad_weight = beside(tensors, BY_TILES)
+    assert written[0].data_ptr() == grad_weight.data_ptr()
+
+    x, regions = tensors["x"], tensors["regions"]
+    own, others = (w.clone().requires_grad_() for w in tensors["weight"].split([140, 4 * 24], 1))
+    sizes = BY_TILES.size, BY_TILES.scales
+    result = apc_kernels.conv3x3(x, own) + apc_kernels.pyramid_conv(regions, others, *sizes)
+    assert same_bits(grad_weight, torch.cat(torch.autograd.grad(result, (own, others), tensors["grad"]), 1))
+
+
+@pytest.mark.parametrize("wanted", ["x", "regions", "weight"])
+def test_a_single_gradient_beside_features(wanted):
+    tensors = drawn_beside(BY_TILES)
+    expected = dict(zip(("x", "regions", "weight"), beside(tensors, BY_TILES)[1:], strict=True))
+    leaf = tensors[wanted].detach().requires_grad_()
+    x, regions, weight = ((tensors | {wanted: leaf})[name] for name in ("x", "regions", "weight"))
+    result = apc_kernels.pyramid_conv(regions, weight, BY_TILES.size, BY_TILES.scales, features=x)
+    assert same_bits(torch.autograd.grad(result, leaf, tensors["grad"])[0], expected[wanted])
+
+
+def test_same_bits_for_any_number_of_threads_beside_features(threads):
+    tensors = drawn_beside(BY_TILES, channels_last)
+    first, *others = [(threads(n), beside(tensors, BY_TILES))[1] for n in (1, 2, 3)]
+    assert all(same_bits(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+def test_gradients_of_gradients_beside_features():
+    case = ConvCase(2, 2, 2, (4, 5), 3, (2, 1))
+    t = draw_bottleneck(case, nchw, torch.float64, "cpu", 3)
+
+    def function(x, regions, weight):
+        return apc_kernels.pyramid_conv(regions, weight, case.size, case.scales, features=x)
+
+    leaves = [t[name].requires_grad_() for name in ("x", "regions", "weight")]
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_gradients_with_a_graph_beside_features():
+    """By tiles the operation is differentiable once; asking for a graph changes nothing in the first gradients."""
+    tensors = drawn_beside(BY_TILES)
+    leaves = [tensors[name].requires_grad_() for name in ("x", "regions", "weight")]
+    x, regions, weight = leaves
+    result = apc_kernels.pyramid_conv(regions, weight, BY_TILES.size, BY_TILES.scales, features=x)
+    grads = torch.autograd.grad(result, leaves, tensors["grad"], create_graph=True)
+    for grad, expected in zip(grads, beside(tensors, BY_TILES)[1:], strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="conv3x3 is differentiable once"):
+        torch.autograd.grad(grads[0].sum(), weight)
+
+
+def test_compile_beside_features():
+    tensors = drawn_beside(SMALL)
+    compiled = torch.compile(
+        lambda x, regions, weight, scales: apc_kernels.pyramid_conv(regions, weight, x.shape[2:], scales, features=x),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for ours, expected in zip(beside(tensors, SMALL, compiled), beside(tensors, SMALL), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("features", "weight", "size", "message"),
+    [
+        (torch.zeros(2, 7, 4), torch.zeros(4, 13, 3, 3), (4, 4), r"features: expected \(B, F, h, w\), got \(2, 7, 4\)"),
+        (
+            torch.zeros(2, 7, 4, 4),
+            torch.zeros(4, 12, 3, 3),
+            (4, 4),
+            "7 channels of features and 2 scales of 3, 13; got",
+        ),
+        (
+            torch.zeros(2, 7, 4, 5),
+            torch.zeros(4, 13, 3, 3),
+            (4, 4),
+            r"expected \(2, F, 4, 4\) for these regions and size",
+        ),
+        (torch.zeros(1, 7, 4, 4), torch.zeros(4, 13, 3, 3), (4, 4), r"features: expected \(2, F, 4, 4\) .* got \(1, 7"),
+        (torch.zeros(2, 7, 4, 4).double(), torch.zeros(4, 13, 3, 3), (4, 4), "weight: expected the maps' dtype"),
+    ],
+)
+def test_wrong_features(features, weight, size, message):
+    with pytest.raises(ValueError, match=message):
+        apc_kernels.pyramid_conv(REGIONS, weight, size, (1, 2), features=features)
 
 
 # As an operation

@@ -10,13 +10,10 @@ import torch
 from apcnet import confusion
 from apcnet.confusion import ConfusionMatrix
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def draw(shape=(2, 13, 17), classes=5, ignored=100):

@@ -20,6 +20,8 @@ from apcnet.models import build, windows
 from apcnet.models.timm_encoder import TimmEncoder
 from apcnet.training.optimizer import optimizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEADS = ["apcnet", "pspnet", "encnet", "semantic_fpn", "fcn", "upernet"]
 PYRAMIDS = ("semantic_fpn", "upernet")
 ENCODERS = {  # families: strides for heads that read one map, and for those that read a pyramid
@@ -45,11 +47,6 @@ def timm():
 @pytest.fixture(scope="module")
 def torchvision():
     return real_packages.imported("torchvision")
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def images(*size, batch=2, channels=3):

@@ -19,6 +19,8 @@ from apcnet.export import export
 from apcnet.inference.protocol import WHOLE, Protocol
 from apcnet.training.folder import BEST
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = [TRACED, (65, 97), (41, 57), (131, 72)]
 PROTOCOLS = {
     "whole": WHOLE,
@@ -34,11 +36,6 @@ class Labelled(list):
     """Holds pairs of an image and its mask as a data set."""
 
     classes = tuple("abcdefg")
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # such small products are no work for more
 
 
 @pytest.fixture(scope="module")

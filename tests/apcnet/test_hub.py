@@ -77,7 +77,7 @@ def test_a_name_that_is_none_gets_the_nearest():
         ValueError, match=r"published weights, got apcnet_r50-d8_512x1024_40k_city; did you mean apcnet_r50-d8_512x1024"
     ):
         hub.locate("apcnet_r50-d8_512x1024_40k_city")
-    with pytest.raises(ValueError, match="published weights, got x; names look like apcnet_"):
+    with pytest.raises(ValueError, match=r"published weights, got x; `apcnet presets` lists the names$"):
         hub.locate("x")
 
 

@@ -3,6 +3,8 @@
 import importlib
 import json
 import shutil
+import socket
+import time
 
 import pytest
 import small_runs
@@ -26,11 +28,15 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with hub_server.serving() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        hub_at(monkeypatch, server.url)
         yield server
+
+
+def hub_at(monkeypatch, url: str) -> None:
+    """Makes a server the Hub."""
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +154,26 @@ def test_without_a_network_only_earlier_downloads_are_there(server, run, monkeyp
     apcnet.load("hf:user/first")
     monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
     apcnet.load("hf:user/first")
-    message = f"^hf:user/second: {server.url} cannot be reached, and there is no copy of an earlier download"
+    message = rf"^hf:user/second: {server.url} cannot be reached \(HF_HUB_OFFLINE is set\), .* download; unset it"
     with pytest.raises(ValueError, match=message):
         apcnet.load("hf:user/second")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(server, run, monkeypatch, tmp_path, caplog):
+    push(run)
+    apcnet.load("hf:user/first")
+    monkeypatch.setattr("apcnet.huggingface.TIMEOUT", 0.2)
+    with socket.socket() as silent:  # takes connections, and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for port, reason in ((1, "refused"), (silent.getsockname()[1], "timed out")):
+            hub_at(monkeypatch, url := f"http://127.0.0.1:{port}")
+            message = rf"^hf:user/second: {url} cannot be reached \(.*{reason}.*\), and there is no copy .*; try again"
+            start = time.monotonic()
+            with pytest.raises(ValueError, match=message):
+                apcnet.load("hf:user/second")
+            apcnet.load("hf:user/first")
+            assert time.monotonic() - start < 5 and not caplog.records
 
 
 def test_the_command_pushes_a_run(server, run, monkeypatch, capsys):

@@ -1,38 +1,37 @@
 """Tests the processor time of small calls, within bounds that a busy machine keeps; benchmarks/host.py measures it."""
 
 import pytest
-import torch
 
 from benchmarks import host
 
-# The goal is 1. Measured on maps of 6×6: 0.76 and 0.87, 0.71 and 0.83, 0.72 and 0.79 in evaluation and training.
-MOST_OF_HEADS = {"apc": 1.2, "psp": 1.2, "enc": 1.2}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("name", host.HEADS)
 def test_heads(name, training):
+    """Tests that a head takes at most mmsegmentation's time; the goal is 0.6 of it."""
     row = host.measure(*host.head(name, training), rounds=25)
-    assert row.ratio < MOST_OF_HEADS[name], row
+    assert row.ratio < 1, row
 
 
-@pytest.mark.parametrize("name", host.operations())
-def test_operations(name):
-    """The goal is 25 microseconds, or 1.5 times PyTorch's composition."""
-    with torch.no_grad():
-        row = host.measure(*host.operations()[name], rounds=25, calls=20)
-    assert row.ours < 60 or row.ratio < 2, row
+CALLS = [(name, training) for training in (False, True) for name in host.operations(training)]
+
+
+@pytest.mark.parametrize(("name", "training"), CALLS)
+def test_operations(name, training):
+    """Tests the time of a call; the goal is 25 microseconds, or 1.5 times PyTorch's composition.
+
+    upsample_cross_entropy with its gradient takes 2.1 times, 54 microseconds.
+    """
+    row = host.measure(*host.operations(training)[name], rounds=25, calls=20)
+    assert row.ours < (90 if training else 60) or row.ratio < 2, row
 
 
 def test_every_operation_is_measured():
     from apc_kernels import info
 
-    assert set(host.operations()) == set(info.SERVED_BY) - {"augment"}  # it takes images
+    assert {name.partition("(")[0] for name in host.operations()} == {*info.SERVED_BY, "FusedConv2d"}
 
 
 def test_the_first_call():

@@ -10,12 +10,9 @@ from torch import nn
 import apc_kernels
 from apcnet.interop.mmseg import load_head, load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"depth": 18, "width": 8, "channels": 16}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def drawn(model):

@@ -210,6 +210,22 @@ void add_float32(Forms& forms) {
   forms["rcp.approx.ftz.f32"] = lanewise<float, float>([](float a) { return flushed(canonical(1 / flushed(a))); });
 }
 
+template <float FROM(uint16_t), uint16_t TO(float), float CHOOSE(float, float)>
+uint16_t chosen(uint16_t a, uint16_t b) {
+  return TO(CHOOSE(FROM(a), FROM(b)));  // exact: it is one of the two
+}
+
+// A form of numbers of 16 bits, and of two of them in a register.
+template <uint16_t CHOOSE(uint16_t, uint16_t)>
+void add_choice(Forms& forms, const std::string& form) {
+  forms[form] = lanewise<uint16_t, uint16_t, uint16_t>([](uint16_t a, uint16_t b) { return CHOOSE(a, b); });
+  forms[form + "x2"] = lanewise<uint32_t, uint32_t, uint32_t>([](uint32_t a, uint32_t b) {
+    const uint16_t low = CHOOSE(static_cast<uint16_t>(a), static_cast<uint16_t>(b));
+    const uint16_t high = CHOOSE(static_cast<uint16_t>(a >> 16), static_cast<uint16_t>(b >> 16));
+    return static_cast<uint32_t>(high) << 16 | low;
+  });
+}
+
 template <typename T>
 void add_moves(Forms& forms, std::initializer_list<const char*> types) {
   for (const std::string type : types) {
@@ -249,6 +265,8 @@ void add_packing(Forms& forms, const std::string& type) {
 void add_arithmetic(Forms& forms) {
   add_integers<int16_t>(forms, "s16"), add_integers<uint16_t>(forms, "u16");
   add_integers<int32_t>(forms, "s32"), add_integers<uint32_t>(forms, "u32");
+  forms["min.relu.s32"] =
+      lanewise<int32_t, int32_t, int32_t>([](int32_t a, int32_t b) { return std::max(std::min(a, b), 0); });
   add_integers<int64_t>(forms, "s64"), add_integers<uint64_t>(forms, "u64");
   add_bits<bool>(forms, "pred"), add_bits<uint16_t>(forms, "b16");
   add_bits<uint32_t>(forms, "b32"), add_bits<uint64_t>(forms, "b64");
@@ -262,6 +280,10 @@ void add_arithmetic(Forms& forms) {
   }
   add_floats<float>(forms, "f32"), add_floats<double>(forms, "f64");
   add_float32(forms);
+  add_choice<chosen<from_bfloat16, to_bfloat16, minimum<float>>>(forms, "min.bf16");
+  add_choice<chosen<from_bfloat16, to_bfloat16, maximum<float>>>(forms, "max.bf16");
+  add_choice<chosen<from_float16, to_float16, minimum<float>>>(forms, "min.f16");
+  add_choice<chosen<from_float16, to_float16, maximum<float>>>(forms, "max.f16");
   add_moves<bool>(forms, {"pred"});
   add_moves<uint16_t>(forms, {"b16", "u16", "s16"});
   add_moves<uint32_t>(forms, {"b32", "u32", "s32", "f32"});

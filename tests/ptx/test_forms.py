@@ -165,6 +165,11 @@ def least(kind: str, sign: int):
     return choose
 
 
+def in_halves(function):
+    """A form on two numbers of 16 bits in each register."""
+    return lambda *bits: function(*(b & 0xFFFF for b in bits)) | function(*(b >> 16 for b in bits)) << 16
+
+
 def largest_or_nan(a: int, b: int) -> int:
     either = any(math.isnan(decode(bits, "f32")) for bits in (a, b))
     return encode(math.nan, "f32") if either else least("f32", -1)(a, b)
@@ -219,6 +224,7 @@ for kind in SIGNED + UNSIGNED:
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         add(f"setp.{name}.{kind}", [kind] * 2, "pred", integer(getattr(operator, name), kind, "pred"))
 
+add("min.relu.s32", ["s32"] * 2, "s32", integer(lambda a, b: max(min(a, b), 0), "s32"))
 for kind in PLAIN:
     size = width(kind)
     for name in ("eq", "ne"):
@@ -264,6 +270,11 @@ for kind in ("f32", "f64"):
     numbers = lambda a, b, kind=kind: not math.isnan(decode(a, kind)) and not math.isnan(decode(b, kind))  # noqa: E731
     add(f"setp.num.{kind}", [kind] * 2, "pred", lambda a, b, f=numbers: int(f(a, b)))
     add(f"setp.nan.{kind}", [kind] * 2, "pred", lambda a, b, f=numbers: int(not f(a, b)))
+
+
+for kind, (name, sign) in itertools.product(("f16", "bf16"), (("min", 1), ("max", -1))):
+    add(f"{name}.{kind}", [kind] * 2, kind, least(kind, sign))
+    add(f"{name}.{kind}x2", ["b32"] * 2, "b32", in_halves(least(kind, sign)))
 
 
 def root(bits: int, kind: str) -> int:

@@ -95,5 +95,7 @@ def serving(folder: Path, every: int = 0, ranges: bool = True) -> Iterator[Serve
     """Serves a folder until the block ends; every = 0 never fails."""
     with Server(folder, every, ranges) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield server
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.shutdown()

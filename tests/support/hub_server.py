@@ -156,5 +156,7 @@ def serving() -> Iterator[Server]:
     """Serves an empty Hub until the block ends."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield server
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.shutdown()

@@ -42,6 +42,14 @@ def picture(image):
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
+def save_photos(folder, count):
+    """Saves images of different sizes as 0.png, 1.png, … in a new folder, and returns the folder."""
+    folder.mkdir()
+    for number in range(count):
+        picture(draw_image(20, 24 + number)).save(folder / f"{number}.png")
+    return folder
+
+
 def view(image, size=None):
     """Resizes levels if a size is given, and normalises them as the network's input."""
     return normalise(image if size is None else resize(image, size), Network.mean, Network.std)[None]

@@ -304,7 +304,8 @@ def conv1x1(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
 
 def pyramid_bottleneck(features: Tensor, regions: Tensor, weight: Tensor, scales: Sequence[int]) -> Tensor:
     """Computes PSPNet's bottleneck: a convolution of features beside their upsampled pyramid."""
-    return conv3x3([features, upsampled_pyramid(regions, features.shape[2:], scales)], weight)
+    maps = torch.cat([features, upsampled_pyramid(regions, features.shape[2:], scales)], 1)
+    return F.conv2d(maps, weight, padding=weight.shape[2] // 2)
 
 
 def encode(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:

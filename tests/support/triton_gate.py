@@ -21,14 +21,18 @@ from triton.compiler import ASTSource
 
 from apc_kernels.ops.affinities import triton as contexts_kernels
 from apc_kernels.ops.affinities import triton_backward as contexts_backward
+from apc_kernels.ops.affinities import triton_guide_backward as guide_backward
 from apc_kernels.ops.affinities import triton_moments as moments_kernels
 from apc_kernels.ops.affinities import triton_phases as phases_kernels
-from apc_kernels.ops.affinities import triton_phases_backward as phases_backward
+from apc_kernels.ops.affinities import triton_product_backward as product_backward
 from apc_kernels.ops.encode import triton as encode_kernels
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
-from apc_kernels.ops.upsample import triton_backward as upsample_backward
+from apc_kernels.ops.upsample import triton_cross_entropy as loss_kernels
+from apc_kernels.ops.upsample import triton_cross_entropy_backward as loss_backward
+from apc_kernels.ops.upsample import triton_labels as upsample_labels
 from apc_kernels.ops.upsample import triton_regions as upsample_regions
+from apc_kernels.ops.upsample import triton_relative as relative_kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -114,20 +118,21 @@ def phases() -> Iterator[tuple[str, list]]:
         )
         vectors, statistics, wide = regions.double(), meta(2, stacked, dtype=torch.float64), of_images.double()
         mean, covariance, norm, name = of_rows.double(), pairs.double(), (numbers, numbers, 1e-5), f"{rows} regions"
-        k, back, grads = phases_kernels, phases_backward, (regions, of_images, vectors, statistics)
+        k, grads = phases_kernels, (regions, of_images, vectors, statistics)
         yield name, k.guide_statistics_launches(of_images, square, scales, wide, statistics)
         yield name, k.guide_biases_launches(wide, statistics, *norm, weight, of_rows, scales, of_rows)
         yield name, k.project_launches(regions, square, scales, vectors)
         yield name, k.product_statistics_launches(vectors, mean, covariance, weight, scales, statistics)
         rest = (weight, scales, regions, of_images, of_rows)
         yield name, k.product_norm_launches(vectors, statistics, *norm, mean, *rest)
-        yield name, back.product_norm_sums_launches(*grads, *norm[1:], mean, weight, scales, statistics, *norm[:2])
+        rest = (mean, weight, scales, statistics, *norm[:2])
+        yield name, product_backward.product_norm_sums_launches(*grads, *norm[1:], *rest)
         rest = (mean, covariance, regions, square, n, scales, regions, square, of_rows, pairs)
-        yield name, back.product_norm_gradients_launches(*grads, statistics, *norm[1:], *rest)
+        yield name, product_backward.product_norm_gradients_launches(*grads, statistics, *norm[1:], *rest)
         of_bias, rest = (of_rows, of_rows, pairs, of_rows, pairs), (wide, statistics, weight, *norm[:2])
-        yield name, back.guide_sums_launches(*of_bias, wide, statistics, *norm, weight, scales, *rest)
+        yield name, guide_backward.guide_sums_launches(*of_bias, wide, statistics, *norm, weight, scales, *rest)
         rest = (of_images, square, n, scales, of_images, square)
-        yield name, back.guide_gradients_launches(wide, wide, statistics, statistics, *norm[1:], *rest)
+        yield name, guide_backward.guide_gradients_launches(wide, wide, statistics, statistics, *norm[1:], *rest)
 
 
 UPSAMPLES = [  # logits of upsample_*, size, align_corners, target's dtype, class weights, smoothing
@@ -156,25 +161,25 @@ def upsample_launches(
     target, normalizer = (meta(batch, *size, dtype=dtype) for dtype in (labels, torch.float32))
     weight = meta(classes, dtype=torch.float32) if weighted else None
     settings = (weight, 255, smoothing, 0.0, align_corners)
-    parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
+    parts = meta(relative_kernels.loss_programs(logits, size), 4, dtype=torch.float64)
     losses = normalizer if smoothing else None
     counts, invalid = (meta(*n, dtype=torch.int64) for n in ((classes, classes), (1,)))
-    yield from upsample_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
+    yield from loss_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
     grad = normalizer if smoothing else meta(1, dtype=torch.float32)
-    yield from upsample_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+    yield from loss_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
     found = meta(batch, *size, dtype=torch.uint8)
-    yield from upsample_kernels.argmax_launches(logits, size, align_corners, found)
-    yield from upsample_kernels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
+    yield from upsample_labels.argmax_launches(logits, size, align_corners, found)
+    yield from upsample_labels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
     yield from upsample_kernels.softmax_launches(logits, bool(smoothing), align_corners, bool(smoothing), out)
     yield from region_launches(logits, target, weight, False, align_corners)
 
 
 def focal_launches(logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> Iterator[tuple]:
     normalizer, grad = meta(*target.shape, dtype=torch.float32), meta(1, dtype=torch.float32)
-    parts = meta(upsample_kernels.programs(logits, target.shape[1:]), 4, dtype=torch.float64)
+    parts = meta(relative_kernels.loss_programs(logits, target.shape[1:]), 4, dtype=torch.float64)
     arguments = (logits, target, None, 255, 0.0, 2.0, align_corners, normalizer)
-    yield from upsample_kernels.cross_entropy_launches(*arguments, None, parts)
-    yield upsample_backward.backward_launches(grad, *arguments, logits)[0]
+    yield from loss_kernels.cross_entropy_launches(*arguments, None, parts)
+    yield loss_backward.backward_launches(grad, *arguments, logits)[1]
 
 
 def region_launches(logits, target, weight, sigmoid: bool, align_corners: bool) -> Iterator[tuple]:

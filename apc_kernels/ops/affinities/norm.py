@@ -14,8 +14,8 @@ from apc_kernels.ops.affinities.algebra import BatchNorm, Statistics
 from apc_kernels.ops.affinities.checks import KERNELS, check_affinities, limits, wide_limits
 from apc_kernels.ops.affinities.context import backward_regions, backward_x, context
 from apc_kernels.ops.affinities.moments import moments
-from apc_kernels.ops.autograd import under_transforms
-from apc_kernels.ops.common import check_flag, check_small, only_computes, without_autocast
+from apc_kernels.ops.autograd import EagerFunction, under_transforms
+from apc_kernels.ops.common import check_flag, check_small, is_plain, only_computes, runs_eagerly, without_autocast
 from apc_kernels.ops.operator import define
 
 
@@ -147,18 +147,20 @@ def _running(norm: BatchNorm) -> Tensor:
 def _check_norm(norm: BatchNorm, name: str, x: Tensor, values: int) -> BatchNorm:
     if not isinstance(norm, tuple) or len(norm) != len(BatchNorm._fields):
         raise TypeError(f"{name}: expected an apc_kernels.BatchNorm, got {type(norm).__name__}")
-    for field, number in zip(BatchNorm._fields[4:], norm[4:], strict=True):
+    *tensors, momentum, eps = norm
+    for field, number in (("momentum", momentum), ("eps", eps)):
         if not isinstance(number, (int, float)):
             raise TypeError(f"{name}.{field}: expected a number, got {number!r}")
     if values < 2:
         raise ValueError(f"{name}: expected more than one value per channel in training, got a map of {tuple(x.shape)}")
-    tensors = [
-        check_small(tensor, f"{name}.{field}", [(x.shape[1],)], x)
-        for field, tensor in zip(BatchNorm._fields[:4], norm[:4], strict=True)
-    ]
-    if tensors[2] is not norm[2] or tensors[3] is not norm[3]:  # an update of a widened copy would be lost
-        raise ValueError(f"{name}: expected running statistics in {tensors[2].dtype}, got {norm[2].dtype}")
-    return BatchNorm(tensors[0], tensors[1], tensors[2], tensors[3], norm[4], norm[5])
+    shapes = [(x.shape[1],)]
+    weight, bias, mean, variance = (
+        check_small(tensor, f"{name}.{field}", shapes, x)
+        for field, tensor in zip(BatchNorm._fields[:4], tensors, strict=True)
+    )
+    if mean is not norm[2] or variance is not norm[3]:  # an update of a widened copy would be lost
+        raise ValueError(f"{name}: expected running statistics in {mean.dtype}, got {norm[2].dtype}")
+    return BatchNorm(weight, bias, mean, variance, momentum, eps)
 
 
 def _update(norm: BatchNorm, batch: Statistics) -> None:
@@ -197,8 +199,14 @@ def _one_node(
     group: str,
 ) -> tuple[Tensor, Statistics, Statistics | None]:
     with_guide = (None, None, None, 0.0) if guide_norm is None else (guide, *guide_norm[:2], guide_norm.eps)
-    results = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *with_guide, group)
-    z, statistics, of_guide, counts = results[:4]
+    tensors = x, regions, weight, bias, projection, *norm[:2], *with_guide[:3]
+    if torch.is_grad_enabled() and runs_eagerly() and all(map(is_plain, tensors)):
+        found: list[Tensor] = []
+        z = _Node.apply((scales, norm.eps, with_guide[3], group), found, *tensors)  # pyright: ignore[reportAttributeAccessIssue]
+        statistics, of_guide, counts = found
+    else:
+        results = _forward(x, regions, weight, bias, scales, projection, *norm[:2], norm.eps, *with_guide, group)
+        z, statistics, of_guide, counts = results[:4]
     values, images = counts if group else (x.shape[0] * x.shape[2] * x.shape[3], x.shape[0])
     guide_statistics = None if guide is None else Statistics(of_guide[0], of_guide[1], images)
     return z, Statistics(statistics[0], statistics[1], values), guide_statistics
@@ -430,6 +438,30 @@ def _gradients(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor
     computed = _backward(grad, x, regions, weight, ctx.scales, *parameters, list(ctx.saved_tensors[9:]))
     of_guide = computed[7:] or [None] * 3
     return *computed[:4], None, *computed[4:7], None, *of_guide, None, None
+
+
+class _Node(EagerFunction):
+    """Is the node of an eager call in autograd's graph: 10 tensors and one result instead of the operator's 13."""
+
+    @staticmethod
+    def forward(ctx: Any, settings: tuple[Any, ...], found: list[Tensor], *tensors: Tensor) -> Tensor:
+        x, regions, weight, bias, projection, gamma, beta, *of_guide = tensors
+        scales, eps, guide_eps, group = ctx.settings = settings
+        others: tuple[Any, ...] = (*of_guide, guide_eps, group)
+        z, *saved = _compute(x, regions, weight, bias, scales, projection, gamma, beta, eps, *others)
+        ctx.save_for_backward(x, regions, weight, projection, gamma, beta, *of_guide, *saved)
+        found += saved[:3]  # statistics, those of the guide, and counts
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, regions, weight, projection, gamma, beta, *others = ctx.saved_tensors
+        scales, eps, guide_eps, group = ctx.settings
+        given: tuple[Any, ...] = (gamma, beta, eps, *others[:3], guide_eps, group, others[3:])
+        # The operator refuses second derivatives.
+        compute = _backward if torch.is_grad_enabled() else _compute_gradients
+        computed = compute(grad, x, regions, weight, scales, projection, *given)
+        return None, None, *computed, *[None] * (10 - len(computed))
 
 
 _forward = define(

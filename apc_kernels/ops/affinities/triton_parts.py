@@ -1,4 +1,4 @@
-"""Provides parts of the Triton kernels of adaptive_context_norm's phases: loads, stores, products with a covariance.
+"""Provides parts of the Triton kernels of adaptive_context_norm's phases: places, loads, stores, products.
 
 A program takes a part of one scale's channels, of one image or of all of them one after the other, since a sum over
 images has to be in order. All sums are float64.
@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from apc_kernels.ops.affinities.triton_tiles import place_of_program
+
 # 16 warps: with 8, Triton 3.6 tries float64 products on sm_100's tensor memory, and fails. No fused multiply-add: in a
 # sum of products a lane would fuse its own and not its neighbour's, so that lanes hold different bits of one sum.
 PRODUCTS = {"BLOCK_C": 16, "num_warps": 16, "num_stages": 2, "enable_fp_fusion": False}
@@ -19,6 +21,14 @@ STEP = tl.constexpr(16)  # of what a product sums over
 
 # Decorates a kernel of these sizes: whether they are 1 or divisible by 16 does not make Triton compile it anew.
 kernel = triton.jit(do_not_specialize=("batch", "positions", "rows", "pairs", "parts"))
+
+
+@triton.jit
+def part_of_program(batch, channels, parts, SCALES: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Returns image, first channel of the scale, channels of the part, regions, and place_of_program's three counts."""
+    i_s, i_b, i_c, count, row, pair = place_of_program(batch, parts, SCALES)
+    channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
+    return i_b, i_s.to(tl.int64) * channels, channel, region, count, row, pair
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Computes the forward phases of adaptive_context_norm in Triton; phases.py is their specification.
 
-The gradients are in triton_phases_backward.py. The tensors are small: a launch takes about as long as its kernel, and
-what counts is that there are few of either.
+The gradients are in triton_guide_backward.py and triton_product_backward.py. The tensors are small: a launch takes
+about as long as its kernel, and what counts is that there are few of either.
 
 Each kernel's least, every tensor moved once, for B images of S scales of C channels, J = Σs² regions and P = Σs⁴ pairs
 of them:
@@ -15,6 +15,7 @@ of them:
 
 import triton.language as tl
 
+from apc_kernels.ops.affinities.triton_guide_backward import guide_gradients, guide_sums
 from apc_kernels.ops.affinities.triton_parts import (
     PRODUCTS,
     STEP,
@@ -25,15 +26,11 @@ from apc_kernels.ops.affinities.triton_parts import (
     load_norm,
     load_row,
     load_tile,
+    part_of_program,
     store_row,
     store_tile,
 )
-from apc_kernels.ops.affinities.triton_phases_backward import (
-    guide_gradients,
-    guide_sums,
-    product_norm_gradients,
-    product_norm_sums,
-)
+from apc_kernels.ops.affinities.triton_product_backward import product_norm_gradients, product_norm_sums
 from apc_kernels.ops.affinities.triton_tiles import place_of_program
 from apc_kernels.ops.common import run
 
@@ -65,9 +62,7 @@ def guide_statistics_kernel(
 ):
     """Computes a part of the guide's features of all images; their mean and squares by Welford's rule."""
     stacked = channels * len(SCALES)
-    i_s, i_b, i_c, _, _, _ = place_of_program(1, parts, SCALES)
-    channel = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    first = i_s.to(tl.int64) * channels
+    i_b, first, channel, _, _, _, _ = part_of_program(1, channels, parts, SCALES, BLOCK_J, BLOCK_C)
     guide += first * channels
     b_mean, b_squares = tl.zeros((BLOCK_C,), tl.float64), tl.zeros((BLOCK_C,), tl.float64)
     for _ in range(batch):
@@ -106,8 +101,7 @@ def guide_biases_kernel(
 ):
     """Computes the biases of one image and scale."""
     stacked = channels * len(SCALES)
-    i_s, i_b, _, count, row, _ = place_of_program(batch, parts, SCALES)
-    first, region = i_s.to(tl.int64) * channels, tl.arange(0, BLOCK_J)
+    i_b, first, _, region, count, row, _ = part_of_program(batch, channels, parts, SCALES, BLOCK_J, BLOCK_C)
     b_biases = load_row(bias + row, region, count)
     for c in range(0, channels, BLOCK_C):
         channel = c + tl.arange(0, BLOCK_C)
@@ -134,10 +128,9 @@ def vectors_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Computes V = Y·Pᵀ of a part of the channels, one image and scale."""
-    i_s, i_b, i_c, count, row, _ = place_of_program(batch, parts, SCALES)
-    channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
+    i_b, first, channel, region, count, row, _ = part_of_program(batch, channels, parts, SCALES, BLOCK_J, BLOCK_C)
     regions += (i_b * rows + row) * channels
-    projection += i_s.to(tl.int64) * channels * channels
+    projection += first * channels
     b_vectors = tl.zeros((BLOCK_J, BLOCK_C), tl.float64)
     for k in range(0, channels, STEP):
         source = k + tl.arange(0, STEP)
@@ -163,8 +156,7 @@ def products_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Computes the statistics of A·V of a part of the channels."""
-    i_s, i_b, i_c, count, row, pair = place_of_program(1, parts, SCALES)
-    channel, region = i_c * BLOCK_C + tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_J)
+    i_b, first, channel, region, count, row, pair = part_of_program(1, channels, parts, SCALES, BLOCK_J, BLOCK_C)
     b_mean, b_squares = tl.zeros((BLOCK_C,), tl.float64), tl.zeros((BLOCK_C,), tl.float64)
     for _ in range(batch):
         own = vectors + (i_b * rows + row) * channels
@@ -177,7 +169,7 @@ def products_kernel(
         b_mean += b_distance / (i_b + 1).to(tl.float64)
         b_squares += b_distance * (b_own - b_mean) + tl.sum(b_vectors * b_products, 0)
         i_b += 1
-    statistics += i_s.to(tl.int64) * channels
+    statistics += first
     store_row(statistics, channel, channels, b_mean)
     store_row(statistics + channels * len(SCALES), channel, channels, b_squares / i_b.to(tl.float64))
 

@@ -1,5 +1,6 @@
 """Implements conv3x3: a 3×3 convolution of several maps, on a CPU with fewer than half of the multiplications."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,16 +9,19 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from apc_kernels.dispatch import FLOATS, Kernels
-from apc_kernels.ops.common import check_dtype, check_tensor, is_plain, name_of, runs_eagerly, without_autocast
+from apc_kernels.ops.common import PLAIN, check_dtype, check_tensor, name_of, runs_eagerly, without_autocast
 from apc_kernels.ops.conv3x3 import reference, tiles
 from apc_kernels.ops.operator import define
 
 KERNELS = Kernels(reference)
 
+# torch.ops.aten's takes 2 µs more.
+thnn_conv2d = torch._C._nn.thnn_conv2d  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+
 # From these sizes on, tiles are faster than PyTorch's convolution on two threads (benchmarks/results). With fewer
 # positions or channels the transforms, above all that of the weight, cost more than they save.
 LEAST_CHANNELS, LEAST_POSITIONS = 128, 1024
-MOST_TINY = 2**17  # multiplications: up to these, oneDNN's 40 µs a call are more than all others take
+MOST_TINY = 2**20  # multiplications: up to these, oneDNN's 40 µs a call are more than all others take
 MAX_DILATION = 65536
 
 
@@ -49,11 +53,12 @@ def conv3x3(maps: Tensor | Sequence[Tensor], weight: Tensor, *, dilation: int = 
     if not isinstance(maps, (Tensor, list, tuple)):
         raise TypeError(f"maps: expected a tensor or a sequence of them, got {type(maps).__name__}")
     maps = [maps] if isinstance(maps, Tensor) else list(maps)
+    if type(dilation) is int and dilation == 1 and _are_tiny(maps, weight):
+        x = maps[0] if len(maps) == 1 else torch.cat(maps, 1)
+        return thnn_conv2d(x, weight, (3, 3), None, (1, 1), (1, 1))
     check_tensors(maps, weight)
-    if torch.compiler.is_exporting() or not _by_tiles(maps, weight):
+    if torch.compiler.is_exporting() or not by_tiles(maps, weight):
         _check(maps, weight, dilation)
-        if dilation == 1 and _is_tiny(maps, weight):
-            return torch.ops.aten.thnn_conv2d(maps[0], weight, (3, 3), None, (1, 1), (1, 1))
         return reference.conv3x3(maps, weight, dilation)
     return _forward(weight, dilation, maps)
 
@@ -112,7 +117,7 @@ def _name(i: int, maps: Sequence[Tensor]) -> str:
     return f"maps[{i}]" if i < len(maps) else "weight"
 
 
-def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
+def by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     """Tells whether tiles serve these maps and this weight, before they are checked against each other."""
     return (
         is_large(maps, weight, LEAST_CHANNELS, LEAST_POSITIONS)
@@ -123,21 +128,28 @@ def _by_tiles(maps: Sequence[Tensor], weight: Tensor) -> bool:
     )
 
 
-def _is_tiny(maps: Sequence[Tensor], weight: Tensor) -> bool:
-    """Tells whether PyTorch's own product takes less time than oneDNN, which it calls by default, takes to begin."""
-    x = maps[0]
-    return (
-        len(maps) == 1
-        and x.numel() * weight.shape[0] * 9 <= MOST_TINY
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.is_contiguous()
-        and weight.stride()[1:] == (9, 3, 1)
-        and is_plain(x)
-        and is_plain(weight)
-        and runs_eagerly()
-        and not torch.is_autocast_enabled("cpu")
-    )
+def _are_tiny(maps: Sequence[Tensor], weight: Tensor) -> bool:
+    """Tells whether PyTorch's own product takes less time than oneDNN, which it calls by default, takes to begin.
+
+    Such maps fit together and fit the weight: they need no other check.
+    """
+    if not runs_eagerly() or torch.is_autocast_enabled("cpu"):
+        return False
+    for x in (weight, *maps):
+        if type(x) not in PLAIN or x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
+            return False
+        if x.dim() != 4:
+            return False
+    outputs, inputs, *kernel = weight.shape
+    if not maps or kernel != [3, 3] or not outputs or weight.stride()[1:] != (9, 3, 1):
+        return False
+    batch, _, *size = maps[0].shape
+    for x in maps:
+        images, channels, *own = x.shape
+        inputs -= channels
+        if images != batch or own != size or not x.is_contiguous():
+            return False
+    return inputs == 0 and batch * math.prod(size) * weight.numel() <= MOST_TINY
 
 
 def is_large(maps: Sequence[Tensor], weight: Tensor, channels: int, positions: int) -> bool:
@@ -159,7 +171,7 @@ def _convolve(weight: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
 
 def _empty(weight: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
     _check(maps, weight, dilation)
-    return _empty_like(maps[0], weight.shape[0])
+    return empty_like(maps[0], weight.shape[0])
 
 
 def _gradient_of_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Sequence[int]) -> list[Tensor]:
@@ -176,7 +188,7 @@ def _gradient_of_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Seq
 
 
 def _empty_maps(grad: Tensor, weight: Tensor, dilation: int, channels: Sequence[int]) -> list[Tensor]:
-    return [_empty_like(grad, count) for count in channels]
+    return [empty_like(grad, count) for count in channels]
 
 
 def _gradient_of_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
@@ -185,19 +197,25 @@ def _gradient_of_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> 
             shape = (grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
             cat = torch.cat(list(maps), 1)
             return conv2d_weight(cat, shape, grad, padding=dilation, dilation=dilation).contiguous()
-        return tiles.gradient_of_weight(grad, maps, dilation)
+        grad_weight = _empty_weight(grad, dilation, maps)
+        tiles.gradient_of_weight(grad, maps, dilation, grad_weight)
+        return grad_weight
 
 
 def _empty_weight(grad: Tensor, dilation: int, maps: Sequence[Tensor]) -> Tensor:
     return grad.new_empty(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
 
 
-def _empty_like(x: Tensor, channels: int) -> Tensor:
+def empty_like(x: Tensor, channels: int) -> Tensor:
     """Returns an empty map of x's batch and size with this number of channels, in x's layout."""
-    contiguous = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.contiguous_format if contiguous else torch.channels_last
     shape = x.shape[0], channels, *x.shape[2:]
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Returns channels_last for a map in that layout, and contiguous_format for all others."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -6,7 +6,7 @@ times as large, and never exist as a whole. Blocks depend on shapes alone.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 CHANNELS, PANEL = 512, 32  # channels of a block, columns of a panel of the right side of a product
+COLUMNS = 256  # channels of a block that is the right side of a product: more take more memory and no less time
 NUMBERS = 21 << 19  # of transformed maps in a block: 42 MiB in float32, of 512 channels for 64×64 positions or more
-LEAST, MOST = 60 << 20, 64 << 20  # bytes of scratch memory: of a block in float32 and its weight, and kept at most
+LEAST, MOST = 52 << 20, 64 << 20  # bytes of scratch memory: of a block in float32 and its weight, and kept at most
 LARGE = 32 << 20  # bytes of a weight's gradient after which scratch memory returns to the system
 APART = 16  # padding of rows and planes: those a power of two apart share a few places of the cache
 
@@ -84,15 +85,23 @@ def gradient_of_maps(grad: Tensor, weight: Tensor, dilation: int, grads: Sequenc
     _convolve(_parts([grad]), _parts(grads), _Transforms(weight, 2, backwards=True), dilation)
 
 
-def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int) -> Tensor:
-    grad_weight = grad.new_zeros(grad.shape[1], sum(x.shape[1] for x in maps), 3, 3)
+def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int, grad_weight: Tensor) -> None:
+    """Computes the gradient of the weight, which may be a part of the gradient of a wider one."""
     if not grad.numel():
-        return grad_weight
+        grad_weight.zero_()
+        return
+    # A training step has its peak of memory here, at the head's bottleneck, where no other memory may lie about.
+    large = grad_weight.nbytes >= LARGE
+    if large:
+        _free.clear()
     grid, results, sources = _grid(grad, dilation, 2), _parts([grad]), _parts(maps)
-    widest = [max(part.channels for part in parts) for parts in (results, sources)]
+    widest = _widest(results), _widest(sources)
     blocks = list(grid.blocks(sum(map(_padded, widest))))
+    if len(blocks) == 1:  # all tiles of a result stay, so that less memory costs nothing
+        sources = _parts(maps, COLUMNS)
+        widest = _widest(results), _widest(sources)
     sizes = *(_size(grid, blocks[0], channels) for channels in widest), grid.planes * _size_of_rows(*widest)
-    with _scratch(grad, *sizes) as (of_results, of_sources, of_products):
+    with _scratch(grad, *sizes, keep=not large) as (of_results, of_sources, of_products):
         for result in results:
             for source in sources:
                 products = _matrices(of_products, grid.planes, result.channels, source.channels)
@@ -102,9 +111,6 @@ def gradient_of_weight(grad: Tensor, maps: Sequence[Tensor], dilation: int) -> T
                     right = _tiles(source.map, grid, rows, of_sources)
                     multiply(left.mT, as_panels(right), products, add=rows.start > 0)
                 torch.ops.apc_kernels_cpp.conv3x3_weight_gradient(products, grad_weight[result.place, source.place])
-    if grad_weight.nbytes >= LARGE:  # a training step has its peak of memory here, at the head's bottleneck
-        _free.clear()
-    return grad_weight
 
 
 def transformed(weight: Tensor, side: int) -> Tensor:
@@ -114,11 +120,8 @@ def transformed(weight: Tensor, side: int) -> Tensor:
     return panels
 
 
-Block = Callable[[Part, Part], Tensor]  # the transformed weight between a source and a target
-
-
 class _Transforms:
-    """Transforms a weight block by block."""
+    """Transforms a weight block by block, each for a few columns of a product."""
 
     def __init__(self, weight: Tensor, side: int, backwards: bool):
         self.weight, self.side, self.backwards = weight, side, backwards
@@ -126,15 +129,18 @@ class _Transforms:
 
     def size(self, source: int, target: int) -> int:
         """Returns the number of elements in the largest block, between so many channels."""
-        return (self.side + 2) ** 2 * source * -(-target // PANEL) * PANEL
+        return (self.side + 2) ** 2 * source * -(-min(target, COLUMNS) // PANEL) * PANEL
 
-    def __call__(self, source: Part, target: Part) -> Tensor:
-        outputs, inputs = (source, target) if self.backwards else (target, source)
-        shape = (self.side + 2) ** 2, -(-target.channels // PANEL), source.channels, PANEL
-        panels = self.buffer[: math.prod(shape)].view(shape)
-        block = self.weight[outputs.place, inputs.place]
-        torch.ops.apc_kernels_cpp.conv3x3_weight(block, self.side, self.backwards, panels)
-        return panels
+    def blocks(self, source: Part, target: Part) -> Iterator[tuple[slice, Tensor]]:
+        """Yields some of the target's channels, and the weight between them and the source."""
+        for first in range(0, target.channels, COLUMNS):
+            columns = slice(first, min(first + COLUMNS, target.channels))
+            place = slice(target.place.start + columns.start, target.place.start + columns.stop)
+            outputs, inputs = (source.place, place) if self.backwards else (place, source.place)
+            shape = (self.side + 2) ** 2, -(-(columns.stop - first) // PANEL), source.channels, PANEL
+            panels = self.buffer[: math.prod(shape)].view(shape)
+            torch.ops.apc_kernels_cpp.conv3x3_weight(self.weight[outputs, inputs], self.side, self.backwards, panels)
+            yield columns, panels
 
 
 class _Prepared:
@@ -147,9 +153,9 @@ class _Prepared:
     def size(self, source: int, target: int) -> int:
         return 0
 
-    def __call__(self, source: Part, target: Part) -> Tensor:
+    def blocks(self, source: Part, target: Part) -> Iterator[tuple[slice, Tensor]]:
         panels = slice(target.place.start // PANEL, -(-target.place.stop // PANEL))
-        return self.transformed[:, panels, source.place]
+        yield slice(None), self.transformed[:, panels, source.place]
 
 
 def _convolve(
@@ -162,7 +168,7 @@ def _convolve(
     relu: bool = False,
 ) -> None:
     grid = _grid(targets[0].map, dilation, weights.side)
-    widest = [max(part.channels for part in parts) for parts in (sources, targets)]
+    widest = _widest(sources), _widest(targets)
     blocks = list(grid.blocks(sum(map(_padded, widest))))
     if not blocks:
         return
@@ -174,7 +180,8 @@ def _convolve(
                 for source in sources:
                     if len(sources) > 1 or target is targets[0]:
                         tiles = _tiles(source.map, grid, rows, of_sources)
-                    multiply(tiles, weights(source, target), products, add=source is not sources[0])
+                    for columns, panels in weights.blocks(source, target):
+                        multiply(tiles, panels, products[:, :, columns], add=source is not sources[0])
                 torch.ops.apc_kernels_cpp.conv3x3(
                     products,
                     grid.side,
@@ -228,14 +235,18 @@ def _grid(x: Tensor, dilation: int, side: int) -> Grid:
     return Grid(side, max(1, min(dilation, max(x.shape[2:]))), x.shape[0], *x.shape[2:])
 
 
-def _parts(maps: Sequence[Tensor]) -> list[Part]:
+def _parts(maps: Sequence[Tensor], most: int = CHANNELS) -> list[Part]:
     """Cuts maps into blocks of channels; no block spans two maps."""
     parts, first = [], 0
     for x in maps:
-        for block in x.split(CHANNELS, dim=1):
+        for block in x.split(most, dim=1):
             parts.append(Part(block, slice(first, first + block.shape[1])))
             first += block.shape[1]
     return parts
+
+
+def _widest(parts: Sequence[Part]) -> int:
+    return max(part.channels for part in parts)
 
 
 def _tiles(x: Tensor, grid: Grid, rows: range, buffer: Tensor, of_result: bool = False) -> Tensor:
@@ -252,8 +263,8 @@ _free: list[Tensor] = []
 
 
 @contextmanager
-def _scratch(like: Tensor, *sizes: int) -> Iterator[Sequence[Tensor]]:
-    """Lends buffers of these numbers of elements, in the dtype of a tensor."""
+def _scratch(like: Tensor, *sizes: int, keep: bool = True) -> Iterator[Sequence[Tensor]]:
+    """Lends buffers of these numbers of elements, in the dtype of a tensor; `keep`: for later calls too."""
     needed = sum(sizes) * like.itemsize
     try:
         memory = _free.pop()
@@ -261,11 +272,11 @@ def _scratch(like: Tensor, *sizes: int) -> Iterator[Sequence[Tensor]]:
         memory = None
     if memory is None or memory.nbytes < needed:
         with torch.inference_mode(False):  # later calls may be in another mode
-            memory = torch.empty(max(needed, LEAST), dtype=torch.uint8, device=like.device)
+            memory = torch.empty(max(needed, LEAST * keep), dtype=torch.uint8, device=like.device)
     try:
         yield memory[:needed].view(like.dtype).split(sizes)
     finally:
-        if memory.nbytes <= MOST and not _free:
+        if keep and memory.nbytes <= MOST and not _free:
             _free.append(memory)
 
 

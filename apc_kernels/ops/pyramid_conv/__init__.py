@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apc_kernels.dispatch import Kernels
@@ -18,6 +19,7 @@ from apc_kernels.ops.common import (
     name_of,
     runs_eagerly,
 )
+from apc_kernels.ops.conv3x3 import by_tiles, conv3x3, empty_like, layout_of, tiles
 from apc_kernels.ops.interpolation import as_size, check_extent
 from apc_kernels.ops.operator import reads_in_place
 from apc_kernels.ops.pyramid_conv import reference
@@ -31,8 +33,9 @@ def pyramid_conv(
     size: Sequence[int],
     scales: Sequence[int],
     *,
+    features: Tensor | None = None,
     align_corners: bool = False,
-    memory_format: torch.memory_format = torch.contiguous_format,
+    memory_format: torch.memory_format | None = None,
 ) -> Tensor:
     """Convolves the upsampled and concatenated grids of regions of several scales, without upsampling them.
 
@@ -44,34 +47,41 @@ def pyramid_conv(
 
         grids = [r.unflatten(2, (s, s)) for r, s in zip(regions.split([s * s for s in scales], 2), scales)]
         maps = [F.interpolate(grid, size, mode="bilinear", align_corners=align_corners) for grid in grids]
-        F.conv2d(torch.cat(maps, 1), weight, padding="same")
+        F.conv2d(torch.cat(maps, 1), weight, padding="same")  # with features: torch.cat([features, *maps], 1)
 
-    The bottleneck of PSPNet is a convolution of the features plus pyramid_conv of the pooled regions. Neither the
-    upsampled pyramid nor its concatenation with the features is stored.
+    The bottleneck of PSPNet convolves its features beside the pooled regions. Neither the upsampled pyramid nor its
+    concatenation with the features is stored.
 
     Args:
         regions: (B, C, J), J = Σ s², in the order of pyramid_pool's result; float32, bfloat16, float16 or float64.
-        weight: (O, S·C, k, k) in the dtype of regions, k odd; channel block i belongs to scale i.
+        weight: (O, S·C, k, k) in the dtype of regions, k odd; channel block i belongs to scale i. With features
+            (O, F + S·C, k, k), whose first F channels belong to them.
         size: (h, w) of the result.
         scales: S numbers, 1 to 64 of up to 32768 each, in the order of regions and weight.
+        features: (B, F, h, w), a map to which the upsampled grids are concatenated, or None.
         align_corners: interpolates as F.interpolate does with this option.
-        memory_format: the result's, torch.contiguous_format or torch.channels_last. Choose that of the map it is added
-            to.
+        memory_format: the result's, torch.contiguous_format or torch.channels_last. By default it is that of a
+            convolution of the features, and contiguous without them.
 
     Returns:
         (B, O, h, w) in the dtype of regions and weight; under autocast in autocast's dtype, as of a convolution.
 
     On a CPU, kernels compute float32 and float64 in eager use. PyTorch's matrix products serve everything else, under
-    torch.compile and torch.export too. The operation is differentiable any number of times.
+    torch.compile and torch.export too. The operation is differentiable any number of times, but once in features and
+    their weight where conv3x3 is; there, on a CPU in eager use, all of the weight has one gradient: its parts are not
+    joined.
     """
     check_flag(align_corners, "align_corners")
+    if features is not None:
+        return _beside(features, regions, weight, size, scales, align_corners, memory_format)
+    memory_format = torch.contiguous_format if memory_format is None else memory_format
     if not _in_kernels(regions, weight):
         size, scales = _check(regions, weight, size, scales, memory_format)
         return reference.pyramid_conv(regions, weight, size, tuple(scales), align_corners, memory_format)
     try:
         settings = tuple(size), tuple(as_scales(scales)), align_corners, memory_format
         if torch.is_grad_enabled() and (regions.requires_grad or weight.requires_grad):
-            return _Convolution.apply(regions, weight, *settings)  # pyright: ignore[reportAttributeAccessIssue]
+            return _Convolution.apply(regions, weight, None, *settings)  # pyright: ignore[reportAttributeAccessIssue]
         return _convolve(regions, weight, settings, _matrices(regions, weight, settings))
     except (RuntimeError, TypeError, ValueError, IndexError):  # the library has checked the arguments
         _check(regions, weight, size, scales, memory_format)
@@ -79,6 +89,54 @@ def pyramid_conv(
 
 
 KERNELS = Kernels(reference)
+
+
+def _beside(
+    features: Tensor,
+    regions: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    scales: Sequence[int],
+    align_corners: bool,
+    memory_format: torch.memory_format | None,
+) -> Tensor:
+    """Computes pyramid_conv with features: in one node of autograd if the library's kernels serve both parts."""
+    _check_features(features, regions, weight, size, scales)
+    own, others = _parts(weight, features)
+    eager = type(features) in PLAIN and weight.shape[2] == 3 and _in_kernels(regions, others)
+    if eager and by_tiles([features], own):
+        layout = layout_of(features) if memory_format is None else memory_format
+        size, scales = _check(regions, others, size, scales, layout)
+        settings = size, tuple(scales), align_corners, layout
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (features, regions, weight)):
+            return _Convolution.apply(regions, weight, features, *settings)  # pyright: ignore[reportAttributeAccessIssue]
+        return _convolve_both(regions, weight, features, settings, _matrices(regions, weight, settings))
+    return _composed(regions, weight, features, size, scales, align_corners, memory_format)
+
+
+def _composed(
+    regions: Tensor,
+    weight: Tensor,
+    features: Tensor,
+    size: Sequence[int],
+    scales: Sequence[int],
+    align_corners: bool,
+    memory_format: torch.memory_format | None,
+) -> Tensor:
+    """Computes pyramid_conv with features as the sum of two convolutions."""
+    own, others = _parts(weight, features)
+    product = conv3x3(features, own) if weight.shape[2] == 3 else F.conv2d(features, own, padding=weight.shape[2] // 2)
+    if memory_format is not None:
+        product = product.contiguous(memory_format=memory_format)
+    options = {"align_corners": align_corners, "memory_format": layout_of(product)}
+    product += pyramid_conv(regions, others, size, scales, **options)
+    return product
+
+
+def _parts(weight: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits a weight into that of the features and that of the pyramid."""
+    count = features.shape[1]
+    return weight.split([count, weight.shape[1] - count], 1)  # pyright: ignore[reportReturnType]
 
 
 def _in_kernels(regions: Tensor, weight: Tensor) -> bool:
@@ -108,30 +166,63 @@ def _convolve(regions: Tensor, weight: Tensor, settings: tuple[Any, ...], matric
     return result
 
 
+def _convolve_both(
+    regions: Tensor, weight: Tensor, features: Tensor, settings: tuple[Any, ...], matrices: tuple[Tensor, Tensor]
+) -> Tensor:
+    own, others = _parts(weight, features)
+    pyramid = _convolve(regions, others, settings, matrices)
+    result = torch.empty_like(pyramid)
+    tiles.convolve([features], own, 1, result)
+    return result.add_(pyramid)
+
+
 class _Convolution(EagerFunction):
     """Computes pyramid_conv in the library's kernels, and gradients of its gradients in PyTorch."""
 
     @staticmethod
-    def forward(ctx: Any, regions: Tensor, weight: Tensor, *settings: Any) -> Tensor:
-        ctx.save_for_backward(regions, weight)
+    def forward(ctx: Any, regions: Tensor, weight: Tensor, features: Tensor | None, *settings: Any) -> Tensor:
+        ctx.save_for_backward(regions, weight, features)
         ctx.settings, ctx.matrices = settings, _matrices(regions, weight, settings)
-        return _convolve(regions, weight, settings, ctx.matrices)
+        if features is None:
+            return _convolve(regions, weight, settings, ctx.matrices)
+        return _convolve_both(regions, weight, features, settings, ctx.matrices)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[:2]
+        regions, weight, features = ctx.saved_tensors
+        of_regions, of_weight, of_features, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            result = reference.pyramid_conv(*tensors, *ctx.settings)
-            inputs = [tensor for tensor, needed in zip(tensors, wanted, strict=True) if needed]
-            grads = iter(torch.autograd.grad(result, inputs, grad, create_graph=True))
-            return *(next(grads) if needed else None for needed in wanted), *(None for _ in ctx.settings)
-        regions, weight = tensors
-        _, scales, *_ = ctx.settings
-        grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(tensors, wanted, strict=True)]
+            grads = _differentiable_gradients(ctx, grad)
+            return *grads, *(None for _ in ctx.settings)
         grad = grad if reads_in_place(grad) else grad.contiguous()
-        given = grad, regions.contiguous(), _readable(weight)
-        torch.ops.apc_kernels_cpp.pyramid_conv_backward(*given, scales, *ctx.matrices, *grads)
-        return *grads, *(None for _ in ctx.settings)
+        grad_regions = torch.empty_like(regions, memory_format=torch.contiguous_format) if of_regions else None
+        grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if of_weight else None
+        grad_features, others, grad_others = None, weight, grad_weight
+        if features is not None:
+            own, others = _parts(weight, features)
+            if of_features:
+                grad_features = empty_like(grad, features.shape[1])
+                tiles.gradient_of_maps(grad, own, 1, [grad_features])
+            if grad_weight is not None:
+                grad_own, grad_others = _parts(grad_weight, features)
+                tiles.gradient_of_weight(grad, [features], 1, grad_own)
+        _, scales, *_ = ctx.settings
+        given = grad, regions.contiguous(), _readable(others)
+        torch.ops.apc_kernels_cpp.pyramid_conv_backward(*given, scales, *ctx.matrices, grad_regions, grad_others)
+        return grad_regions, grad_weight, grad_features, *(None for _ in ctx.settings)
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """Computes the gradients by PyTorch's operators, so that they have gradients themselves."""
+    regions, weight, features = tensors = ctx.saved_tensors
+    if features is None:
+        result = reference.pyramid_conv(regions, weight, *ctx.settings)
+    else:
+        result = _composed(regions, weight, features, *ctx.settings)
+    wanted = ctx.needs_input_grad[:3]
+    inputs = [tensor for tensor, needed in zip(tensors, wanted, strict=True) if needed]
+    grads = iter(torch.autograd.grad(result, inputs, grad, create_graph=True))
+    return [next(grads) if needed else None for needed in wanted]
 
 
 def _readable(weight: Tensor) -> Tensor:
@@ -141,13 +232,35 @@ def _readable(weight: Tensor) -> Tensor:
     return weight if in_order and (column == 1 or channel == 1) else weight.contiguous()
 
 
+def _check_features(
+    features: Tensor, regions: Tensor, weight: Tensor, size: Sequence[int], scales: Sequence[int]
+) -> None:
+    named = (features, "features", "(B, F, h, w)"), (regions, "regions", "(B, C, J)"), (weight, "weight", WITH_FEATURES)
+    for tensor, name, shape in named:
+        _check_dimensions(tensor, name, shape)
+    own, channels, count = features.shape[1], regions.shape[1], len(as_scales(scales))
+    if weight.shape[1] != own + count * channels:
+        expected = f"{own} channels of features and {count} scales of {channels}, {own + count * channels}"
+        raise ValueError(f"weight: expected {WITH_FEATURES} for {expected}; got {tuple(weight.shape)}")
+    if features.shape[0] != regions.shape[0] or tuple(features.shape[2:]) != as_size(size):
+        expected = f"({regions.shape[0]}, F, {', '.join(map(str, size))}) for these regions and size"
+        raise ValueError(f"features: expected {expected}, got {tuple(features.shape)}")
+
+
+WITH_FEATURES = "(O, F + S*C, k, k)"
+
+
+def _check_dimensions(tensor: Tensor, name: str, shape: str) -> None:
+    check_tensor(tensor, name)
+    if tensor.dim() != shape.count(",") + 1:
+        raise ValueError(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
+
+
 def _check(
     regions: Tensor, weight: Tensor, size: Sequence[int], scales: Sequence[int], memory_format: torch.memory_format
 ) -> tuple[tuple[int, int], list[int]]:
     for tensor, name, shape in ((regions, "regions", "(B, C, J)"), (weight, "weight", "(O, S*C, k, k)")):
-        check_tensor(tensor, name)
-        if tensor.dim() != shape.count(",") + 1:
-            raise ValueError(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
+        _check_dimensions(tensor, name, shape)
         check_dtype(tensor, name)
     scales = check_scales(scales, MAX_SCALES, MAX_SCALE)
     channels, rows = regions.shape[1], sum(s * s for s in scales)

@@ -85,7 +85,7 @@ def _check_size(size: Sequence[int], name: str) -> None:
 def _gradient(grad: Tensor, scales: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Computes the gradient of x, a map of the given size and strides, from the gradient of the result."""
     grad_x = _empty_gradient(grad, scales, size, stride)
-    if not is_dense(size, stride):
+    if not (grad_x.is_contiguous() or is_dense(size, stride)):
         raise ValueError(f"stride: expected the strides of a dense map of {tuple(size)}, got {tuple(stride)}")
     on = grad, _limits(size, scales)
     fill(KERNELS, "pyramid_pool_backward", on, (grad, scales), grad_x, for_reference=(size,))
@@ -107,7 +107,7 @@ def _empty_gradient(grad: Tensor, scales: Sequence[int], size: Sequence[int], st
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, ctx.scales = inputs
     ctx.size = x.shape
-    ctx.stride = torch.empty_like(x, device="meta").stride()
+    ctx.stride = x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
 
 
 _pool = Operator(

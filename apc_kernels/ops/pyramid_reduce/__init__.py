@@ -86,15 +86,15 @@ def _in_kernels(regions: Tensor, weights: Sequence[Tensor], norms: Sequence[Batc
     """Tells whether the library's kernels compute a call."""
     if not (isinstance(weights, list | tuple) and isinstance(norms, list | tuple) and weights and runs_eagerly()):
         return False
+    if set(map(type, norms)) != {BatchNorm}:
+        return False
     tensors = [regions, *weights]
     for norm in norms:
-        if not isinstance(norm, BatchNorm):
-            return False
         tensors += norm[:4]
     return (
         PLAIN.issuperset(map(type, tensors))
         and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
-        and all(tensor.is_contiguous() for tensor in tensors[1:])
+        and all(map(Tensor.is_contiguous, tensors[1:]))
         and regions.dim() == 3
         and not regions.is_meta
         and weights[0].dim() == 4

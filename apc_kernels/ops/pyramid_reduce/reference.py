@@ -17,5 +17,5 @@ def pyramid_reduce(
     for part, weight, norm in zip(parts, weights, norms, strict=True):
         product = F.conv2d(part, weight)
         given = norm.running_mean, norm.running_var, norm.weight, norm.bias, training, norm.momentum, norm.eps
-        reduced.append(F.relu(F.batch_norm(product, *given), inplace=True))
-    return torch.cat(reduced, 2).squeeze(3)
+        reduced.append(F.batch_norm(product, *given))
+    return F.relu(torch.cat(reduced, 2), inplace=True).squeeze(3)  # one ReLU for all scales

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from apc_kernels import labels
-from apc_kernels.ops.common import check_flag, check_small, check_tensor, name_of, widened, working_dtype
+from apc_kernels.ops.autograd import EagerFunction
+from apc_kernels.ops.common import (
+    are_plain,
+    check_flag,
+    check_small,
+    check_tensor,
+    name_of,
+    runs_eagerly,
+    widened,
+    working_dtype,
+)
 from apc_kernels.ops.operator import Operator, define, fill
 from apc_kernels.ops.upsample import reference
 from apc_kernels.ops.upsample.checks import KERNELS, as_ignored, check_logits, check_target, limits
@@ -72,8 +82,8 @@ def upsample_cross_entropy(
     logits spread as in F.interpolate: 0 · ∞ is NaN, at borders too.
 
     The operation is differentiable once, with respect to logits and in reverse mode, and deterministic to the bit.
-    Autocast leaves the dtype of logits alone. On a CPU, logits are taken relative to the largest of their source pixel,
-    so that a large common offset costs no accuracy.
+    Autocast leaves the dtype of logits alone. The kernels take logits relative to the largest of their source pixel, so
+    that a large common offset costs no accuracy.
     """
     check_tensor(logits, "logits")
     check_tensor(target, "target")
@@ -89,10 +99,12 @@ def upsample_cross_entropy(
     if denominator is not None:
         denominator = _check_denominator(denominator, reduction, logits)
     tensor, number = (denominator, None) if isinstance(denominator, Tensor) else (None, denominator)
-    compute = _compute if torch.compiler.is_exporting() else _losses
-    _, loss, sums = compute(
-        logits, target, weight, ignore_index, label_smoothing, focal, align_corners, reduction, tensor, number
-    )
+    others = target, weight, ignore_index, label_smoothing, focal, align_corners, reduction, tensor, number
+    if torch.is_grad_enabled() and logits.requires_grad and runs_eagerly() and are_plain((logits, *others)):
+        loss, sums = _Loss.apply(logits, others, return_correct)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        compute = _compute if torch.compiler.is_exporting() else _losses
+        _, loss, sums = compute(logits, *others)
     return (loss, sums[2].to(torch.int64)) if return_correct else loss
 
 
@@ -172,27 +184,43 @@ def _compute(
     else:
         results = _empty_results(logits, target, per_pixel)
         fill(KERNELS, "upsample_cross_entropy", (logits, limits(logits, target.shape[1:])), arguments, results)
-        if labels.are_checked(target) and results[2][3].item():
+        if labels.are_checked(target) and results[2].tolist()[3]:
             labels.refuse(target, logits.shape[1], ignore_index)
     normalizer, _, sums = results
     if per_pixel:
         return results
-    return normalizer, (sums[0] / _divisor(target, sums, reduction, denominator, number)).to(normalizer.dtype), sums
+    return normalizer, _mean(None, (), target, normalizer, sums, reduction, denominator, number), sums
 
 
-def _divisor(
-    target: Tensor, sums: Tensor, reduction: str, denominator: Tensor | None, number: float | None
-) -> Tensor | float:
-    if denominator is not None:
-        return denominator
-    if number is not None:
-        return number
-    return {"mean": sums[1], "mean_all": target.numel(), "sum": 1}[reduction]
+def _mean(
+    grad: Tensor | None,
+    shape: tuple[int, ...],
+    target: Tensor,
+    normalizer: Tensor,
+    sums: Tensor,
+    reduction: str,
+    denominator: Tensor | None,
+    number: float | None,
+) -> Tensor:
+    """Divides the sum of losses, or a gradient, as the reduction says; returns one number of this shape."""
+    divisor = number if denominator is None else denominator
+    if not sums.is_cpu or not runs_eagerly():
+        if divisor is None:
+            divisor = {"mean": sums[1], "mean_all": target.numel(), "sum": 1}[reduction]
+        dividend = sums[0] if grad is None else grad.to(torch.float64)
+        return (dividend / divisor).to(normalizer.dtype).reshape(shape)
+    # On a CPU the numbers are at hand, and Python divides them in less time than PyTorch takes to begin.
+    total, weights, *_ = sums.tolist()
+    if divisor is None:
+        divisor = {"mean": weights, "mean_all": target.numel(), "sum": 1}[reduction]
+    dividend, divisor = (total if grad is None else grad.item()), float(divisor)
+    quotient = dividend / divisor if divisor else dividend * math.inf
+    return torch.tensor([quotient] if shape else quotient, dtype=normalizer.dtype)
 
 
 def _empty_results(logits: Tensor, target: Tensor, per_pixel: bool) -> tuple[Tensor, Tensor, Tensor]:
     normalizer = logits.new_empty(target.shape, dtype=working_dtype(logits))
-    losses = logits.new_empty(target.shape if per_pixel else (0,), dtype=working_dtype(logits))
+    losses = normalizer.new_empty(target.shape if per_pixel else (0,))
     return normalizer, losses, logits.new_empty(4, dtype=torch.float64)
 
 
@@ -252,9 +280,22 @@ def _through(ctx: Any, grad_normalizer: None, grad: Tensor | None, grad_sums: No
     if grad is None:
         return (None,) * 10
     if ctx.reduction != "none":
-        divisor = _divisor(target, sums, ctx.reduction, denominator, ctx.number)
-        grad = (grad.to(torch.float64) / divisor).to(normalizer.dtype).reshape(1)
-    return _backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 9
+        grad = _mean(grad, (1,), target, normalizer, sums, ctx.reduction, denominator, ctx.number)
+    return _backward.in_backward(grad, logits, target, weight, *ctx.settings, normalizer), *[None] * 9
+
+
+class _Loss(EagerFunction):
+    """Is the node of a loss in autograd's graph, with fewer inputs and results than the operator's, for less time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, others: tuple[Any, ...], with_sums: bool) -> tuple[Tensor, Tensor | None]:
+        _, loss, sums = results = _compute(logits, *others)
+        _remember(ctx, (logits, *others), results)
+        return loss, sums if with_sums else None
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        return _through(ctx, None, grad, None)[0], None, None
 
 
 # Not an Operator: the reduction is part of it, so that autograd sees one node instead of five.

@@ -13,12 +13,15 @@ from torch import nn
 from apc_kernels.interop.mmseg import accelerate
 
 needs_mmseg = pytest.mark.skipif(not peer.AVAILABLE, reason="needs mmsegmentation")
-pytestmark = pytest.mark.filterwarnings(
-    *(
-        f"ignore:.*{what}"
-        for what in ("avg_non_ignore", "align_corners", "binary segmentation", "deprecated", "mmcv.ops")
-    )
-)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        *(
+            f"ignore:.*{what}"
+            for what in ("avg_non_ignore", "align_corners", "binary segmentation", "deprecated", "mmcv.ops")
+        )
+    ),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 MODES = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 SYNC = {"norm_cfg": {"type": "SyncBN"}}
@@ -38,12 +41,6 @@ VARIANTS = {
     "a loss in a list, by another name": ("fcn", {"loss_decode": [peer.LOSS | {"loss_name": "loss_seg"}]}),
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Uses one thread, which is faster for maps this small."""
-    threads(1)
 
 
 def results(head, maps, target, training):

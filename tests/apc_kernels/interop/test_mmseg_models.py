@@ -13,18 +13,15 @@ from apc_kernels.interop.mmseg import accelerate
 
 needs_mmseg = pytest.mark.skipif(not peer.AVAILABLE, reason="needs mmsegmentation")
 
-pytestmark = pytest.mark.filterwarnings(
-    *(
-        f"ignore:.*{what}"
-        for what in ("avg_non_ignore", "align_corners", "binary segmentation", "deprecated", "mmcv.ops")
-    )
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Uses one thread, which is faster for maps this small."""
-    threads(1)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        *(
+            f"ignore:.*{what}"
+            for what in ("avg_non_ignore", "align_corners", "binary segmentation", "deprecated", "mmcv.ops")
+        )
+    ),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 # Whole models.

@@ -13,17 +13,14 @@ import apc_kernels
 from apc_kernels.interop import smp as door
 from apc_kernels.interop.upsampled import UpsampledLogits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ["FPN", "PSPNet", "DeepLabV3Plus", "UPerNet", "Segformer", "DPT"]
 
 
 @pytest.fixture(scope="module")
 def smp():
     return real_packages.imported("segmentation_models_pytorch")
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def pair(smp, name, classes=5, **options):

@@ -12,6 +12,8 @@ from torch import nn
 import apc_kernels
 from apc_kernels.interop.upsampled import UpsampledLogits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ["deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large"]
 models = pytest.mark.parametrize("name", NAMES)
 
@@ -19,11 +21,6 @@ models = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture(scope="module")
 def segmentation():
     return real_packages.imported("torchvision").models.segmentation
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def pair(segmentation, name):

@@ -15,6 +15,8 @@ from torch import nn
 import apc_kernels
 from apc_kernels.interop.upsampled import UpsampledLogits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 models = pytest.mark.parametrize("name", tiny.NAMES)
 FULL_SIZE = ("DPT", "UperNet")  # their logits have the size of the images
 PYRAMIDS = ("Beit", "Data2VecVision", "UperNet")
@@ -23,12 +25,6 @@ PYRAMIDS = ("Beit", "Data2VecVision", "UperNet")
 @pytest.fixture(scope="module")
 def transformers():
     return real_packages.imported("transformers")
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Uses one thread, which is faster for models this small."""
-    threads(1)
 
 
 def images(batch=2, size=(64, 64), dtype=torch.float32):

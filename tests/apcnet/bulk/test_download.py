@@ -7,27 +7,20 @@ import faulty_server
 import pytest
 import torch
 from faulty_server import serving
-from stand_in import Network, draw_image, picture
+from stand_in import Network, save_photos
 
 from apcnet.bulk import download, predict_files
 from apcnet.data.files import read_mask
 from apcnet.inference.prediction import predict
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT = 5
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "served"
-    folder.mkdir()
-    for number in range(COUNT):
-        picture(draw_image(20, 24 + number)).save(folder / f"{number}.png")
-    return folder
+    return save_photos(tmp_path / "served", COUNT)
 
 
 def test_urls_are_predicted_and_skipped_like_files(tmp_path, photos):

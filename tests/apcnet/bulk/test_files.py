@@ -15,10 +15,7 @@ from apcnet.data.files import read_mask
 from apcnet.inference import Protocol
 from apcnet.inference.prediction import predict
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # such small products are no work for more
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

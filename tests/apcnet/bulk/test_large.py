@@ -1,22 +1,20 @@
 """Tests rasters, videos and cameras among the sources of a job: their names, their files, and what is refused."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from stand_in import Network, draw_image, picture
 
+from apcnet.bulk import Report, predict_files
 from apcnet.bulk import jobs as jobs_module
-from apcnet.bulk import predict_files
 from apcnet.bulk.jobs import Wanted, list_jobs
 from apcnet.bulk.sources import find_items
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL = Wanted("jpg", confidence=False, probabilities=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def jobs(*sources, wanted=ALL):
@@ -53,6 +51,12 @@ def test_what_videos_do_not_have(wanted, message):
         jobs("camera:0", wanted=wanted)
 
 
+def test_kinds_are_counted_apart():
+    report = Report(8, [], 0, Counter(raster=1, image=3, live=1, video=3))
+    assert report.counts() == "3 images, 3 videos, 1 raster, 1 recording"
+    assert Report(0, ["a.mp4: none"], 0, Counter(video=0)).counts() == "0 images"
+
+
 def test_a_recording_is_not_replaced(tmp_path):
     (tmp_path / "camera0_overlay.mp4").touch()
     with pytest.raises(
@@ -76,6 +80,7 @@ def test_rasters_go_on_like_images(tmp_path):
     (folder / "cut.tif").write_bytes((folder / "city.tif").read_bytes()[:6000])
     report = predict_files(Network(), folder, out, confidence=True)
     assert report.done == 2 and len(report.failures) == 1 and "cut.tif" in report.failures[0]
+    assert report.counts() == "1 image, 1 raster"
     expected = ("city.tif", "city_confidence.tif", "photo.png", "photo_confidence.png", "photo_overlay.jpg")
     assert sorted(path.name for path in out.iterdir()) == sorted([*expected, "manifest.jsonl"])
     predict_raster(Network(), folder / "city.tif", tmp_path / "alone.tif")
@@ -107,6 +112,7 @@ def test_videos_go_on_like_images(tmp_path):
     sources = [folder / name for name in ("none.mov", "photo.png", "street.mp4")]
     report = predict_files(Network(), sources, out, progress=lambda *call: calls.append(call))
     assert report.done == 2 and len(report.failures) == 1 and "none.mov" in report.failures[0]
+    assert report.counts() == "1 image, 1 video"
     assert sorted(path.name for path in out.iterdir()) == [
         *("manifest.jsonl", "photo.png", "photo_overlay.jpg", "street_overlay.mp4")
     ]

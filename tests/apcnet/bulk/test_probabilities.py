@@ -11,10 +11,7 @@ from apcnet.data.augment import view_sizes
 from apcnet.data.files import read_mask
 from apcnet.inference import Protocol, protocol
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import pytest
 import torch
 from full_disk import limited
 from PIL import Image
-from stand_in import Network, draw_image, picture
+from stand_in import Network, draw_image, picture, save_photos
 
 from apcnet.bulk import manifest, predict_files
 from apcnet.data.files import read_mask
 from apcnet.inference import Protocol
 from apcnet.inference.prediction import predict
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COUNT = 5
 
@@ -22,18 +24,9 @@ class Killed(BaseException):
     """Imitates the end of a process: nothing after it may be needed for a job to go on."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
-
-
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(COUNT):
-        picture(draw_image(20, 24 + number)).save(folder / f"{number}.png")
-    return folder
+    return save_photos(tmp_path / "photos", COUNT)
 
 
 @pytest.fixture

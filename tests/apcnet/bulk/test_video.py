@@ -19,13 +19,10 @@ from apcnet.bulk.video import predict_video
 av = pytest.importorskip("av")
 videofile = pytest.importorskip("apcnet.bulk.videofile")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCENE = np.asarray(picture(draw_image(27, 40)).resize((120, 80), Image.Resampling.BILINEAR))
 QUARTER_CLOCKWISE = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 @pytest.fixture

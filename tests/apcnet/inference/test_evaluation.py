@@ -15,12 +15,9 @@ from apcnet.data import augment
 from apcnet.data.sample import Sample, SampleError
 from apcnet.inference.evaluation import Inputs, evaluate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROUNDED = 4  # pixels, of 10,000, that rounding may give to another class
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
 
 
 def naive(model, dataset, test):

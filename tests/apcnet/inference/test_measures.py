@@ -16,10 +16,7 @@ from apcnet.data import augment
 from apcnet.inference.evaluation import evaluate
 from apcnet.inference.measures import BoundaryIoU, Calibration, MeanLoss, PerImage, boundary
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def labels(seed, size=(31, 40), classes=4, ignored=0.0):

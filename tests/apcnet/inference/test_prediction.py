@@ -14,10 +14,7 @@ from apcnet.data.files import read_image, read_mask
 from apcnet.inference import Protocol, prediction
 from apcnet.inference.prediction import predict
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # such small products are no work for more
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

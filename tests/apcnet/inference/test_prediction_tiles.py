@@ -9,10 +9,7 @@ from apcnet import inference
 from apcnet.inference import Protocol, tiles
 from apcnet.inference.prediction import predict
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # such small products are no work for more
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -12,10 +12,7 @@ from apcnet import inference
 from apcnet.inference import Protocol
 from apcnet.inference.logits import slide_bands
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # products this small do not need more
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Network(torch.nn.Module):

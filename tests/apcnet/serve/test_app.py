@@ -112,6 +112,8 @@ def test_bodies_may_be_forms_and_untyped(port):
         ("opacity=nan", "opacity: expected a number from 0 to 1, got nan"),
         ("legend=yes", "legend: expected true or false, got yes"),
         ("format=gif", "format: expected one of jpeg, png, got gif"),
+        ("opacity=1&opacity=2", "opacity: expected one value, got 2 too"),
+        ("model=first&size=32&model=first", "model: expected one value, got first too"),
         ("colour=red", "query: expected parameters of model, size, opacity, legend, format, got colour"),
     ],
 )

@@ -15,7 +15,7 @@ from serving import SIZES, ask, encoded, photo, post, running
 
 import apcnet
 import apcnet.export
-from apcnet import serving_commands
+from apcnet.commands import serving
 from apcnet.config import Protocol
 from apcnet.data.augment import view
 from apcnet.serve import Limits, Served, create_app, explore, explore_page
@@ -155,10 +155,10 @@ def test_about_a_model():
 
 
 def test_one_or_two_models():
-    with pytest.raises(ValueError, match="models: expected one or two, got 3"):
-        serving_commands.explore((Path("a"), Path("b"), Path("c")))
+    with pytest.raises(ValueError, match=r"models: expected at most two, got 3; .*: apcnet explore a b$"):
+        serving.explore((Path("a"), Path("b"), Path("c")))
     with pytest.raises(ValueError, match="models: expected one or more of different names, got x-a, x-a"):
-        serving_commands.explore((Path("x/a.safetensors"), Path("x/a.safetensors")))
+        serving.explore((Path("x/a.safetensors"), Path("x/a.safetensors")))
 
 
 # Over HTTP

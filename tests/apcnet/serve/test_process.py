@@ -16,8 +16,8 @@ import small_runs
 from serving import SIZES, answer_of, encoded, labels_of, metrics, photo, post, resident, small_model, started
 
 import apcnet
+from apcnet.commands.serving import _names
 from apcnet.serve import listen
-from apcnet.serving_commands import _names
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@
 // extension, this reaches the rate of the processor's multipliers. Sums have an order that depends on the shape alone.
 #pragma once
 
-#include "../common/vectors_cpu.h"
+#include "vectors_cpu.h"
 
 constexpr int64_t PANEL = 32;  // columns
 
@@ -102,6 +102,31 @@ void narrow_block(int64_t rows, int64_t columns, const T* left, int64_t stride, 
       if (e.other != nullptr) value += e.other[m * e.other_row + n];
       out[m * out_row + n] = e.relu && value < T(0) ? T(0) : value;
     }
+}
+
+// out (rows x columns) = or += left (rows x depth) * right in panels, `panel` apart, whose rows are `step` apart. Row
+// m, number k of left is left[m * stride + k], or left[k * stride + m]. Long sums are taken in pieces, and each by
+// itself before it is added: rounding errors grow with the number of additions one after the other.
+template <typename T, bool ROWS_ADJACENT, int64_t PIECE = 64>
+void multiply(int64_t rows, int64_t columns, int64_t depth, const T* left, int64_t stride, const T* right,
+              int64_t panel, int64_t step, T* out, int64_t out_row, bool add = false) {
+  constexpr int64_t N = BLOCK_VECTORS * Pack<T>::width;
+  for (int64_t k = 0; k < depth; k += PIECE) {
+    const int64_t piece = depth - k < PIECE ? depth - k : PIECE;
+    const Epilogue<T> e{add || k > 0, nullptr, nullptr, 0, false};
+    for (int64_t n = 0; n < columns; n += N) {
+      const T* const from = right + n / PANEL * panel + k * step + n % PANEL;
+      for (int64_t m = 0; m < rows; m += BLOCK_ROWS) {
+        const int64_t count = rows - m < BLOCK_ROWS ? rows - m : BLOCK_ROWS;
+        const T* const numbers = left + (ROWS_ADJACENT ? k * stride + m : m * stride + k);
+        if (columns - n >= N)
+          block_of<T, ROWS_ADJACENT>(count, numbers, stride, from, step, piece, out + m * out_row + n, out_row, e);
+        else
+          narrow_block<T, ROWS_ADJACENT>(count, columns - n, numbers, stride, from, step, piece, out + m * out_row + n,
+                                         out_row, e);
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Defines the commands about datasets: functions, whose parameters are flags and whose docstrings are their help."""
+"""Checks, imports, prepares and packs datasets: the commands check, import-data, prepare and pack."""
 
 import dataclasses
 import shlex

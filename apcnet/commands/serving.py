@@ -1,5 +1,6 @@
-"""Defines the commands that serve models over HTTP: functions, whose parameters are flags."""
+"""Serves models over HTTP: the commands serve and explore."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,8 @@ def explore(
 
     names = _names(models)
     if len(names) > 2:
-        raise ValueError(f"models: expected one or two, got {len(names)}")
+        command = shlex.join(["apcnet", "explore", *map(str, models[:2])])
+        raise ValueError(f"models: expected at most two, got {len(names)}; to compare the first two: {command}")
     listener = serve.listen(host, port)
     with process_group(device) as place:
         served = {
@@ -89,6 +91,8 @@ def _names(models: tuple[Path, ...]) -> dict[str, Path]:
         name if short.count(name) == 1 else f"{path.resolve().parent.name}-{name}"
         for name, path in zip(short, models, strict=True)
     ]
-    if not models or len(set(names)) < len(names):
-        raise ValueError(f"models: expected one or more of different names, got {', '.join(names) or 'none'}")
+    if not models:
+        raise ValueError("models: expected one or more, got none; name a run's folder, a model file or hf:USER/MODEL")
+    if len(set(names)) < len(names):
+        raise ValueError(f"models: expected one or more of different names, got {', '.join(names)}")
     return dict(zip(names, models, strict=True))

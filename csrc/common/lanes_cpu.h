@@ -1,7 +1,7 @@
 // What vectors (vectors_cpu.h) need besides arithmetic: integers of the same shape, exponentials, permutations.
 #pragma once
 
-#include "../common/vectors_cpu.h"
+#include "vectors_cpu.h"
 
 namespace {
 
