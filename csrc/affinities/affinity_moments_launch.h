@@ -17,7 +17,9 @@ void launch_moments(AffinityMomentsCuda p, const Launch& launch) {
     launch(in_vectors<T>(p, {p.x}) ? sum_moments<VECTOR> : sum_moments<1>, blocks(p), 1, THREADS,
            SUM_MOMENTS_SHARED_BYTES, p);
   }
+  const double whole = p.chunk_tiles * TILE, last = p.positions - (p.chunks - 1) * whole;
+  const MergeMomentsCuda merge{{p}, whole, last, 1 / whole, 1 / last, 1.0 / p.positions};
   int stretches = 0;
   for (int k = 0; k < p.num_scales; ++k) stretches += stretches_of_pairs(p.sizes[k]);
-  launch(merge_moments, p.batch, stretches, MERGE_THREADS, MERGE_MOMENTS_SHARED_BYTES, p);
+  launch(merge_moments, p.batch, stretches, MERGE_THREADS, MERGE_MOMENTS_SHARED_BYTES, merge);
 }
