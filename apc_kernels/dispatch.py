@@ -124,7 +124,8 @@ class Kernels:
                 raise RuntimeError(f"{operation}: the backend {forced!r} was asked for, but {reason}")
             return forced
         name, passed_over = self.explain(operation, device, dtype, limits)
-        if name == "reference" and not limits and any(dtype in self.computes_in(other) for other in passed_over):
+        missing = [other for other in passed_over if other not in limits and dtype in self.computes_in(other)]
+        if name == "reference" and missing:
             _warn_once("; ".join(passed_over.values()))
         return name
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 import tyro
 
 from apcnet import threads
+from apcnet.choices import check_choice
 from apcnet.commands.data import check, import_data, pack, prepare
 from apcnet.commands.exchange import convert, export, push
 from apcnet.commands.models import compare, evaluate, info, predict, presets, train
@@ -24,6 +25,7 @@ from apcnet.config import Config, Model
 from apcnet.console import print_error
 from apcnet.files import printable
 from apcnet.flags import refuse_minutes, ways_on
+from apcnet.hub import locate
 from apcnet.presets import preset, with_weights
 
 COMMANDS = (
@@ -83,6 +85,8 @@ def _run(arguments: list[str]) -> None:
         except ValueError as error:
             raise ValueError(f"{error}{_ways_on(error, typed, defaults)}") from None
     else:
+        if arguments and not arguments[0].startswith("-"):
+            check_choice(arguments[0], "command", commands)
         tyro.extras.subcommand_cli_from_dict(commands, prog="apcnet", description=__doc__, args=arguments)
 
 
@@ -148,6 +152,8 @@ def _read_run_config(path: Path) -> Config:
     from apcnet.training.folder import read_config
 
     folder = path if path.is_dir() else path.parent
+    if not path.exists() and path.name == str(path) and not path.suffix:
+        locate(path.name, "weights: expected a run folder, a model file, hf:USER/MODEL or published weights")
     if not (folder / "config.json").exists():
         raise ValueError(
             f"{path}: expected a run folder or a model in one, found no config.json; for other models, name the preset "

@@ -11,7 +11,6 @@ a step whose loss is the mean of the logits before upsampling. Both sides have t
 
 import argparse
 import copy
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -138,9 +137,7 @@ def table(measured: dict[str, Any]) -> Iterator[str]:
 def write_table() -> None:
     files = sorted(FOLDER.glob("*.json"))
     text = "\n\n".join("\n".join(table(rows.read(file))) for file in files)
-    page = PAGE.read_text()
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(f"{page[:start]}\n{text}\n{page[end:]}")
+    PAGE.write_text(rows.between(PAGE, BEGIN, END, f"{text}\n"))
 
 
 def main(arguments: list[str]) -> None:
@@ -154,7 +151,7 @@ def main(arguments: list[str]) -> None:
         packages = ["transformers", "torchvision", "segmentation_models_pytorch"]
         versions = [f"{name} {real_packages.imported(name).__version__}" for name in packages]
         measured: dict[str, Any] = {"machine": rows.machine(), "packages": versions, "rows": []}
-        file = FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', measured['machine']['name'].lower()).strip('-')}.json"
+        file = rows.file_of(measured["machine"], FOLDER)
         FOLDER.mkdir(exist_ok=True)
         if file.exists():
             measured["rows"] = [row for row in rows.read(file)["rows"] if row["model"] not in names]

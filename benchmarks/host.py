@@ -11,7 +11,6 @@ ratios is what counts, ours over theirs. Below 1 ours is faster. First calls are
 import argparse
 import functools
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -253,9 +252,7 @@ def table(found: dict) -> str:
 
 def write_table() -> None:
     text = "\n\n".join(table(rows.read(file)) for file in sorted(FOLDER.glob("*.json")))
-    page = PAGE.read_text()
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(f"{page[:start]}\n{text}\n{page[end:]}")
+    PAGE.write_text(rows.between(PAGE, BEGIN, END, f"{text}\n"))
 
 
 def main(arguments: list[str]) -> None:
@@ -264,9 +261,8 @@ def main(arguments: list[str]) -> None:
     if not parser.parse_args(arguments).table:
         torch.set_num_threads(1)
         found = measured()
-        name = re.sub(r"[^a-z0-9]+", "-", found["machine"]["name"].lower()).strip("-")
         FOLDER.mkdir(exist_ok=True)
-        rows.write(FOLDER / f"{name}.json", found)
+        rows.write(rows.file_of(found["machine"], FOLDER), found)
         print(table(found))
     write_table()
 

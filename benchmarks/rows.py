@@ -1,4 +1,4 @@
-"""Reads and writes files of results, which hold the machine and one row for each measurement.
+"""Reads and writes files of results, with the machine and one row for each measurement, and puts texts into pages.
 
     {"machine": {"name": …, "torch": …, "threads": …}, "rows": [{"operation": …, "case": …, "backend": …, "other": …}]}
 
@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,6 +38,11 @@ def machine() -> dict[str, str | int]:
     return {"name": f"{name}, {os.cpu_count()} cores, {isa}", **found}
 
 
+def file_of(machine: Mapping[str, object], folder: Path) -> Path:
+    """Returns the file of a machine's results in a folder."""
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', str(machine['name']).lower()).strip('-')}.json"
+
+
 def read(path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; `make bench` writes one")
@@ -53,6 +58,16 @@ def read(path: Path) -> dict:
 def write(path: Path, measured: dict) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def between(page: Path, begin: str, end: str, content: str) -> str:
+    """Returns a page's text with new content between two marks."""
+    text = page.read_text(encoding="utf-8")
+    for mark in (begin, end):
+        if text.count(mark) != 1:
+            raise ValueError(f"{page.name}: expected the mark {mark} once, found it {text.count(mark)} times")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"
 
 
 def begin(path: Path, resume: bool) -> tuple[set[Identity], set[Identity]]:

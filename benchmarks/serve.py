@@ -216,9 +216,7 @@ def _time(milliseconds: float) -> str:
 def write_table() -> None:
     files = sorted(FOLDER.glob("*.json"))
     text = "\n\n".join("\n".join(table(rows.read(file))) for file in files)
-    page = PAGE.read_text()
-    start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(f"{page[:start]}\n{text}\n{page[end:]}")
+    PAGE.write_text(rows.between(PAGE, BEGIN, END, f"{text}\n"))
 
 
 def main() -> None:
@@ -228,7 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.table:
         measured: dict[str, Any] = {"machine": rows.machine(), "load": os.getloadavg()[0], "rows": []}
-        file = FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', measured['machine']['name'].lower()).strip('-')}.json"
+        file = rows.file_of(measured["machine"], FOLDER)
         FOLDER.mkdir(exist_ok=True)
         names = options.models or list(CASES)
         if file.exists():

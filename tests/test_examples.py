@@ -3,10 +3,9 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 
@@ -17,8 +16,8 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
 def run(program: str | list[str], *arguments: str, cwd: Path) -> str:
     """Runs an example in a process of its own and returns what it prints."""
-    command = [sys.executable, EXAMPLES / program] if isinstance(program, str) else [sys.executable, *program]
-    done = subprocess.run([*command, *arguments], cwd=cwd, env=ONE_THREAD, capture_output=True, text=True)
+    command = [EXAMPLES / program] if isinstance(program, str) else program
+    done = forked.run([*command, *arguments], cwd, ONE_THREAD)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -27,19 +26,36 @@ def miou(output: str) -> float:
     return float(re.search(r"mIoU ([\d.]+)%", output)[1])
 
 
-@pytest.mark.parametrize("program", [p for p in PROGRAMS if p not in ("lightning_module.py", "predict_on_ray.py")])
-def test_help_names_every_option(program, tmp_path):
-    text = run(program, "--help", cwd=tmp_path)
-    options = re.findall(r'add_argument\("(--[\w-]+)"', (EXAMPLES / program).read_text())
-    assert options and all(option in text for option in options)
+def test_help_names_every_option(tmp_path):
+    """Runs all of them in one process, since PyTorch takes a second to import."""
+    programs = [p for p in PROGRAMS if p not in ("lightning_module.py", "predict_on_ray.py")]
+    code = f"""
+import contextlib, runpy, sys
+sys.path.insert(0, {str(EXAMPLES)!r})
+for program in {programs!r}:
+    sys.argv = [program, "--help"]
+    print("PROGRAM")
+    with contextlib.suppress(SystemExit):
+        runpy.run_path({str(EXAMPLES)!r} + "/" + program, run_name="__main__")
+"""
+    texts = run(["-c", code], cwd=tmp_path).split("PROGRAM\n")[1:]
+    for program, text in zip(programs, texts, strict=True):
+        options = re.findall(r'add_argument\("(--[\w-]+)"', (EXAMPLES / program).read_text())
+        assert options and all(option in text for option in options), program
 
 
-def test_a_folder_is_predicted(tmp_path):
+def test_folders_are_predicted(tmp_path):
+    """Tests the example's own scenes, and then other images with the model that it has trained."""
     output = run("predict_folder.py", "--steps", "40", cwd=tmp_path)
     labels = sorted((tmp_path / "seen").glob("scenes/*.png")) + sorted((tmp_path / "seen").glob("whole-test-*.png"))
     predicted = [path for path in labels if path.parent.name == "seen" and "overlay" not in path.name]
     assert len(predicted) == 4 and output.count(" -> ") == 4
     assert Image.open(predicted[0]).size == (96, 96) and Image.open(predicted[0]).mode == "P"
+    (tmp_path / "mine" / "a").mkdir(parents=True)
+    Image.new("RGB", (70, 50), (90, 120, 60)).save(tmp_path / "mine" / "a" / "photo.jpg")
+    arguments = "mine", "--model", "seen/model/final.safetensors", "--out", "out"
+    assert "photo.jpg" in run("predict_folder.py", *arguments, cwd=tmp_path)
+    assert Image.open(tmp_path / "out" / "a" / "photo.png").size == (70, 50)
 
 
 @pytest.mark.slow
@@ -49,15 +65,6 @@ def test_a_folder_is_predicted_on_ray(tmp_path):
     assert "seen: 40 images, 0 failed" in output
     labels = sorted((tmp_path / "seen").glob("whole-test-*.png"))
     assert len(labels) == 40 and Image.open(labels[0]).size == (96, 96)
-
-
-def test_given_images_are_predicted_by_a_given_model(tmp_path):
-    run("predict_folder.py", "--steps", "2", cwd=tmp_path)
-    (tmp_path / "mine" / "a").mkdir(parents=True)
-    Image.new("RGB", (70, 50), (90, 120, 60)).save(tmp_path / "mine" / "a" / "photo.jpg")
-    arguments = "mine", "--model", "seen/model/final.safetensors", "--out", "out"
-    assert "photo.jpg" in run("predict_folder.py", *arguments, cwd=tmp_path)
-    assert Image.open(tmp_path / "out" / "a" / "photo.png").size == (70, 50)
 
 
 def test_a_model_is_tuned_to_other_classes(tmp_path):

@@ -233,6 +233,8 @@ def compare(
     """
     from apcnet.training import report
 
+    if not runs:
+        raise ValueError("runs: expected the folders of one run or more, got none: apcnet compare RUN RUN")
     print(report.write(runs, out))
 
 

@@ -91,6 +91,8 @@ def _names(models: tuple[Path, ...]) -> dict[str, Path]:
         name if short.count(name) == 1 else f"{path.resolve().parent.name}-{name}"
         for name, path in zip(short, models, strict=True)
     ]
-    if not models or len(set(names)) < len(names):
-        raise ValueError(f"models: expected one or more of different names, got {', '.join(names) or 'none'}")
+    if not models:
+        raise ValueError("models: expected one or more, got none; name a run's folder, a model file or hf:USER/MODEL")
+    if len(set(names)) < len(names):
+        raise ValueError(f"models: expected one or more of different names, got {', '.join(names)}")
     return dict(zip(names, models, strict=True))

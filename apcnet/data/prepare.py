@@ -41,6 +41,8 @@ def prepare(
     Returns:
         The number of files written, and the number that existed before.
     """
+    if name == "ade20k":
+        raise ValueError(f"name: ade20k needs nothing but its download; to read all of it: apcnet check ade20k {root}")
     check_choice(name, "name", PLANS)
     jobs = list(PLANS[name](root, None if source is None else Path(source)))
     missing = [(out, make) for out, make in jobs if not os.path.lexists(out)]

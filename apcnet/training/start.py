@@ -245,5 +245,6 @@ def open_data(data: Data, split: str) -> Files | Synthetic:
             "data sets are objects of Python, got none"
         )
     if data.root is None and data.dataset != "synthetic":
-        raise ValueError(f"root: expected the folder of {data.dataset}, got none; add --root FOLDER")
+        wanted = "your images and masks" if data.dataset == "folder" else data.dataset
+        raise ValueError(f"root: expected the folder of {wanted}, got none; add --root FOLDER")
     return apcnet.data.open(data.dataset, data.root, split, **data.open_options())

@@ -48,9 +48,9 @@ static __device__ __forceinline__ const float* packed_regions(const AdaptiveCont
 }
 
 // grid (batch * scales * chunks), THREADS threads
-template <int V, bool along_channels>
+template <int V>
 __global__ void __launch_bounds__(THREADS, V == 1 ? 2 : 3) aggregate(const AdaptiveContextCuda p) {
-  using Access = MapAccess<V, along_channels>;
+  using Access = MapAccess<V>;
   SHARED_BUFFER(buffer);
   const Shared shared(buffer);
   for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(THREADS, V == 1 ? 2 : 3) aggregate(const Adapt
       Product<CHUNK, true> product = context_of(p, shared, work, c);
       for_each(product, [&](int n, int channel, float value) {
         if (p.shift != nullptr && value <= 0) value = 0;  // NaN passes
-        float& cell = shared.map[Access::place(n, channel)];
+        float& cell = shared.map[n * CHUNK_PITCH + channel];
         cell = p.residual ? value + cell : value;
       });
       __syncthreads();
@@ -99,7 +99,7 @@ static __device__ __forceinline__ void for_each_gradient(const AdaptiveContextCu
     if (p.shift != nullptr) {
       Product<CHUNK, true> z = context_of(p, shared, work, c);
       for_each(z, [&](int n, int channel, float value) {
-        if (value <= 0) shared.map[Access::place(n, channel)] = 0.0f;
+        if (value <= 0) shared.map[n * CHUNK_PITCH + channel] = 0.0f;
       });
       __syncthreads();
     }
@@ -109,14 +109,13 @@ static __device__ __forceinline__ void for_each_gradient(const AdaptiveContextCu
 }
 
 // slice (+)= tileᵀ · shared.map, the tile lying in shared.affinities.
-template <typename Access>
 static __device__ __forceinline__ void add_to_matrix_slice(const AdaptiveContextCuda& p, const Shared& shared,
                                                            const Work& work, const Tile& tile, int first_c) {
   const int64_t row = (int64_t(work.b) * p.chunks + work.chunk) * p.rows + work.first_row;
   float* slice = p.matrix_slices + row * p.padded + first_c;
-  Product<CHUNK, Access::TILE_BY_CHANNEL> sums;
+  Product<CHUNK, true> sums;
   if (!tile.first_of_chunk) load_sums(sums, slice, p.padded, work.regions, CHUNK);
-  sums.template add<false>(shared.affinities, TILE_PITCH, shared.map, Access::PITCH, work.regions, CHUNK, TILE);
+  sums.add<false>(shared.affinities, TILE_PITCH, shared.map, CHUNK_PITCH, work.regions, CHUNK, TILE);
   store_sums(sums, slice, p.padded, work.regions, CHUNK);
 }
 
@@ -150,9 +149,9 @@ static __device__ __forceinline__ void add_row_sums(const AffinitiesCuda& p, con
 }
 
 // grid (batch * scales * chunks), THREADS threads
-template <int V, bool along_channels>
+template <int V>
 __global__ void __launch_bounds__(THREADS, 2) sum_region_gradients(const AdaptiveContextCuda p) {
-  using Access = MapAccess<V, along_channels>;
+  using Access = MapAccess<V>;
   SHARED_BUFFER(buffer);
   const Shared shared(buffer);
   for_each_tile(p, shared, [&](const Work& work, const Tile& tile) {
@@ -162,14 +161,14 @@ __global__ void __launch_bounds__(THREADS, 2) sum_region_gradients(const Adaptiv
     Product<MAX_REGIONS, false> affinities = affinities_of<Access>(p, shared, work, x), gradients;
     put_centered(p, shared, work, tile.count, affinities);
     for_each_gradient<Access>(p, shared, work, grad, [&](int first_c) {
-      add_map_by_small<Access>(gradients, shared, work);
-      add_to_matrix_slice<Access>(p, shared, work, tile, first_c);
+      add_map_by_small(gradients, shared, work);
+      add_to_matrix_slice(p, shared, work, tile, first_c);
       const int c = static_cast<int>(threadIdx.x) % CHUNK, part = static_cast<int>(threadIdx.x) / CHUNK;
       if (first_c + c < p.channels) {
         float sum = 0;
 #pragma unroll 4
         for (int n = part * (TILE / SHIFT_PARTS); n < (part + 1) * (TILE / SHIFT_PARTS); ++n)
-          sum += shared.map[Access::place(n, c)];
+          sum += shared.map[n * CHUNK_PITCH + c];
         const int64_t slice = (int64_t(work.b) * p.chunks + work.chunk) * SHIFT_PARTS + part;
         add_to(p.shift_slices + (slice * p.num_scales + work.scale) * p.channels + first_c + c, sum,
                tile.first_of_chunk);
@@ -198,9 +197,9 @@ __global__ void __launch_bounds__(THREADS, 2) sum_region_gradients(const Adaptiv
 }
 
 // grid (batch * scales * chunks), THREADS threads
-template <int V, bool along_channels>
+template <int V>
 __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveContextCuda p) {
-  using Access = MapAccess<V, along_channels>;
+  using Access = MapAccess<V>;
   using Sums = Product<MAX_REGIONS, false>;
   SHARED_BUFFER(buffer);
   const Shared shared(buffer);
@@ -228,7 +227,7 @@ __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveCo
       __syncthreads();
     }
     if (p.grad.data != nullptr)
-      for_each_gradient<Access>(p, shared, work, grad, [&](int) { add_map_by_small<Access>(gradients, shared, work); });
+      for_each_gradient<Access>(p, shared, work, grad, [&](int) { add_map_by_small(gradients, shared, work); });
 #pragma unroll
     for (int i = 0; i < Sums::COUNT; ++i)
       gradients.sums[i] *= affinities.sums[i] * (1 - affinities.sums[i]);  // of logits
@@ -246,7 +245,7 @@ __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveCo
       put_small(weight, work.regions, p.padded, c, shared.small);
       __syncthreads();
       if (p.residual) map.fetch(grad, c);
-      add_to_matrix_slice<Access>(p, shared, work, tile, c);
+      add_to_matrix_slice(p, shared, work, tile, c);
       Product<CHUNK, true> product;
       if (p.constant != nullptr)
         for_each(product,
@@ -260,7 +259,7 @@ __global__ void __launch_bounds__(THREADS, 2) write_x_gradients(const AdaptiveCo
       }
       if (c + CHUNK < p.channels) map.fetch(x, c + CHUNK);
       for_each(product, [&](int n, int k, float sum) {
-        float& cell = shared.map[Access::place(n, k)];
+        float& cell = shared.map[n * CHUNK_PITCH + k];
         if (p.residual) sum += cell;
         cell = sum;
       });

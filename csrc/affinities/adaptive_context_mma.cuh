@@ -8,8 +8,9 @@
 //                             computes 6*B*N*J*C, 4*B*N*J*C more with grad, 2*B*N*P more with quadratic
 //
 // In maps of up to RESIDENT channels a scale, x stays in shared memory until it is added or multiplied again; larger
-// ones are read twice, out of the cache as a rule, and so is grad where it is added. Sums over positions: a block adds
-// the tiles of its chunk to a slice of the workspace that nobody else touches, as adaptive_context.cuh's do.
+// ones are brought there part by part, twice, out of the cache as a rule, and grad is read twice where it is added.
+// Sums over positions: a block adds the tiles of its chunk to a slice of the workspace that nobody else touches, as
+// adaptive_context.cuh's do.
 #pragma once
 
 #include "adaptive_context.cuh"
@@ -43,53 +44,48 @@ static __device__ __forceinline__ int64_t region_row(const AdaptiveContextCuda& 
   return int64_t(work.b) * p.fragment_rows + work.first_fragment_row;
 }
 
-template <typename T, int TILES, bool vectors>
+template <typename T, int TILES>
 static __device__ __forceinline__ void aggregate_tile(const AdaptiveContextCuda& p, const Work& work,
                                                       const MapTile& tile) {
-  const MapRows<vectors> x(p, p.x, work, work.chunk * BLOCK_ROWS), z(p, p.z, work, work.chunk * BLOCK_ROWS);
-  const bool resident = p.channels <= RESIDENT;
-  if (resident) {
-    tile.fetch_all(x, 0, p.channels);
-    x.wait();
-  }
-  const auto rows_of_x = [&](int half, int c) { return resident ? tile.read(half, c) : x.read(half, c); };
+  const MapRows x(p, p.x, work, work.chunk * BLOCK_ROWS), z(p, p.z, work, work.chunk * BLOCK_ROWS);
   RegionSums<TILES> affinities;
-  find_affinities<T, TILES>(affinities, p, work, rows_of_x);
+  find_affinities<T, TILES>(affinities, p, work, x, tile, [](int) {});
   const RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, BLOCK_ROWS);
 
   const PackedPairs regions(p.region_pairs, region_row(p, work), 8 * TILES, p.padded);
   const float* shift = own_part(p, work, p.padded_shift);
   const float least = shift == nullptr ? -INFINITY : 0.0f;  // the relu's
+  for_each_part(p, [&](int first, int channels) {
+    if (p.residual && p.channels > RESIDENT) tile.fetch(x, first, channels);
 #pragma unroll 1
-  for (int c = 0; c < p.channels; c += STRETCH) {
-    float sums[4][4];
-    add_over_regions<T, TILES>(sums, centered, regions, c, shift == nullptr ? nullptr : shift + c);
+    for (int c = 0; c < channels; c += STRETCH) {
+      float sums[4][4];
+      add_over_regions<T, TILES>(sums, centered, regions, first + c, shift == nullptr ? nullptr : shift + first + c);
+      RawRows rows{};
+      if (p.residual) rows = tile.read(c);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Raw result, old{};
-      if (p.residual) old = rows_of_x(half, c);
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        float lower = larger(sums[q][2 * half], least), upper = larger(sums[q][2 * half + 1], least);
-        if (p.residual) lower += lower_of<T>(old.at[q]), upper += upper_of<T>(old.at[q]);
-        result.at[q] = round_pair<T>(lower, upper);
+      for (int i = 0; i < 8; ++i) {
+        uint32_t& pair = rows.at[i / 4].at[i % 4];
+        float lower = larger(sums[i % 4][i / 4 * 2], least), upper = larger(sums[i % 4][i / 4 * 2 + 1], least);
+        if (p.residual) lower += lower_of<T>(pair), upper += upper_of<T>(pair);
+        pair = round_pair<T>(lower, upper);
       }
-      z.write(half, c, result);
+      z.write(first + c, rows);
     }
-  }
+  });
 }
 
 // grid (batch * scales * chunks), WARP_THREADS threads
-template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>)) aggregate_mma(const AdaptiveContextCuda p) {
+template <typename T>
+__global__ void __launch_bounds__(WARP_THREADS, BLOCKS) aggregate_mma(const AdaptiveContextCuda p) {
   SHARED_BUFFER(buffer);
   const Work work = locate_work(p);
-  with_region_tiles<wide>(
-      work.regions, [&](auto tiles) { aggregate_tile<T, tiles.value, vectors>(p, work, MapTile(buffer, p.padded)); });
+  with_region_tiles(work.regions,
+                    [&](auto tiles) { aggregate_tile<T, tiles.value>(p, work, MapTile(buffer, p.padded)); });
 }
 
-// The gradient of z without what the relu kept back, for a stretch of channels: upper and lower, the lane's vectors of
-// it, become the gradient of (affinities − center)·regions.
+// The gradient of z without what the relu kept back, for a stretch of channels: the lane's vectors become those of the
+// gradient of (affinities − center)·regions.
 template <typename T, int TILES>
 struct Relu {
   const RegionFragments<TILES>& centered;
@@ -102,36 +98,29 @@ struct Relu {
         regions(p.region_pairs, region_row(p, work), 8 * TILES, p.padded),
         shift(own_part(p, work, p.padded_shift)) {}
 
-  __device__ __forceinline__ void keep_back(Raw& upper, Raw& lower, int c) const {
+  __device__ __forceinline__ void keep_back(RawRows& rows, int c) const {
     if (shift == nullptr) return;
     float z[4][4];
     add_over_regions<T, TILES>(z, centered, regions, c, shift + c);
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       const auto kept = [&](int i) { return (z[q][i] <= 0 ? 0u : 0xffffu) | (z[q][i + 1] <= 0 ? 0u : 0xffff0000u); };
-      upper.at[q] &= kept(0), lower.at[q] &= kept(2);
+      rows.at[0].at[q] &= kept(0), rows.at[1].at[q] &= kept(2);
     }
   }
 };
 
-template <typename T, int TILES, bool vectors>
+template <typename T, int TILES>
 static __device__ __forceinline__ void sum_region_gradients_of_tile(const AdaptiveContextCuda& p, const Work& work,
                                                                     const Tile& tile, const MapTile& map,
                                                                     const RegionTile<TILES>& numbers) {
-  const MapRows<vectors> x(p, p.x, work, tile.first), grad(p, p.grad, work, tile.first);
+  const MapRows x(p, p.x, work, tile.first), grad(p, p.grad, work, tile.first);
   const bool resident = p.channels <= RESIDENT;
-  if (resident) {
-    map.fetch_all(x, 0, p.channels);
-    x.wait();
-  }
   RegionSums<TILES> affinities, gradients = {};
-  find_affinities<T, TILES>(affinities, p, work, [&](int half, int c) {
-    if (!resident) return x.read(half, c);
-    const Raw vector = map.read(half, c);
-    map.fetch(grad, half, 0, c);  // its place is free: no one else reads it before the next barrier
-    return vector;
+  find_affinities<T, TILES>(affinities, p, work, x, map, [&](int c) {
+    if (resident) map.begin_fetch(grad, 0, c);  // no one else reads what lies there before the next barrier
   });
-  if (resident) grad.wait();
+  if (resident) wait_for_copies();
 
   RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, tile.count);
   centered.put(numbers);
@@ -140,20 +129,19 @@ static __device__ __forceinline__ void sum_region_gradients_of_tile(const Adapti
   const int64_t slice = int64_t(work.b) * p.chunks + work.chunk;
   const SumRows sums{p.matrix_slices + (slice * p.rows + work.first_row) * p.padded,
                      p.shift_slices + (slice * p.num_scales + work.scale) * p.padded, work.regions, p.padded};
-  for (int first = 0; first < p.channels; first += RESIDENT) {
-    const int channels = min(RESIDENT, p.channels - first);
+  for_each_part(p, [&](int first, int channels) {
+    if (!resident) map.fetch(grad, first, channels);
 #pragma unroll 1
     for (int c = 0; c < channels; c += STRETCH) {
-      Raw upper = resident ? map.read(0, c) : grad.read(0, first + c);
-      Raw lower = resident ? map.read(1, c) : grad.read(1, first + c);
-      relu.keep_back(upper, lower, first + c);
-      map.write(0, c, upper), map.write(1, c, lower);
-      add_over_channels<T, TILES>(gradients, upper, lower, regions, first + c);
+      RawRows rows = map.read(c);
+      relu.keep_back(rows, first + c);
+      map.write(c, rows);
+      add_over_channels<T, TILES>(gradients, rows, regions, first + c);
     }
     __syncthreads();
     add_over_positions<T, TILES>(sums, numbers, map, first, channels, !tile.first_of_chunk);
     __syncthreads();
-  }
+  });
 
   // What follows a block's sums over channels: sums of the affinities' slopes.
   const Halves inside = halves_before(tile.count);
@@ -176,16 +164,14 @@ static __device__ __forceinline__ void sum_region_gradients_of_tile(const Adapti
 }
 
 // grid (batch * scales * chunks), WARP_THREADS threads
-template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>))
-    sum_region_gradients_mma(const AdaptiveContextCuda p) {
+template <typename T>
+__global__ void __launch_bounds__(WARP_THREADS, BLOCKS) sum_region_gradients_mma(const AdaptiveContextCuda p) {
   SHARED_BUFFER(buffer);
   const MapTile map(buffer + HEADER_BYTES, p.padded);
   auto* numbers = reinterpret_cast<uint16_t*>(map.begin + map.bytes());
   for_each_tile_of(p, *reinterpret_cast<Header*>(buffer), [&](const Work& work, const Tile& tile) {
-    with_region_tiles<wide>(work.regions, [&](auto tiles) {
-      sum_region_gradients_of_tile<T, tiles.value, vectors>(p, work, tile, map, {numbers});
-    });
+    with_region_tiles(work.regions,
+                      [&](auto tiles) { sum_region_gradients_of_tile<T, tiles.value>(p, work, tile, map, {numbers}); });
   });
 }
 
@@ -233,19 +219,14 @@ static __device__ __forceinline__ void find_moment_gradients(RegionSums<TILES>& 
   __syncthreads();
 }
 
-template <typename T, int TILES, bool vectors>
+template <typename T, int TILES>
 static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveContextCuda& p, const Work& work,
                                                                  const Tile& tile, const MapTile& map,
                                                                  const RegionTile<TILES>& numbers, float* of_warps) {
-  const MapRows<vectors> x(p, p.x, work, tile.first), grad(p, p.grad, work, tile.first);
-  const bool resident = p.channels <= RESIDENT, has_grad = p.grad.data != nullptr;
-  if (resident) {
-    map.fetch_all(x, 0, p.channels);
-    x.wait();
-  }
+  const MapRows x(p, p.x, work, tile.first), grad(p, p.grad, work, tile.first);
+  const bool has_grad = p.grad.data != nullptr;
   RegionSums<TILES> affinities, gradients = {};
-  find_affinities<T, TILES>(affinities, p, work,
-                            [&](int half, int c) { return resident ? map.read(half, c) : x.read(half, c); });
+  find_affinities<T, TILES>(affinities, p, work, x, map, [](int) {});
   const RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, tile.count);
   // The small terms first: added to large sums, a constant would be rounded the same way at every position.
   if (p.linear != nullptr) find_moment_gradients<T, TILES>(gradients, p, work, centered, numbers, of_warps);
@@ -254,9 +235,9 @@ static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveC
     const PackedRows regions(p.packed_regions, region_row(p, work), 8 * TILES, p.padded);
 #pragma unroll 1
     for (int c = 0; c < p.channels; c += STRETCH) {
-      Raw upper = grad.read(0, c), lower = grad.read(1, c);
-      relu.keep_back(upper, lower, c);
-      add_over_channels<T, TILES>(gradients, upper, lower, regions, c);
+      RawRows rows = grad.read(c);
+      relu.keep_back(rows, c);
+      add_over_channels<T, TILES>(gradients, rows, regions, c);
     }
   }
   const Halves inside = halves_before(tile.count);
@@ -275,44 +256,40 @@ static __device__ __forceinline__ void write_x_gradients_of_tile(const AdaptiveC
 
   const PackedPairs weight(p.weight_pairs, work.first_fragment_row, 8 * TILES, p.padded);
   const float* constant = own_part(p, work, p.padded_constant);
-  const MapRows<vectors> grad_x(p, p.grad_x, work, tile.first);
+  const MapRows grad_x(p, p.grad_x, work, tile.first);
   const SumRows sums{p.matrix_slices + (slice * p.rows + work.first_row) * p.padded, nullptr, work.regions, p.padded};
-  for (int first = 0; first < p.channels; first += RESIDENT) {
-    const int channels = min(RESIDENT, p.channels - first);
+  for_each_part(p, [&](int first, int channels) {
     if (first > 0) __syncthreads();
-    if (!resident) map.fetch_all(MapRows<vectors>(p, p.x, work, tile.first), first, channels);
+    if (p.channels > RESIDENT) map.fetch(MapRows(p, p.x, work, tile.first), first, channels);
 #pragma unroll 1
     for (int c = first; c < first + channels; c += STRETCH) {
       float products[4][4];
       add_over_regions<T, TILES>(products, rounded, weight, c, constant == nullptr ? nullptr : constant + c);
+      RawRows rows{};
+      if (has_grad && p.residual) rows = grad.read(c);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Raw result, old{};
-        if (has_grad && p.residual) old = grad.read(half, c);
-#pragma unroll
-        for (int q = 0; q < 4; ++q)
-          result.at[q] = round_pair<T>(products[q][2 * half] + lower_of<T>(old.at[q]),
-                                       products[q][2 * half + 1] + upper_of<T>(old.at[q]));
-        grad_x.write(half, c, result);
+      for (int i = 0; i < 8; ++i) {
+        uint32_t& pair = rows.at[i / 4].at[i % 4];
+        pair = round_pair<T>(products[i % 4][i / 4 * 2] + lower_of<T>(pair),
+                             products[i % 4][i / 4 * 2 + 1] + upper_of<T>(pair));
       }
+      grad_x.write(c, rows);
     }
-    if (!resident) x.wait();
     __syncthreads();
     add_over_positions<T, TILES>(sums, numbers, map, first, channels, !tile.first_of_chunk);
-  }
+  });
 }
 
 // grid (batch * scales * chunks), WARP_THREADS threads
-template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>))
-    write_x_gradients_mma(const AdaptiveContextCuda p) {
+template <typename T>
+__global__ void __launch_bounds__(WARP_THREADS, BLOCKS) write_x_gradients_mma(const AdaptiveContextCuda p) {
   SHARED_BUFFER(buffer);
   const MapTile map(buffer + HEADER_BYTES, p.padded);
   auto* numbers = reinterpret_cast<uint16_t*>(map.begin + map.bytes());
   Header& header = *reinterpret_cast<Header*>(buffer);
   for_each_tile_of(p, header, [&](const Work& work, const Tile& tile) {
-    with_region_tiles<wide>(work.regions, [&](auto tiles) {
-      write_x_gradients_of_tile<T, tiles.value, vectors>(p, work, tile, map, {numbers}, header.of_warps);
+    with_region_tiles(work.regions, [&](auto tiles) {
+      write_x_gradients_of_tile<T, tiles.value>(p, work, tile, map, {numbers}, header.of_warps);
     });
   });
 }

@@ -15,7 +15,7 @@ static __device__ __forceinline__ Work locate_work(const AffinitiesCuda& p) {
   Work work{block / (p.chunks * p.num_scales), block / p.chunks % p.num_scales, block % p.chunks, 0, 0, 0, 0};
   for (int k = 0; k < work.scale; ++k) {
     work.first_row += p.sizes[k], work.first_pair += p.sizes[k] * p.sizes[k];
-    work.first_fragment_row += fragment_rows(p.sizes[k], p.wide);
+    work.first_fragment_row += fragment_rows(p.sizes[k]);
   }
   work.regions = p.sizes[work.scale];
   return work;

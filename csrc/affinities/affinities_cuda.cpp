@@ -15,7 +15,7 @@ struct Cuda {
   }
 
   static void describe(AffinitiesCuda& p, const Tensor& x, const Scales& scales, bool sums_positions) {
-    describe_affinities_cuda(p, x.sizes().data(), x.strides().data(), scales, x.data_ptr(),
+    describe_affinities_cuda(p, x.sizes().data(), x.strides().data(), scales, x.data_ptr(), x.element_size(),
                              sums_positions ? CHUNKED_BLOCKS : 0);
   }
 

@@ -8,7 +8,8 @@
 #include <stdexcept>
 #include <vector>
 
-constexpr int MAX_SCALES = 16, MAX_REGIONS = 64;  // as apc_kernels/ops/affinities knows
+// Limits that apc_kernels/ops/affinities knows too; the last of regions beside low-precision maps.
+constexpr int MAX_SCALES = 16, MAX_REGIONS = 64, MAX_FRAGMENT_REGIONS = 36;
 constexpr int THREADS = 256, TILE = 64;
 constexpr int CHUNK = 32;   // channels of float32 maps in shared memory at a time
 constexpr int PADDED = 64;  // rows of small matrices lie at multiples of so many numbers in global memory
@@ -33,15 +34,14 @@ struct AffinitiesCuda {
   const float* bias;    // (batch, rows)
   void* packed_weight;  // (rows, padded) in the map's type; beside low-precision maps in fragments.cuh's order
   int fragment_rows;    // of an image there
-  bool wide;
+  bool vectors;         // whether all maps move in vectors along channels there
   void* weight_pairs;
 };
 
 // Rows of a scale's packed matrices beside low-precision maps. One at least is beyond the regions: sums over positions
-// count there. `wide` calls have a scale of 7 or 8, and as many rows for each.
-constexpr int WIDE = 48;
-constexpr int fragment_rows(int regions, bool wide) { return wide ? 80 : regions < 16 ? 16 : WIDE; }
-static_assert(fragment_rows(MAX_REGIONS, true) > MAX_REGIONS);
+// count there.
+constexpr int fragment_rows(int regions) { return regions < 16 ? 16 : 48; }
+static_assert(fragment_rows(MAX_FRAGMENT_REGIONS) > MAX_FRAGMENT_REGIONS);
 
 // Passed by value: it must stay below the 4 KB that every architecture allows kernel parameters.
 struct AdaptiveContextCuda : AffinitiesCuda {
@@ -86,20 +86,20 @@ inline MapCuda describe_map_cuda(const int64_t* sizes, const int64_t* strides, v
 // How many blocks keep a large GPU busy: where sums over positions are kept, more would only make more slices.
 constexpr int CHUNKED_BLOCKS = 1024;
 
-// target_blocks: chunks of positions are as long as leaves that many blocks; 0 for chunks of one tile.
+// size: of the map's numbers, in bytes. target_blocks: chunks of positions are as long as leaves that many blocks; 0
+// for chunks of one tile.
 inline void describe_affinities_cuda(AffinitiesCuda& p, const int64_t* sizes, const int64_t* strides,
-                                     const std::vector<int64_t>& scales, void* x, int target_blocks) {
+                                     const std::vector<int64_t>& scales, void* x, size_t size, int target_blocks) {
   constexpr int MAX_CHUNK_TILES = 8;
   if (scales.empty() || scales.size() > MAX_SCALES || sizes[2] * sizes[3] >= (1 << 30))
     throw std::runtime_error("the CUDA kernels take up to 16 scales and 2^30 positions");
   p.batch = int(sizes[0]), p.channels = int(sizes[1]) / int(scales.size()), p.positions = int(sizes[2] * sizes[3]);
   for (int64_t s : scales) {
-    if (s < 1 || s * s > MAX_REGIONS) throw std::runtime_error("the CUDA kernels take scales of up to 8");
+    if (s < 1 || s * s > (size == 2 ? MAX_FRAGMENT_REGIONS : MAX_REGIONS))
+      throw std::runtime_error("the CUDA kernels take scales of up to 8, beside bfloat16 and float16 maps up to 6");
     p.sizes[p.num_scales++] = int(s * s);
-    p.rows += int(s * s), p.pairs += int(s * s * s * s);
+    p.rows += int(s * s), p.pairs += int(s * s * s * s), p.fragment_rows += fragment_rows(int(s * s));
   }
-  p.wide = *std::max_element(p.sizes, p.sizes + p.num_scales) >= WIDE;
-  for (int k = 0; k < p.num_scales; ++k) p.fragment_rows += fragment_rows(p.sizes[k], p.wide);
   p.padded = (p.channels + PADDED - 1) / PADDED * PADDED;
   p.tiles = (p.positions + TILE - 1) / TILE;
   const int64_t blocks = sizes[0] * p.num_scales * p.tiles;

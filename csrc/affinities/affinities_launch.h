@@ -11,41 +11,16 @@
 
 inline int blocks(const AffinitiesCuda& p) { return p.batch * p.num_scales * p.chunks; }
 
-// Whether every vector of 16 bytes lies in one pixel's channels of a scale (or in one row's positions) and starts at a
-// multiple of its size.
+// Whether every map that is given moves in vectors of 16 bytes: each lies in one pixel's channels of a scale, and
+// starts at a multiple of its size.
 template <typename T>
-bool vectorises(const AffinitiesCuda& p, const MapCuda& map, bool along_channels) {
+bool in_vectors(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps) {
   constexpr int V = 16 / sizeof(T);
-  const bool whole = along_channels ? map.stride_c == 1 && p.channels % V == 0 && map.stride_x % V == 0
-                                    : map.stride_x == 1 && map.width % V == 0 && map.stride_c % V == 0;
-  return whole && map.stride_b % V == 0 && (map.width == p.positions || map.stride_y % V == 0) &&
-         reinterpret_cast<uintptr_t>(map.data) % (V * sizeof(T)) == 0;
-}
-
-// tiles.cuh's kernel for the layout that all maps have in common.
-template <typename Kernel>
-Kernel choose_kernel(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps, Kernel along_channels,
-                     Kernel along_positions, Kernel any) {
-  const auto all = [&](bool by_channel) {
-    return std::all_of(maps.begin(), maps.end(), [&](const MapCuda& map) {
-      return map.data == nullptr || vectorises<float>(p, map, by_channel);
-    });
-  };
-  return all(true) ? along_channels : all(false) ? along_positions : any;
-}
-
-// function(vectors, wide) of fragments.cuh's kernels: whether every map can be moved in vectors along channels. Wide
-// calls are rare: their maps are moved in single numbers, whatever the layout, which saves a fourth of the kernels.
-template <typename T, typename Function>
-void with_fragments(const AffinitiesCuda& p, std::initializer_list<MapCuda> maps, Function function) {
-  const bool vectors = std::all_of(
-      maps.begin(), maps.end(), [&](const MapCuda& map) { return map.data == nullptr || vectorises<T>(p, map, true); });
-  if (p.wide)
-    function(std::false_type{}, std::true_type{});
-  else if (vectors)
-    function(std::true_type{}, std::false_type{});
-  else
-    function(std::false_type{}, std::false_type{});
+  return std::all_of(maps.begin(), maps.end(), [&](const MapCuda& map) {
+    return map.data == nullptr || (map.stride_c == 1 && p.channels % V == 0 && map.stride_x % V == 0 &&
+                                   (map.width == p.positions || map.stride_y % V == 0) && map.stride_b % V == 0 &&
+                                   reinterpret_cast<uintptr_t>(map.data) % 16 == 0);
+  });
 }
 
 // Pads the rows of weight, and of regions if there are any.
@@ -59,7 +34,7 @@ void launch_pack(const AffinitiesCuda& p, const float* regions, void* packed_reg
 // The header, a tile of a map, and one of numbers of positions and regions.
 inline int tile_bytes(const AffinitiesCuda& p) {
   const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
-  return HEADER_BYTES + map_tile_bytes(p.padded) + region_tile_bytes(fragment_rows(most, p.wide));
+  return HEADER_BYTES + map_tile_bytes(p.padded) + region_tile_bytes(fragment_rows(most));
 }
 
 // Packs the weight, and what else is given.
@@ -69,7 +44,6 @@ void launch_pack_fragments(const AffinitiesCuda& p, PackFragments::Matrix region
   PackFragments pack{{{p.weight, p.packed_weight, p.weight_pairs, 1}, regions},
                      {shift, constant},
                      {},
-                     p.wide,
                      p.rows,
                      p.fragment_rows,
                      p.channels,
@@ -104,33 +78,29 @@ void launch_merges(std::initializer_list<Slices> merges, const Launch& launch) {
 }
 
 template <typename T, typename Launch>
-void launch_aggregate(const AdaptiveContextCuda& p, const Launch& launch) {
+void launch_aggregate(AdaptiveContextCuda p, const Launch& launch) {
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, launch);
-    with_fragments<T>(p, {p.x, p.z}, [&](auto vectors, auto wide) {
-      launch(aggregate_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, map_tile_bytes(p.padded), p);
-    });
+    p.vectors = in_vectors<T>(p, {p.x, p.z});
+    launch(aggregate_mma<T>, blocks(p), 1, WARP_THREADS, map_tile_bytes(p.padded), p);
   } else {
     launch_pack(p, p.regions, p.packed_regions, launch);
-    launch(choose_kernel(p, {p.x, p.z}, aggregate<VECTOR, true>, aggregate<VECTOR, false>, aggregate<1, true>),
-           blocks(p), 1, THREADS, Shared::BYTES, p);
+    launch(in_vectors<T>(p, {p.x, p.z}) ? aggregate<VECTOR> : aggregate<1>, blocks(p), 1, THREADS, Shared::BYTES, p);
   }
 }
 
 template <typename T, typename Launch>
-void launch_region_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
+void launch_region_gradients(AdaptiveContextCuda p, const Launch& launch) {
   const int channels = p.num_scales * p.channels;
   Slices shifts{p.shift_slices, p.grad_shift, p.batch, p.chunks * SHIFT_PARTS, 1, channels, channels};
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, launch);
-    with_fragments<T>(p, {p.x, p.grad}, [&](auto vectors, auto wide) {
-      launch(sum_region_gradients_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, tile_bytes(p), p);
-    });
+    p.vectors = in_vectors<T>(p, {p.x, p.grad});
+    launch(sum_region_gradients_mma<T>, blocks(p), 1, WARP_THREADS, tile_bytes(p), p);
     shifts = {p.shift_slices, p.grad_shift, p.batch, p.chunks, p.num_scales, p.padded, p.channels};
   } else {
     launch_pack(p, p.regions, p.packed_regions, launch);
-    const auto kernel = choose_kernel(p, {p.x, p.grad}, sum_region_gradients<VECTOR, true>,
-                                      sum_region_gradients<VECTOR, false>, sum_region_gradients<1, true>);
+    const auto kernel = in_vectors<T>(p, {p.x, p.grad}) ? sum_region_gradients<VECTOR> : sum_region_gradients<1>;
     launch(kernel, blocks(p), 1, THREADS, Shared::BYTES, p);
   }
   launch_merges({{p.matrix_slices, p.grad_regions, p.batch, p.chunks, p.rows, p.padded, p.channels},
@@ -142,16 +112,14 @@ void launch_region_gradients(const AdaptiveContextCuda& p, const Launch& launch)
 }
 
 template <typename T, typename Launch>
-void launch_x_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
+void launch_x_gradients(AdaptiveContextCuda p, const Launch& launch) {
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, launch);
-    with_fragments<T>(p, {p.x, p.grad, p.grad_x}, [&](auto vectors, auto wide) {
-      launch(write_x_gradients_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, tile_bytes(p), p);
-    });
+    p.vectors = in_vectors<T>(p, {p.x, p.grad, p.grad_x});
+    launch(write_x_gradients_mma<T>, blocks(p), 1, WARP_THREADS, tile_bytes(p), p);
   } else {
     launch_pack(p, p.regions, p.packed_regions, launch);
-    const auto kernel = choose_kernel(p, {p.x, p.grad, p.grad_x}, write_x_gradients<VECTOR, true>,
-                                      write_x_gradients<VECTOR, false>, write_x_gradients<1, true>);
+    const auto kernel = in_vectors<T>(p, {p.x, p.grad, p.grad_x}) ? write_x_gradients<VECTOR> : write_x_gradients<1>;
     launch(kernel, blocks(p), 1, THREADS, Shared::BYTES, p);
   }
   launch_merges({{p.matrix_slices, p.grad_weight, 1, p.batch * p.chunks, p.rows, p.padded, p.channels},
@@ -160,18 +128,17 @@ void launch_x_gradients(const AdaptiveContextCuda& p, const Launch& launch) {
 }
 
 template <typename T, typename Launch>
-void launch_moments(const AffinityMomentsCuda& p, const Launch& launch) {
+void launch_moments(AffinityMomentsCuda p, const Launch& launch) {
   if constexpr (sizeof(T) == 2) {
     launch_pack_fragments<T>(p, {}, {}, {}, launch);
     const int most = *std::max_element(p.sizes, p.sizes + p.num_scales);
-    const int bytes = std::max(map_tile_bytes(p.padded), deviation_bytes(fragment_rows(most, p.wide)));
-    with_fragments<T>(p, {p.x}, [&](auto vectors, auto wide) {
-      launch(sum_moments_mma<T, vectors.value, wide.value>, blocks(p), 1, WARP_THREADS, ORIGIN_BYTES + bytes, p);
-    });
+    const int bytes = std::max(map_tile_bytes(p.padded), deviation_bytes(fragment_rows(most)));
+    p.vectors = in_vectors<T>(p, {p.x});
+    launch(sum_moments_mma<T>, blocks(p), 1, WARP_THREADS, ORIGIN_BYTES + bytes, p);
   } else {
     launch_pack(p, nullptr, nullptr, launch);
-    launch(choose_kernel(p, {p.x}, sum_moments<VECTOR, true>, sum_moments<VECTOR, false>, sum_moments<1, true>),
-           blocks(p), 1, THREADS, SUM_MOMENTS_SHARED_BYTES, p);
+    launch(in_vectors<T>(p, {p.x}) ? sum_moments<VECTOR> : sum_moments<1>, blocks(p), 1, THREADS,
+           SUM_MOMENTS_SHARED_BYTES, p);
   }
   int stretches = 0;
   for (int k = 0; k < p.num_scales; ++k) stretches += stretches_of_pairs(p.sizes[k]);

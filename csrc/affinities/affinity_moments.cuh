@@ -19,9 +19,9 @@
 constexpr int SUM_MOMENTS_SHARED_BYTES = Shared::BYTES + MAX_REGIONS * sizeof(float);
 
 // grid (batch * scales * chunks), THREADS threads
-template <int V, bool along_channels>
+template <int V>
 __global__ void __launch_bounds__(THREADS, 2) sum_moments(const AffinityMomentsCuda p) {
-  using Access = MapAccess<V, along_channels>;
+  using Access = MapAccess<V>;
   SHARED_BUFFER(buffer);
   const Shared shared(buffer);
   float* origin = reinterpret_cast<float*>(buffer + Shared::BYTES);  // [MAX_REGIONS]

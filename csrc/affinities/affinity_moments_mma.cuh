@@ -31,27 +31,20 @@ static __device__ __forceinline__ void for_each_product(Function function) {
   }
 }
 
-template <typename T, int TILES, bool vectors>
+template <typename T, int TILES>
 static __device__ __forceinline__ void sum_moments_of_chunk(const AffinityMomentsCuda& p, const Work& work,
                                                             float* origin, unsigned char* place) {
   constexpr int PITCH = deviation_pitch(8 * TILES), TURNS = (TILES + WARPS - 1) / WARPS;
   const Lane lane = this_lane();
   const MapTile map(place, p.padded);
   float* deviations = reinterpret_cast<float*>(place);  // where the map was
-  const bool resident = p.channels <= RESIDENT;
   double squares[TURNS][TILES][2] = {};
 #pragma unroll 1
   for (int i = 0; i < p.chunk_tiles && work.chunk * p.chunk_tiles + i < p.tiles; ++i) {
     const int first = (work.chunk * p.chunk_tiles + i) * TILE, count = min(TILE, p.positions - first);
     __syncthreads();
-    const MapRows<vectors> x(p, p.x, work, first);
-    if (resident) {
-      map.fetch_all(x, 0, p.channels);
-      x.wait();
-    }
     RegionSums<TILES> affinities;
-    find_affinities<T, TILES>(affinities, p, work,
-                              [&](int half, int c) { return resident ? map.read(half, c) : x.read(half, c); });
+    find_affinities<T, TILES>(affinities, p, work, MapRows(p, p.x, work, first), map, [](int) {});
     if (i == 0 && lane.warp == 0 && lane.g == 0)
       for_each_sum<TILES>(affinities, [&](int half, int j, float a) {
         if (half == 0 && j < work.regions) origin[j] = a;
@@ -100,11 +93,11 @@ static __device__ __forceinline__ void sum_moments_of_chunk(const AffinityMoment
 }
 
 // grid (batch * scales * chunks), WARP_THREADS threads
-template <typename T, bool vectors, bool wide>
-__global__ void __launch_bounds__(WARP_THREADS, (BLOCKS<vectors, wide>)) sum_moments_mma(const AffinityMomentsCuda p) {
+template <typename T>
+__global__ void __launch_bounds__(WARP_THREADS, BLOCKS) sum_moments_mma(const AffinityMomentsCuda p) {
   SHARED_BUFFER(buffer);
   const Work work = locate_work(p);
-  with_region_tiles<wide>(work.regions, [&](auto tiles) {
-    sum_moments_of_chunk<T, tiles.value, vectors>(p, work, reinterpret_cast<float*>(buffer), buffer + ORIGIN_BYTES);
+  with_region_tiles(work.regions, [&](auto tiles) {
+    sum_moments_of_chunk<T, tiles.value>(p, work, reinterpret_cast<float*>(buffer), buffer + ORIGIN_BYTES);
   });
 }

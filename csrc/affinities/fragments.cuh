@@ -30,12 +30,10 @@ static_assert(BLOCK_ROWS == TILE && PADDED % (2 * STRETCH) == 0 && RESIDENT % PA
 // Blocks that share a multiprocessor, and so the registers of each: with a tile of a map as many as shared memory
 // holds.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int MOST_BLOCKS = 2;
+constexpr int BLOCKS = 2;
 #else
-constexpr int MOST_BLOCKS = 3;
+constexpr int BLOCKS = 3;
 #endif
-template <bool vectors, bool wide>
-constexpr int BLOCKS = vectors && !wide ? MOST_BLOCKS : 2;
 
 using Raw = Vector<uint32_t, 4>;  // eight 16-bit numbers
 
@@ -43,11 +41,9 @@ template <int value>
 using Constant = std::integral_constant<int, value>;
 
 // function(fragment_rows / 8) for a block's scale: products have as many tiles of 8 columns.
-template <bool wide, typename Function>
+template <typename Function>
 static __device__ __forceinline__ void with_region_tiles(int regions, Function function) {
-  if constexpr (wide)
-    function(Constant<10>{});
-  else if (regions < 16)
+  if (fragment_rows(regions) == 16)
     function(Constant<2>{});
   else
     function(Constant<6>{});
@@ -100,19 +96,25 @@ static __device__ __forceinline__ Halves halves_before(int count) {
   return {{row < count, row + 8 < count}};
 }
 
-// A lane's two positions of a map: `vectors` of channels that lie side by side, or single numbers that lie anywhere.
-template <bool vectors>
+// A lane's vectors of a stretch of channels, at both of its positions.
+struct RawRows {
+  Raw at[2];
+};
+
+// A lane's two positions of a map: channels that lie side by side where a call has p.vectors, else single numbers that
+// lie anywhere.
 struct MapRows {
+  const AffinitiesCuda& p;
+  const MapCuda& map;
   uint16_t* at[2];  // at the lane's first channel
   int channels[2];  // from there on; none past the last position
-  int64_t stride_c;
 
-  __device__ __forceinline__ MapRows(const AffinitiesCuda& p, const MapCuda& map, const Work& work, int first) {
+  __device__ __forceinline__ MapRows(const AffinitiesCuda& p, const MapCuda& map, const Work& work, int first)
+      : p(p), map(map) {
     const Lane lane = this_lane();
     const int width = max(map.width, 1);  // 0 where the map is not given
-    stride_c = vectors ? 1 : map.stride_c;
     auto* data = static_cast<uint16_t*>(map.data) + work.b * map.stride_b +
-                 (int64_t(work.scale) * p.channels + 8 * lane.t) * stride_c;
+                 (int64_t(work.scale) * p.channels + 8 * lane.t) * map.stride_c;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int n = first + lane.warp * ROWS + lane.g + 8 * half;
@@ -123,41 +125,50 @@ struct MapRows {
 
   __device__ __forceinline__ bool inside(int half, int c) const { return c < channels[half]; }
 
-  // The vector of the stretch from channel c on.
-  __device__ __forceinline__ Raw read(int half, int c) const {
-    Raw raw{};
-    if constexpr (vectors) {
-      if (inside(half, c)) raw = load_vector<4>(reinterpret_cast<const uint32_t*>(at[half] + c));
-    } else {
-      const uint16_t* from = at[half] + c * stride_c;
+  // The lane's vectors of the stretch from channel c on.
+  __device__ __forceinline__ RawRows read(int c) const {
+    if (!p.vectors) return gather(c);
+    RawRows rows{};
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (inside(half, c)) rows.at[half] = load_vector<4>(reinterpret_cast<const uint32_t*>(at[half] + c));
+    return rows;
+  }
+
+  // The same, number by number.
+  __device__ __forceinline__ RawRows gather(int c) const {
+    RawRows rows{};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Raw& raw = rows.at[half];
+      const uint16_t* from = at[half] + c * map.stride_c;
       if (inside(half, c + 7)) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i, from += stride_c) raw.at[i / 2] |= static_cast<uint32_t>(*from) << (i % 2 * 16);
+        for (int i = 0; i < 8; ++i, from += map.stride_c) raw.at[i / 2] |= static_cast<uint32_t>(*from) << (i % 2 * 16);
       } else {
 #pragma unroll 1
-        for (int i = 0; i < 8; ++i, from += stride_c) push(raw, inside(half, c + i) ? *from : uint16_t(0));
+        for (int i = 0; i < 8; ++i, from += map.stride_c) push(raw, inside(half, c + i) ? *from : uint16_t(0));
       }
     }
-    return raw;
+    return rows;
   }
 
-  // Waits for what MapTile::fetch has begun.
-  static __device__ __forceinline__ void wait() {
-    if constexpr (vectors) wait_for_copies();
-  }
-
-  __device__ __forceinline__ void write(int half, int c, const Raw& raw) const {
-    if constexpr (vectors) {
-      if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), raw);
-    } else {
-      uint16_t* to = at[half] + c * stride_c;
+  __device__ __forceinline__ void write(int c, const RawRows& rows) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Raw& raw = rows.at[half];
+      if (p.vectors) {
+        if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), raw);
+        continue;
+      }
+      uint16_t* to = at[half] + c * map.stride_c;
       if (inside(half, c + 7)) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i, to += stride_c) *to = static_cast<uint16_t>(raw.at[i / 2] >> (i % 2 * 16));
+        for (int i = 0; i < 8; ++i, to += map.stride_c) *to = static_cast<uint16_t>(raw.at[i / 2] >> (i % 2 * 16));
       } else {
         Raw left = raw;
 #pragma unroll 1
-        for (int i = 0; inside(half, c + i); ++i, to += stride_c) *to = push(left, 0);
+        for (int i = 0; inside(half, c + i); ++i, to += map.stride_c) *to = push(left, 0);
       }
     }
   }
@@ -173,8 +184,8 @@ struct MapRows {
   }
 };
 
-// A tile of a map in shared memory, [BLOCK_ROWS][channels]. The vectors of a row are shuffled such that neither the
-// lanes of a warp, each with its own vectors, nor ldmatrix meets a bank twice.
+// A part of a map in shared memory, [BLOCK_ROWS][RESIDENT channels at most]. The vectors of a row are shuffled such
+// that neither the lanes of a warp, each with its own vectors, nor ldmatrix meets a bank twice.
 struct MapTile {
   unsigned char* begin;
   int row_bytes;  // a multiple of 128
@@ -192,30 +203,42 @@ struct MapTile {
     return place(lane.warp * ROWS + lane.g + 8 * half, c / 8 + lane.t);
   }
 
-  __device__ __forceinline__ Raw read(int half, int c) const { return load_vector<4>(own(half, c)); }
-  __device__ __forceinline__ void write(int half, int c, const Raw& raw) const { store_vector<4>(own(half, c), raw); }
+  __device__ __forceinline__ RawRows read(int c) const {
+    return {{load_vector<4>(own(0, c)), load_vector<4>(own(1, c))}};
+  }
+  __device__ __forceinline__ void write(int c, const RawRows& rows) const {
+    store_vector<4>(own(0, c), rows.at[0]), store_vector<4>(own(1, c), rows.at[1]);
+  }
 
-  // Begins to bring the lane's vector of the map's stretch from channel `first + c` on.
-  template <bool vectors>
-  __device__ __forceinline__ void fetch(const MapRows<vectors>& map, int half, int first, int c) const {
-    if constexpr (vectors) {
-      const bool inside = map.inside(half, first + c);
-      begin_copy(own(half, c), map.at[half] + (inside ? first + c : 0), inside);
-    } else {
-      write(half, c, map.read(half, first + c));
-    }
+  // Begins to bring the lane's vectors of the map's stretch from channel `first + c` on.
+  __device__ __forceinline__ void begin_fetch(const MapRows& map, int first, int c) const {
+    if (map.p.vectors)
+      begin_copies(map, first, c);
+    else
+      write(c, map.gather(first + c));
   }
-  template <bool vectors>
-  __device__ __forceinline__ void fetch(const MapRows<vectors>& map, int first, int c) const {
-    fetch(map, 0, first, c), fetch(map, 1, first, c);
-  }
-  template <bool vectors>
-  __device__ __forceinline__ void fetch_all(const MapRows<vectors>& map, int first, int channels) const {
+  // Brings a part of the map: its channels from `first` on.
+  __device__ __forceinline__ void fetch(const MapRows& map, int first, int channels) const {
+    if (map.p.vectors) {
 #pragma unroll 2
-    for (int c = 0; c < channels; c += STRETCH) fetch(map, first, c);
+      for (int c = 0; c < channels; c += STRETCH) begin_copies(map, first, c);
+      wait_for_copies();
+    } else {
+#pragma unroll 1
+      for (int c = 0; c < channels; c += STRETCH) write(c, map.gather(first + c));
+    }
   }
 
   __device__ __forceinline__ int bytes() const { return BLOCK_ROWS * row_bytes; }
+
+ private:
+  __device__ __forceinline__ void begin_copies(const MapRows& map, int first, int c) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool inside = map.inside(half, first + c);
+      begin_copy(own(half, c), map.at[half] + (inside ? first + c : 0), inside);
+    }
+  }
 };
 constexpr int map_tile_bytes(int padded) { return BLOCK_ROWS * 2 * (padded < RESIDENT ? padded : RESIDENT); }
 
@@ -289,8 +312,9 @@ static __device__ __forceinline__ void for_each_sum(RegionSums<TILES>& sums, Fun
 
 // sums += rows · smallᵀ over a stretch of channels
 template <typename T, int TILES>
-static __device__ __forceinline__ void add_over_channels(RegionSums<TILES>& sums, const Raw& upper, const Raw& lower,
+static __device__ __forceinline__ void add_over_channels(RegionSums<TILES>& sums, const RawRows& rows,
                                                          const PackedRows& small, int c) {
+  const Raw &upper = rows.at[0], &lower = rows.at[1];
   const uint32_t first[4] = {upper.at[0], lower.at[0], upper.at[1], lower.at[1]};
   const uint32_t second[4] = {upper.at[2], lower.at[2], upper.at[3], lower.at[3]};
 #pragma unroll
@@ -349,18 +373,31 @@ static __device__ __forceinline__ float sigmoid_of_products(float logit) {
   return logit < 0.0f ? e * upper : upper;
 }
 
-// The affinities of a warp's positions, those past the end included; rows(half, c) gives the lane's vectors of x.
-template <typename T, int TILES, typename Rows>
+// function(first channel, channels) for each part of a map that lies in shared memory as a whole.
+template <typename Function>
+static __device__ __forceinline__ void for_each_part(const AffinitiesCuda& p, Function function) {
+#pragma unroll 1
+  for (int first = 0; first < p.channels; first += RESIDENT) function(first, min(RESIDENT, p.channels - first));
+}
+
+// The affinities of a warp's positions, those past the end included. Leaves the last part of x in the tile, but for the
+// vectors that use(c) replaces, which have been read.
+template <typename T, int TILES, typename Use>
 static __device__ __forceinline__ void find_affinities(RegionSums<TILES>& affinities, const AffinitiesCuda& p,
-                                                       const Work& work, Rows rows) {
+                                                       const Work& work, const MapRows& x, const MapTile& tile,
+                                                       Use use) {
   const float* bias = p.bias + int64_t(work.b) * p.rows + work.first_row;
   const PackedRows weight(p.packed_weight, work.first_fragment_row, 8 * TILES, p.padded);
   for_each_sum<TILES>(affinities, [&](int, int j, float& sum) { sum = j < work.regions ? bias[j] : 0.0f; });
+  for_each_part(p, [&](int first, int channels) {
+    tile.fetch(x, first, channels);
 #pragma unroll 1
-  for (int c = 0; c < p.channels; c += STRETCH) {
-    const Raw upper = rows(0, c), lower = rows(1, c);
-    add_over_channels<T, TILES>(affinities, upper, lower, weight, c);
-  }
+    for (int c = 0; c < channels; c += STRETCH) {
+      const RawRows rows = tile.read(c);
+      use(c);
+      add_over_channels<T, TILES>(affinities, rows, weight, first + c);
+    }
+  });
   for_each_sum<TILES>(affinities, [](int, int, float& sum) { sum = sigmoid_of_products(sum); });
 }
 
@@ -377,7 +414,6 @@ struct PackFragments {
     int rows;
   } vectors[2];
   int sizes[MAX_SCALES];
-  bool wide;
   int rows, fragment_rows, channels, padded;
 };
 
@@ -393,9 +429,9 @@ __global__ void pack_fragments(const PackFragments p) {
     if (row < matrix.images * p.fragment_rows) {
       const int64_t image = row / p.fragment_rows;
       int own = row % p.fragment_rows, first_row = 0, scale = 0;
-      for (; own >= fragment_rows(p.sizes[scale], p.wide); ++scale)
-        own -= fragment_rows(p.sizes[scale], p.wide), first_row += p.sizes[scale];
-      const int stretch = fragment_rows(p.sizes[scale], p.wide) * STRETCH;  // numbers
+      for (; own >= fragment_rows(p.sizes[scale]); ++scale)
+        own -= fragment_rows(p.sizes[scale]), first_row += p.sizes[scale];
+      const int stretch = fragment_rows(p.sizes[scale]) * STRETCH;  // numbers
       const int channels = own < p.sizes[scale] ? p.channels : 0;
       const float* from = matrix.from + (image * p.rows + first_row + own) * p.channels + c;
       const int64_t first = int64_t(row - own) * p.padded + lane.warp * stretch;

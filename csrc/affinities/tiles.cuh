@@ -42,28 +42,24 @@ static __device__ __forceinline__ Window open_window(const AffinitiesCuda& p, co
   return {map, data, offsets, p.channels};
 }
 
-// How a chunk of a map is read and written: in vectors of V that run along channels or along positions. Where not every
-// map of a call has such vectors, V is 1, and each map has its own direction.
-template <int V, bool along_channels>
+// How a chunk of a map is read and written: in vectors of V along channels. Where not every map of a call has such
+// vectors, V is 1, and threads run along what lies side by side in each map.
+template <int V>
 struct MapAccess {
-  static constexpr bool TILE_BY_CHANNEL = V == 1 || along_channels;  // channels lie side by side in shared memory
   static constexpr int ITEMS = TILE * CHUNK / V / THREADS;
-  static constexpr int PITCH = TILE_BY_CHANNEL ? CHUNK_PITCH : TILE_PITCH;
-
-  static __device__ __forceinline__ int place(int n, int c) { return TILE_BY_CHANNEL ? n * PITCH + c : c * PITCH + n; }
 
   // function(i, where in shared memory, where in global memory or null past the end) for each of a thread's vectors.
   template <typename Function>
   static __device__ __forceinline__ void for_each_vector(const Window& window, int first_c, Function function) {
-    const bool by_channel = V == 1 ? window.map.by_channel : along_channels;
-    const int64_t stride_c = V > 1 && along_channels ? 1 : window.map.stride_c;
+    const bool by_channel = V > 1 || window.map.by_channel;
+    const int64_t stride_c = V > 1 ? 1 : window.map.stride_c;
 #pragma unroll(V == 1 ? 4 : ITEMS)
     for (int i = 0; i < ITEMS; ++i) {
       const int item = static_cast<int>(threadIdx.x) + i * THREADS;
-      const int n = by_channel ? item / (CHUNK / V) : item % (TILE / V) * V;
-      const int c = by_channel ? item % (CHUNK / V) * V : item / (TILE / V);
+      const int n = by_channel ? item / (CHUNK / V) : item % TILE,
+                c = by_channel ? item % (CHUNK / V) * V : item / TILE;
       const bool inside = window.offsets[n] >= 0 && first_c + c < window.channels;
-      function(i, place(n, c), inside ? window.data + window.offsets[n] + (first_c + c) * stride_c : nullptr);
+      function(i, n * CHUNK_PITCH + c, inside ? window.data + window.offsets[n] + (first_c + c) * stride_c : nullptr);
     }
   }
 
@@ -116,7 +112,6 @@ static __device__ __forceinline__ void put_small(const float* rows, int regions,
 // A block's shared memory.
 struct Shared {
   static constexpr int MAP_BYTES = TILE * CHUNK_PITCH * sizeof(float);
-  static_assert(MAP_BYTES >= CHUNK * TILE_PITCH * int(sizeof(float)));
   static constexpr int AFFINITY_BYTES = TILE * TILE_PITCH * sizeof(float), MAPS = 3;
   static constexpr int OFFSET_BYTES = MAPS * TILE * sizeof(int64_t), WORK_BYTES = 32;
   static constexpr int BYTES = 2 * MAP_BYTES + AFFINITY_BYTES + OFFSET_BYTES + WORK_BYTES;
@@ -124,7 +119,7 @@ struct Shared {
   static_assert(2 * MAP_BYTES >= TILE * TILE_PITCH * int(sizeof(float)));
 
   unsigned char* buffer;
-  float* map = reinterpret_cast<float*>(buffer);  // [TILE][CHUNK], or [CHUNK][TILE] for vectors along positions
+  float* map = reinterpret_cast<float*>(buffer);                                           // [TILE][CHUNK]
   float* small = reinterpret_cast<float*>(buffer + MAP_BYTES);                             // [MAX_REGIONS][CHUNK]
   float* affinities = reinterpret_cast<float*>(buffer + 2 * MAP_BYTES);                    // [TILE][MAX_REGIONS]
   int64_t* offsets = reinterpret_cast<int64_t*>(buffer + 2 * MAP_BYTES + AFFINITY_BYTES);  // [MAPS][TILE]
@@ -241,11 +236,9 @@ static __device__ __forceinline__ float sigmoid(float logit) {
 }
 
 // Adds to sums over channels of positions and regions those of the chunk at hand.
-template <typename Access>
 static __device__ __forceinline__ void add_map_by_small(Product<MAX_REGIONS, false>& product, const Shared& shared,
                                                         const Work& work) {
-  product.template add<Access::TILE_BY_CHANNEL>(shared.map, Access::PITCH, shared.small, CHUNK_PITCH, TILE,
-                                                work.regions, CHUNK);
+  product.add<true>(shared.map, CHUNK_PITCH, shared.small, CHUNK_PITCH, TILE, work.regions, CHUNK);
 }
 
 // The affinities of a tile to a scale's regions, and those past the end, which mean nothing. Ends with a barrier.
@@ -264,7 +257,7 @@ static __device__ __forceinline__ Product<MAX_REGIONS, false> affinities_of(cons
     put_small(weight, work.regions, p.padded, c, shared.small);
     __syncthreads();
     if (c + CHUNK < p.channels) map.fetch(x, c + CHUNK);
-    add_map_by_small<Access>(product, shared, work);
+    add_map_by_small(product, shared, work);
     __syncthreads();
   }
   for_each(product, [](int, int, float& sum) { sum = sigmoid(sum); });

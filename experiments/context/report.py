@@ -14,7 +14,7 @@ from pathlib import Path
 from apcnet.data.synthetic import Synthetic
 from apcnet.files import read_json, replacing
 from benchmarks import ROOT
-from benchmarks.report import between
+from benchmarks.rows import between
 from experiments.context import pictures
 from experiments.context.estimates import ENOUGH, MEASURES, Estimate, Estimates, complete_seeds, estimates
 from experiments.context.run import FAMILIES, HEADS, LONG, PUBLISHED, REFERENCE, RESULTS, RUNS, TINY, Run, finished

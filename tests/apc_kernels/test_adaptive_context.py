@@ -5,10 +5,6 @@ directions; every combination of what can be left out on a small one. The interp
 their own (test_adaptive_context_triton.py, test_adaptive_context_cuda.py).
 """
 
-import os
-import subprocess
-import sys
-
 import instruction_sets
 import pytest
 import stock
@@ -235,9 +231,8 @@ def test_same_bits_with_any_number_of_threads(threads, layout):
 
 
 @instruction_sets.others
-def test_every_instruction_set(isa, tmp_path):
+def test_every_instruction_set(isa):
     """Tests each set that the processor has, in its own process: the set is chosen once."""
-    instruction_sets.skip_the_one_in_use(isa)
     program = """
 import torch
 from cases import ContextCase, channels_last, draw_context, nchw
@@ -247,18 +242,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     for layout in (nchw, channels_last):
         check(case, draw_context(case, layout, dtype), "cpp")
 """
-    here = os.path.dirname(__file__)
-    paths = [here, os.path.join(os.path.dirname(here), "support"), os.environ.get("PYTHONPATH", "")]
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"APC_KERNELS_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    if "this processor allows" in run.stderr:
-        pytest.skip(f"needs a processor with {isa}")
-    assert run.returncode == 0, run.stderr
+    instruction_sets.run(isa, program)
 
 
 def test_products_in_low_precision_do_not_lose_the_average_of_the_affinities():

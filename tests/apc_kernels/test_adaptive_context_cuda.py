@@ -249,11 +249,11 @@ def test_chunks_of_several_tiles(cuda_kernels, dtype, blocks):
     assert_moments_match(emulate_moments(cuda_kernels, a, blocks=blocks), a)
 
 
-@pytest.mark.parametrize("scale", [4, 7])
-def test_more_channels_than_stay_in_shared_memory(cuda_kernels, scale):
-    """They are read again; for scales of 7 and 8 the kernels of low-precision maps have more rows."""
-    case = ContextCase(1, 520, (3, 7), (scale,))
-    a = draw(case, channels_last, torch.bfloat16)
+@pytest.mark.parametrize("layout", [channels_last, nchw], ids=["channels_last", "nchw"])
+def test_more_channels_than_stay_in_shared_memory(cuda_kernels, layout):
+    """They are read again, part by part."""
+    case = ContextCase(1, 520, (3, 7), (4, 1))
+    a = draw(case, layout, torch.bfloat16)
     assert_matches(emulate(cuda_kernels, a), case, torch.bfloat16, OPTIONAL)
     assert_moments_match(emulate_moments(cuda_kernels, a), a)
 

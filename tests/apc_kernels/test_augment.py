@@ -1,9 +1,6 @@
 """Tests augment by its definition, and for equal bits with every backend, instruction set, layout and thread count."""
 
 import itertools
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import instruction_sets
@@ -201,28 +198,21 @@ def test_any_number_of_threads(threads):
     assert all(torch.equal(other, found[0]) for other in found[1:])
 
 
-PROGRAM = """
-import sys, torch, apc_kernels
-image, size, options, expected = torch.load(sys.argv[1])
-assert torch.equal(apc_kernels.augment(image, size, **options), expected)
-assert torch.ops.apc_kernels_cpp.instruction_set() == sys.argv[2]
-"""
-
-
 @instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
     """Every other set gives the bits of the one that this process has chosen."""
-    instruction_sets.skip_the_one_in_use(isa)
     given, size = interleaved(image(97, 120)), (83, 211)
     options = {"flip": True, "steps": EVERY, "mean": MEAN, "std": STD}
     expected = apc_kernels.augment(given, size, **options)
-    torch.save((given, size, options, expected), tmp_path / "call.pt")
-    environment = os.environ | {"APC_KERNELS_ISA": isa, "APC_KERNELS_BACKEND": "cpp"}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "call.pt"), isa]
-    run = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
-    if "this processor allows" in run.stderr:
-        pytest.skip(f"needs a processor with {isa}")
-    assert run.returncode == 0, run.stderr
+    file = tmp_path / "call.pt"
+    torch.save((given, size, options, expected), file)
+    program = f"""
+import torch, apc_kernels
+image, size, options, expected = torch.load({str(file)!r})
+with apc_kernels.backend("cpp"):
+    assert torch.equal(apc_kernels.augment(image, size, **options), expected)
+"""
+    instruction_sets.run(isa, program)
 
 
 # As an operation

@@ -4,9 +4,9 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from apc_kernels import build
@@ -19,16 +19,13 @@ SHARED_LIMIT = 48 * 1024  # what a kernel gets without asking for more
 
 TRITON = [path.parent.name for path in sorted((ROOT / "apc_kernels" / "ops").glob("*/triton.py"))]
 CUDA = [file for file in build.cuda_files() if file.suffix == ".cu"]
-architectures = pytest.mark.parametrize("arch", [USUAL, *(pytest.param(a, marks=pytest.mark.slow) for a in OTHERS)])
 
 
 def compiled_triton(arch: str, *options: str) -> list[dict]:
     pytest.importorskip("triton", reason="needs triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     gate = ROOT / "tests" / "support" / "triton_gate.py"
-    run = subprocess.run(
-        [sys.executable, gate, arch, *options, *TRITON], env=environment, capture_output=True, text=True
-    )
+    run = forked.run([gate, arch, *options, *TRITON], env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     kernels = json.loads(run.stdout)
     assert len({kernel["kernel"] for kernel in kernels}) == len(kernels) > 0
@@ -60,8 +57,7 @@ def test_triton_compiles_a_kernel_a_few_times_for_all_sizes():
     """Every variant stops a training at a new size for seconds."""
     pytest.importorskip("triton", reason="needs triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    count = [sys.executable, ROOT / "tests" / "support" / "triton_variants.py", "2000"]
-    run = subprocess.run(count, env=environment, capture_output=True, text=True)
+    run = forked.run([ROOT / "tests" / "support" / "triton_variants.py", "2000"], env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     variants = json.loads(run.stdout)
     assert len(variants) >= 17 and max(variants.values()) <= 2, variants
@@ -82,8 +78,8 @@ compiled = [triton.compile(triton_gate.source(k, a), target=GPUTarget("cuda", 90
 print(json.dumps([kernel.asm["ptx"] for kernel in compiled]))
 """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT / "tests" / "support")
-    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd="/")
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "support"), environment.get("PYTHONPATH", "")])
+    run = forked.run(["-c", program], env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
     forward, backward = json.loads(run.stdout)
     loads = re.findall(r"ld\.global\.\S+", forward)
@@ -122,26 +118,47 @@ def compiled_cuda(arch):
     return {name: folder / target for name, target in objects.items()}
 
 
-@architectures
+def assert_fits(log: str, where: str) -> int:
+    """Checks what ptxas tells about each kernel, and returns their number."""
+    assert "warning" not in log, log
+    entries = log.split("Compiling entry function")[1:]
+    for entry in entries:
+        name = re.search(r"'(\w+)'", entry)[1]
+        spills = [int(number) for number in re.findall(r"(\d+) bytes spill", entry)]
+        assert spills and (max(spills) == 0 or any(kernel in name for kernel in SPILLS_ALLOWED)), f"{name} in {where}"
+        # Two blocks at least share a multiprocessor's 65536 registers.
+        threads = 128 if "_mma" in name else 256
+        assert 2 * threads * int(re.search(r"Used (\d+) registers", entry)[1]) <= 65536, f"{name} in {where}"
+        static = re.search(r"(\d+) bytes smem", entry)
+        assert static is None, f"{name} in {where}: shared memory is one dynamic buffer (SHARED_BUFFER)"
+    return len(entries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [USUAL, *OTHERS])
 def test_cuda(compiled_cuda, arch):
-    kernels = set()
     for file, target in compiled_cuda.items():
-        log = target.with_name(f"{target.name}.log").read_text()
-        assert "warning" not in log, log
-        for entry in log.split("Compiling entry function")[1:]:
-            name = re.search(r"'(\w+)'", entry)[1]
-            where = f"{name} in {file} for sm_{arch}"
-            kernels.add(where)
-            spills = [int(number) for number in re.findall(r"(\d+) bytes spill", entry)]
-            assert spills and (max(spills) == 0 or any(kernel in name for kernel in SPILLS_ALLOWED)), where
-            # Two blocks at least share a multiprocessor's 65536 registers.
-            threads = 128 if "_mma" in name else 256
-            assert 2 * threads * int(re.search(r"Used (\d+) registers", entry)[1]) <= 65536, where
-            static = re.search(r"(\d+) bytes smem", entry)
-            assert static is None, f"{where}: shared memory is one dynamic buffer (SHARED_BUFFER)"
-    assert len(kernels) >= len(compiled_cuda)
+        assert assert_fits(target.with_name(f"{target.name}.log").read_text(), f"{file} for sm_{arch}") > 0
 
 
+def test_cuda_as_it_runs_here(tmp_path):
+    """Tests the PTX that tests/ptx executes, for one GPU: the library's files take half a minute to compile."""
+    nvcc = build.find_nvcc()
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    import ptx_cuda
+
+    texts = ptx_cuda.bindings().texts()
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.ptx").write_text(text)
+        command = [Path(nvcc).with_name("ptxas"), "-v", f"-arch=sm_{USUAL}", f"{number}.ptx", "-o", f"{number}.cubin"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert assert_fits(run.stderr, f"the kernels of tests/emulation for sm_{USUAL}") == text.count(".entry ")
+    assert len(texts) > 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [USUAL])
 def test_cuda_imports_no_unstable_symbol(compiled_cuda):
     for target in compiled_cuda.values():

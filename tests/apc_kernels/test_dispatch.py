@@ -1,22 +1,22 @@
 """Tests the choice of a backend: `auto`, forcing one, and the error if it cannot serve."""
 
 import os
-import subprocess
-import sys
+from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 
 import apc_kernels
 from apc_kernels import dispatch, info, library
 from apc_kernels.ops.affinities.checks import KERNELS as CONTEXT_KERNELS
+from apc_kernels.ops.affinities.checks import limits as context_limits
 from apc_kernels.ops.pyramid_pool import KERNELS
 
 
 def run(program, **environment):
     """Runs a program in its own process, away from the checkout."""
-    environment = os.environ | environment
-    return subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", capture_output=True, text=True)
+    return forked.run(["-c", program], env=os.environ | environment)
 
 
 def test_auto_takes_the_first_that_can():
@@ -97,6 +97,27 @@ def test_limits_are_a_reason_too():
     assert KERNELS.explain("pyramid_pool", "cpu", torch.float32, limits) == ("reference", limits)
     with apc_kernels.backend("cpp"), pytest.raises(RuntimeError, match="was asked for, but the map is too large"):
         KERNELS.select("pyramid_pool", torch.ones(1), limits)
+
+
+def test_large_scales_of_low_precision_maps_are_left_to_triton(monkeypatch):
+    monkeypatch.setattr(dispatch, "_reason_unavailable", lambda name, device: None)
+    x, scales = torch.empty(1, 8, 4, 4, dtype=torch.bfloat16), (1, 7)
+    name, passed_over = CONTEXT_KERNELS.explain("adaptive_context", "cuda", x.dtype, context_limits(x, scales))
+    assert name == "triton"
+    assert passed_over == {"cuda": "its kernels take scales of up to 6 beside bfloat16; the scales are (1, 7)"}
+    assert context_limits(x, (1, 6)) == context_limits(x.float(), scales) == {}
+    with apc_kernels.backend("cuda"), pytest.raises(RuntimeError, match="was asked for, but its kernels take scales"):
+        CONTEXT_KERNELS.select("adaptive_context", x, context_limits(x, scales))
+
+
+def test_a_missing_backend_is_reported_beside_one_with_limits(monkeypatch):
+    """The slow reference serves because Triton is missing, whatever CUDA would not take."""
+    missing = {"triton": "triton is not installed"}
+    monkeypatch.setattr(dispatch, "_reason_unavailable", lambda name, device: missing.get(name))
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+    with pytest.warns(dispatch.SlowPathWarning, match="scales of up to 6; triton is not installed"):
+        name = CONTEXT_KERNELS.select("adaptive_context", x, {"cuda": "it takes scales of up to 6"})
+    assert name == "reference"
 
 
 def test_the_environment_variable():

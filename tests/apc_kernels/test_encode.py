@@ -3,8 +3,9 @@
 import pytest
 import stock
 import torch
-from accuracy import assert_accurate, max_error, same_bits
+from accuracy import max_error, same_bits
 from cases import channels_last, nchw
+from encoding import NAMES, check, with_gradients
 from head_cases import CODES, CodeCase, draw_code
 from places import dtypes, layouts
 
@@ -12,21 +13,6 @@ import apc_kernels
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 ODD = CodeCase(2, 13, (9, 11), 5)
-NAMES = ("x", "codewords", "scale")
-
-
-def with_gradients(function, tensors):
-    leaves = [tensors[name].detach().requires_grad_() for name in NAMES]
-    result = function(*leaves)
-    return result.detach(), *torch.autograd.grad(result, leaves, tensors["grad"])
-
-
-def check(tensors, name):
-    actual = with_gradients(apc_kernels.encode, tensors)
-    exact = with_gradients(stock.encode, {name: t.double() for name, t in tensors.items()})
-    pytorch = with_gradients(stock.encode, tensors)
-    for ours, true, own, part in zip(actual, exact, pytorch, ("result", *NAMES), strict=True):
-        assert_accurate(ours, true, own, f"{name} {part}")
 
 
 @DEVICES

@@ -4,10 +4,10 @@ By Triton's interpreter, and as compiled code (tests/ptx, slow).
 """
 
 import pytest
-import stock
 import torch
-from accuracy import assert_accurate, same_bits
+from accuracy import same_bits
 from cases import channels_last, nchw, sliced
+from encoding import NAMES, check, with_gradients
 from head_cases import CodeCase, draw_code
 
 import apc_kernels
@@ -24,27 +24,12 @@ CASES = [
     ODD,
     CodeCase(0, 4, (3, 3), 5),
 ]
-NAMES = ("x", "codewords", "scale")
 
 
 @pytest.fixture(autouse=True)
 def triton_serves(triton_machine):
     with apc_kernels.backend("triton"):
         yield
-
-
-def with_gradients(function, tensors):
-    leaves = [tensors[name].detach().requires_grad_() for name in NAMES]
-    result = function(*leaves)
-    return result.detach(), *torch.autograd.grad(result, leaves, tensors["grad"])
-
-
-def check(tensors, name):
-    actual = with_gradients(apc_kernels.encode, tensors)
-    exact = with_gradients(stock.encode, {name: t.double() for name, t in tensors.items()})
-    pytorch = with_gradients(stock.encode, tensors)
-    for ours, true, own, part in zip(actual, exact, pytorch, ("result", *NAMES), strict=True):
-        assert_accurate(ours, true, own, f"{name} {part}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -1,9 +1,6 @@
 """Tests the upsample_* operations at their extremes: values, sizes, threads, instruction sets; and at random sizes."""
 
 import math
-import os
-import subprocess
-import sys
 
 import instruction_sets
 import pytest
@@ -14,7 +11,7 @@ from cases import channels_last, nchw, sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import CPU, dtypes, places_without_cuda
-from upsample_cases import UpsampleCase, assert_labels, draw_upsample, loss_and_gradient
+from upsample_cases import EXTREMES, UpsampleCase, assert_labels, draw_upsample, loss_and_gradient
 
 import apc_kernels
 
@@ -62,17 +59,6 @@ def assert_everything(results, tensors, case, name="", **options):
 
 
 # Extreme logits
-
-
-EXTREMES = {
-    "far above 0": lambda logits: logits + 1e4,
-    "far below 0": lambda logits: logits - 1e4,
-    "far apart": lambda logits: logits * (80 / logits.abs().max()),
-    "as large as float16 has them": lambda logits: logits * (65504 / logits.abs().max()),
-    "all the same": lambda logits: torch.full_like(logits, 3.0),
-    "almost the same": lambda logits: logits * 1e-6,
-    "subnormal": lambda logits: logits * 1e-40,
-}
 
 
 @places_without_cuda
@@ -248,26 +234,14 @@ def test_same_bits_with_any_number_of_threads(threads, layout, case):
 @instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
     """Tests each set that the processor has, in its own process: the set is chosen once."""
-    instruction_sets.skip_the_one_in_use(isa)
     file = tmp_path / "results.pt"
     program = f"""
-import sys
-sys.path[:0] = {[os.path.dirname(__file__), *sys.path]!r}
 import torch, apc_kernels
 import {__name__.rpartition(".")[2]} as tests
 with apc_kernels.backend("cpp"):
     torch.save([tests.everything(t, case, **options) for case, t, options in tests.instructed()], {str(file)!r})
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"APC_KERNELS_ISA": isa},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    if "this processor allows" in run.stderr:
-        pytest.skip(f"needs a processor with {isa}")
-    assert run.returncode == 0, run.stderr
+    instruction_sets.run(isa, program)
     for (case, t, options), results in zip(instructed(), torch.load(file), strict=True):
         assert_everything(results, t, case, f"{isa} {case} {t['logits'].dtype}", **options)
 

@@ -1,9 +1,5 @@
 """Tests upsample_region_sums against float64 and PyTorch's own composition, on every backend that can run here."""
 
-import os
-import subprocess
-import sys
-
 import instruction_sets
 import pytest
 import torch
@@ -11,7 +7,7 @@ from accuracy import same_bits
 from cases import channels_last, nchw, sliced
 from places import CPU, dtypes, layouts, places_without_cuda
 from region_cases import KINDS, assert_matches, check, draw, ours
-from upsample_cases import UPSAMPLES, UpsampleCase
+from upsample_cases import EXTREMES, UPSAMPLES, UpsampleCase
 
 import apc_kernels
 
@@ -117,17 +113,6 @@ def test_gradcheck(backend, case, kind):
 
 
 # Extremes
-
-
-EXTREMES = {
-    "far above 0": lambda logits: logits + 1e4,
-    "far below 0": lambda logits: logits - 1e4,
-    "far apart": lambda logits: logits * (80 / logits.abs().max()),
-    "as large as float16 has them": lambda logits: logits * (65504 / logits.abs().max()),
-    "all the same": lambda logits: torch.full_like(logits, 3.0),
-    "almost the same": lambda logits: logits * 1e-6,
-    "subnormal": lambda logits: logits * 1e-40,
-}
 
 
 @places_without_cuda
@@ -262,24 +247,12 @@ def instructed():
 @instruction_sets.others
 def test_every_instruction_set(isa, tmp_path):
     """Tests each set that the processor has, in its own process: the set is chosen once."""
-    instruction_sets.skip_the_one_in_use(isa)
     file = tmp_path / "results.pt"
     program = f"""
-import sys
-sys.path[:0] = {[os.path.dirname(__file__), *sys.path]!r}
 import torch
 import {__name__.rpartition(".")[2]} as tests
 torch.save([tests.ours(t, "cpp") for t in tests.instructed()], {str(file)!r})
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"APC_KERNELS_ISA": isa},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    if "this processor allows" in run.stderr:
-        pytest.skip(f"needs a processor with {isa}")
-    assert run.returncode == 0, run.stderr
+    instruction_sets.run(isa, program)
     for i, (t, results) in enumerate(zip(instructed(), torch.load(file), strict=True)):
         assert_matches(*results, t, f"{isa} {i}")

@@ -31,6 +31,7 @@ CASES = [  # shape of the logits, size
     ((1, 2, 1, 1), (70, 3)),  # several windows of rows, and no step from one position to the next
     ((1, 2, 19, 2), (23, 5)),  # several blocks of source rows
     ((1, 2, 5, 7), (1, 1)),
+    ((1, 6, 2, 50), (5, 121)),  # the columns of one block of threads, which close to a ring
 ]
 SMALL = CASES[1]
 LABELS = [torch.uint8, torch.int16, torch.int32, torch.int64]
@@ -264,6 +265,22 @@ def test_label_out_of_range(label, smoothing, focal):
     kernels.upsample_confusion(logits, wrong, 255, False, counts, invalid)
     assert invalid.item() == 1
     assert counts.equal(reference.upsample_confusion(logits, target, 255, False)[0])
+
+
+@pytest.mark.parametrize("column", [0, 120])
+def test_the_ends_of_a_row_do_not_meet(column):
+    """A block of threads that holds all columns hands values from its last thread to its first."""
+    from apc_kernels.ops.upsample import triton as kernels
+
+    logits, target, _, grad = draw(((1, 3, 2, 50), (3, 121)), channels_last)
+    target[0, 1, column] = 3
+    saved, grads = torch.empty(target.shape), torch.empty_like(logits)
+    settings = (None, 255, 0.0, 0.0, False)
+    sums = torch.empty(4, dtype=torch.float64)
+    kernels.upsample_cross_entropy(logits, target, *settings, False, saved, torch.empty(0), sums)
+    kernels.upsample_cross_entropy_backward(grad, logits, target, *settings, saved, grads)
+    edge = column // 120 * 49
+    assert bool(grads[..., edge].isnan().all()) and grads.isnan().sum() == grads[..., edge].numel()
 
 
 def test_ignored_class():

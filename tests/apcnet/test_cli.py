@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import fake_trees
+import forked
 import pytest
 import small_runs
 import torch
@@ -152,7 +153,7 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments):
 def test_the_library_needs_neither_tyro_nor_rich():
     imports = "import sys, apcnet, apcnet.interop.convert, apcnet.data.doctor.check"
     code = f"{imports}; assert not {{'tyro', 'rich'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert forked.run(["-c", code]).returncode == 0
 
 
 def test_help_does_not_wait_for_pytorch():
@@ -278,7 +279,8 @@ def test_own_images_start_from_timms_weights_where_it_is_installed(monkeypatch, 
 def test_several_processes_train_and_one_tests_the_same(run, tmp_path):
     """Tests that one process evaluates like the two processes that trained the model."""
     root = small_runs.write_images(tmp_path / "data")
-    arguments = *small_runs.flags(small_runs.small(root)), "--out", tmp_path / "run", "--workers", 0
+    config = small_runs.small(root, steps=3, eval_every=3)
+    arguments = *small_runs.flags(config), "--out", tmp_path / "run", "--workers", 0
     out, err = (both := small_runs.start(*arguments, processes=2)).communicate()
     assert both.returncode == 0, err
     assert out.count("in 2 processes") == 1
@@ -332,6 +334,13 @@ def test_presets_are_listed(run):
             "path: expected a model file, hf:user/model or the name of published weights, got nothing;",
         ),
         (["train", "--out", "/dev/null/run"], "out: expected a folder that can be created, got /dev/null/run (Not a"),
+        (["train", "folder"], "root: expected the folder of your images and masks, got none; add --root FOLDER"),
+        (["evaluate", "apcnet-ade20k"], "published weights, got apcnet-ade20k; did you mean apcnet-r50-ade20k-"),
+        (["trian"], "command: expected one of train, evaluate, predict"),
+        (["trian"], "got 'trian'; did you mean 'train'?"),
+        (["compare"], "runs: expected the folders of one run or more, got none: apcnet compare RUN RUN"),
+        (["serve"], "models: expected one or more, got none; name a run's folder, a model file or hf:USER/MODEL"),
+        (["prepare", "ade20k", "a"], "name: ade20k needs nothing but its download; to read all of it: apcnet check"),
         (["presets", "unet"], "presets: expected a part of a name that `apcnet presets` lists, got 'unet'"),
     ],
 )
@@ -351,17 +360,6 @@ def test_wrong_input_is_reported(run, tmp_path, monkeypatch, arguments, message)
     ],
 )
 def test_a_variable_that_cannot_be_served_is_named(tmp_path, variable, value, message):
-    command = [
-        sys.executable,
-        "-m",
-        "apcnet",
-        "train",
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {variable: value})
+    command = ["-m", "apcnet", "train", "--steps", "1", "--device", "cpu", "--out", tmp_path / "run"]
+    result = forked.run(command, tmp_path, os.environ | {variable: value})
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr

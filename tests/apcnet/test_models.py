@@ -277,8 +277,11 @@ def test_low_precision(name):
     assert (rounded.float() - logits).abs().max() <= 0.05 * logits.abs().max()
 
 
+LONG_TO_COMPILE = ("pspnet", "semantic_fpn", "upernet")  # APCNet pools a pyramid and convolves it too
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("semantic_fpn", "upernet"))) for name in MODELS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG_TO_COMPILE)) for name in MODELS]
 )
 def test_compiled_whole_with_any_size(name):
     """Compiles one graph for all sizes, without the backbone's convolutions, which are slow to trace."""

@@ -58,6 +58,7 @@ IMPORTED = {
 @pytest.fixture
 def run(run, monkeypatch, tmp_path):
     """Runs a command in a folder of its own, and returns its exit status, output and errors."""
+    small_runs.without_pictures(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
     def in_folder(*arguments):

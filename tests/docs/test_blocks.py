@@ -2,10 +2,10 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 
@@ -89,15 +89,14 @@ def test_blocks_run(page, environment, tmp_path):
     folder.mkdir()
     if page in (ROOT / "README.md", ROOT / "docs" / "scale.md"):
         own_data(folder)
-    command = [sys.executable, "-c", program(page)]
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    run = forked.run(["-c", program(page)], folder, environment)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
 
 
 def test_the_readme_operation_runs(environment, tmp_path):
     """README.md as a whole trains, which is slow; this block needs no run."""
     (code,) = [code for language, code in blocks(PAGES[0]) if language == "python" and "apc_kernels." in code]
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = forked.run(["-c", code], tmp_path, environment)
     assert run.returncode == 0 and not run.stderr, run.stderr
 
 

@@ -21,7 +21,8 @@ MapCuda describe_map(py::array& map) {
 template <typename Params>
 Params describe(py::array& x, const py::array& weight, const py::array& bias, const Scales& scales, int target_blocks) {
   Params p{};
-  describe_affinities_cuda(p, sizes(x).data(), element_strides(x).data(), scales, x.mutable_data(), target_blocks);
+  describe_affinities_cuda(p, sizes(x).data(), element_strides(x).data(), scales, x.mutable_data(), x.itemsize(),
+                           target_blocks);
   p.weight = floats(weight), p.bias = floats(bias);
   return p;
 }

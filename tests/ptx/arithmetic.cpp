@@ -265,6 +265,8 @@ void add_packing(Forms& forms, const std::string& type) {
 void add_arithmetic(Forms& forms) {
   add_integers<int16_t>(forms, "s16"), add_integers<uint16_t>(forms, "u16");
   add_integers<int32_t>(forms, "s32"), add_integers<uint32_t>(forms, "u32");
+  forms["min.relu.s32"] =
+      lanewise<int32_t, int32_t, int32_t>([](int32_t a, int32_t b) { return std::max(std::min(a, b), 0); });
   add_integers<int64_t>(forms, "s64"), add_integers<uint64_t>(forms, "u64");
   add_bits<bool>(forms, "pred"), add_bits<uint16_t>(forms, "b16");
   add_bits<uint32_t>(forms, "b32"), add_bits<uint64_t>(forms, "b64");

@@ -3,10 +3,10 @@
 import torch
 from cases import ContextCase, MapCase, channels_last, draw, draw_context, nchw
 
-# Two tiles at scales of both numbers of rows that the tensor cores' kernels have for most calls.
+# Two tiles at scales of both numbers of rows that the tensor cores' kernels have.
 CONTEXT, MAP = ContextCase(2, 72, (7, 11), (4, 3)), MapCase((1, 72, 6, 70), (1, 2, 3, 20))
-# Of these kernels alone: more channels than stay in shared memory, and calls with a scale of 7 or 8.
-OTHERS = (ContextCase(1, 520, (3, 7), (4, 3)), ContextCase(1, 72, (5, 13), (7,)), ContextCase(1, 520, (3, 7), (7,)))
+# Of these kernels alone: more channels than stay in shared memory.
+DEEP = ContextCase(1, 520, (3, 7), (4, 3))
 # A batch of APCNet's maps at 512x512, and how many blocks share out its positions.
 HEAD, HEAD_BLOCKS = ContextCase(8, 512, (64, 64)), 1024
 HEAD_MAP = MapCase((8, 2048, 64, 64))
@@ -21,7 +21,7 @@ def unwritten(*shape, dtype=torch.float32):
 
 
 def contexts(dtype: torch.dtype) -> tuple[ContextCase, ...]:
-    return (CONTEXT,) if dtype == torch.float32 else (CONTEXT, *OTHERS)
+    return (CONTEXT,) if dtype == torch.float32 else (CONTEXT, DEEP)
 
 
 def cuda_calls(kernels, layout, dtype) -> list[torch.Tensor]:

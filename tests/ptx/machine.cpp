@@ -216,7 +216,7 @@ void Machine::run() {
   std::shuffle(order.begin(), order.end(), random);
   size_t next = 0;
   std::vector<Warp*> ready;
-  while (next < order.size() || !resident_.empty()) {
+  while ((next < order.size() || !resident_.empty()) && !(one_finding && !findings.empty())) {
     while (next < order.size() && resident_.size() < RESIDENT_BLOCKS) start_block(order[next++]);
     const size_t chosen = random() % resident_.size();
     Block& block = *resident_[chosen];

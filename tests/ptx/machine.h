@@ -84,7 +84,8 @@ struct Machine {
   uint32_t shared_bytes = 0;
   uint64_t seed = 0;
   bool counting = false;
-  uint64_t budget = 0;  // instructions before a launch counts as endless
+  uint64_t budget = 0;       // instructions before a launch counts as endless
+  bool one_finding = false;  // whether the first finding ends the launch
 
   std::vector<Region> regions;  // by address
   size_t last_region = 0;

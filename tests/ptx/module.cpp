@@ -37,7 +37,8 @@ struct Memory {
 
 py::dict launch(const Module& module, const std::string& name, Memory& memory,
                 std::tuple<uint32_t, uint32_t, uint32_t> grid, std::tuple<uint32_t, uint32_t, uint32_t> threads,
-                uint32_t shared_bytes, const py::bytes& parameters, uint64_t seed, bool counting, uint64_t budget) {
+                uint32_t shared_bytes, const py::bytes& parameters, uint64_t seed, bool counting, uint64_t budget,
+                bool one_finding) {
   const auto found = module.kernels.find(name);
   if (found == module.kernels.end()) throw std::out_of_range("no kernel is called " + name);
   Machine machine;
@@ -45,6 +46,7 @@ py::dict launch(const Module& module, const std::string& name, Memory& memory,
   machine.grid = {std::get<0>(grid), std::get<1>(grid), std::get<2>(grid)};
   machine.threads = {std::get<0>(threads), std::get<1>(threads), std::get<2>(threads)};
   machine.shared_bytes = shared_bytes, machine.seed = seed, machine.counting = counting, machine.budget = budget;
+  machine.one_finding = one_finding;
   const std::string_view bytes = parameters;
   machine.parameters.assign(bytes.begin(), bytes.end());
   machine.regions.swap(memory.regions);
@@ -55,6 +57,7 @@ py::dict launch(const Module& module, const std::string& name, Memory& memory,
     throw;
   }
   machine.regions.swap(memory.regions);
+  for (Region& region : memory.regions) region.cells = {};  // copies of the memory are to be cheap
   py::dict result;
   py::list findings;
   for (const Finding& finding : machine.findings) findings.append(described(finding));
@@ -117,5 +120,5 @@ PYBIND11_MODULE(ptx_machine, module) {
   module.def("known_forms", known_forms);
   module.def("launch", launch, py::arg("module"), py::arg("kernel"), py::arg("memory"), py::arg("grid"),
              py::arg("threads"), py::arg("shared_bytes"), py::arg("parameters"), py::arg("seed") = 0,
-             py::arg("counting") = false, py::arg("budget") = 1ull << 40);
+             py::arg("counting") = false, py::arg("budget") = 1ull << 40, py::arg("one_finding") = false);
 }

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import ptx
@@ -37,25 +38,29 @@ class Launch:
     left: list[np.ndarray]
     result: dict
 
-    def differs(self, text: str) -> str:
-        """Returns how the launch of another text shows that it is another one; nothing if it does not."""
+    def repeat(self, text: str, line: int) -> "Effect":
+        """Launches another text, in which the instruction of a line is changed."""
         self.restore()
         executed = sum(n for n, _ in self.result["opcodes"].values())
+        options = {"counting": True, "budget": 4 * executed + 10_000, "one_finding": True}
         try:
-            ptx.launch(text, **self.arguments | {"budget": 4 * executed + 10_000})
+            result = ptx.launch(text, **self.arguments | options)
         except ptx.FaultError as error:
-            return error.findings[0]["kind"]
+            return Effect(error.findings[0]["kind"])
         except RuntimeError:
-            return "no end"
-        same = all(np.array_equal(a, b) for a, b in zip(self.memory.contents(), self.left, strict=True))
-        return "" if same else "another result"
-
-    def changes(self, text: str, line: int) -> tuple[bool, bool]:
-        """Returns whether an instruction computes other numbers in another text, and whether accesses go elsewhere."""
-        self.restore()
-        result = ptx.launch(text, **self.arguments | {"counting": True})
+            return Effect("no end")
+        if not all(np.array_equal(a, b) for a, b in zip(self.memory.contents(), self.left, strict=True)):
+            return Effect("another result")
         ours, theirs = self.result["executed_lines"], result["executed_lines"]
-        return ours[line] != theirs.get(line), self.result["addresses"] != result["addresses"]
+        return Effect("", ours[line] != theirs.get(line), self.result["addresses"] != result["addresses"])
+
+
+class Effect(NamedTuple):
+    """Tells how a change of an instruction shows; if it does not, what it changes all the same."""
+
+    noticed: str
+    computes: bool = True  # other numbers
+    accesses: bool = True  # other places
 
 
 def record(monkeypatch, run: Callable[[], object]) -> dict[str, list[Launch]]:
@@ -166,20 +171,16 @@ def try_all(launches: dict[str, list[Launch]], mutants: Callable, every: int = 1
             number += 1
             if number % every:
                 continue
-            how = next(filter(None, (launch.differs(mutant) for launch in reached)), "")
-            if how:
-                outcome.noticed[how] += 1
-                continue
-            computes, accesses = (True, True) if mutants is removals else _changes(reached, mutant, line)
-            if not computes:
+            effects: list[Effect] = []
+            while reached and not (effects and effects[-1].noticed):
+                effects.append(reached.pop(0).repeat(mutant, line))
+            is_address = mutants is not removals
+            if effects[-1].noticed:
+                outcome.noticed[effects[-1].noticed] += 1
+            elif is_address and not any(effect.computes for effect in effects):
                 outcome.idle += 1
-            elif not accesses:
+            elif is_address and not any(effect.accesses for effect in effects):
                 outcome.unused += 1
             else:
                 outcome.unnoticed[of_text[0].arguments["kernel"]].append(f"line {line}: {instruction}")
     return outcome
-
-
-def _changes(launches: list[Launch], mutant: str, line: int) -> tuple[bool, bool]:
-    changes = [launch.changes(mutant, line) for launch in launches]
-    return any(computes for computes, _ in changes), any(accesses for _, accesses in changes)

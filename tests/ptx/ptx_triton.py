@@ -45,17 +45,19 @@ OUTPUTS = {
     "constant_kernel": {"constant"},
     "encode_kernel": {"distances", "weights", "sums", "counts"},
     "residuals_kernel": {"result", "sums", "counts", "of_scale"},
+    "peaks_kernel": {"peaks", "taints", "means"},
     "cross_entropy_kernel": {"normalizer", "losses", "sums"},
     "argmax_kernel": {"labels"},
     "softmax_kernel": {"out"},
     "confusion_kernel": set(),
-    "pixels_kernel": {"largest", "factor", "own"},
+    "pixels_kernel": set(),
     "cells_kernel": {"grad_logits"},
     "region_sums_kernel": {"wrong"},
     "region_pixels_kernel": {"largest", "inverse", "best", "reference", "mean"},
     "region_cells_kernel": {"grad_logits"},
 }
 UPDATES = {"confusion_kernel": {"counts", "invalid"}, "region_sums_kernel": {"sums"}}
+UPDATES |= {"pixels_kernel": {"records", "classes", "scales"}}  # zeros where a slot holds no pixel
 # Findings that are no fault, with the reason.
 HARMLESS = {
     # A tile smaller than the block: several threads load what is added to, one of them stores. What the others load
@@ -67,8 +69,8 @@ HARMLESS = {
 
 MODULES = ("pyramid_pool.triton", "affinities.triton", "affinities.triton_backward", "affinities.triton_moments")
 MODULES += ("affinities.triton_phases", "affinities.triton_guide_backward", "affinities.triton_product_backward")
-MODULES += ("encode.triton", "upsample.triton", "upsample.triton_backward", "upsample.triton_regions")
-MODULES += ("upsample.triton_labels",)
+MODULES += ("encode.triton", "upsample.triton", "upsample.triton_labels", "upsample.triton_regions")
+MODULES += ("upsample.triton_cross_entropy", "upsample.triton_cross_entropy_backward")
 
 
 def serve(monkeypatch, arch: int, **options) -> None:

@@ -160,12 +160,13 @@ def main() -> None:
     parser.add_argument("--nchw", action="store_true", help="Count with NCHW maps; by default they are channels_last.")
     parser.add_argument("--head", action="store_true", help="Count the CUDA kernels alone, on maps of APCNet's size.")
     parser.add_argument("--dtype", default="bfloat16", help="Count with maps of float32, float16 or bfloat16.")
+    parser.add_argument("--scales", type=int, nargs="+", default=[1, 2, 3, 6], help="Count --head with these scales.")
     arguments = parser.parse_args()
     layout, dtype = nchw if arguments.nchw else channels_last, getattr(torch, arguments.dtype)
     print(__doc__.split("\n\n", 1)[1])
     if arguments.head:
-        title = f"CUDA, sm_80, {arguments.dtype}, {layout.__name__}, {cuda_calls.HEAD} and {cuda_calls.HEAD_MAP}"
-        print_floors(title, head_launches(layout, dtype))
+        title = f"CUDA, sm_80, {arguments.dtype}, {layout.__name__}, {cuda_calls.HEAD_MAP}, scales {arguments.scales}"
+        print_floors(title, head_launches(layout, dtype, tuple(arguments.scales)))
         return
     for workload, case in workloads.CASES.items():
         launches = triton_launches(workload, arguments.arch, layout, dtype)

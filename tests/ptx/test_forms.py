@@ -224,6 +224,7 @@ for kind in SIGNED + UNSIGNED:
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         add(f"setp.{name}.{kind}", [kind] * 2, "pred", integer(getattr(operator, name), kind, "pred"))
 
+add("min.relu.s32", ["s32"] * 2, "s32", integer(lambda a, b: max(min(a, b), 0), "s32"))
 for kind in PLAIN:
     size = width(kind)
     for name in ("eq", "ne"):

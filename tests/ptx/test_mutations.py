@@ -45,6 +45,7 @@ def assert_noticed(outcome: mutations.Outcome, redundant: float, least: int) -> 
 
 
 @cuda
+@slow
 def test_a_sample_of_the_cuda_kernels(monkeypatch):
     launches = of_cuda(monkeypatch, channels_last, torch.bfloat16)
     assert_noticed(mutations.try_all(launches, mutations.removals, every=4), 0, 10)

@@ -4,12 +4,17 @@ import re
 from collections import Counter
 
 import least
+import ptx_triton
 import pytest
 import report
+import stock
 import torch
+from accuracy import assert_accurate
 from cases import channels_last, nchw
+from upsample_cases import UpsampleCase, draw_upsample, loss_and_gradient
 from workloads import WORKLOADS, pooling
 
+import apc_kernels
 from apc_kernels import build
 
 slow = pytest.mark.slow
@@ -66,8 +71,13 @@ def test_cuda_kernels_of_apcnet_wait_for_memory(layout):
     assert names == KERNELS_OF_APCNET
     for launch in launches:
         issue, memory = launch.floors()
-        limit = 0.7 if layout is channels_last and "_mma" in launch.kernel and "Lb1E" in launch.kernel else 1.0
-        assert 0 < issue <= limit * memory, (launch.kernel, issue, memory)
+        assert 0 < issue <= memory, (launch.kernel, issue, memory)
+    if layout is channels_last:
+        ratios = [
+            issue / memory for launch in launches if "_mma" in launch.kernel for issue, memory in [launch.floors()]
+        ]
+        *in_vectors, _ = sorted(ratios)  # all but aggregate for z of another layout
+        assert len(in_vectors) == 4 and max(in_vectors) <= 0.6, ratios
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs kernels decorated for the interpreter")
@@ -76,6 +86,35 @@ def test_triton_kernels_do_what_their_files_state(monkeypatch, workload):
     pytest.importorskip("triton", reason="needs triton")
     monkeypatch.setattr(report.Patch, "setattr", monkeypatch.setattr)
     assert_stated(report.triton_launches(workload, 80, channels_last, torch.bfloat16))
+
+
+@slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs kernels decorated for the interpreter")
+def test_cross_entropy_takes_half_a_millisecond(monkeypatch):
+    """Forward and backward issue their instructions in 0.5 ms for (8, 150, 64, 64) logits to 512×512, on an H200.
+
+    Counted on 17 source rows of one image, which like 64 rows end in a tile that repeats one row of cells.
+    """
+    pytest.importorskip("triton", reason="needs triton")
+    counts, case = [], UpsampleCase(1, 150, (17, 64), (136, 512))
+    ptx_triton.serve(monkeypatch, 90, counts=counts)
+    t = draw_upsample(case, channels_last, torch.bfloat16)
+    with apc_kernels.backend("triton"):
+        results = loss_and_gradient(apc_kernels.upsample_cross_entropy, t, case)
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in t.items()}
+    exact = loss_and_gradient(stock.upsample_cross_entropy, wide, case)
+    own = loss_and_gradient(stock.upsample_cross_entropy, t, case)
+    for name, ours, true, pytorch in zip(("loss", "gradient"), results, exact, own, strict=True):
+        assert_accurate(ours, true, pytorch.to(ours.dtype), name)
+    instructions = {}
+    for kernel, result in counts:
+        warps = sum(warps for warps, _ in result["opcodes"].values())
+        instructions[kernel] = instructions.get(kernel, 0) + warps * 8 * 64 / 17
+    assert set(instructions) == {"peaks_kernel", "cross_entropy_kernel", "pixels_kernel", "cells_kernel"}
+    logits = 8 * 150 * 512 * 512
+    of_a_logit = {kernel: 32 * n / logits for kernel, n in instructions.items()}
+    assert of_a_logit["cells_kernel"] > 7, of_a_logit  # an exponential, its power, and four sums
+    assert sum(instructions.values()) / report.ISSUED_PER_SECOND <= 0.5e-3, of_a_logit
 
 
 def test_every_kernel_states_its_least():

@@ -28,9 +28,11 @@ from apc_kernels.ops.affinities import triton_product_backward as product_backwa
 from apc_kernels.ops.encode import triton as encode_kernels
 from apc_kernels.ops.pyramid_pool import triton as pool_kernels
 from apc_kernels.ops.upsample import triton as upsample_kernels
-from apc_kernels.ops.upsample import triton_backward as upsample_backward
+from apc_kernels.ops.upsample import triton_cross_entropy as loss_kernels
+from apc_kernels.ops.upsample import triton_cross_entropy_backward as loss_backward
 from apc_kernels.ops.upsample import triton_labels as upsample_labels
 from apc_kernels.ops.upsample import triton_regions as upsample_regions
+from apc_kernels.ops.upsample import triton_relative as relative_kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
@@ -159,12 +161,12 @@ def upsample_launches(
     target, normalizer = (meta(batch, *size, dtype=dtype) for dtype in (labels, torch.float32))
     weight = meta(classes, dtype=torch.float32) if weighted else None
     settings = (weight, 255, smoothing, 0.0, align_corners)
-    parts = meta(upsample_kernels.programs(logits, size), 4, dtype=torch.float64)
+    parts = meta(relative_kernels.loss_programs(logits, size), 4, dtype=torch.float64)
     losses = normalizer if smoothing else None
     counts, invalid = (meta(*n, dtype=torch.int64) for n in ((classes, classes), (1,)))
-    yield from upsample_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
+    yield from loss_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
     grad = normalizer if smoothing else meta(1, dtype=torch.float32)
-    yield from upsample_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+    yield from loss_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
     found = meta(batch, *size, dtype=torch.uint8)
     yield from upsample_labels.argmax_launches(logits, size, align_corners, found)
     yield from upsample_labels.confusion_launches(logits, target, 255, align_corners, counts, invalid)
@@ -174,10 +176,10 @@ def upsample_launches(
 
 def focal_launches(logits: torch.Tensor, target: torch.Tensor, align_corners: bool) -> Iterator[tuple]:
     normalizer, grad = meta(*target.shape, dtype=torch.float32), meta(1, dtype=torch.float32)
-    parts = meta(upsample_kernels.programs(logits, target.shape[1:]), 4, dtype=torch.float64)
+    parts = meta(relative_kernels.loss_programs(logits, target.shape[1:]), 4, dtype=torch.float64)
     arguments = (logits, target, None, 255, 0.0, 2.0, align_corners, normalizer)
-    yield from upsample_kernels.cross_entropy_launches(*arguments, None, parts)
-    yield upsample_backward.backward_launches(grad, *arguments, logits)[0]
+    yield from loss_kernels.cross_entropy_launches(*arguments, None, parts)
+    yield loss_backward.backward_launches(grad, *arguments, logits)[1]
 
 
 def region_launches(logits, target, weight, sigmoid: bool, align_corners: bool) -> Iterator[tuple]:

@@ -56,6 +56,16 @@ LARGE_UPSAMPLES = [
     UpsampleCase(2, 19, (128, 256), (1024, 2048)),  # Cityscapes at stride 8
 ]
 
+EXTREMES: dict[str, Callable[[Tensor], Tensor]] = {  # changes to logits
+    "far above 0": lambda logits: logits + 1e4,
+    "far below 0": lambda logits: logits - 1e4,
+    "far apart": lambda logits: logits * (80 / logits.abs().max()),
+    "as large as float16 has them": lambda logits: logits * (65504 / logits.abs().max()),
+    "all the same": lambda logits: torch.full_like(logits, 3.0),
+    "almost the same": lambda logits: logits * 1e-6,
+    "subnormal": lambda logits: logits * 1e-40,
+}
+
 
 def draw_upsample(
     case: UpsampleCase,

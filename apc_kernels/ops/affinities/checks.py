@@ -12,6 +12,7 @@ from apc_kernels.ops.common import check_dtype, check_scales, check_small, check
 
 MAX_SCALES, MAX_SCALE = 64, 32
 MAX_GPU_SCALES, MAX_GPU_SCALE = 16, 8  # on a GPU the reference serves more or larger scales
+MAX_CUDA_SCALE = 6  # beside bfloat16 and float16 maps; Triton serves scales of 7 and 8
 
 
 def _triton() -> ModuleType:
@@ -26,7 +27,12 @@ KERNELS = Kernels(reference, triton=_triton, cuda=True)
 def limits(x: Tensor, scales: Sequence[int]) -> dict[str, str]:
     """Returns the reasons why GPU kernels cannot take a call, by backend."""
     if max(scales) <= MAX_GPU_SCALE and len(scales) <= MAX_GPU_SCALES and x.shape[2] * x.shape[3] < 2**30:
-        return {}
+        if x.dtype == torch.float32 or max(scales) <= MAX_CUDA_SCALE:
+            return {}
+        dtype = str(x.dtype).removeprefix("torch.")
+        return {
+            "cuda": f"its kernels take scales of up to {MAX_CUDA_SCALE} beside {dtype}; the scales are {tuple(scales)}"
+        }
     reason = (
         f"the kernels take up to {MAX_GPU_SCALES} scales of up to {MAX_GPU_SCALE} and 2^30 positions; the scales are "
         f"{tuple(scales)}, the map is {tuple(x.shape)}"

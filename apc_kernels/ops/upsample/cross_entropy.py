@@ -82,8 +82,8 @@ def upsample_cross_entropy(
     logits spread as in F.interpolate: 0 · ∞ is NaN, at borders too.
 
     The operation is differentiable once, with respect to logits and in reverse mode, and deterministic to the bit.
-    Autocast leaves the dtype of logits alone. On a CPU, logits are taken relative to the largest of their source pixel,
-    so that a large common offset costs no accuracy.
+    Autocast leaves the dtype of logits alone. The kernels take logits relative to the largest of their source pixel, so
+    that a large common offset costs no accuracy.
     """
     check_tensor(logits, "logits")
     check_tensor(target, "target")

@@ -19,8 +19,10 @@ Each kernel's least, every tensor moved once; how much it computes depends on th
     argmax_kernel     moves logits, labels
     confusion_kernel  moves logits, target, counts, invalid
 
-At (8, 150, 64, 64) to 512×512 in bfloat16 and channels_last random logits take 8 instructions of PTX each, 0.084 ms of
-an H200's schedulers, and logits of which one class is ahead in patches 1.5. tests/ptx/test_report.py counts them.
+At (8, 150, 64, 64) to 512×512 in bfloat16 and channels_last, each random logit takes 7.6 instructions of PTX, 0.079 ms
+of an H200's schedulers, and 2.3 where one class is ahead in patches. 3 % of the first are the search (docs/ptx.md).
+A logit is interpolated by a product and a fused sum. `top + w·(bottom − top)` would save one instruction in seven, but
+two equal infinities would become NaN, and a pixel's logit other bits than in the other operations.
 """
 
 from collections.abc import Sequence
@@ -69,6 +71,7 @@ def argmax_kernel(
     ALIGN_CORNERS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """Computes the labels of one tile."""
@@ -80,7 +83,9 @@ def argmax_kernel(
         leaders = leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        b_class = best_classes(corners, w_y, leaders, axis_x, column, channels, strides, ROWS, BLOCK_K, CELLS)
+        b_class = best_classes(
+            corners, w_y, leaders, first, axis_x, column, channels, strides, ROWS, BLOCK_K, BLOCKS, CELLS
+        )
         tl.store(labels + o_yx, b_class.to(labels.dtype.element_ty), mask=m_yx)
 
 
@@ -104,6 +109,7 @@ def confusion_kernel(
     ROUNDS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """Adds the pixels of one tile to the counts. Integers: in whatever order, their sum is the same.
@@ -119,7 +125,9 @@ def confusion_kernel(
         leaders = leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides)
     for first in range(begin, end, ROWS):
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
-        b_class = best_classes(corners, w_y, leaders, axis_x, column, channels, strides, ROWS, BLOCK_K, CELLS)
+        b_class = best_classes(
+            corners, w_y, leaders, first, axis_x, column, channels, strides, ROWS, BLOCK_K, BLOCKS, CELLS
+        )
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_kept = m_yx & (b_label != ignore_index)
         m_left = m_kept & (b_label >= 0) & (b_label < channels)
@@ -141,39 +149,42 @@ def best_classes(
     corners,
     w_y,
     leaders,
+    row,
     axis_x,
     column,
     channels,
     strides,
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCKS: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """Returns the first best class of each pixel, (ROWS, BLOCK_X)."""
     if CELLS > 0:
         one, other, agree = leaders
         if agree:
-            b_class = best_of_some(corners, w_y, one, other, axis_x, column, channels, strides, ROWS, CELLS)
+            b_class = best_of_some(corners, w_y, one, other, row, axis_x, column, channels, strides, ROWS, CELLS)
         else:
-            b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K)
+            b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K, BLOCKS)
     else:
-        b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K)
+        b_class = best_of_all(corners, w_y, channels, strides[1], ROWS, BLOCK_K, BLOCKS)
     return b_class
 
 
 @triton.jit
-def best_of_all(corners, w_y, channels, stride_c, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Goes over all classes, in blocks of which there is one at least."""
+def best_of_all(corners, w_y, channels, stride_c, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr):
+    """Goes over all classes, of which there are BLOCKS blocks at least."""
     b_max = tl.full((ROWS, BLOCK_X), START, tl.float32)
     b_block = tl.zeros((ROWS, BLOCK_X), tl.int32)
-    for start in range(0, channels, BLOCK_K):
-        block = tl.minimum(start, channels - BLOCK_K)
-        o_block = block.to(tl.int64) * stride_c
-        b_most = b_max
-        for k in tl.static_range(BLOCK_K):
-            b_most = tl.maximum(b_most, logits_at(corners, w_y, o_block, k * stride_c))
-        b_block = tl.where(b_most > b_max, block, b_block)
-        b_max = b_most
+    for start in range(0, channels, BLOCKS * BLOCK_K):
+        first = tl.minimum(start, channels - BLOCKS * BLOCK_K)
+        o_first = first.to(tl.int64) * stride_c
+        for block in tl.static_range(BLOCKS):
+            b_most = b_max
+            for k in tl.static_range(BLOCK_K):
+                b_most = tl.maximum(b_most, logits_at(corners, w_y, o_first, (block * BLOCK_K + k) * stride_c))
+            b_block = tl.where(b_most > b_max, first + block * BLOCK_K, b_block)
+            b_max = b_most
 
     b_class = tl.zeros((ROWS, BLOCK_X), tl.int32)
     b_left = tl.where(b_max > START, b_block, channels)  # blocks of pixels whose class is not known
@@ -201,9 +212,10 @@ def leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides):
     top = corners[0]
     i_x = index_of(tl.minimum(column, axis_x[1] - 1), axis_x)
     last = tl.minimum(tl.max(i_x, 0) + 1, axis_x[0] - 1).to(tl.int64) * strides[3]
-    below = (tl.minimum(i_y + 1, axis_y[0] - 1) - i_y).to(tl.int64) * strides[2]
+    # The row after the last one would be the last one again: then it is the row before.
+    apart = tl.where(i_y + 1 < axis_y[0], 1, tl.where(i_y > 0, -1, 0)).to(tl.int64) * strides[2]
     pixel = tl.arange(0, 4)
-    o_pixel = tl.where(pixel % 2 == 0, tl.min(i_x, 0).to(tl.int64) * strides[3], last) + tl.where(pixel < 2, 0, below)
+    o_pixel = tl.where(pixel % 2 == 0, tl.min(i_x, 0).to(tl.int64) * strides[3], last) + tl.where(pixel < 2, 0, apart)
     b_max = tl.full((4, GROUP), START, tl.float32)
     b_class = tl.zeros((4, GROUP), tl.int32)
     for first in range(0, channels, GROUP):
@@ -216,18 +228,22 @@ def leaders_of(corners, axis_y, axis_x, i_y, column, channels, strides):
         b_class = tl.where(better, channel[None, :], b_class)
     b_best = tl.min(tl.where(b_max == tl.max(b_max, 1)[:, None], b_class, channels), 1)
     one, other = tl.min(b_best, 0), tl.max(b_best, 0)
-    return one, other, tl.sum(((b_best == one) | (b_best == other)).to(tl.int32), 0) == 4
+    agree = tl.sum(((b_best == one) | (b_best == other)).to(tl.int32), 0) == 4
+    return one, other, agree & ((axis_y[0] > 1) | (one == other))
 
 
 @triton.jit
-def best_of_some(corners, w_y, one, other, axis_x, column, channels, strides, ROWS: tl.constexpr, CELLS: tl.constexpr):
+def best_of_some(
+    corners, w_y, one, other, row, axis_x, column, channels, strides, ROWS: tl.constexpr, CELLS: tl.constexpr
+):
     """Goes over the classes that two of them do not exclude."""
     top, bottom, _, _, _ = corners
     stride_c = strides[1]
     b_bound = tl.maximum(logits_of(corners, w_y, one, stride_c), logits_of(corners, w_y, other, stride_c))
     b_bound = tl.min(tl.maximum(b_bound, START), 0)
     i_x = index_of(tl.minimum(column, axis_x[1] - 1), axis_x)
-    x = tl.min(i_x, 0)
+    # 0 is added: pointers that do not depend on the rows would stay in registers while the other pass runs.
+    x = tl.min(i_x, 0) + tl.minimum(row, 0)
     bounds = ()
     for cell in tl.static_range(CELLS):
         bounds += (tl.min(tl.where(i_x == x + cell, b_bound, float("inf")), 0),)
@@ -274,7 +290,7 @@ def logits_of(corners, w_y, k, stride_c):
 
 @triton.jit
 def logits_at(corners, w_y, o_block, o_k):
-    """Computes the interpolated logits of the class at an offset; its source rows are interpolated once."""
+    """Computes the interpolated logits of the class at an offset, which may be another one for each column."""
     top, bottom, left, right, w_x = corners
     b_top = row_at(top + o_block + left, top + o_block + right, o_k, w_x)
     b_bottom = row_at(bottom + o_block + left, bottom + o_block + right, o_k, w_x)
@@ -282,15 +298,8 @@ def logits_at(corners, w_y, o_block, o_k):
 
 
 @triton.jit
-def pixels_at(corners, w_y, o_k):
-    """Computes interpolated logits as logits_at does, to the same bits, of another class for each pixel."""
-    top, bottom, left, right, w_x = corners
-    b_top, b_bottom = (row_at(top + left, top + right, o_k, w_x), row_at(bottom + left, bottom + right, o_k, w_x))
-    return lerp(b_top, b_bottom, w_y[0][:, None], w_y[1][:, None])
-
-
-@triton.jit
 def row_at(left, right, o_k, w_x):
+    """Loads a source row, interpolated at the output columns."""
     b_left, b_right = tl.load(left + o_k).to(tl.float32), tl.load(right + o_k).to(tl.float32)
     return lerp(b_left, b_right, w_x[0], w_x[1])
 
@@ -323,6 +332,7 @@ def _launches(function, logits: Tensor, size: Sequence[int], align_corners: bool
     arguments |= {"logits": logits, **geometry(logits, size, align_corners), **OPTIONS, "num_warps": 1, **FEW_REGISTERS}
     arguments["ROWS"] = min(8, triton.next_power_of_2(triton.cdiv(size[0], height)))
     arguments["BLOCK_K"] = 4 if classes >= 4 else 2 if classes >= 2 else 1
+    arguments["BLOCKS"] = 2 if classes >= 8 else 1
     arguments["CELLS"] = _cells(classes, width, size[1], align_corners)
     return [(function, (batch * height * triton.cdiv(size[1], BLOCK_X.value),), arguments)]
 

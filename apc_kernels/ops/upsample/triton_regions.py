@@ -3,7 +3,7 @@
 Forward, a program takes a window of rows of a tile (triton_tiles.py), finds the largest logit and the normalizer of its
 pixels in one pass over the classes, and sums probabilities in a second one; sigmoids need no first pass. Backward, a
 first kernel leaves what the classes of a pixel share, 20 bytes a pixel, and a second one gathers the gradients cell by
-cell (triton_backward.py). Sums are float32 within a window, float64 over windows, and have no atomics.
+cell (triton_cells.py). Sums are float32 within a window, float64 over windows, and have no atomics.
 
 Each kernel's least, every tensor moved once, for B images of K classes and M output pixels:
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from apc_kernels.ops.common import run
 from apc_kernels.ops.interpolation import mapping
-from apc_kernels.ops.upsample.triton_backward import cell_blocks, cell_programs, cells_of_program, gather_cells
+from apc_kernels.ops.upsample.triton_cells import cell_blocks, cell_programs, cells_of_program, gather_cells
 from apc_kernels.ops.upsample.triton_tiles import (
     axis_of,
     blocks,
@@ -75,9 +75,7 @@ def region_sums_kernel(
     if first < end:
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         if not SIGMOID:
-            b_max, b_sum, _, _ = scan_classes(
-                corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
-            )
+            b_max, b_sum, _ = scan_classes(corners, w_y, channels, strides[1], ROWS, BLOCK_X, BLOCK_K)
             b_inverse = 1.0 / b_sum
         if plane is None:
             b_label, b_weight = load_weighted(target, o_yx, m_yx, ignore_index, channels, weight)
@@ -151,9 +149,7 @@ def region_pixels_kernel(
         o_yx, m_yx, w_y = window_of(first, end, i_b, i_y, column, axis_y, axis_x, ROWS)
         b_label = tl.load(target + o_yx, mask=m_yx, other=0).to(tl.int64)
         m_valid = (b_label >= 0) & (b_label < channels)
-        b_max, b_sum, b_class, _ = scan_classes(
-            corners, w_y, None, None, None, channels, strides[1], 0.0, ROWS, BLOCK_X, BLOCK_K
-        )
+        b_max, b_sum, b_class = scan_classes(corners, w_y, channels, strides[1], ROWS, BLOCK_X, BLOCK_K)
         b_best = load_slopes(grad, i_b, images, b_class, channels)
         b_reference = tl.where(b_label == b_class, b_best[0] + b_best[1], b_best[0])
         b_inverse = tl.where(m_valid, 1.0 / b_sum, float("nan"))
@@ -221,7 +217,11 @@ def region_cells_kernel(
 
 @triton.jit
 def region_gradient(shared, i_b, channel, o_js, m_js, corners):
-    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S), as cross_entropy_gradient."""
+    """Computes the gradient of logits (BLOCK_K, J, S) of these classes at pixels (J, S).
+
+    `corners` are the logits in the source rows above and below, and their weights: interpolated after everything else
+    is loaded, they take the fewest registers.
+    """
     target, weight, largest, inverse, best, reference, mean, slopes, plane, ignore_index, channels = shared
     b_sum, b_overlap, b_square = slopes[0][:, None, None], slopes[1][:, None, None], slopes[2][:, None, None]
     if largest is not None:

@@ -149,61 +149,22 @@ def load_classes(corners, w_y, first, channels, stride_c, BLOCK_K: tl.constexpr)
 
 
 @triton.jit
-def load_label(corners, w_y, b_label, mask, stride_c):
-    """Loads the interpolated logit of one class for each pixel, (ROWS, BLOCK_X).
-
-    It has the same bits as in load_classes.
-    """
-    top, bottom, left, right, w_x = corners
-    o_k = b_label.to(tl.int64) * stride_c
-    o_left, o_right = o_k + left[None, :], o_k + right[None, :]
-    b_top = load_row(top, o_left, o_right, w_x[0][None, :], w_x[1][None, :], mask)
-    b_bottom = load_row(bottom, o_left, o_right, w_x[0][None, :], w_x[1][None, :], mask)
-    return lerp(b_top, b_bottom, w_y[0][:, None], w_y[1][:, None])
-
-
-@triton.jit
-def scan_classes(
-    corners,
-    w_y,
-    weight,
-    b_shift,
-    b_skip,
-    channels,
-    stride_c,
-    LABEL_SMOOTHING: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def scan_classes(corners, w_y, channels, stride_c, ROWS: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr):
     """Computes maximum, sum of exponentials and first best class of each pixel's logits, all (ROWS, BLOCK_X).
 
-    With smoothing it adds Σ weight·(logit − shift). Of each pixel the class b_skip, if given, is left out everywhere.
-    What a caller does not use, the compiler leaves out.
-
-    Every BLOCK_K-th class shares a maximum and a sum until all classes have been seen, rather than all of them: in
-    channels_last a block of classes lies in as many threads.
+    The compiler leaves out what a caller does not use. Every BLOCK_K-th class shares a maximum and a sum until all
+    classes have been seen, rather than all of them: in channels_last a block of classes lies in as many threads.
     """
     b_max = tl.full((ROWS, BLOCK_K, BLOCK_X), START, tl.float32)
     b_sum = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
     b_class = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.int32) + tl.arange(0, BLOCK_K)[None, :, None]
-    b_smooth = tl.zeros((ROWS, BLOCK_K, BLOCK_X), tl.float32)
     for first in range(0, channels, BLOCK_K):
         channel, b_logits = load_classes(corners, w_y, first, channels, stride_c, BLOCK_K)
-        if b_skip is not None:
-            b_logits = tl.where(channel[None, :, None] == b_skip[:, None, :], LOWEST, b_logits)
         better = b_logits > b_max
         b_small = exp(-tl.abs(b_logits - b_max))  # of the smaller of the two, relative to the larger
         b_sum = tl.where(better, b_sum * b_small + 1.0, b_sum + b_small)
         b_max = tl.where(better, b_logits, b_max)
         b_class = tl.where(better, channel[None, :, None], b_class)
-        if LABEL_SMOOTHING > 0:
-            m_k = channel < channels
-            b_weight = tl.full((BLOCK_K,), 1.0, tl.float32)
-            if weight is not None:
-                b_weight = tl.load(weight + channel, mask=m_k, other=0.0)
-            b_term = b_weight[None, :, None] * (b_logits - b_shift[:, None, :])
-            b_smooth += tl.where(m_k[None, :, None], b_term, 0.0)
 
     b_most = tl.max(b_max, 1)
     b_share = b_sum * exp(b_max - b_most[:, None, :])
@@ -211,7 +172,7 @@ def scan_classes(
     # threads that share a sum would hold different bits of it. A choice between the two keeps them apart.
     b_total = tl.sum(tl.where(b_sum != 0, b_share, 0.0), 1)
     b_first = tl.min(tl.where(b_max == b_most[:, None, :], b_class, channels), 1)
-    return b_most, b_total, b_first, tl.sum(b_smooth, 1)
+    return b_most, b_total, b_first
 
 
 def geometry(logits: Tensor, size: Sequence[int], align_corners: bool) -> dict:

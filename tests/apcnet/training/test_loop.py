@@ -102,7 +102,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(root, tmp_path, threads):
         run = start(*flags(config), "--workers", workers, "--out", killed)
         reached = checkpoint_step(killed) + moments.randint(3, 15)
         while run.poll() is None and last_step(killed) < reached:
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(moments.random() / 50)
         run.kill()
         run.communicate()
@@ -434,6 +434,7 @@ def test_wrong_configs_are_refused_before_anything_is_written(root, out, monkeyp
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_short_run_learns_classes_that_need_context(tmp_path, threads):
     """Tests a quarter of the steps of `apcnet train`; guessing gives a context_miou of about 1/3."""
     threads(1)

@@ -293,6 +293,7 @@ def test_transforms_of_other_packages_are_adapted_as_documented(package):
         assert image.shape == (3, 32, 32) and mask.shape == (32, 32) and mask.dtype == torch.uint8
 
 
+@pytest.mark.slow
 def test_two_processes_take_own_objects(tmp_path):
     """Tests that both processes end with the same weights, though they start with others and leave a layer unused."""
     results = torch.multiprocessing.get_context("spawn").Manager().dict()
