@@ -134,6 +134,32 @@ def test_correct_pixels_of_focal_loss():
     assert correct.equal(expected) and expected > 10
 
 
+def test_correct_pixels_of_tied_classes():
+    """Small integers are interpolated exactly, so that most pixels have several largest logits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-1, 2, (1, 11, 3, 4), generator=generator).float()
+    logits[:, [5, 6, 7, 9]] = logits[:, [1, 2, 5, 0]]
+    prediction = upsampled(logits, (6, 8), False).argmax(1)
+    others = torch.randint(0, 11, prediction.shape, generator=generator)
+    target = torch.where(torch.arange(8) % 3 == 0, others, prediction)
+    for focal in None, 2.0:
+        _, correct = apc_kernels.upsample_cross_entropy(logits, target, focal=focal, return_correct=True)
+        assert correct == (prediction == target).sum()
+
+
+@pytest.mark.parametrize("value", [-float("inf"), float("inf"), float("nan")])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_is_not_finite_spreads_as_in_interpolation(value, smoothing):
+    logits, target, *_ = draw(((1, 5, 4, 5), (8, 10)))
+    logits[0, 2, 0, 0] = logits[0, 3, 2, 3] = value
+    options = {"reduction": "none", "label_smoothing": smoothing}
+    losses, grad = with_gradient(apc_kernels.upsample_cross_entropy, logits, target, torch.ones(1, 8, 10), **options)
+    expected = stock_loss(logits, target, align_corners=False, **options)
+    torch.testing.assert_close(losses, expected, equal_nan=True)
+    assert bool(grad[..., 2:, 0].isfinite().all()) and bool(grad[..., 0, 2:].isfinite().all())
+    assert value == -float("inf") or bool(grad[..., 2, 3].isnan().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_loss_of_every_layout(triton_machine, layout, dtype):
