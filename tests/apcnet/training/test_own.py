@@ -31,11 +31,6 @@ from apcnet.training import checkpoint, log, train
 from apcnet.training.own import Own, OwnAugmentation, digest_of
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "run"
-
-
 def test_all_objects_take_part_in_a_run(out, monkeypatch):
     records = []
     scores = train(config(), out, **objects(), callbacks=[records.append, lambda record: record.clear()], log_every=3)
