@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),  # NumPy's, of masked lanes
 ]
 property_test = settings(
-    max_examples=3,
+    max_examples=4,
     deadline=None,
     derandomize=True,
     database=None,
@@ -92,6 +92,13 @@ def test_a_class_one_rounding_below_the_largest_may_tie_and_win(both):
     assert ties > 0
 
 
+def test_confusion_excludes_no_class_that_wins(both):
+    logits = channels_last(draw_ahead(2, 33, (2, 5)))
+    target = torch.randint(33, (1, 16, 40), generator=torch.Generator().manual_seed(0))
+    _, expected = both(logits, 8)
+    assert torch.equal(apc_kernels.upsample_confusion(logits, target), stock.confusion(expected, target, 33))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 def test_logits_that_are_not_finite(both, value):
     @property_test
@@ -117,7 +124,7 @@ def test_logits_that_are_not_finite(both, value):
         (UpsampleCase(1, 171, (1, 3), (16, 48)), channels_last),
         pytest.param(UpsampleCase(1, 1000, (1, 3), (8, 24)), channels_last, marks=pytest.mark.slow),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_of_tied_classes_the_first(case, layout):
     """Interpolation is exact here, so every label is known."""
