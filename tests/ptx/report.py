@@ -26,7 +26,7 @@ import ptx_cuda  # noqa: E402
 import ptx_triton  # noqa: E402
 import torch  # noqa: E402
 import workloads  # noqa: E402
-from cases import channels_last, nchw  # noqa: E402
+from cases import channels_last, draw_context, nchw  # noqa: E402
 
 import apc_kernels  # noqa: E402
 
@@ -145,6 +145,21 @@ def head_launches(layout, dtype: torch.dtype, scales: tuple[int, ...] = (1, 2, 3
     ]
 
 
+def triton_head_launches(arch: int, layout, dtype: torch.dtype, scales: tuple[int, ...]) -> list[Counted]:
+    """Returns the launches of Triton's kernels on affinities, on a quarter of an image as in head_launches."""
+    counts, stripe = [], dataclasses.replace(cuda_calls.HEAD, batch=1, size=(16, 64), scales=scales)
+    ptx_triton.serve(Patch, arch, counts=counts)
+    t = draw_context(stripe, layout, dtype)
+    leaves = x, regions, weight, bias, shift, center = [
+        t[name].requires_grad_() for name in ("x", "regions", "weight", "bias", "shift", "center")
+    ]
+    with apc_kernels.backend("triton"):
+        z = apc_kernels.adaptive_context(x, regions, weight, bias, scales, shift=shift, residual=True, center=center)
+        torch.autograd.grad(z, leaves, t["grad"])
+        apc_kernels.affinity_moments(x.detach(), weight.detach(), bias.detach(), scales)
+    return [Counted(kernel, result, times=32) for kernel, result in counts]
+
+
 def print_floors(title: str, launches: list[Counted]) -> None:
     print(f"\n## {title}\n\n| kernel | instructions | issue, µs | memory, µs | ratio |\n|---|{'---:|' * 4}")
     for launch in launches:
@@ -159,14 +174,20 @@ def main() -> None:
     parser.add_argument("--arch", type=int, default=80, help="Compile Triton's kernels for this architecture.")
     parser.add_argument("--nchw", action="store_true", help="Count with NCHW maps; by default they are channels_last.")
     parser.add_argument("--head", action="store_true", help="Count the CUDA kernels alone, on maps of APCNet's size.")
+    parser.add_argument("--triton", action="store_true", help="Count Triton's kernels on affinities with --head.")
     parser.add_argument("--dtype", default="bfloat16", help="Count with maps of float32, float16 or bfloat16.")
     parser.add_argument("--scales", type=int, nargs="+", default=[1, 2, 3, 6], help="Count --head with these scales.")
     arguments = parser.parse_args()
     layout, dtype = nchw if arguments.nchw else channels_last, getattr(torch, arguments.dtype)
     print(__doc__.split("\n\n", 1)[1])
     if arguments.head:
-        title = f"CUDA, sm_80, {arguments.dtype}, {layout.__name__}, {cuda_calls.HEAD_MAP}, scales {arguments.scales}"
-        print_floors(title, head_launches(layout, dtype, tuple(arguments.scales)))
+        backend = f"Triton, sm_{arguments.arch}" if arguments.triton else "CUDA, sm_80"
+        scales = tuple(arguments.scales)
+        title = f"{backend}, {arguments.dtype}, {layout.__name__}, {cuda_calls.HEAD_MAP}, scales {scales}"
+        if arguments.triton:
+            print_floors(title, triton_head_launches(arguments.arch, layout, dtype, scales))
+        else:
+            print_floors(title, head_launches(layout, dtype, scales))
         return
     for workload, case in workloads.CASES.items():
         launches = triton_launches(workload, arguments.arch, layout, dtype)
