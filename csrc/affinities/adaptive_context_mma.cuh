@@ -120,7 +120,7 @@ static __device__ __forceinline__ void sum_region_gradients_of_tile(const Adapti
   find_affinities<T, TILES>(affinities, p, work, x, map, [&](int c) {
     if (resident) map.begin_fetch(grad, 0, c);  // no one else reads what lies there before the next barrier
   });
-  if (resident) wait_for_copies();
+  if (resident && p.vectors) wait_for_copies();
 
   RegionFragments<TILES> centered = round_centered<T, TILES>(p, work, affinities, tile.count);
   centered.put(numbers);

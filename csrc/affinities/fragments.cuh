@@ -154,13 +154,17 @@ struct MapRows {
   }
 
   __device__ __forceinline__ void write(int c, const RawRows& rows) const {
+    if (!p.vectors) return scatter(c, rows);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), rows.at[half]);
+  }
+
+ private:
+  __device__ __forceinline__ void scatter(int c, const RawRows& rows) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Raw& raw = rows.at[half];
-      if (p.vectors) {
-        if (inside(half, c)) store_vector<4>(reinterpret_cast<uint32_t*>(at[half] + c), raw);
-        continue;
-      }
       uint16_t* to = at[half] + c * map.stride_c;
       if (inside(half, c + 7)) {
 #pragma unroll
@@ -173,7 +177,6 @@ struct MapRows {
     }
   }
 
- private:
   // Moves all numbers to the place before, puts one last, and returns the one that was first.
   static __device__ __forceinline__ uint16_t push(Raw& raw, uint16_t last) {
     const auto first = static_cast<uint16_t>(raw.at[0]);

@@ -131,14 +131,14 @@ def address_registers(text: str) -> set[str]:
 class Outcome:
     """Counts what became of removals: how each was noticed, and those that nothing depends on in these launches.
 
-    unreached: no launch executes the instruction. idle: it computes the same without what was removed, say a mask of
+    unreached: instructions that no launch executes. idle: it computes the same without what was removed, say a mask of
     bits that are 0. unused: it computes another number, and no access has another address because of it. unnoticed:
     everything else, by kernel. For a barrier that is a proof that it is redundant: that two accesses race does not
     depend on the order in which they happened to run.
     """
 
     noticed: Counter = field(default_factory=Counter)
-    unreached: int = 0
+    unreached: list[str] = field(default_factory=list)
     idle: int = 0
     unused: int = 0
     unnoticed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -155,7 +155,7 @@ class Outcome:
         noticed = ", ".join(f"{n} {how}" for how, n in self.noticed.most_common())
         return (
             f"{self.tried} removals, {self.noticed.total()} noticed ({noticed}), {self.idle} idle, "
-            f"{self.unused} unused, {self.left} unnoticed; {self.unreached} not reached"
+            f"{self.unused} unused, {self.left} unnoticed; {len(self.unreached)} not reached"
         )
 
 
@@ -166,7 +166,7 @@ def try_all(launches: dict[str, list[Launch]], mutants: Callable, every: int = 1
         for line, instruction, mutant in mutants(text):
             reached = [launch for launch in of_text if line in launch.result["executed_lines"]]
             if not reached:
-                outcome.unreached += 1
+                outcome.unreached.append(instruction)
                 continue
             number += 1
             if number % every:
