@@ -8,27 +8,27 @@ A config is checked when it is made: every field has its declared type and a val
 import dataclasses
 import json
 import math
-import operator
-import types
-import typing
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from apcnet.choices import check_choice
+from apcnet.fields import (
+    COUNT,
+    FRACTION,
+    LARGEST,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SIDES,
+    check,
+    convert,
+    convert_fields,
+    fields,
+)
 from apcnet.terms import SMOOTHED, parse
 
 Pair = tuple[int, int]
 Precision = Literal["float32", "bfloat16", "float16"]
-# Conditions on values: the words of the error message, and the test.
-COUNT = "1 or more", lambda count: count >= 1
-SIDES = "two sides of 1 or more", lambda sides: min(sides) >= 1
-LARGEST = 3.4e38  # float32 holds no larger number, and PyTorch's optimizer raises an error
-POSITIVE = f"a positive number up to {LARGEST}", lambda number: 0 < number <= LARGEST
-NOT_NEGATIVE = "0 or more", lambda number: 0 <= number < math.inf
-FRACTION = "0 or more, but less than 1", lambda part: 0 <= part < 1
-
 
 RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101))
 BACKBONES = (*RESNETS, *(f"tv:{name}" for name in RESNETS), "tiny")
@@ -104,14 +104,14 @@ class Model:
     """Weight the loss of the class-presence branch by this factor (EncNet only)."""
 
     def __post_init__(self):
-        _convert_fields(self)
+        convert_fields(self)
         if bool(self.backbone_weights) + bool(self.init) + self.from_scratch > 1:
             raise ValueError("backbone_weights, init, from_scratch: expected one of them at most")
         check_backbone(self.backbone)
-        _check(self, *SIDES, "image_size")
-        _check(self, *COUNT, "width", "stem_width", "in_channels", "channels", "codes", "kernel_size", "neck_channels")
-        _check(self, *NOT_NEGATIVE, "convs", "auxiliary_channels", "auxiliary_weight", "presence_weight")
-        _check(self, *FRACTION, "dropout")
+        check(self, *SIDES, "image_size")
+        check(self, *COUNT, "width", "stem_width", "in_channels", "channels", "codes", "kernel_size", "neck_channels")
+        check(self, *NOT_NEGATIVE, "convs", "auxiliary_channels", "auxiliary_weight", "presence_weight")
+        check(self, *FRACTION, "dropout")
 
     @classmethod
     def of(cls, architecture: dict, **start) -> "Model":
@@ -122,7 +122,7 @@ class Model:
     def options(self) -> dict:
         """Returns the options of `apcnet.create`, without the names of model, backbone and weights."""
         others = {"model", "backbone", "backbone_weights", "from_scratch", "init"}
-        return {name: value for name, value in _fields(self) if value is not None and name not in others}
+        return {name: value for name, value in fields(self) if value is not None and name not in others}
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ class Data:
     """Augment crops as the other flags say, or not (none): ratio 1, no flips, rotations or distortion."""
 
     def __post_init__(self):
-        _convert_fields(self)
-        _check(self, *SIDES, "size", "crop", "scale")
-        _check(self, "two positive numbers, the smaller first", lambda r: 0 < r[0] <= r[1] < math.inf, "ratio")
-        _check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "cat_max_ratio")
-        _check(self, *POSITIVE, "cache_gib")
+        convert_fields(self)
+        check(self, *SIDES, "size", "crop", "scale")
+        check(self, "two positive numbers, the smaller first", lambda r: 0 < r[0] <= r[1] < math.inf, "ratio")
+        check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "cat_max_ratio")
+        check(self, *POSITIVE, "cache_gib")
         for name, owner in (("classes", "pascal_context"), ("labels", "folder"), ("cache", "shards")):
             if getattr(self, name) is not None and self.dataset != owner:
                 raise ValueError(f"{name}: expected with {owner} only, got {getattr(self, name)} with {self.dataset}")
@@ -240,25 +240,25 @@ class Optimisation:
     """Use the class weights in this file, written by `apcnet check --json`."""
 
     def __post_init__(self):
-        _convert_fields(self)
-        _check(self, *POSITIVE, "lr", "head_lr", "clip")
-        _check(self, "above 0, up to 1", lambda factor: 0 < factor <= 1, "layer_decay")
-        _check(self, f"0 up to lr, {self.lr}", lambda rate: 0 <= rate <= self.lr, "min_lr")
-        _check(self, *NOT_NEGATIVE, "power", "warmup")
-        _check(self, f"0 up to {LARGEST}", lambda decay: 0 <= decay <= LARGEST, "weight_decay")
+        convert_fields(self)
+        check(self, *POSITIVE, "lr", "head_lr", "clip")
+        check(self, "above 0, up to 1", lambda factor: 0 < factor <= 1, "layer_decay")
+        check(self, f"0 up to lr, {self.lr}", lambda rate: 0 <= rate <= self.lr, "min_lr")
+        check(self, *NOT_NEGATIVE, "power", "warmup")
+        check(self, f"0 up to {LARGEST}", lambda decay: 0 <= decay <= LARGEST, "weight_decay")
         if self.warmup and self.schedule == "one_cycle":
             raise ValueError(f"warmup: expected 0 with schedule one_cycle, which has one of its own, got {self.warmup}")
-        _check(self, *FRACTION, "momentum", "ema", "label_smoothing", "ohem_threshold")
-        _check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "ohem_share")
-        _check(self, "0 to 1e6", lambda gamma: 0 <= gamma <= 1e6, "focal_gamma")
+        check(self, *FRACTION, "momentum", "ema", "label_smoothing", "ohem_threshold")
+        check(self, "a share above 0, up to 1", lambda share: 0 < share <= 1, "ohem_share")
+        check(self, "0 to 1e6", lambda gamma: 0 <= gamma <= 1e6, "focal_gamma")
         names = [term.name for term in parse(self.loss)]
         if self.label_smoothing and not set(names) & set(SMOOTHED):
             raise ValueError(
                 f"label_smoothing: expected 0 without {' or '.join(SMOOTHED)} in the loss, got {self.loss}"
             )
-        _check(self, *COUNT, "accumulate")
+        check(self, *COUNT, "accumulate")
         allowed = f"names with positive numbers up to {LARGEST}", lambda f: all(0 < x <= LARGEST for x in f.values())
-        _check(self, *allowed, "lr_factors")
+        check(self, *allowed, "lr_factors")
         factor = max(self.head_lr, 1) * max((self.lr_factors or {}).values(), default=1)
         largest = self.lr * max(factor, 1) / (1 - self.momentum)  # AdamW divides its first step by the last
         if largest > LARGEST:
@@ -290,9 +290,9 @@ class Protocol:
     """Resize logits once instead of twice: faster, but 0.2 % of the labels differ from mmsegmentation's."""
 
     def __post_init__(self):
-        _convert_fields(self)
-        _check(self, *SIDES, "test_scale", "window", "stride")
-        _check(self, "positive numbers, at least one", lambda r: r and all(0 < x < math.inf for x in r), "ratios")
+        convert_fields(self)
+        check(self, *SIDES, "test_scale", "window", "stride")
+        check(self, "positive numbers, at least one", lambda r: r and all(0 < x < math.inf for x in r), "ratios")
         if (self.window is None) != (self.stride is None):
             raise ValueError(f"window, stride: expected both or neither, got {self.window} and {self.stride}")
         if self.window and self.stride and (self.stride[0] > self.window[0] or self.stride[1] > self.window[1]):
@@ -345,8 +345,8 @@ class Config:
     """Use deterministic algorithms on GPUs too, wherever PyTorch has them."""
 
     def __post_init__(self):
-        _convert_fields(self)
-        _check(self, *COUNT, "steps", "batch_size", "eval_every", "save_every", "patience")
+        convert_fields(self)
+        check(self, *COUNT, "steps", "batch_size", "eval_every", "save_every", "patience")
 
     def to_json(self) -> dict:
         """Returns the config as nested dicts of lists, strings and numbers."""
@@ -355,65 +355,10 @@ class Config:
     @classmethod
     def from_json(cls, given: dict) -> "Config":
         """Makes a config from the result of `to_json`; unknown fields are errors, missing ones take their defaults."""
-        return _convert(cls, given, "config")
+        return convert(cls, given, "config")
 
 
 def differences(one: Config, other: Config) -> list[str]:
     """Lists the fields in which two configs differ, as lines such as 'lr: 0.01 → 0.02'."""
-    pairs = zip(_fields(one), _fields(other), strict=True)
+    pairs = zip(fields(one), fields(other), strict=True)
     return [f"{name}: {old} → {new}" for (name, old), (_, new) in pairs if old != new]
-
-
-def _fields(section) -> Iterator[tuple[str, object]]:
-    for name, value in vars(section).items():
-        yield from _fields(value) if dataclasses.is_dataclass(value) else [(name, value)]
-
-
-def _convert_fields(section) -> None:
-    """Converts every field to its declared type, so that lists become tuples and strings become paths."""
-    for name, kind in typing.get_type_hints(type(section)).items():
-        object.__setattr__(section, name, _convert(kind, getattr(section, name), name))
-
-
-def _check(section, expected: str, is_allowed: Callable, *names: str) -> None:
-    """Raises a ValueError for the first of these fields that is given and not allowed."""
-    for name in names:
-        value = getattr(section, name)
-        if value is not None and not is_allowed(value):
-            raise ValueError(f"{name}: expected {expected}, got {value}")
-
-
-def _convert(kind: typing.Any, given: typing.Any, name: str) -> typing.Any:
-    """Converts a value to a declared type, or raises an error that names the field."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(given, dict):
-        for key in given:
-            check_choice(key, f"field of {name}", typing.get_type_hints(kind))
-        return kind(**given)
-    if {str, Path} < set(arguments) and isinstance(given, str) and "://" in given:
-        return given  # an address: as a path, it would lose a slash
-    if {str, Path} < set(arguments):
-        return None if given is None else _convert(Path, given, name)
-    if origin in (typing.Union, types.UnionType):  # always X | None
-        return None if given is None else _convert(next(a for a in arguments if a is not type(None)), given, name)
-    if origin is Literal:
-        check_choice(str(_convert(type(arguments[0]), given, name)), name, map(str, arguments))
-        return given
-    if origin is tuple and isinstance(given, (list, tuple)):
-        if arguments[-1] is not ... and len(given) != len(arguments):
-            raise ValueError(f"{name}: expected {len(arguments)} numbers, got {list(given)}")
-        return tuple(_convert(arguments[0], item, name) for item in given)  # the items of a tuple share one type
-    if origin is dict and isinstance(given, dict):
-        decimal = arguments[0] is int  # JSON's keys are strings
-        keys = (int(key) if decimal and str(key).isdecimal() else key for key in given)
-        pairs = zip(keys, given.values(), strict=True)
-        return {_convert(arguments[0], key, name): _convert(arguments[1], item, name) for key, item in pairs}
-    if kind is float and type(given) is int:
-        return float(given)
-    if kind is Path and isinstance(given, (str, Path)):
-        return Path(given)
-    if kind is int and not isinstance(given, bool) and hasattr(given, "__index__"):  # NumPy integers too
-        return operator.index(given)
-    if type(given) is not kind:
-        raise TypeError(f"{name}: expected {kind if origin else kind.__name__}, got {given!r}")
-    return given

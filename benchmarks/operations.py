@@ -213,7 +213,6 @@ encode = Operation(
         (5 if back else 2) * 2 * t["x"].numel() * case.codewords,
     ),
     scaling=points(CODE, batch=BATCHES, size=SIDES, channels=CHANNELS, codewords=(8, 16, 32, 64), threads=THREADS),
-    kernel="encode",
     by_default=fastest_only,
 )
 

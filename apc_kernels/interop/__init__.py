@@ -44,15 +44,15 @@ def accelerate(model: Any, *, labels_only: bool = False) -> Report:
     packages = {package_of(base) for cls in {type(module) for module in modules} for base in cls.__mro__}
     report = Report()
     if "mmseg" in packages:
-        _extend(report, _door("mmseg").accelerate(model, labels_only=labels_only))
+        _extend(report, _file_for("mmseg").accelerate(model, labels_only=labels_only))
     elif labels_only:
         raise ValueError(f"labels_only: expected False without a model of mmsegmentation, got {labels_only}")
     if "transformers" in packages:
-        _extend(report, _door("transformers").accelerate(model))
+        _extend(report, _file_for("transformers").accelerate(model))
     if "torchvision" in packages:
-        _extend(report, _door("torchvision").accelerate(model))
+        _extend(report, _file_for("torchvision").accelerate(model))
     if "segmentation_models_pytorch" in packages:
-        _extend(report, _door("smp").leave(model))
+        _extend(report, _file_for("smp").leave(model))
     if not (report.swapped or report.left):
         raise ValueError(
             "model: expected parts of mmsegmentation, transformers, torchvision or segmentation_models_pytorch that "
@@ -61,7 +61,7 @@ def accelerate(model: Any, *, labels_only: bool = False) -> Report:
     return report
 
 
-def _door(name: str) -> Any:
+def _file_for(name: str) -> Any:
     """Imports the file for a package. Its models are live, so that package is imported already."""
     return importlib.import_module(f"apc_kernels.interop.{name}")
 

@@ -70,7 +70,7 @@ def eager(
 
 
 class EagerFunction(_SingleLevelFunction):
-    """Is a torch.autograd.Function of calls that run eagerly (common.runs_eagerly): none looks for torch.func."""
+    """Replaces torch.autograd.Function for calls that run eagerly (common.runs_eagerly): it ignores torch.func."""
 
 
 def _node(
@@ -80,7 +80,7 @@ def _node(
     of_list, returns_list = _list_of(operator), any(map(_is_list_of_tensors, operator._schema.returns))
 
     class Call(_SingleLevelFunction):
-        """Is the node of one call in autograd's graph."""
+        """Represents one call in autograd's graph."""
 
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:

@@ -34,13 +34,11 @@ class Log:
         kept = [record for record in records if record["step"] <= limits["miou" in record]]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
-        self.file = self.path.open("a", encoding="utf-8")
         self.elsewhere = open_service(to, folder, step) if to is not None else None
 
     def __call__(self, record: dict) -> None:
-        with naming(self.path):
-            self.file.write(_line(record))
-            self.file.flush()
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
         if self.elsewhere is not None:
             self.elsewhere.record(record)
 
@@ -51,7 +49,6 @@ class Log:
 
     def close(self) -> None:
         """Ends the log of a finished run."""
-        self.file.close()
         if self.elsewhere is not None:
             self.elsewhere.close()
 

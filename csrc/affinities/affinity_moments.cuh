@@ -74,12 +74,18 @@ __global__ void __launch_bounds__(THREADS, 2) sum_moments(const AffinityMomentsC
 constexpr int MERGE_PAIRS = 128, MOMENT_PARTS = 2, MERGE_THREADS = MERGE_PAIRS * MOMENT_PARTS;
 constexpr int MEAN_PARTS = MERGE_THREADS / MAX_REGIONS;
 constexpr int MERGE_MOMENTS_SHARED_BYTES = 2 * MERGE_THREADS * sizeof(double);
+struct MergeMomentsCuda : AffinityMomentsCuda {
+  double of_whole, of_last;  // positions of a whole chunk, and of an image's last one
+  // 1 / those, and 1 / all positions: a division takes a GPU dozens of instructions.
+  double share_of_whole, share_of_last, share_of_all;
+};
+static_assert(sizeof(MergeMomentsCuda) < 4096);
 static inline __device__ constexpr int stretches_of_pairs(int regions) {
   return (regions * regions + MERGE_PAIRS - 1) / MERGE_PAIRS;
 }
 
 // grid (batch, stretches of pairs of all scales), MERGE_THREADS threads
-static __global__ void merge_moments(const AffinityMomentsCuda p) {
+static __global__ void merge_moments(const MergeMomentsCuda p) {
   SHARED_BUFFER(buffer);
   double* parts_of_means = reinterpret_cast<double*>(buffer);  // [MEAN_PARTS][MAX_REGIONS]
   double* parts = parts_of_means + MERGE_THREADS;              // [MOMENT_PARTS][MERGE_PAIRS]
@@ -89,9 +95,8 @@ static __global__ void merge_moments(const AffinityMomentsCuda p) {
     stretch -= stretches_of_pairs(p.sizes[scale]);
     first_row += p.sizes[scale], first_pair += p.sizes[scale] * p.sizes[scale];
   }
-  const int regions = p.sizes[scale], whole = p.chunk_tiles * TILE, last = p.chunks - 1;
+  const int regions = p.sizes[scale], last = p.chunks - 1;
   const int64_t slice = int64_t(b) * p.chunks, row = slice * p.rows + first_row;
-  const double of_last = p.positions - last * whole;
 
   const int own = thread % MAX_REGIONS;
   double sum = 0;
@@ -99,7 +104,7 @@ static __global__ void merge_moments(const AffinityMomentsCuda p) {
 #pragma unroll 4
     for (int chunk = thread / MAX_REGIONS; chunk < p.chunks; chunk += MEAN_PARTS) {
       const int64_t at = row + int64_t(chunk) * p.rows + own;
-      sum += p.sums[at] + (chunk == last ? of_last : whole) * static_cast<double>(p.origins[at]);
+      sum += p.sums[at] + (chunk == last ? p.of_last : p.of_whole) * static_cast<double>(p.origins[at]);
     }
   parts_of_means[thread] = sum;
   __syncthreads();
@@ -107,7 +112,7 @@ static __global__ void merge_moments(const AffinityMomentsCuda p) {
     double all = 0;
 #pragma unroll
     for (int part = 0; part < MEAN_PARTS; ++part) all += parts_of_means[part * MAX_REGIONS + region];
-    return all / p.positions;
+    return all * p.share_of_all;
   };
   if (stretch == 0 && thread < regions) p.mean[int64_t(b) * p.rows + first_row + thread] = mean_of(thread);
 
@@ -116,11 +121,12 @@ static __global__ void merge_moments(const AffinityMomentsCuda p) {
   sum = 0;
   if (inside) {
     const int j = pair / regions, k = pair - j * regions;
-    const double mean_j = mean_of(j), mean_k = mean_of(k), share_of_whole = 1.0 / whole, share_of_last = 1.0 / of_last;
+    const double mean_j = mean_of(j), mean_k = mean_of(k);
 #pragma unroll 4
     for (int chunk = part; chunk < p.chunks; chunk += MOMENT_PARTS) {
       const int64_t at = row + int64_t(chunk) * p.rows;
-      const double count = chunk == last ? of_last : whole, share = chunk == last ? share_of_last : share_of_whole;
+      const double count = chunk == last ? p.of_last : p.of_whole;
+      const double share = chunk == last ? p.share_of_last : p.share_of_whole;
       const double sum_j = p.sums[at + j], sum_k = p.sums[at + k];
       const double step_j = p.origins[at + j] - mean_j + sum_j * share;  // of the chunk's mean from that of all
       const double step_k = p.origins[at + k] - mean_k + sum_k * share;
@@ -132,6 +138,6 @@ static __global__ void merge_moments(const AffinityMomentsCuda p) {
   if (inside && part == 0) {
 #pragma unroll
     for (int other = 1; other < MOMENT_PARTS; ++other) sum += parts[other * MERGE_PAIRS + thread];
-    p.covariance[int64_t(b) * p.pairs + first_pair + pair] = sum / p.positions;
+    p.covariance[int64_t(b) * p.pairs + first_pair + pair] = sum * p.share_of_all;
   }
 }

@@ -428,11 +428,14 @@ __global__ void pack_fragments(const PackFragments p) {
   for (const auto& matrix : p.matrices) {
     if (row < matrix.images * p.fragment_rows) {
       const int64_t image = row / p.fragment_rows;
-      int own = row % p.fragment_rows, first_row = 0, scale = 0;
-      for (; own >= fragment_rows(p.sizes[scale]); ++scale)
-        own -= fragment_rows(p.sizes[scale]), first_row += p.sizes[scale];
-      const int stretch = fragment_rows(p.sizes[scale]) * STRETCH;  // numbers
-      const int channels = own < p.sizes[scale] ? p.channels : 0;
+      int own = row % p.fragment_rows, first_row = 0, regions = p.sizes[0], rows = fragment_rows(regions);
+#pragma unroll 1
+      for (int scale = 1; own >= rows; ++scale) {
+        own -= rows, first_row += regions;
+        regions = p.sizes[scale], rows = fragment_rows(regions);
+      }
+      const int stretch = rows * STRETCH;  // numbers
+      const int channels = own < regions ? p.channels : 0;
       const float* from = matrix.from + (image * p.rows + first_row + own) * p.channels + c;
       const int64_t first = int64_t(row - own) * p.padded + lane.warp * stretch;
       auto* plain = static_cast<uint16_t*>(matrix.plain) + first + own * STRETCH + c;

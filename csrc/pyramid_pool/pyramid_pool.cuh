@@ -41,12 +41,14 @@ static __device__ __forceinline__ Place locate_block(const PyramidPoolCuda& p) {
   return {block / (p.chunks * p.segments), block / p.chunks % p.segments, block % p.chunks * TILE_X};
 }
 
-// The V elements of a tile that a thread handles as its `item`-th: they lie side by side.
+// The V elements of a tile that a thread handles as its `item`-th: they lie side by side, single ones as in the map.
 template <int V, bool channels_last>
-static __device__ __forceinline__ void locate_item(int item, int& x, int& c) {
-  constexpr int ACROSS = (channels_last ? TILE_C : TILE_X) / V;
-  x = channels_last ? item / ACROSS : item % ACROSS * V;
-  c = channels_last ? item % ACROSS * V : item / ACROSS;
+static __device__ __forceinline__ void locate_item(const PyramidPoolCuda& p, int item, int& x, int& c) {
+  static_assert(TILE_X == TILE_C);
+  const int along = item % (TILE_C / V) * V, across = item / (TILE_C / V);
+  const bool by_channel = V == 1 ? p.by_channel : channels_last;
+  x = by_channel ? across : along;
+  c = by_channel ? along : across;
 }
 
 constexpr int TILE_STRIDE = TILE_C + 1;  // one apart, so that a column of the tile lies in different banks
@@ -72,7 +74,7 @@ __global__ void pool_rows(const PyramidPoolCuda p) {
   const int top = p.cuts[block.segment], bottom = p.cuts[block.segment + 1];
   for (int item = thread; item < TILE_X * TILE_C / V; item += THREADS) {
     int x, c;
-    locate_item<V, channels_last>(item, x, c);
+    locate_item<V, channels_last>(p, item, x, c);
     float sum[V] = {};
     if (block.x + x < p.width && first_c + c < p.channels) {
       const T* from = static_cast<const T*>(p.map) + block.b * p.stride_b + (first_c + c) * p.stride_c +
@@ -278,7 +280,7 @@ __global__ void spread_rows(const PyramidPoolCuda p) {
 #pragma unroll(V == 1 ? 4 : TILE_X * TILE_C / V / THREADS)
   for (int item = thread; item < TILE_X * TILE_C / V; item += THREADS) {
     int x, c;
-    locate_item<V, channels_last>(item, x, c);
+    locate_item<V, channels_last>(p, item, x, c);
     if (block.x + x < p.width && first_c + c < p.channels) {
       const Vector<uint8_t, channels_last ? 1 : V> runs = load_vector<channels_last ? 1 : V>(spread.run_of + x);
       Vector<T, V> vector;

@@ -20,6 +20,7 @@ constexpr int VECTOR = 4;  // numbers in 16 bytes of sums
 struct PyramidPoolCuda {
   int batch, channels, height, width;
   int64_t stride_b, stride_c, stride_y, stride_x;  // of the map, in elements
+  bool by_channel;                                 // channels lie side by side
   int padded;                                      // channels of a row of row_sums
   int num_scales, columns, regions;                // Σs and Σs²
   int segments, chunks;                            // of the rows; of the columns, TILE_X each
@@ -50,6 +51,7 @@ inline PyramidPoolCuda describe_pyramid_pool(const int64_t* sizes, const int64_t
   p.batch = int(sizes[0]), p.channels = int(sizes[1]), p.height = int(sizes[2]), p.width = int(sizes[3]);
   p.padded = (p.channels + VECTOR - 1) / VECTOR * VECTOR;
   p.stride_b = strides[0], p.stride_c = strides[1], p.stride_y = strides[2], p.stride_x = strides[3];
+  p.by_channel = p.width == 1 ? p.stride_c == 1 : p.stride_x != 1;
   for (size_t i = 0; i < cuts.size(); ++i) p.cuts[i] = static_cast<uint16_t>(cuts[i]);
   p.map = map, p.pooled = pooled;
   return p;

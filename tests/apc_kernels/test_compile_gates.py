@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 USUAL, *OTHERS = "90", "80", "100"
 SPILLS_ALLOWED: dict[str, str] = {}  # kernel name: reason
 SHARED_LIMIT = 48 * 1024  # what a kernel gets without asking for more
+# CUDA kernels, counting each instance of a template. They take most of the library's build time: add an instance only
+# where a branch at run time would cost more.
+INSTANCES = 42
 
 TRITON = [path.parent.name for path in sorted((ROOT / "apc_kernels" / "ops").glob("*/triton.py"))]
 CUDA = [file for file in build.cuda_files() if file.suffix == ".cu"]
@@ -137,8 +140,11 @@ def assert_fits(log: str, where: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [USUAL, *OTHERS])
 def test_cuda(compiled_cuda, arch):
-    for file, target in compiled_cuda.items():
-        assert assert_fits(target.with_name(f"{target.name}.log").read_text(), f"{file} for sm_{arch}") > 0
+    for file in CUDA:
+        log = compiled_cuda[file.name].with_name(f"{file.name}.o.log").read_text()
+        assert assert_fits(log, f"{file.name} for sm_{arch}") > 0
+    for target in compiled_cuda.values():
+        assert "warning" not in target.with_name(f"{target.name}.log").read_text(), target
 
 
 def test_cuda_as_it_runs_here(tmp_path):
@@ -155,7 +161,7 @@ def test_cuda_as_it_runs_here(tmp_path):
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-3000:]
         assert assert_fits(run.stderr, f"the kernels of tests/emulation for sm_{USUAL}") == text.count(".entry ")
-    assert len(texts) > 1
+    assert len(texts) < sum(text.count(".entry ") for text in texts) <= INSTANCES
 
 
 @pytest.mark.slow

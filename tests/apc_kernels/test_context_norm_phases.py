@@ -6,7 +6,7 @@ from cases import ContextCase
 from phase_cases import run
 
 from apc_kernels.ops.affinities import phases
-from apc_kernels.ops.affinities.norm import PHASES
+from apc_kernels.ops.affinities.phase_backends import PHASES
 
 CASES = [
     ContextCase(3, 13, (9, 23), (1, 2, 6)),

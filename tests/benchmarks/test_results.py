@@ -109,7 +109,8 @@ def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_rows_are_written_and_what_takes_long_is_asked_for(tmp_path):
+@pytest.mark.parametrize("asks", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_rows_are_written_and_what_takes_long_is_asked_for(tmp_path, asks):
     file = tmp_path / "rows.json"
     first = run_benchmarks(f"--rows={file}", "-k", "not compile")
     assert first.returncode == 0, first.stdout
@@ -117,6 +118,8 @@ def test_rows_are_written_and_what_takes_long_is_asked_for(tmp_path):
     assert [row["case"] for row in rows.read(file)["rows"]] == cases
     for case in cases:
         assert re.search(rf"encode, {re.escape(case)}, PyTorch: [\d.]+ ms, [\d.]+ times as fast as ", first.stdout)
+    if not asks:
+        return
     rest = run_benchmarks(f"--rows={file}", "--resume", "--all", "-k", "not compile")
     assert rest.returncode == 0 and "1 passed" in rest.stdout
     last = rows.read(file)["rows"][-1]

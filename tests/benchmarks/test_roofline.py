@@ -48,7 +48,7 @@ def test_operations_and_bytes():
 
 def test_the_table_relates_layers_to_the_machine():
     layer = roofline.Layer("rows", 10, 20, 1, 1, 1, 1, (5, 5))  # 10,000 operations
-    found = {layer: roofline.Measured(2_000, [0.010, 0.030, 0.020, 0.020])}
+    found = {layer: roofline.Measured(2_000, [0.040, 0.030, 0.020, 0.020])}
     *_, row, total, rest = roofline.table(found, whole=0.1, rounds=2, rate=1e6, bandwidth=1e6)
     assert row.startswith("| 1×1, 10 to 20, 5×5 | rows | 2 | 40.0 |") and row.endswith("| products | 50 % |")
     assert "| 40.0 |" in total and total.endswith("| 50 % |")

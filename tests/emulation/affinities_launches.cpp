@@ -1,5 +1,6 @@
 // The launches of the CUDA kernels on affinities, with a workspace that nobody has written.
-#include "../../csrc/affinities/affinities_launch.h"
+#include "../../csrc/affinities/adaptive_context_launch.h"
+#include "../../csrc/affinities/affinity_moments_launch.h"
 #include "launches.h"
 
 namespace {

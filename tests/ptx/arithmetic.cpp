@@ -290,6 +290,10 @@ void add_arithmetic(Forms& forms) {
   add_moves<uint64_t>(forms, {"b64", "u64", "s64", "f64"});
   forms["prmt.b32"] = lanewise<uint32_t, uint32_t, uint32_t, uint32_t>(
       [](uint32_t a, uint32_t b, uint32_t selectors) { return permuted(a, b, selectors); });
+  forms["shf.l.wrap.b32"] =
+      lanewise<uint32_t, uint32_t, uint32_t, uint32_t>([](uint32_t low, uint32_t high, uint32_t by) {
+        return by % 32 ? high << by % 32 | low >> (32 - by % 32) : high;
+      });
   forms["add.s16x2"] = lanewise<uint32_t, uint32_t, uint32_t>(
       [](uint32_t a, uint32_t b) { return ((a + (b & 0xffff0000u)) & 0xffff0000u) | ((a + b) & 0xffffu); });
   add_packing<32, 2>(forms, "b32"), add_packing<64, 2>(forms, "b64"), add_packing<64, 4>(forms, "b64");

@@ -77,11 +77,11 @@ py::dict launch(const Module& module, const std::string& name, Memory& memory,
       if (c.lanes[pc]) lines[py::int_(machine.kernel->lines[pc])] = c.sums[pc];
     result["executed_lines"] = lines;
     std::map<std::string, std::array<uint64_t, 3>> tensors;  // bytes, and how many of them were read and were written
-    for (const Region& region : memory.regions)
-      for (const uint8_t flags : region.flags) {
-        auto& [bytes, read, written] = tensors[region.name];
+    for (const Region& region : memory.regions) {
+      auto& [bytes, read, written] = tensors[region.name];
+      for (const uint8_t flags : region.flags)
         bytes += !!(flags & addressable), read += !!(flags & was_read), written += !!(flags & was_written);
-      }
+    }
     result["tensors"] = tensors;
     result["global_read_bytes"] = c.global_read_bytes, result["global_written_bytes"] = c.global_written_bytes;
     result["global_read_sectors"] = c.global_read_sectors, result["global_written_sectors"] = c.global_written_sectors;

@@ -317,6 +317,7 @@ add("ex2.approx.f32", ["f32"], "f32", power)
 add("ex2.approx.ftz.f32", ["f32"], "f32", flushing(power))
 add("lg2.approx.f32", ["f32"], "f32", logarithm)
 add("prmt.b32", ["b32"] * 3, "b32", permute)
+add("shf.l.wrap.b32", ["b32"] * 3, "b32", lambda low, high, by: ((high << 32 | low) << by % 32) >> 32 & 0xFFFFFFFF)
 add("add.s16x2", ["b32"] * 2, "b32", lambda a, b: (a + b & 0xFFFF) | ((a >> 16) + (b >> 16) & 0xFFFF) << 16)
 
 for to, source in itertools.product(("s8", "u8", *SIGNED, *UNSIGNED), repeat=2):

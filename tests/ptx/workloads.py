@@ -16,7 +16,7 @@ from upsample_cases import UpsampleCase, draw_upsample
 
 import apc_kernels
 from apc_kernels.ops.affinities import phases
-from apc_kernels.ops.affinities.norm import PHASES
+from apc_kernels.ops.affinities.phase_backends import PHASES
 
 MAP = MapCase((2, 72, 13, 70), (1, 2, 3, 6))
 CONTEXT = ContextCase(2, 40, (9, 17), (3, 6, 1))

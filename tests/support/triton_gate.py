@@ -166,7 +166,8 @@ def upsample_launches(
     counts, invalid = (meta(*n, dtype=torch.int64) for n in ((classes, classes), (1,)))
     yield from loss_kernels.cross_entropy_launches(logits, target, *settings, normalizer, losses, parts)
     grad = normalizer if smoothing else meta(1, dtype=torch.float32)
-    yield from loss_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+    backward = loss_backward.backward_launches(grad, logits, target, *settings, normalizer, logits)
+    yield from backward[1:]  # the first is that of the forward
     found = meta(batch, *size, dtype=torch.uint8)
     yield from upsample_labels.argmax_launches(logits, size, align_corners, found)
     yield from upsample_labels.confusion_launches(logits, target, 255, align_corners, counts, invalid)

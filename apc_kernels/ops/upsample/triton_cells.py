@@ -46,7 +46,7 @@ def gather_cells(
 ):
     """Sums the gradients of the pixels of a tile's cells for each source value, and stores them."""
     logits, grad_logits, axis_y, axis_x, strides, out_strides = maps
-    (source_rows, rows, _, _, _), (source_columns, columns, _, _, _) = axis_y, axis_x
+    source_rows, rows, source_columns, columns = axis_y[0], axis_y[1], axis_x[0], axis_x[1]
     stride_b, stride_c, stride_y, stride_x = strides
     out_stride_b, out_stride_c, out_stride_y, out_stride_x = out_strides
     i_b, first_row, column, channel = tile

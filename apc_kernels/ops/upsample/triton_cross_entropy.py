@@ -24,7 +24,6 @@ from torch import Tensor
 from apc_kernels.ops.common import run
 from apc_kernels.ops.upsample.triton_relative import (
     ABSENT,
-    LN2,
     NONE,
     corners_of_maps,
     is_tainted,
@@ -39,11 +38,11 @@ from apc_kernels.ops.upsample.triton_relative import (
     row_of_pixels,
     row_weights,
 )
-from apc_kernels.ops.upsample.triton_tiles import axis_of, focal_of, geometry, kernel, lerp, tile_of_program
+from apc_kernels.ops.upsample.triton_tiles import axis_of, exp, focal_of, geometry, kernel, lerp, tile_of_program
 
 BLOCK_K = tl.constexpr(4)  # classes at a time
-# The largest exponent of a sum of powers of 2 is at least this: what is flushed to 0 is below 2^-80 of the sum.
-TINY = tl.constexpr(-40.0)
+# The largest exponent of a sum of exponentials is at least this: what is flushed to 0 is below 1e-25 of the sum.
+TINY = tl.constexpr(-28.0)
 
 
 @kernel
@@ -82,7 +81,7 @@ def cross_entropy_kernel(
     strides = (stride_b, stride_c, stride_y, stride_x)
     i_b, i_y, begin, end, column, corners = tile_of_program(logits, axis_y, axis_x, strides, BLOCK_X)
     o_corners = corners_of_maps(i_b, i_y, column, axis_y, axis_x)
-    corners = relative_corners(corners, peaks, o_corners)
+    corners = relative_corners(corners, peaks, o_corners, 1.0)
     b_taints = load_map_rows(taints, o_corners)
     total_loss, total_weight = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
     correct, wrong = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
@@ -111,7 +110,7 @@ def cross_entropy_kernel(
                 corners, w_y[r], b_class, b_own, b_most, b_block[r], b_equals, m_valid, channels, stride_c
             )
             if FOCAL > 0:
-                b_total *= tl.exp2(tl.minimum(b_most - b_own, 0.0))
+                b_total *= exp(tl.minimum(b_most - b_own, 0.0))
                 b_most = tl.maximum(b_most, b_own)
             m_tainted = is_tainted(b_taints, w_y[r], b_most)
             b_total = tl.where(m_tainted, float("nan"), b_total)
@@ -119,7 +118,7 @@ def cross_entropy_kernel(
             b_weight = m_valid.to(tl.float32)
             if weight is not None:
                 b_weight = tl.load(weight + b_label, mask=m_valid, other=0.0)
-            b_gap = tl.where(m_own, tl.where(m_best, 0.0, b_most - b_own) * LN2, float("inf"))
+            b_gap = tl.where(m_own, tl.where(m_best, 0.0, b_most - b_own), float("inf"))
             if FOCAL > 0:
                 b_loss = b_weight * focal_of(b_gap, b_total, FOCAL)[2]
             else:
@@ -128,7 +127,7 @@ def cross_entropy_kernel(
                 of_all = tl.load(total) if total is not None else channels * 1.0
                 b_means = load_map_rows(means, o_corners)
                 b_mean = lerp(b_means[0], b_means[1], w_y[r][0], w_y[r][1])
-                b_smooth = of_all * (b_most * LN2 + tl.log(b_total)) - b_mean
+                b_smooth = of_all * (b_most + tl.log(b_total)) - b_mean
                 b_loss += LABEL_SMOOTHING / channels * b_smooth
             b_loss = tl.where(m_wrong, float("nan"), tl.where(m_valid, b_loss, 0.0))
             if losses is not None:
@@ -150,7 +149,7 @@ def cross_entropy_kernel(
 
 @triton.jit
 def scan_relative(corners, w_y, b_skip, channels, stride_c, ROWS: tl.constexpr):
-    """Computes maximum, sum of powers of 2 and first best block of classes of each pixel, for each of ROWS rows.
+    """Computes maximum, sum of exponentials and first best block of classes of each pixel, for each of ROWS rows.
 
     The sum is relative to the maximum. Of each pixel the class b_skip, if given, is left out everywhere.
     """
@@ -170,8 +169,8 @@ def scan_relative(corners, w_y, b_skip, channels, stride_c, ROWS: tl.constexpr):
 
     b_least, b_relative = b_max[0], ()
     for r in tl.static_range(ROWS):  # 1 for the largest, exactly, and what the others add
-        b_others = tl.maximum(b_sum[r] - tl.exp2(b_max[r]), 0.0)
-        b_relative += (tl.fma(b_others, tl.exp2(-tl.maximum(b_max[r], TINY)), 1.0),)
+        b_others = tl.maximum(b_sum[r] - exp(b_max[r]), 0.0)
+        b_relative += (tl.fma(b_others, exp(-tl.maximum(b_max[r], TINY)), 1.0),)
         b_least = tl.minimum(b_least, b_max[r])
     if tl.min(b_least, 0) < TINY:
         b_sum = ()
@@ -182,7 +181,7 @@ def scan_relative(corners, w_y, b_skip, channels, stride_c, ROWS: tl.constexpr):
             b_new_sum = ()
             for r in tl.static_range(ROWS):
                 b = logit_of(b_lines[0], w_y[r], b_skip[r] if b_skip is not None else None, channel)
-                b_new_sum += (b_sum[r] + tl.exp2(b - tl.maximum(b_max[r], ABSENT)),)
+                b_new_sum += (b_sum[r] + exp(b - tl.maximum(b_max[r], ABSENT)),)
             b_sum = b_new_sum
         b_new_sum = ()
         for r in tl.static_range(ROWS):  # other pixels keep their bits, whatever their neighbours are
@@ -219,7 +218,7 @@ def add_classes(b_lines, w_y, b_skip, first, b_max, b_sum, b_block):
         b_most = tl.maximum(tl.maximum(b[0], b[1]), tl.maximum(b[2], b[3]))
         b_new_block += (tl.where(b_most > b_max[r], first, b_block[r]),)
         b_new_max += (tl.maximum(b_most, b_max[r]),)
-        b_new_sum += (b_sum[r] + ((tl.exp2(b[0]) + tl.exp2(b[1])) + (tl.exp2(b[2]) + tl.exp2(b[3]))),)
+        b_new_sum += (b_sum[r] + ((exp(b[0]) + exp(b[1])) + (exp(b[2]) + exp(b[3]))),)
     return b_new_max, b_new_sum, b_new_block
 
 

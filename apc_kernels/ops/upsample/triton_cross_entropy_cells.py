@@ -233,13 +233,15 @@ def sum_rows(pixels, window, b_lines, b_classes, begin, end, b_above, b_below):
             b_scale = 1.0
             if scales is not None:
                 b_scale = tl.load(scales + o_record)
-            b_pixels += ((tl.split(b_even), tl.split(b_odd), tl.load(classes + o_record), b_scale),)
+            b_largest, b_to_left = tl.split(b_even)
+            b_own, b_to_right = tl.split(b_odd)
+            b_pixels += ((b_largest, b_to_left, b_own, b_to_right, tl.load(classes + o_record), b_scale),)
         b_new_above, b_new_below = (), ()
         for c in tl.static_range(len(b_lines)):
             channel, b_smooth = b_classes[c][0], b_classes[c][4]
             b_left, b_right = tl.zeros(o_cell.shape, tl.float32), tl.zeros(o_cell.shape, tl.float32)
             for s in tl.static_range(len(b_lines[0])):
-                (b_largest, b_to_left), (b_own, b_to_right), b_class, b_scale = b_pixels[s]
+                b_largest, b_to_left, b_own, b_to_right, b_class, b_scale = b_pixels[s]
                 b = tl.exp2(tl.fma(b_lines[c][s][1], w_below, b_lines[c][s][0]) - b_largest)
                 if scales is not None:
                     b *= b_scale

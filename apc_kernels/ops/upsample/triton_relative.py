@@ -2,8 +2,7 @@
 
 A first kernel finds the largest logit of each source pixel. All that follows is relative to it: interpolation is
 linear, so all logits of an output pixel lose the same number, the interpolated largest one, and probabilities do not
-change. What is left is 0 at most, and exponentials need no maximum of the output pixel. Logits are multiplied by log2 e
-once, with the weights of columns, and exponentials are powers of 2.
+change. What is left is 0 at most, and exponentials need no maximum of the output pixel.
 
 Kernels that go over all classes take a block of output columns, one for each thread, and the output rows between two
 source rows of one image. Class by class, a thread interpolates both source rows at its column, and every output row is
@@ -98,30 +97,33 @@ def corners_of_maps(i_b, i_y, column, axis_y, axis_x):
 @triton.jit
 def load_map_rows(of_pixels, o_corners):
     """Loads a (B, h, w) map, interpolated at columns of the source rows above and below."""
-    (o_0, o_1, o_2, o_3), (w_left, w_right) = o_corners
+    o_0, o_1, o_2, o_3 = o_corners[0]
+    w_left, w_right = o_corners[1]
     b_top = lerp(tl.load(of_pixels + o_0), tl.load(of_pixels + o_1), w_left, w_right)
     b_bottom = lerp(tl.load(of_pixels + o_2), tl.load(of_pixels + o_3), w_left, w_right)
     return b_top, b_bottom
 
 
 @triton.jit
-def relative_corners(corners, peaks, o_corners):
-    """Returns pointers to the four corners of columns, their largest logits, and weights for powers of 2."""
+def relative_corners(corners, peaks, o_corners, SCALE: tl.constexpr):
+    """Returns pointers to the four corners of columns, their largest logits, and weights of columns, times SCALE."""
     top, bottom, left, right, w_x = corners
     o_0, o_1, o_2, o_3 = o_corners[0]
     b_peaks = (tl.load(peaks + o_0), tl.load(peaks + o_1), tl.load(peaks + o_2), tl.load(peaks + o_3))
     w_right = tl.where(o_0 == o_1, 0.0, w_x[1])  # with the bits of cells_kernel
-    w_x = (1.0 - w_right) * LOG2E, w_right * LOG2E
+    w_x = (1.0 - w_right) * SCALE, w_right * SCALE
     return (top + left, top + right, bottom + left, bottom + right), b_peaks, w_x
 
 
 @triton.jit
 def load_relative(corners, o_k):
-    """Loads logits of columns in the source rows above and below, relative to the largest ones, for powers of 2.
+    """Loads logits of columns in the source rows above and below, relative to the largest ones, times SCALE.
 
     −∞ stays −∞ or becomes NaN, as does all that is in a source pixel with NaN or ∞.
     """
-    (top_left, top_right, bottom_left, bottom_right), (p_0, p_1, p_2, p_3), (w_left, w_right) = corners
+    top_left, top_right, bottom_left, bottom_right = corners[0]
+    p_0, p_1, p_2, p_3 = corners[1]
+    w_left, w_right = corners[2]
     b_0, b_1 = tl.load(top_left + o_k).to(tl.float32) - p_0, tl.load(top_right + o_k).to(tl.float32) - p_1
     b_2, b_3 = tl.load(bottom_left + o_k).to(tl.float32) - p_2, tl.load(bottom_right + o_k).to(tl.float32) - p_3
     return lerp(b_0, b_1, w_left, w_right), lerp(b_2, b_3, w_left, w_right)
@@ -181,7 +183,7 @@ def loss_blocks(logits: Tensor, size: Sequence[int]) -> dict:
 
     More than 8 rows would not fit into the registers.
     """
-    columns = min(128, triton.next_power_of_2(size[1]))
+    columns = 128 if size[1] > 32 else triton.next_power_of_2(size[1])
     rows = min(8, triton.next_power_of_2(triton.cdiv(size[0], logits.shape[2])))
     return {"ROWS": rows, "BLOCK_X": columns, **OPTIONS, "num_warps": max(1, columns // 32)}
 
