@@ -51,7 +51,7 @@ GROUP = tl.constexpr(32)  # classes that the search looks at together
 # An interpolated logit takes six roundings of half a unit each, and below the smallest normal number no more than that.
 MARGIN, LEAST = tl.constexpr(2.0**-20), tl.constexpr(2.0**-120)
 
-# Twelve warps fit on a multiprocessor.
+# Twelve warps of argmax fit on a multiprocessor. Counting takes more registers.
 FEW_REGISTERS = {} if torch.version.hip else {"maxnreg": 168}
 
 
@@ -317,7 +317,7 @@ def upsample_confusion(
 
 
 def argmax_launches(logits: Tensor, size: Sequence[int], align_corners: bool, labels: Tensor) -> list[tuple]:
-    return _launches(argmax_kernel, logits, size, align_corners, {"labels": labels})
+    return _launches(argmax_kernel, logits, size, align_corners, {"labels": labels, **FEW_REGISTERS})
 
 
 def confusion_launches(
@@ -329,7 +329,7 @@ def confusion_launches(
 
 def _launches(function, logits: Tensor, size: Sequence[int], align_corners: bool, arguments: dict) -> list[tuple]:
     batch, classes, height, width = logits.shape
-    arguments |= {"logits": logits, **geometry(logits, size, align_corners), **OPTIONS, "num_warps": 1, **FEW_REGISTERS}
+    arguments = {"logits": logits, **geometry(logits, size, align_corners), **OPTIONS, "num_warps": 1, **arguments}
     arguments["ROWS"] = min(8, triton.next_power_of_2(triton.cdiv(size[0], height)))
     arguments["BLOCK_K"] = 4 if classes >= 4 else 2 if classes >= 2 else 1
     arguments["BLOCKS"] = 2 if classes >= 8 else 1
