@@ -114,7 +114,7 @@ def test_a_missing_backend_is_reported_beside_one_with_limits(monkeypatch):
     """The slow reference serves because Triton is missing, whatever CUDA would not take."""
     missing = {"triton": "triton is not installed"}
     monkeypatch.setattr(dispatch, "_reason_unavailable", lambda name, device: missing.get(name))
-    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+    x = SimpleNamespace(device=torch.device("cuda"), is_cpu=False, dtype=torch.bfloat16)
     with pytest.warns(dispatch.SlowPathWarning, match="scales of up to 6; triton is not installed"):
         name = CONTEXT_KERNELS.select("adaptive_context", x, {"cuda": "it takes scales of up to 6"})
     assert name == "reference"

@@ -111,7 +111,7 @@ def test_prepare_and_check(run, tmp_path):
             "json: expected a file in an existing folder, got nowhere/a.json",
         ),
         (("check", "cityscapes", ".", "--worker", "0"), "--workers"),
-        (("prepare", "ade20k", "."), "name: expected one of cityscapes, voc2012, pascal_context, got 'ade20k'"),
+        (("prepare", "ade20k", "."), "needs nothing but its download; to read all of it: apcnet check ade20k ."),
         (("prepare", "cityscapes", "nowhere"), "root: expected an existing folder, got nowhere"),
     ],
 )

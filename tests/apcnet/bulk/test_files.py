@@ -44,7 +44,7 @@ def files_in(folder):
 def test_folder(tmp_path, network, photos):
     calls = []
     report = predict_files(network, photos, tmp_path / "out", progress=lambda *call: calls.append(call))
-    assert report == (4, [], 0) and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert report[:3] == (4, [], 0) and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     names = ("a", "b", "street/deep/c", "street/x.y")
     assert files_in(tmp_path / "out") == sorted(f"{name}{end}" for name in names for end in (".png", "_overlay.jpg"))
     seen = predict(network, photos / "street/x.y.bmp")

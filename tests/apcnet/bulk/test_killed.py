@@ -55,7 +55,7 @@ def test_a_job_that_is_killed_goes_on(tmp_path, images, kills):
     for number in range(0, images, 7):
         seen = predict(Network(), photos / f"{number:03}.png")
         assert torch.equal(read_mask(out / f"{number:03}.png"), seen.labels)
-    assert predict_files(Network(), photos, out, overlay="png") == (images, [], images)
+    assert predict_files(Network(), photos, out, overlay="png")[:3] == (images, [], images)
 
 
 def test_shards_in_processes_of_their_own(tmp_path):
