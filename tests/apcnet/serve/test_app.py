@@ -257,12 +257,12 @@ def test_what_arrives_together_is_batched_and_the_queue_is_bounded(served, monke
 
 
 def test_labels_that_do_not_come_in_time_are_a_503_and_clients_that_go_are_dropped(served, monkeypatch):
-    app = create_app(served, Limits(timeout=0.5, batch=1))
+    app = create_app(served, Limits(timeout=1, batch=1))
     server, gate = app.state.server, Gate(served["first"], monkeypatch)
     content = encoded(photo())
     with running(app) as port:
         answer = post(port, "/labels", content)
-        assert refusal(answer) == (503, "answer: expected within 0.5 s, got none; try again later")
+        assert refusal(answer) == (503, "answer: expected within 1 s, got none; try again later")
         head = f"POST /labels HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         with pytest.raises(TimeoutError):
             conversation(port, head, content, timeout=0.1)  # goes without an answer
