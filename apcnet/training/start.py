@@ -60,6 +60,7 @@ def check(config: Config, log_every: int = 1, workers: int = 0) -> None:
         raise ValueError(f"log_every: expected 1 or more, got {log_every}")
     if workers < 0:
         raise ValueError(f"workers: expected 0 or more, got {workers}")
+    check_root(config.data)
     if config.optimisation.warmup >= config.steps:
         raise ValueError(f"warmup: expected fewer than the {config.steps} steps, got {config.optimisation.warmup}")
     encoder = "own models" if config.model.model == "own" else config.model.backbone
@@ -237,6 +238,13 @@ def open_both(data: Data, own: Own) -> tuple[Dataset, Dataset]:
     return train_data, val_data
 
 
+def check_root(data: Data) -> None:
+    """Checks that a dataset which lies in a folder has one."""
+    if data.root is None and data.dataset not in ("synthetic", "own"):
+        wanted = "your images and masks" if data.dataset == "folder" else data.dataset
+        raise ValueError(f"root: expected the folder of {wanted}, got none; add --root FOLDER")
+
+
 def open_data(data: Data, split: str) -> Files | Synthetic:
     """Opens a split of the dataset that a config describes."""
     if data.dataset == "own":
@@ -244,7 +252,5 @@ def open_data(data: Data, split: str) -> Files | Synthetic:
             "dataset: expected data= and val_data= in a call of apcnet.train, or a call of apcnet.evaluate, since own "
             "data sets are objects of Python, got none"
         )
-    if data.root is None and data.dataset != "synthetic":
-        wanted = "your images and masks" if data.dataset == "folder" else data.dataset
-        raise ValueError(f"root: expected the folder of {wanted}, got none; add --root FOLDER")
+    check_root(data)
     return apcnet.data.open(data.dataset, data.root, split, **data.open_options())

@@ -313,13 +313,10 @@ def test_presets_are_listed(run):
         (["train", "--window", "3", "3"], "window, stride: expected both or neither, got (3, 3) and None"),
         (["predict", "no.safetensors", "a.jpg", "--out", "b", "--stride", "3", "3"], "window, stride: expected both"),
         (
-            ["train", "apcnet-r50-ade20k"],
+            ["train", "apcnet-r50-ade20k", "--root", "."],
             "backbone_weights: expected pretrained weights for resnet50, got none; add --backbone-weights FILE",
         ),
-        (
-            ["train", "apcnet-r50-ade20k", "--from-scratch"],
-            "root: expected the folder of ade20k, got none; add --root FOLDER",
-        ),
+        (["train", "apcnet-r50-ade20k"], "root: expected the folder of ade20k, got none; add --root FOLDER"),
         (["train", "folder", "--init", "no.safetensors"], "no.safetensors: there is no such file"),
         (["train", "tiny", "--gpus", "2", "--device", "cpu"], "gpus: expected 1 or more of the"),
         (
